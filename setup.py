@@ -1,0 +1,48 @@
+"""Packages `zoo` (models), `train` (training) and `configs` (experiments); the command `zoo`."""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+EXTRAS = {
+  "tpu": ["jax[tpu]"],
+  "cuda": ["jax[cuda12]"],
+  # The real TPU compiler, which needs no TPU: `zoo plan`.
+  "plan": ["libtpu>=0.0.52"],
+  # The published implementations that the models are compared with.
+  "parity": ["torch>=2.13", "transformers>=5.23"],
+  "notebooks": ["nbclient>=0.11", "ipykernel>=7"],
+  "test": ["pytest>=9.0", "pytest-xdist>=3.8"],
+}
+
+setup(
+  name="transformer-zoo",
+  version="0.1.0",
+  description="Attention-based models in JAX and Flax, from attention to MAE, pretrained on TPUs",
+  long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_namespace_packages(include=["zoo*", "train*", "configs*"]),
+  package_data={"train.datasets": ["**/*"]},
+  install_requires=[
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "tensorflow-datasets>=4.9.10",
+    "importlib_resources>=6",  # tensorflow-datasets imports it without asking for it
+    "grain>=0.2.18",
+    "ml_collections>=1.1",
+    "numpy>=2.0",
+    "opencv-python-headless>=4.13",
+    "simplejpeg>=1.9",
+    "pillow>=12",
+    "matplotlib>=3.10",
+    "safetensors>=0.6",
+    "tensorboardX>=2.6.4",
+    "rich>=14",
+  ],
+  extras_require=EXTRAS,
+  entry_points={"console_scripts": ["zoo = train.cli:main"]},
+)

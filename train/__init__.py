@@ -1,0 +1,1 @@
+"""Training: data, objectives, the step, the loop, checkpoints and the `zoo` command."""

@@ -1,0 +1,21 @@
+"""One loss a file, whole. An objective is a frozen dataclass `Objective`, its fields the hyperparameters."""
+
+from typing import NamedTuple
+
+import jax
+
+
+class Loss(NamedTuple):
+  """What an objective returns: sums, so that parts of a batch just add up.
+
+  Attributes:
+    total: the loss summed over examples (or patches, or tokens), each times its weight; float32 scalar.
+    weight: the sum of those weights.
+    metrics: more sums over the same weight, by name.
+    variables: the model's collections other than parameters (running statistics) after this batch.
+  """
+
+  total: jax.Array
+  weight: jax.Array
+  metrics: dict[str, jax.Array]
+  variables: dict

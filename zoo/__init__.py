@@ -1,0 +1,74 @@
+"""The transformer zoo: attention-based models as pure functions of (parameters, inputs), in Flax Linen.
+
+model = zoo.create("vit/b16", num_classes=10)
+variables = model.init({"params": jax.random.key(0)}, image_BYXC)
+logits_BV, aux = model.apply(variables, image_BYXC)
+"""
+
+import dataclasses
+import fnmatch
+import functools
+import importlib
+import pkgutil
+
+from flax import linen as nn
+
+from zoo import models
+from zoo.errors import nearest
+
+
+@functools.cache
+def _families() -> tuple[str, ...]:
+  """Every module in `zoo/models/` that has variants is a family."""
+  found = sorted(m.name for m in pkgutil.iter_modules(models.__path__))
+  return tuple(f for f in found if hasattr(family(f), "VARIANTS"))
+
+
+def family(name: str):
+  """The module `zoo.models.NAME`, with its `VARIANTS`, `Config`, `inputs` and `Model`."""
+  return importlib.import_module(f"zoo.models.{name.partition('/')[0]}")
+
+
+def names(pattern: str = "*") -> list[str]:
+  """Every model, as "family/variant", that matches a shell pattern such as "vit/*16"."""
+  every = [f"{f}/{v}" for f in _families() for v in family(f).VARIANTS]
+  return [n for n in every if fnmatch.fnmatchcase(n, pattern)]
+
+
+def create(name: str, **overrides) -> nn.Module:
+  """Makes a model by its name.
+
+  Args:
+    name: one of `names()`.
+    **overrides: fields of the family's `Config` to set otherwise than the variant does.
+
+  Returns:
+    an unbound Linen module: `init(rngs, *inputs)`, `apply(variables, *inputs) -> (output, aux)`; its
+    hyperparameters are `.config`.
+
+  Raises:
+    ValueError: unknown name or field (the nearest is named), or a field of the wrong type.
+  """
+  if name not in names():
+    raise ValueError(f"unknown model {name!r}{nearest(name, names())}")
+  module = family(name)
+  fields = {f.name: f.type for f in dataclasses.fields(module.Config)}
+  for key, value in overrides.items():
+    if key not in fields:
+      raise ValueError(f"{name} has no field {key!r}{nearest(key, fields)}")
+    overrides[key] = _checked(f"{name}: {key}", value, fields[key])
+  return module.Model(module.Config(**module.VARIANTS[name.partition("/")[2]] | overrides))
+
+
+def _checked(what: str, value, kind):
+  """`value` as `kind`; lists become tuples, whole numbers become floats, nothing else is bent."""
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if kind == tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) == 2 and all(isinstance(v, int) and v > 0 for v in pair):
+      return pair
+    raise ValueError(f"{what} is {value!r}; wanted rows and columns, such as (224, 224)")
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise ValueError(f"{what} is {value!r}, a {type(value).__name__}; wanted a {kind.__name__}")
+  return value

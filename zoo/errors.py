@@ -1,0 +1,36 @@
+"""Errors that help: the nearest right word, and calls checked against a signature before they are made."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+  """Ends a sentence about an unknown word: the nearest known word, if one is near, and all of them."""
+  known = list(known)
+  close = difflib.get_close_matches(str(wrong), known, n=1, cutoff=0.5)
+  return (f"; did you mean {close[0]!r}?" if close else ".") + f" There are: {', '.join(known)}"
+
+
+def check_call(function: Callable, kwargs: Mapping, what: str, given: Iterable[str] = ()) -> None:
+  """Checks keyword arguments against a signature.
+
+  Args:
+    function: what is going to be called.
+    kwargs: with what.
+    what: its name for the reader, such as "config.optimizer (adamw)".
+    given: parameters that the caller fills in by itself, so that `kwargs` may not.
+
+  Raises:
+    ValueError: unknown arguments (the nearest is named) and missing ones, all in one message.
+  """
+  parameters = {n: p for n, p in inspect.signature(function).parameters.items() if n not in given}
+  faults = []
+  if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    faults += [f"{what} has no {key!r}{nearest(key, parameters)}" for key in kwargs if key not in parameters]
+  for name, parameter in parameters.items():
+    variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    if parameter.default is parameter.empty and not variadic and name not in kwargs:
+      faults.append(f"{what} needs {name!r}")
+  if faults:
+    raise ValueError("\n".join(faults))

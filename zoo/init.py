@@ -1,0 +1,22 @@
+"""Initialisers by name, each with the paper or code that chose it.
+
+Flax draws a `DenseGeneral` kernel in its flat shape `[inputs, outputs]`, so the fans below are those
+of the whole projection, not of one head.
+"""
+
+from flax import linen as nn
+
+# Glorot & Bengio 2010, eq. 16: every dense kernel of ViT (Dosovitskiy et al. 2021) and MAE (He et al. 2022, A.1).
+dense = nn.initializers.xavier_uniform()
+
+# ViT's released code gives the MLP biases a whisper of noise; all other biases start at zero.
+mlp_bias = nn.initializers.normal(1e-6)
+
+# MAE, A.1: class and mask tokens. A plain normal: `truncated_normal(0.02)` would have deviation 0.0176.
+token = nn.initializers.normal(0.02)
+
+# Learned positions of BERT and ViT.
+position = nn.initializers.normal(0.02)
+
+# ViT B.1.1: the classifier starts at zero, so that the first predictions are uniform.
+head = nn.initializers.zeros

@@ -1,0 +1,1 @@
+"""One family a file: `VARIANTS`, `Config`, `inputs` and `Model`."""

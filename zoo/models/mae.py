@@ -1,0 +1,142 @@
+"""Masked autoencoder (He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners").
+
+A ViT encodes the few visible patches of an image; a small decoder rebuilds the pixels of the masked ones.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from zoo import init
+from zoo.layers import Block, LayerNorm, choose_tokens
+from zoo.models import vit
+from zoo.positions import sincos_2d
+from zoo.shapes import expect
+from zoo.stack import run_blocks
+
+# The decoder of the paper, 4.1: 8 blocks of width 512.
+DECODER = dict(decoder_width=512, decoder_depth=8, decoder_mlp_dim=2048, decoder_heads=16)
+VARIANTS = {f"{name}": dict(**vit.VARIANTS[name], **DECODER) for name in ("b16", "l16", "h14")} | {
+  "nano4": dict(**vit.VARIANTS["nano4"], decoder_width=64, decoder_depth=2, decoder_mlp_dim=256, decoder_heads=4),
+  "test": dict(**vit.VARIANTS["test"], decoder_width=16, decoder_depth=2, decoder_mlp_dim=28, decoder_heads=4),
+}
+for _variant in VARIANTS.values():
+  _variant.pop("num_classes", None)
+
+
+@dataclass(frozen=True)
+class Config(vit.Config):
+  """A ViT without classifier, and the decoder.
+
+  Attributes (beside those of `vit.Config`):
+    decoder_width, decoder_depth, decoder_mlp_dim, decoder_heads: D, L, F and N of the decoder.
+  """
+
+  num_classes: int = 0
+  positions: str = "sincos_2d"
+  decoder_width: int = 512
+  decoder_depth: int = 8
+  decoder_mlp_dim: int = 2048
+  decoder_heads: int = 16
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.positions == "relative":
+      raise ValueError("an MAE cannot use relative positions: its encoder sees a random choice of patches")
+
+
+inputs = vit.inputs
+
+
+def random_mask(noise_BP: jax.Array, mask_ratio: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Keeps the patches with the least noise: a uniform choice without replacement, of static size.
+
+  Args:
+    noise_BP: [B, P] uniform noise, one value a patch.
+    mask_ratio: share of patches to hide, 0 <= ratio < 1.
+
+  Returns:
+    visible [B, T], indices of the kept patches, T = int(P (1 - mask_ratio)); masked [B, P] bool, True = hidden;
+    restore [B, P], where each patch stands in the order "visible, then masked".
+
+  Raises:
+    ValueError: nothing would stay visible.
+  """
+  patches = expect(noise_BP=noise_BP)["P"]
+  kept = int(patches * (1 - mask_ratio))
+  if not 0 < kept <= patches:
+    raise ValueError(
+      f"mask_ratio {mask_ratio} keeps {kept} of {patches} patches; wanted 0 <= mask_ratio < 1 and at least one kept"
+    )
+  order_BP = jnp.argsort(noise_BP, axis=1)
+  restore_BP = jnp.argsort(order_BP, axis=1)
+  return order_BP[:, :kept], restore_BP >= kept, restore_BP
+
+
+class Decoder(nn.Module):
+  """Visible tokens [B, T, D] to the pixels of all patches [B, P, patch * patch * C]."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, restore_BP: jax.Array, grid: tuple[int, int]):
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    width = c.decoder_width
+    x_BTE = nn.Dense(width, kernel_init=init.dense, dtype=dtype, name="embed")(x_BTD)
+    cls_B1E, x_BTE = (x_BTE[:, :1], x_BTE[:, 1:]) if c.class_token else (x_BTE[:, :0], x_BTE)
+    mask_E = self.param("mask", init.token, (width,)).astype(dtype)
+    hidden = restore_BP.shape[1] - x_BTE.shape[1]
+    x_BPE = jnp.concatenate([x_BTE, jnp.broadcast_to(mask_E, (x_BTE.shape[0], hidden, width))], axis=1)
+    x_BPE = choose_tokens(x_BPE, restore_BP)
+    x_BPE = x_BPE + sincos_2d(grid, width).reshape(1, -1, width).astype(dtype)
+    x_BTE = jnp.concatenate([cls_B1E, x_BPE], axis=1)
+    block = functools.partial(
+      Block,
+      heads=c.decoder_heads,
+      mlp_dim=c.decoder_mlp_dim,
+      activation=c.activation,
+      epsilon=c.epsilon,
+      dtype=dtype,
+    )
+    x_BTE, aux = run_blocks(block, x_BTE, per_block=np.zeros(c.decoder_depth), scan=c.scan, remat=c.remat)
+    x_BTE = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="norm")(x_BTE)
+    pixels = nn.Dense(c.patch**2 * c.channels, kernel_init=init.dense, name="pixels")
+    x_BPE = x_BTE[:, 1:] if c.class_token else x_BTE
+    return pixels(x_BPE.astype(jnp.float32)), aux
+
+
+class Model(nn.Module):
+  """Images [B, Y, X, C] to the pixels of all patches [B, P, patch * patch * C]."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(
+    self, image_BYXC: jax.Array, noise_BP: jax.Array | None = None, *, mask_ratio: float = 0.75
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Hides patches, encodes the rest, predicts all.
+
+    Args:
+      image_BYXC: the images.
+      noise_BP: [B, P] decides what is hidden (`random_mask`); None draws it from the rng `mask`.
+      mask_ratio: share of patches to hide; 0 encodes the whole image.
+
+    Returns:
+      pixels [B, P, patch * patch * C] in float32, and aux: "masked" [B, P] bool, "tokens" [B, T, D] of the
+      encoder, "embedded", "block_00", ..., "block_00/weights", and the same of the decoder as "decoder/block_00".
+    """
+    c = self.config
+    B, Y, X, _ = image_BYXC.shape
+    grid = Y // c.patch, X // c.patch
+    if noise_BP is None:
+      noise_BP = jax.random.uniform(self.make_rng("mask"), (B, grid[0] * grid[1]))
+    visible_BT, masked_BP, restore_BP = random_mask(noise_BP, mask_ratio)
+    tokens_BTD, aux = vit.Encoder(c, name="encoder")(image_BYXC, visible_BT)
+    pixels, decoder_aux = Decoder(c, name="decoder")(tokens_BTD, restore_BP, grid)
+    aux |= {f"decoder/{k}": v for k, v in decoder_aux.items()}
+    return pixels, aux | {"tokens": tokens_BTD, "masked": masked_BP}

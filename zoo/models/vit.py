@@ -1,0 +1,199 @@
+"""Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words").
+
+An image is cut into patches; each is projected to a token; a Transformer encoder mixes the tokens; one vector is
+pooled from them and classified.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zoo import init
+from zoo.layers import AttentionPool, Block, Dropout, LayerNorm, choose_tokens, drop_path_rates, patchify
+from zoo.positions import Positions
+from zoo.shapes import expect
+from zoo.stack import run_blocks
+
+# ViT, table 1; Ti and S: DeiT (Touvron et al. 2021), table 1; M, g, G: Zhai et al. 2022, table 2.
+SIZES = {
+  "ti": dict(width=192, depth=12, mlp_dim=768, heads=3),
+  "s": dict(width=384, depth=12, mlp_dim=1536, heads=6),
+  "m": dict(width=512, depth=12, mlp_dim=2048, heads=8),
+  "b": dict(width=768, depth=12, mlp_dim=3072, heads=12),
+  "l": dict(width=1024, depth=24, mlp_dim=4096, heads=16),
+  "h": dict(width=1280, depth=32, mlp_dim=5120, heads=16),
+  "g": dict(width=1408, depth=40, mlp_dim=6144, heads=16),
+  "G": dict(width=1664, depth=48, mlp_dim=8192, heads=16),
+}
+# For 28 x 28 grey images, as in Fashion-MNIST: small enough to train on a CPU.
+SMALL = dict(patch=4, image_size=(28, 28), channels=1, num_classes=10)
+VARIANTS = {f"{size}{p}": dict(patch=p, **SIZES[size]) for size in SIZES for p in (8, 14, 16, 32)} | {
+  "nano4": dict(width=128, depth=6, mlp_dim=512, heads=4, **SMALL),
+  # Another size on every axis, so that no two can be confused unnoticed.
+  "test": dict(patch=4, width=24, depth=3, mlp_dim=40, heads=2, image_size=(20, 12), channels=3, num_classes=7),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+  """What a ViT is made of.
+
+  Attributes:
+    patch: side of a patch in pixels.
+    width: D. depth: L. mlp_dim: F. heads: N.
+    image_size: rows and columns the positions are made for; other sizes resample them (`resampling`).
+    channels: of the image.
+    num_classes: V; 0 leaves the classifier out, and the output is the pooled features [B, D].
+    pool: "cls" reads the class token, "gap" averages the patch tokens, "map" attends to them by a learned query.
+    class_token: whether there is one; "cls" needs it, MAE's fine-tuning keeps it beside "gap".
+    positions: one of `zoo.positions.KINDS`. resampling: one of `zoo.positions.RESAMPLINGS`.
+    representation: width of the tanh layer before the classifier (ViT, B.1), 0 for none.
+    final_norm: normalise the tokens after the last block.
+    head_norm: normalise the pooled features: "none", "layer" (MAE's fine-tuning, in the place of `final_norm`),
+      "batch" (without scale and bias: MAE's linear probing, A.1).
+    dropout: of embeddings, MLPs and block outputs. attention_dropout: of attention weights.
+    drop_path: stochastic depth rate of the last block; it grows linearly from 0.
+    activation: "gelu" (exact) or "gelu_tanh". epsilon: of the layer norms.
+    scan: compile one block for all. remat: what the backward pass recomputes (`zoo.stack.run_blocks`).
+    dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
+  """
+
+  patch: int
+  width: int
+  depth: int
+  mlp_dim: int
+  heads: int
+  image_size: tuple[int, int] = (224, 224)
+  channels: int = 3
+  num_classes: int = 1000
+  pool: str = "cls"
+  class_token: bool = True
+  positions: str = "learned_1d"
+  resampling: str = "bicubic"
+  representation: int = 0
+  final_norm: bool = True
+  head_norm: str = "none"
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  drop_path: float = 0.0
+  activation: str = "gelu"
+  epsilon: float = 1e-6
+  scan: bool = False
+  remat: str = "none"
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    choices = dict(pool=("cls", "gap", "map"), head_norm=("none", "layer", "batch"))
+    for field, allowed in choices.items():
+      if getattr(self, field) not in allowed:
+        raise ValueError(f"{field} is {getattr(self, field)!r}; wanted one of {', '.join(allowed)}")
+    if self.pool == "cls" and not self.class_token:
+      raise ValueError("pool='cls' needs class_token=True; without a class token use 'gap' or 'map'")
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+
+
+def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """The shapes `Model` is called with."""
+  return (jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), jnp.float32),)
+
+
+class Encoder(nn.Module):
+  """Images [B, Y, X, C] to tokens [B, T, D]: the class token, if any, then the patches row by row."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(
+    self, image_BYXC: jax.Array, visible_BT: jax.Array | None = None
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`visible_BT` [B, T] are indices of the patches to encode; None for all."""
+    c = self.config
+    expect(image_BYXC=image_BYXC)
+    patches = patchify(image_BYXC, c.patch)
+    B, *grid, values = patches.shape
+    positions_YXD, cls_position_D = Positions(c.positions, c.grid, c.width, c.class_token, c.resampling, name="pos")(
+      tuple(grid)
+    )
+    patches = patches.reshape(B, -1, values)
+    positions_BPD = positions_YXD.reshape(1, -1, c.width)
+    if visible_BT is not None:  # before the projection, which then costs only what is visible
+      patches = choose_tokens(patches, visible_BT)
+      positions_BPD = positions_BPD[0][visible_BT]
+    dtype = jnp.dtype(c.dtype)
+    x_BTD = nn.Dense(c.width, kernel_init=init.dense, dtype=dtype, name="patch")(patches)
+    x_BTD = x_BTD + positions_BPD.astype(dtype)
+    if c.class_token:
+      cls_D = self.param("cls", init.token, (c.width,)) + cls_position_D
+      cls_B1D = jnp.broadcast_to(cls_D.astype(dtype), (B, 1, c.width))
+      x_BTD = jnp.concatenate([cls_B1D, x_BTD], 1)
+    x_BTD = Dropout(c.dropout, name="dropout")(x_BTD)
+    aux = {"embedded": x_BTD}
+    block = functools.partial(
+      Block,
+      heads=c.heads,
+      mlp_dim=c.mlp_dim,
+      activation=c.activation,
+      epsilon=c.epsilon,
+      dropout=c.dropout,
+      attention_dropout=c.attention_dropout,
+      relative_length=x_BTD.shape[1] if c.positions == "relative" else 0,
+      dtype=dtype,
+    )
+    x_BTD, block_aux = run_blocks(
+      block, x_BTD, per_block=drop_path_rates(c.drop_path, c.depth), scan=c.scan, remat=c.remat
+    )
+    if c.final_norm:
+      x_BTD = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="norm")(x_BTD)
+    return x_BTD, aux | block_aux
+
+
+class Model(nn.Module):
+  """Images [B, Y, X, C] to logits [B, V]."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, image_BYXC: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Classifies images; rng `dropout` turns dropout and stochastic depth on.
+
+    Returns:
+      logits [B, V] in float32, and aux: "embedded" and "block_00", ... [B, T, D], "block_00/weights", ...
+      [B, N, T, T], "tokens" [B, T, D], "features" [B, D] (what the classifier sees).
+    """
+    c = self.config
+    tokens_BTD, aux = Encoder(c, name="encoder")(image_BYXC)
+    patches_BPD = tokens_BTD[:, 1:] if c.class_token else tokens_BTD
+    dtype = jnp.dtype(c.dtype)
+    if c.pool == "cls":
+      x_BD = tokens_BTD[:, 0]
+    elif c.pool == "gap":
+      x_BD = patches_BPD.mean(1)
+    else:
+      x_BD = AttentionPool(c.heads, c.mlp_dim, c.activation, c.epsilon, dtype=dtype, name="pool")(patches_BPD)
+    if c.head_norm == "layer":
+      x_BD = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="head_norm")(x_BD)
+    elif c.head_norm == "batch":
+      # Training is when somebody keeps the running statistics. Their momentum, 0.9, is PyTorch's 0.1.
+      x_BD = nn.BatchNorm(
+        use_running_average=not self.is_mutable_collection("batch_stats"),
+        momentum=0.9,
+        epsilon=1e-6,
+        use_bias=False,
+        use_scale=False,
+        name="head_norm",
+      )(x_BD.astype(jnp.float32))
+    if c.representation:
+      x_BD = nn.Dense(c.representation, kernel_init=init.dense, dtype=dtype, name="representation")(x_BD)
+      x_BD = jnp.tanh(x_BD)
+    x_BD = x_BD.astype(jnp.float32)
+    aux |= {"tokens": tokens_BTD, "features": x_BD}
+    if not c.num_classes:
+      return x_BD, aux
+    return nn.Dense(c.num_classes, kernel_init=init.head, name="head")(x_BD), aux

@@ -1,0 +1,45 @@
+"""The dimension letters, and `expect`: arrays checked against the letters in their names.
+
+    B batch            D model width      Y image or grid rows
+    T query length     H head width       X image or grid columns
+    S key length       F MLP width        C channels
+    N heads            V classes, words   P patches of an image
+    K key/value heads  L layers           W windows
+
+An argument called `q_BTNH` is an array of rank 4 whose axes are B, T, N and H.
+"""
+
+
+class ShapeError(ValueError):
+  """An array does not have the shape that its name promises."""
+
+
+def expect(**arrays) -> dict[str, int]:
+  """Checks every array against the letters after the last underscore of its name.
+
+  The check runs while JAX traces, so a compiled function does not pay for it.
+
+  Args:
+    **arrays: `name_LETTERS=array`; None is passed over, so optional arguments need no `if`.
+
+  Returns:
+    The size of every letter.
+
+  Raises:
+    ShapeError: ranks or sizes disagree. It names each array, its letters and all sizes.
+  """
+  sizes, faults = {}, []
+  for name, array in arrays.items():
+    letters = name.rpartition("_")[2]
+    if array is None:
+      continue
+    if len(array.shape) != len(letters):
+      faults.append(f"{name} has rank {len(array.shape)}, its letters say {len(letters)}")
+      continue
+    for letter, size in zip(letters, array.shape, strict=True):
+      if sizes.setdefault(letter, size) != size:
+        faults.append(f"{letter} is {size} in {name} but {sizes[letter]} before it")
+  if faults:
+    given = ", ".join(f"{n} {tuple(a.shape)}" for n, a in arrays.items() if a is not None)
+    raise ShapeError(f"{'; '.join(faults)}. Got {given}.")
+  return sizes
