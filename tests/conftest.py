@@ -1,0 +1,19 @@
+"""What every test runs on: eight simulated CPU devices; and what is left out where an extra is not installed."""
+
+import importlib.util
+import os
+
+# Before anybody imports jax. The libtpu of the extra [plan] would otherwise look for a TPU first.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no cloud to ask which TPU this is
+os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+
+# Tests of an extra are left out where it is not installed, so that plain `pytest` passes with the extra [test]
+# alone. A variable that says they must run, as in CI, makes its absence a failure.
+_EXTRAS = {"parity": ("torch", ("ZOO_PARITY",)), "test_tpu.py": ("libtpu", ("ZOO_PLAN", "CI"))}
+collect_ignore = [
+  path
+  for path, (module, variables) in _EXTRAS.items()
+  if importlib.util.find_spec(module) is None and not any(os.environ.get(v) for v in variables)
+]
