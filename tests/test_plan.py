@@ -1,0 +1,156 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+import zoo
+from train import plan
+
+
+def spec(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+# ---- chips
+
+
+@pytest.mark.parametrize(
+  "kind, peak",
+  [
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5p", 459e12),
+    ("TPU v5", 459e12),
+    ("TPU v6 lite", 918e12),
+    ("cpu", None),
+    ("NVIDIA H100", None),
+  ],
+)
+def test_peak_by_device_kind(kind, peak):
+  class Device:
+    device_kind = kind
+
+  assert plan.peak_flops(Device()) == peak
+
+
+# ---- multiply-adds
+
+
+def test_matmuls_by_the_closed_form():
+  assert plan.count_macs(jnp.matmul, spec(3, 5), spec(5, 7)) == 3 * 5 * 7
+  assert plan.count_macs(jnp.matmul, spec(2, 3, 5), spec(2, 5, 7)) == 2 * 3 * 5 * 7
+  assert plan.count_macs(lambda a, b: jnp.einsum("abcd,cdef->abef", a, b), spec(2, 3, 5, 7), spec(5, 7, 11, 13)) == (
+    2 * 3 * 5 * 7 * 11 * 13
+  )
+  assert plan.count_macs(lambda a: jnp.exp(a) + a.sum(), spec(3, 5)) == 0
+
+
+def convolve(x, k, stride=1, groups=1):
+  return lax.conv_general_dilated(
+    x, k, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+  )
+
+
+def test_convolutions_by_the_closed_form():
+  assert plan.count_macs(convolve, spec(2, 10, 8, 6), spec(3, 5, 6, 7)) == 2 * (8 * 4) * (3 * 5) * 6 * 7
+  depthwise = functools.partial(convolve, groups=6)
+  assert plan.count_macs(depthwise, spec(2, 10, 8, 6), spec(3, 5, 1, 6)) == 2 * (8 * 4) * (3 * 5) * 6
+
+
+def test_a_convolution_and_its_gradients_cost_three_times_the_forward_pass():
+  patches = functools.partial(convolve, stride=4)
+  x, k = spec(2, 16, 12, 3), spec(4, 4, 3, 7)
+  gradients = jax.grad(lambda x, k: (patches(x, k) ** 2).sum(), argnums=(0, 1))
+  assert plan.count_macs(gradients, x, k) == 3 * plan.count_macs(patches, x, k) > 0
+
+
+def test_loops_branches_and_wrappers():
+  w, x = spec(5, 5), spec(3, 5)
+  once = plan.count_macs(jnp.matmul, x, w)
+
+  def looped(x, w):
+    return lax.fori_loop(0, 4, lambda _, x: x @ w, x)
+
+  def scanned(x, w):
+    return lax.scan(lambda x, _: (x @ w, None), x, None, length=4)[0]
+
+  def nested(x, w):
+    return lax.scan(lambda x, _: (scanned(x, w), None), x, None, length=3)[0]
+
+  def branched(x, w):
+    return lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x @ w @ w)
+
+  def unknown(x, w):
+    return lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w, x)
+
+  @jax.custom_vjp
+  def custom(x, w):
+    return x @ w
+
+  @jax.custom_jvp
+  def custom_forward(x, w):
+    return x @ w
+
+  custom.defvjp(lambda x, w: (x @ w, (x, w)), lambda saved, g: (g, g))
+  assert plan.count_macs(looped, x, w) == plan.count_macs(scanned, x, w) == 4 * once
+  assert plan.count_macs(nested, x, w) == 12 * once
+  assert plan.count_macs(branched, x, w) == 2 * once
+  assert plan.count_macs(unknown, x, w) == once
+  custom_forward.defjvp(lambda x, dx: (x[0] @ x[1], dx[0]))
+  for wrapped in (jax.jit(jnp.matmul), jax.checkpoint(jnp.matmul), custom, custom_forward):
+    assert plan.count_macs(wrapped, x, w) == once
+  assert plan.count_macs(jax.vmap(jnp.matmul, (0, None)), spec(6, 3, 5), w) == 6 * once
+
+
+def test_rematerialisation_is_counted_again():
+  def loss(wrap, x, w, v):
+    return (wrap(lambda x, w: jnp.sin(x @ w))(x, w) @ v).sum()
+
+  args = spec(3, 5), spec(5, 5), spec(5, 5)
+  kept, again = (jax.grad(functools.partial(loss, wrap), argnums=(0, 1, 2)) for wrap in (lambda f: f, jax.checkpoint))
+  assert plan.count_macs(again, *args) - plan.count_macs(kept, *args) == 3 * 5 * 5
+
+
+def test_what_is_split_over_devices_is_counted_whole():
+  mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+  data = PartitionSpec("data")
+  split = jax.shard_map(
+    jnp.matmul, mesh=mesh, in_specs=(data, PartitionSpec(None, "tensor")), out_specs=PartitionSpec("data", "tensor")
+  )
+  assert plan.count_macs(split, spec(8, 5), spec(5, 6)) == 8 * 5 * 6
+
+
+def vit_macs(c, classes=1000):
+  """One image, by hand: patch projection, L x (q, k, v, out, scores, sum, two dense layers), classifier."""
+  patches = c.grid[0] * c.grid[1]
+  tokens = patches + c.class_token
+  block = 4 * tokens * c.width**2 + 2 * tokens**2 * c.width + 2 * tokens * c.width * c.mlp_dim
+  return patches * c.patch**2 * c.channels * c.width + c.depth * block + c.width * c.num_classes
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_vit_by_hand(scan):
+  model = zoo.create("vit/ti16", scan=scan)
+  inputs = zoo.family("vit").inputs(model.config, 2)
+  variables = jax.eval_shape(model.init, {"params": jax.random.key(0)}, *inputs)
+  assert plan.count_macs(model.apply, variables, *inputs) == 2 * vit_macs(model.config)
+
+
+def test_models_are_described():
+  (found,) = plan.describe_models("vit/b16")
+  assert found.parameters == 86_567_656 and found.inputs == ((1, 224, 224, 3),)
+  assert found.macs == vit_macs(zoo.create("vit/b16").config) == pytest.approx(17.56e9, rel=1e-3)
+  # MAE: the encoder sees a quarter of the patches and the class token, the decoder everything.
+  (mae,) = plan.describe_models("mae/test")
+  assert 0 < mae.macs < plan.describe_models("vit/test")[0].macs
+  with pytest.raises(ValueError, match=r"vot/b16.*vit/b16"):
+    plan.describe_models("vot/b16")
+
+
+@pytest.mark.slow
+def test_every_model_is_described():
+  assert [m.name for m in plan.describe_models()] == zoo.names()
