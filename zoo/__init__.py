@@ -15,6 +15,9 @@ from flax import linen as nn
 
 from zoo import models
 from zoo.errors import nearest
+from zoo.weights import load, save
+
+__all__ = ["create", "family", "load", "names", "save"]
 
 
 @functools.cache

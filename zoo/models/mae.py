@@ -17,6 +17,8 @@ from zoo.models import vit
 from zoo.positions import sincos_2d
 from zoo.shapes import expect
 from zoo.stack import run_blocks
+from zoo.weights import torch_layout as torch
+from zoo.weights.table import Rule, Transform
 
 # The decoder of the paper, 4.1: 8 blocks of width 512.
 DECODER = dict(decoder_width=512, decoder_depth=8, decoder_mlp_dim=2048, decoder_heads=16)
@@ -140,3 +142,49 @@ class Model(nn.Module):
     pixels, decoder_aux = Decoder(c, name="decoder")(tokens_BTD, restore_BP, grid)
     aux |= {f"decoder/{k}": v for k, v in decoder_aux.items()}
     return pixels, aux | {"tokens": tokens_BTD, "masked": masked_BP}
+
+
+# A Hugging Face `config.json` (ViTMAEConfig): see `vit.HUGGINGFACE`.
+HUGGINGFACE = dict(
+  model_type="vit_mae",
+  fields=vit.HUGGINGFACE["fields"]
+  | dict(
+    decoder_width="decoder_hidden_size",
+    decoder_depth="decoder_num_hidden_layers",
+    decoder_mlp_dim="decoder_intermediate_size",
+    decoder_heads="decoder_num_attention_heads",
+  ),
+  tops={},
+)
+
+
+def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
+  """What published weights call our parameters (`zoo.weights`).
+
+  "huggingface": ViTMAEForPreTraining. "timm": the names of MAE's release, whose encoder is timm's.
+  """
+  decoder_positions = torch.sincos_positions(config.grid, config.decoder_width, config.class_token)
+  return {
+    "huggingface": (
+      *vit.encoder_huggingface(config, r"vit\."),
+      *_decoder(r"decoder\.", decoder_positions),
+      # The second name is what transformers 5 writes, turning "layers" back one time too many.
+      *vit.block_huggingface(r"decoder\.(?:decoder_layers|decoder_encoder\.layer)\.(\d+)", "decoder/block_{:02d}"),
+    ),
+    "timm": (
+      *vit.encoder_timm(config),
+      *_decoder("", decoder_positions),
+      *vit.block_timm(r"decoder_blocks\.(\d+)", "decoder/block_{:02d}"),
+    ),
+  }
+
+
+def _decoder(prefix: str, positions: Transform) -> tuple[Rule, ...]:
+  """All but the blocks, which both layouts call the same."""
+  return (
+    *torch.dense(rf"{prefix}decoder_embed", "decoder/embed"),
+    Rule(rf"{prefix}mask_token", "decoder/mask", torch.TOKEN),
+    Rule(rf"{prefix}decoder_pos_embed", (), positions),
+    *torch.norm(rf"{prefix}decoder_norm", "decoder/norm"),
+    *torch.dense(rf"{prefix}decoder_pred", "decoder/pixels"),
+  )

@@ -16,6 +16,8 @@ from zoo.layers import AttentionPool, Block, Dropout, LayerNorm, choose_tokens, 
 from zoo.positions import Positions
 from zoo.shapes import expect
 from zoo.stack import run_blocks
+from zoo.weights import torch_layout as torch
+from zoo.weights.table import Rule
 
 # ViT, table 1; Ti and S: DeiT (Touvron et al. 2021), table 1; M, g, G: Zhai et al. 2022, table 2.
 SIZES = {
@@ -197,3 +199,108 @@ class Model(nn.Module):
     if not c.num_classes:
       return x_BD, aux
     return nn.Dense(c.num_classes, kernel_init=init.head, name="head")(x_BD), aux
+
+
+# A Hugging Face `config.json` (ViTConfig): the fields of ours that it tells, and the tensors whose size tells the rest.
+HUGGINGFACE = dict(
+  model_type="vit",
+  fields=dict(
+    patch="patch_size",
+    width="hidden_size",
+    depth="num_hidden_layers",
+    mlp_dim="intermediate_size",
+    heads="num_attention_heads",
+    image_size="image_size",
+    channels="num_channels",
+    activation="hidden_act",
+    epsilon="layer_norm_eps",
+  ),
+  tops=dict(num_classes="classifier.bias", representation="pooler.dense.bias"),
+)
+
+
+def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
+  """What published weights call our parameters (`zoo.weights`).
+
+  "huggingface": ViTModel (write a model without classes) and ViTForImageClassification.
+  "timm": its VisionTransformer, which MAE's released encoders and fine-tuned classifiers are too.
+  """
+  prefix = r"(?:vit\.|)" if config.num_classes else r"(?:|vit\.)"
+  return {
+    "huggingface": (
+      *encoder_huggingface(config, prefix),
+      *torch.dense(rf"{prefix}pooler\.dense", "representation"),
+      *torch.dense("classifier", "head"),
+    ),
+    "timm": (
+      *encoder_timm(config),
+      Rule(r"attn_pool\.latent", "pool/probe", torch.TOKEN),
+      *torch.heads(r"attn_pool\.q", "pool/attn/q"),
+      *torch.heads(r"attn_pool\.kv", "pool/attn/k", "pool/attn/v"),
+      *torch.heads_out(r"attn_pool\.proj", "pool/attn/out"),
+      *torch.norm(r"attn_pool\.norm", "pool/norm"),
+      *torch.dense(r"attn_pool\.mlp\.fc1", "pool/mlp/up"),
+      *torch.dense(r"attn_pool\.mlp\.fc2", "pool/mlp/down"),
+      *torch.norm("fc_norm", "head_norm"),
+      *torch.dense(r"pre_logits\.fc", "representation"),
+      *torch.dense("head", "head"),
+    ),
+  }
+
+
+def encoder_huggingface(config: Config, prefix: str) -> tuple[Rule, ...]:
+  """The encoder's part of a Hugging Face table."""
+  return (
+    Rule(rf"{prefix}embeddings\.cls_token", "encoder/cls", torch.TOKEN),
+    *torch.patches(rf"{prefix}embeddings\.patch_embeddings\.projection", "encoder/patch", config.patch),
+    *_positions(rf"{prefix}embeddings\.position_embeddings", config),
+    *block_huggingface(rf"{prefix}(?:encoder\.layer|layers)\.(\d+)", "encoder/block_{:02d}"),
+    *torch.norm(rf"{prefix}layernorm", "encoder/norm"),
+  )
+
+
+def block_huggingface(key: str, path: str) -> tuple[Rule, ...]:
+  """A block in a Hugging Face table: the names in files, or else those of transformers 5 in memory."""
+  return (
+    *torch.norm(rf"{key}\.layernorm_before", f"{path}/norm1"),
+    *torch.heads(rf"{key}\.attention\.(?:attention\.query|q_proj)", f"{path}/attn/q"),
+    *torch.heads(rf"{key}\.attention\.(?:attention\.key|k_proj)", f"{path}/attn/k"),
+    *torch.heads(rf"{key}\.attention\.(?:attention\.value|v_proj)", f"{path}/attn/v"),
+    *torch.heads_out(rf"{key}\.attention\.(?:output\.dense|o_proj)", f"{path}/attn/out"),
+    *torch.norm(rf"{key}\.layernorm_after", f"{path}/norm2"),
+    *torch.dense(rf"{key}\.(?:intermediate\.dense|mlp\.fc1)", f"{path}/mlp/up"),
+    *torch.dense(rf"{key}\.(?:output\.dense|mlp\.fc2)", f"{path}/mlp/down"),
+  )
+
+
+def encoder_timm(config: Config) -> tuple[Rule, ...]:
+  """The encoder's part of a timm table."""
+  return (
+    Rule("cls_token", "encoder/cls", torch.TOKEN),
+    *torch.patches(r"patch_embed\.proj", "encoder/patch", config.patch),
+    *_positions("pos_embed", config),
+    *block_timm(r"blocks\.(\d+)", "encoder/block_{:02d}"),
+    *torch.norm("norm", "encoder/norm"),
+  )
+
+
+def block_timm(key: str, path: str) -> tuple[Rule, ...]:
+  """A block in a timm table."""
+  return (
+    *torch.norm(rf"{key}\.norm1", f"{path}/norm1"),
+    *torch.heads(rf"{key}\.attn\.qkv", f"{path}/attn/q", f"{path}/attn/k", f"{path}/attn/v"),
+    *torch.heads_out(rf"{key}\.attn\.proj", f"{path}/attn/out"),
+    *torch.norm(rf"{key}\.norm2", f"{path}/norm2"),
+    *torch.dense(rf"{key}\.mlp\.fc1", f"{path}/mlp/up"),
+    *torch.dense(rf"{key}\.mlp\.fc2", f"{path}/mlp/down"),
+  )
+
+
+def _positions(key: str, config: Config) -> tuple[Rule, ...]:
+  """Published tables hold one vector a patch; the other kinds of positions have no place there."""
+  if config.positions == "learned_1d":
+    paths = ("encoder/pos/table", "encoder/pos/cls")[: 1 + config.class_token]
+    return (Rule(key, paths, torch.POSITIONS),)
+  if config.positions == "sincos_2d":
+    return (Rule(key, (), torch.sincos_positions(config.grid, config.width, config.class_token)),)
+  return ()

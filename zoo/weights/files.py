@@ -1,0 +1,246 @@
+"""`load` and `save`: models with their weights, from and to files."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors import numpy as safetensors
+
+import zoo
+from zoo.errors import nearest
+from zoo.positions import resample as resample_table
+from zoo.stack import stack_params, unstack_params
+from zoo.weights.read import Source, read
+from zoo.weights.table import Rule, Transform, WeightsError, convert, write_back
+
+
+def load(
+  path: str | Path,
+  name: str | None = None,
+  *,
+  layout: str | None = None,
+  ignore: Sequence[str] = (),
+  resample: bool | str = False,
+  average: bool = False,
+  **overrides,
+) -> tuple:
+  """Makes the model that a file is for, with the file's weights.
+
+  A file of ours (from `zoo.save`, or a training run's directory) says itself which model it is for, and so does a
+  Hugging Face directory in its `config.json`. For any other, say the name and whose layout it is in.
+
+  Args:
+    path: .safetensors, .npz, .pt, .pth, .bin; a Hugging Face directory; the directory of a training run.
+    name: the model; needed where the file does not tell it. Another name than a file of ours tells makes another
+      model of its weights, and then the file's overrides do not count.
+    layout: whose keys the file has: "zoo", or one of the model's `tables`, such as "huggingface" and "timm".
+    ignore: regular expressions of keys to leave out; nothing else is left out silently.
+    resample: True interpolates a position table made for another image size as the model does (its `resampling`); a
+      string names one of `zoo.positions.RESAMPLINGS`.
+    average: of a training run, the moving average of the parameters.
+    **overrides: fields of the model's config, stronger than what the file says.
+
+  Returns:
+    the model and its variables, `{"params": ...}`
+
+  Raises:
+    WeightsError: the file cannot be read, or does not fit: all faults in one error. A ValueError.
+    ValueError: unknown model or field.
+  """
+  source = read(path, average)
+  name, fields = _described(path, source, name, overrides)
+  model = zoo.create(name, **fields)
+  layout = layout or source.layout
+  template = _template(model)
+  tables = _tables(model, template)
+  if layout not in tables:
+    given = f"there is no layout {layout!r}" if layout else "the file does not tell its layout: pass layout=..."
+    raise WeightsError(str(path), [f"{given}; {name} has {', '.join(tables)}{_likely(source.tensors, tables)}"])
+  _check_collections(layout, template)
+  variables = convert(
+    source.tensors,
+    tables[layout],
+    template if layout == "zoo" else template["params"],
+    ignore=ignore,
+    resample=model.config.resampling if resample is True else resample or "",
+    about=f"{path} (layout {layout}{_likely(source.tensors, tables, layout)}) does not fit {name}",
+  )
+  variables = variables if layout == "zoo" else {"params": variables}
+  if getattr(model.config, "scan", False):
+    variables = {collection: stack_params(v) for collection, v in variables.items()}
+  return model, jax.tree.map(jnp.asarray, variables)
+
+
+def save(path: str | Path, model_name: str, overrides: Mapping, variables: Mapping, *, layout: str = "zoo") -> None:
+  """Writes a model's weights as one portable .safetensors file that `load` needs only the path of.
+
+  The keys are our paths, as "params/encoder/block_00/attn/q/kernel", also for a scanned model. The file appears
+  whole or not at all.
+
+  Args:
+    path: of the file; its directory is made where it is missing.
+    model_name: as for `zoo.create`.
+    overrides: as for `zoo.create`; kept in the file with the name.
+    variables: `{"params": ...}` and the model's other collections.
+    layout: write the keys and shapes of "huggingface" or "timm" for their libraries to read. Such a file
+      tells no model name.
+
+  Raises:
+    WeightsError: the variables are not those of this model: all faults in one error.
+    ValueError: unknown model, field or layout, or the path does not end in .safetensors.
+  """
+  path = Path(path)
+  if path.suffix != ".safetensors":
+    raise ValueError(f"{path} ends in {path.suffix!r}; weights are written as .safetensors")
+  model = zoo.create(model_name, **overrides)
+  template = _template(model)
+  tables = _tables(model, template)
+  if layout not in tables:
+    raise ValueError(f"unknown layout {layout!r}{nearest(layout, tables)}")
+  ours = flatten_dict({k: unstack_params(v) for k, v in variables.items() if v}, sep="/")
+  variables = convert(ours, tables["zoo"], template, about=f"these variables are not those of {model_name}")
+  metadata = {"format": "pt"}
+  if layout == "zoo":
+    tensors = write_back(variables, tables["zoo"])
+    metadata = {
+      "zoo_model": model_name,
+      "zoo_overrides": json.dumps(dict(overrides)),
+      "zoo_version": _version(),
+    }
+  else:
+    _check_collections(layout, variables)
+    tensors = write_back(variables["params"], tables[layout])
+  _write(path, safetensors.save(tensors, metadata))
+
+
+def _write(path: Path, content: bytes) -> None:
+  """Whole or not at all: written beside the file, then renamed over it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(handle, "wb") as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes a file that only its owner may read
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+
+
+def _check_collections(layout: str, variables: Mapping) -> None:
+  if layout != "zoo" and (others := set(variables) - {"params"}):
+    raise WeightsError(f"layout {layout}", [f"has no place for the model's {', '.join(sorted(others))}"])
+
+
+def _version() -> str:
+  try:
+    return importlib.metadata.version("transformer-zoo")
+  except importlib.metadata.PackageNotFoundError:
+    return "unknown"
+
+
+def _template(model) -> dict:
+  """The shapes of the model's variables, with its blocks unrolled."""
+  if getattr(model.config, "scan", False):
+    model = type(model)(dataclasses.replace(model.config, scan=False))
+  module = zoo.family(type(model).__module__.rpartition(".")[2])
+  rngs = {stream: jax.random.key(0) for stream in ("params", "mask")}
+  return jax.eval_shape(model.init, rngs, *module.inputs(model.config, 1))
+
+
+def _refit(table: np.ndarray, shape: tuple, method: str) -> np.ndarray:
+  """A table [Y, X, D], or one of rows or columns, [Y, D]."""
+  if table.ndim == 3:
+    return np.asarray(resample_table(table, shape[:2], method))
+  return np.asarray(resample_table(table[:, None], (shape[0], 1), method))[:, 0]
+
+
+_OURS = Transform(lambda t, shape: t, lambda a: a)
+_OUR_POSITIONS = Transform(lambda t, shape: t, lambda a: a, _refit)
+
+
+def _tables(model, template: Mapping) -> dict[str, tuple[Rule, ...]]:
+  """The tables of the model's family, and "zoo": our own paths, which go where they say."""
+  module = zoo.family(type(model).__module__.rpartition(".")[2])
+  ours = tuple(
+    Rule(re.escape(path), path, _OUR_POSITIONS if re.search("/pos/(table|row|column)$", path) else _OURS)
+    for path in flatten_dict(template, sep="/")
+  )
+  return {"zoo": ours} | (module.tables(model.config) if hasattr(module, "tables") else {})
+
+
+def _likely(tensors: Mapping, tables: Mapping, layout: str | None = None) -> str:
+  """Which layout the keys look like, if that is another than the one given."""
+  fits = {
+    name: sum(any(re.fullmatch(r.pattern, key) for r in table) for key in tensors) for name, table in tables.items()
+  }
+  best = max(fits, key=fits.get)
+  return f"; its keys look like {best!r}" if best != layout and fits[best] > fits.get(layout, 0) else ""
+
+
+# Names of activations in a `config.json`.
+_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+# What makes a variant: where `config.json` says otherwise than the name, one of them is wrong.
+_SIZES = re.compile(r"patch|(decoder_)?(width|depth|mlp_dim|heads)")
+
+
+def _described(path, source: Source, name: str | None, overrides: Mapping) -> tuple[str, dict]:
+  """The model's name and all its overrides, from what the file tells and the caller wants."""
+  if source.config is not None:
+    return _described_by_huggingface(path, source, name, overrides)
+  if name is None and source.model is None:
+    raise WeightsError(str(path), ["the file does not tell its model: pass its name, and layout=..."])
+  if name in (None, source.model):
+    return source.model, dict(source.overrides) | dict(overrides)
+  return name, dict(overrides)
+
+
+def _described_by_huggingface(path, source: Source, name: str | None, overrides: Mapping) -> tuple[str, dict]:
+  kind = source.config.get("model_type")
+  families = {f.HUGGINGFACE["model_type"]: f for f in map(zoo.family, zoo.names()) if hasattr(f, "HUGGINGFACE")}
+  if name is None and kind not in families:
+    raise WeightsError(str(path), [f"config.json has model_type {kind!r}{nearest(kind, families)}; or pass a name"])
+  module = families[kind] if name is None else zoo.family(name)
+  if not hasattr(module, "HUGGINGFACE"):
+    raise WeightsError(str(path), [f"{name} has no Hugging Face layout"])
+  fields = {}
+  for field, key in module.HUGGINGFACE["fields"].items():
+    if key in source.config:
+      fields[field] = source.config[key]
+  if "activation" in fields:
+    fields["activation"] = _ACTIVATIONS.get(fields["activation"], fields["activation"])
+  if isinstance(fields.get("patch"), list):
+    fields["patch"] = fields["patch"][0]
+  # What is on top of the encoder shows in the tensors only; the key's first number is its width.
+  for field, key in module.HUGGINGFACE["tops"].items():
+    fields[field] = len(source.tensors[key]) if key in source.tensors else 0
+  fields |= overrides
+  sizes = {k: v for k, v in fields.items() if _SIZES.fullmatch(k) and k not in overrides}
+  if name is None:
+    family = module.__name__.rpartition(".")[2]
+    same = [v for v, variant in module.VARIANTS.items() if sizes.items() <= (variant | overrides).items()]
+    if not same:
+      raise WeightsError(str(path), [f"no variant of {family} has {sizes}: pass a name, and these as overrides"])
+    return f"{family}/{same[0]}", fields
+  variant = dataclasses.asdict(zoo.create(name).config)
+  differ = [
+    f"config.json says {module.HUGGINGFACE['fields'][k]} {v}, {name} has {k} {variant[k]}"
+    for k, v in sizes.items()
+    if variant[k] != v
+  ]
+  if differ:
+    raise WeightsError(str(path), differ)
+  return name, fields

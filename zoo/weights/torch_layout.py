@@ -1,0 +1,117 @@
+"""How PyTorch lays out the layers that models share: transforms, and rules for a whole layer.
+
+A torch linear layer keeps [outputs, inputs] and a convolution [outputs, channels, rows, columns]; heads are not an
+axis. Here a kernel is [inputs, outputs], and those of attention are [D, N, H] and back [N, H, D].
+"""
+
+import math
+
+import numpy as np
+
+from zoo.positions import resample as resample_table
+from zoo.positions import sincos_2d
+from zoo.weights.table import Rule, Transform
+
+AS_IS = Transform(lambda t, shape: t, lambda a: a)
+TRANSPOSED = Transform(lambda t, shape: t.T, lambda a: a.T)
+TOKEN = Transform(lambda t, shape: t[0, 0], lambda a: a[None, None])  # [1, 1, D] to [D]
+IGNORED = Transform(lambda t: (), lambda: None)  # with paths ()
+HEADS = Transform(lambda t, shape: t.T.reshape(shape), lambda a: a.reshape(a.shape[0], -1).T)  # [N H, D] to [D, N, H]
+HEADS_BIAS = Transform(lambda t, shape: t.reshape(shape), lambda a: a.reshape(-1))  # [N H] to [N, H]
+HEADS_OUT = Transform(lambda t, shape: t.T.reshape(shape), lambda a: a.reshape(-1, a.shape[-1]).T)  # to [N, H, D]
+
+
+def fused(part: Transform) -> Transform:
+  """One tensor that holds several of `part` on its first axis, as q, k and v."""
+  return Transform(
+    lambda t, *shapes: tuple(map(part.forward, np.split(t, len(shapes)), shapes)),
+    lambda *arrays: np.concatenate([part.inverse(a) for a in arrays]),
+  )
+
+
+def convolution(patch: int) -> Transform:
+  """[D, C, patch, patch] to the projection of flattened patches, [patch * patch * C, D], channels innermost."""
+  return Transform(
+    lambda t, shape: t.transpose(2, 3, 1, 0).reshape(shape),
+    lambda a: a.reshape(patch, patch, -1, a.shape[-1]).transpose(3, 2, 0, 1),
+  )
+
+
+def _square(patches: int) -> tuple[int, int]:
+  side = math.isqrt(patches)
+  if side**2 != patches:
+    raise ValueError(
+      f"has {patches} positions, which are no square, so their rows are unknown: load them at their own image size, "
+      "write them with zoo.save, and resample that file"
+    )
+  return side, side
+
+
+def _positions_forward(t: np.ndarray, table: tuple, cls: tuple = ()):
+  return (t[0, 1:].reshape(table), t[0, 0]) if cls else t[0].reshape(table)
+
+
+def _positions_inverse(table: np.ndarray, *cls: np.ndarray) -> np.ndarray:
+  return np.concatenate([*(c[None] for c in cls), table.reshape(-1, table.shape[-1])])[None]
+
+
+def _positions_refit(t: np.ndarray, *shapes_and_method) -> np.ndarray:
+  (table, *cls), method = shapes_and_method[:-1], shapes_and_method[-1]
+  old = np.asarray(t[0, len(cls) :], np.float32)
+  new = resample_table(old.reshape(*_square(len(old)), -1), table[:2], method)
+  return _positions_inverse(np.asarray(new), *np.asarray(t[0, : len(cls)], np.float32))
+
+
+# [1, 1 + P, D] to the table [Y, X, D] and the class token's [D]; [1, P, D] to the table alone.
+POSITIONS = Transform(_positions_forward, _positions_inverse, _positions_refit)
+
+
+def sincos_positions(grid: tuple[int, int], width: int, class_token: bool) -> Transform:
+  """A fixed table, which our models compute: compared with it and dropped, or written for those who keep it."""
+
+  def fixed(grid):
+    return _positions_inverse(sincos_2d(grid, width), *np.zeros((int(class_token), width), np.float32))
+
+  def check(t, grid=grid):
+    # bfloat16's digits are too few for a table to equal itself; numpy knows its epsilon only by its itemsize.
+    tolerance = 1e-5 if t.dtype.itemsize > 2 else 5e-3
+    if not np.allclose(np.asarray(t, np.float32), fixed(grid), rtol=0, atol=tolerance):
+      raise ValueError(
+        "is not the fixed sin-cos table of this model; an encoder with positions='learned_1d' keeps any table"
+      )
+    return ()
+
+  def refit(t, method):
+    check(t, _square(t.shape[1] - class_token))
+    return fixed(grid)
+
+  return Transform(check, lambda: fixed(grid), refit)
+
+
+def dense(key: str, path: str) -> tuple[Rule, ...]:
+  """A linear layer."""
+  return Rule(rf"{key}\.weight", f"{path}/kernel", TRANSPOSED), Rule(rf"{key}\.bias", f"{path}/bias", AS_IS)
+
+
+def norm(key: str, path: str) -> tuple[Rule, ...]:
+  """A layer normalisation."""
+  return Rule(rf"{key}\.weight", f"{path}/scale", AS_IS), Rule(rf"{key}\.bias", f"{path}/bias", AS_IS)
+
+
+def heads(key: str, *paths: str) -> tuple[Rule, ...]:
+  """The projection to q, k or v; several paths for a fused one."""
+  kernel, bias = (HEADS, HEADS_BIAS) if len(paths) == 1 else (fused(HEADS), fused(HEADS_BIAS))
+  return (
+    Rule(rf"{key}\.weight", tuple(f"{p}/kernel" for p in paths), kernel),
+    Rule(rf"{key}\.bias", tuple(f"{p}/bias" for p in paths), bias),
+  )
+
+
+def heads_out(key: str, path: str) -> tuple[Rule, ...]:
+  """The projection of all heads' outputs."""
+  return Rule(rf"{key}\.weight", f"{path}/kernel", HEADS_OUT), Rule(rf"{key}\.bias", f"{path}/bias", AS_IS)
+
+
+def patches(key: str, path: str, patch: int) -> tuple[Rule, ...]:
+  """The convolution that embeds patches."""
+  return Rule(rf"{key}\.weight", f"{path}/kernel", convolution(patch)), Rule(rf"{key}\.bias", f"{path}/bias", AS_IS)
