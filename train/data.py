@@ -3,51 +3,204 @@
 The batch of step s is the examples [s*B, (s+1)*B) of one endless stream: the training split, shuffled anew every
 epoch. So the position in the data *is* the step: nothing of it needs saving, and the number of processes, workers
 and threads cannot change it. Process p of P reads the contiguous slice [s*B + p*B/P, s*B + (p+1)*B/P).
+
+A batch is a dict of arrays: "image" uint8 [B, Y, X, C], normalised only on the device; "label" int32 [B]; "valid"
+bool [B], False for padding and for corrupt images that were asked to be skipped; "id" int32 [B], the place in the
+batch of all processes.
 """
 
+import bisect
 import dataclasses
+import difflib
+import functools
+import importlib
+import math
+import pkgutil
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+import grain
 import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
+
+from train import augment, datasets
+from zoo.errors import check_call, nearest
 
 Batch = dict[str, np.ndarray]
+
+# A split of images of one size is kept decoded in memory if it is not larger.
+CACHE_BYTES = 2**30
+# At most so many images are one piece of work for a thread: a first batch is soon there, and memory is bounded.
+PIECE = 64
+
+
+# Data sets on disk.
 
 
 class Source:
   """A split of an image classification set: `source[i]` is (encoded image, label), in the order on disk.
 
-  Attributes: `dataset`, `split`, `num_classes`, `class_names`, `channels`.
+  Attributes: `dataset`, `split`, `num_classes`, `class_names`, `shape_YXC` (None where it varies).
   """
 
-  def __len__(self) -> int: ...
+  def __init__(self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder):
+    self.dataset, self.split, self._data_dir = dataset, split, data_dir
+    features, keys = dict(builder.info.features), builder.info.supervised_keys
+    self._image, self._label = keys if keys and len(keys) == 2 else ("image", "label")
+    image, label = features.get(self._image), features.get(self._label)
+    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+      raise ValueError(f"{dataset!r} has no images with one label each: its features are {features}")
+    self.shape_YXC, self.num_classes, self.class_names = image.shape, label.num_classes, label.names
+    try:
+      self._files = builder.info.splits[split].file_instructions
+    except ValueError as error:
+      known = nearest(re.split(r"\W", split)[0], builder.info.splits)
+      raise ValueError(f"{dataset!r} has no split {split!r} ({error}){known}") from error
+    self._ends = np.cumsum([file.take for file in self._files]).tolist()
 
-  def __getitem__(self, index: int) -> tuple[bytes, int]: ...
+  def __len__(self) -> int:
+    return self._ends[-1] if self._ends else 0
+
+  def __getitem__(self, index: int) -> tuple[bytes, int]:
+    file, place = self._find(index)
+    try:
+      record = self._reader(file).read([place])[0]
+      values = tf_example_pb2.Example.FromString(record).features.feature
+      return values[self._image].bytes_list.value[0], values[self._label].int64_list.value[0]
+    except Exception as error:
+      raise ValueError(f"cannot read {self.where(index)}: {error}") from error
 
   def where(self, index: int) -> str:
     """The file and the place in it where an example is, for error messages."""
+    file, place = self._find(index)
+    return f"example {index} of {self.dataset!r} {self.split!r} (record {place} of {file})"
+
+  def _find(self, index: int) -> tuple[str, int]:
+    if not 0 <= index < len(self):
+      raise IndexError(f"example {index} of {len(self)}")
+    which = bisect.bisect_right(self._ends, index)
+    file = self._files[which]
+    return file.filename, index - (self._ends[which] - file.take) + file.skip
+
+  @functools.cached_property
+  def _reader(self):
+    # Random access: nothing is read ahead.
+    return functools.cache(
+      lambda file: array_record_module.ArrayRecordReader(
+        file, options="readahead_buffer_size:0", file_reader_buffer_size=32768
+      )
+    )
+
+  def __reduce__(self):
+    # A worker process opens its own files.
+    return make_source, (self.dataset, self.split, self._data_dir)
 
 
+@functools.lru_cache
 def make_source(dataset: str, split: str, data_dir: str | None = None) -> Source:
   """Opens a split.
 
   Args:
     dataset: a bundled set ("fashion_mnist_small"), a builder in `train/datasets/`, or any name in TFDS.
-    split: as in TFDS, "train", "test", "train[:90%]", ...
+    split: as in TFDS: "train", "test", "train[:90%]", ...
     data_dir: where prepared sets are; by default where TFDS keeps them.
 
   Raises:
-    ValueError: no such set (the nearest is named), set not prepared (how to), no such split, no labels.
+    ValueError: no such set (the nearest is named), one that is not prepared (and how to), no such split, no labels.
   """
+  base = re.split("[/:]", dataset)[0]
+  folder = Path(datasets.__path__[0]) if base in bundled() else data_dir
+  try:
+    builder = tfds.core.read_only_builder.builder_from_files(dataset, data_dir=folder)
+  except tfds.core.registered.DatasetNotFoundError as error:
+    _check_name(base)
+    where = data_dir or tfds.core.constants.DATA_DIR
+    raise ValueError(
+      f"the data set {dataset!r} is not in {where}. To prepare it: zoo prepare {dataset} --data-dir {where}"
+    ) from error
+  if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    raise ValueError(
+      f"{builder.data_path} is in {builder.info.file_format.value} files, which have no random access. To prepare"
+      f" it as ArrayRecord, in another folder: zoo prepare {dataset} --data-dir FOLDER"
+    )
+  return Source(dataset, split, data_dir, builder)
+
+
+def bundled() -> list[str]:
+  """The data sets that travel with the code."""
+  return sorted({p.parent.parent.name for p in Path(datasets.__path__[0]).glob("*/*/dataset_info.json")})
+
+
+def local() -> list[str]:
+  """The data sets with a builder in `train/datasets/`."""
+  modules = (m.name for m in pkgutil.iter_modules(datasets.__path__))
+  return sorted(m for m in modules if not m.startswith("make_"))
+
+
+def _check_name(name: str) -> None:
+  known = [*bundled(), *local(), *tfds.list_builders(with_community_datasets=False)]
+  if name not in known:
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
+    here = ", ".join([*bundled(), *local()])
+    raise ValueError(
+      f"unknown data set {name!r}; near it: {', '.join(near) or 'nothing'}. There are {here}, and all of TFDS:"
+      " https://www.tensorflow.org/datasets/catalog/overview"
+    )
 
 
 def prepare(name: str, data_dir: str, source: str | None = None) -> str:
-  """Builds a set as ArrayRecord, in `data_dir`; returns its folder.
+  """Builds a set as ArrayRecord in `data_dir`, downloading what is needed; returns the set's folder.
 
   Args:
     name: a builder in `train/datasets/`, or any name in TFDS.
-    data_dir: where it goes.
-    source: a folder with files that were downloaded by hand, by default `data_dir/downloads/manual`.
+    data_dir: where the set goes.
+    source: the folder with files that only a person may download, by default `data_dir/downloads/manual`.
+
+  Raises:
+    ValueError: no such set (the nearest is named), or one that cannot be built here, and why.
   """
+  base = re.split("[/:]", name)[0]
+  _check_name(base)
+  if base in bundled():
+    raise ValueError(f"{name!r} comes with the code: there is nothing to prepare")
+  downloads = Path(data_dir) / "downloads"
+  manual = Path(source) if source else downloads / "manual"
+  try:
+    if base in local():
+      builder = importlib.import_module(f"train.datasets.{base}").Builder(data_dir=data_dir, file_format="array_record")
+    else:
+      builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not manual.is_dir():
+      raise ValueError(f"{name!r} needs files in {manual}, which is no folder. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+    builder.download_and_prepare(
+      download_dir=downloads, download_config=tfds.download.DownloadConfig(manual_dir=manual)
+    )
+  except ImportError as error:
+    raise ValueError(
+      f"TFDS's own builder of {name!r} needs a package that is not here: {error}. It is needed only to prepare the"
+      " set, not to read it; `pip install tensorflow` if that is the one"
+    ) from error
+  return str(builder.data_path)
+
+
+@functools.lru_cache(maxsize=4)
+def _decoded(source: Source, channels: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+  """All images of a source [B, Y, X, C], their labels [B], and what is wrong with those that cannot be decoded."""
+  images = np.zeros((len(source), *source.shape_YXC[:2], channels), np.uint8)
+  labels, faults = np.zeros(len(source), np.int64), {}
+  for i in range(len(source)):
+    encoded, labels[i] = source[i]
+    try:
+      images[i] = augment.decode(encoded, channels)
+    except ValueError as error:
+      faults[i] = str(error)
+  return images, labels, faults
+
+
+# Batches.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +209,23 @@ class Images:
 
   Attributes:
     dataset: see `make_source`.
-    image_size: rows and columns, or one number for both.
-    train_split: ...
-    eval_split: ...
-    data_dir: ...
+    image_size: rows and columns of an image in a batch, or one number for both.
+    train_split: what to train on.
+    eval_split: what to evaluate on.
+    data_dir: see `make_source`.
     channels: 1 or 3; by default as the set has them.
-    crop: how the training box is cut, `dict(name=..., **kwargs)` of a function in `augment.CROPS`.
-    augment: what is done to the cut image in training, a sequence of `dict(name=..., **kwargs)` of `augment.OPS`.
+    crop: how the part of a picture to train on is chosen: `dict(name=..., **kwargs)` of one of `augment.CROPS`.
+    augment: what is then done to it, in this order: `dict(name=..., **kwargs)` of any of `augment.OPS`.
+    interpolation: see `augment.cut`.
     eval_crop: as `crop`, in evaluation.
-    workers: processes that decode; 0 = threads of this process.
-    threads: in each process.
-    cache: keep the decoded split in memory; None: if it has one fixed size and fits in 1 GB.
-    skip_corrupt: give a black image with valid=False instead of an error.
+    eval_interpolation: as `interpolation`, in evaluation.
+    workers: processes that decode; with 0, threads of this process do.
+    threads: how many, if there are no workers.
+    cache: keep the split decoded in memory; None: if its images have one size and take at most 1 GB.
+    skip_corrupt: for a corrupt image give a black one with valid=False, instead of an error.
+
+  Raises:
+    ValueError: any of the above is not what it should be, before anything is read.
   """
 
   dataset: str
@@ -76,34 +234,152 @@ class Images:
   eval_split: str = "test"
   data_dir: str | None = None
   channels: int | None = None
-  crop: Mapping = dataclasses.field(default_factory=lambda: dict(name="center"))
+  crop: Mapping = dataclasses.field(default_factory=lambda: dict(name="center_crop"))
   augment: Sequence[Mapping] = ()
-  eval_crop: Mapping = dataclasses.field(default_factory=lambda: dict(name="center"))
+  interpolation: str = "fast"
+  eval_crop: Mapping = dataclasses.field(default_factory=lambda: dict(name="center_crop"))
+  eval_interpolation: str = "bicubic"
   workers: int = 0
   threads: int = 4
   cache: bool | None = None
   skip_corrupt: bool = False
 
+  def __post_init__(self):
+    size = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
+    if not (len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
+      raise ValueError(f"data.image_size is {self.image_size!r}; wanted a number, or rows and columns")
+    object.__setattr__(self, "image_size", size)
+    for key in ("interpolation", "eval_interpolation"):
+      if (value := getattr(self, key)) not in augment.INTERPOLATIONS:
+        raise ValueError(f"data.{key}: unknown name {value!r}{nearest(str(value), augment.INTERPOLATIONS)}")
+    if self.channels not in (None, 1, 3):
+      raise ValueError(f"data.channels is {self.channels!r}; wanted 1, 3, or None for what the set has")
+    for key, least in dict(workers=0, threads=1).items():
+      if not isinstance(value := getattr(self, key), int) or value < least:
+        raise ValueError(f"data.{key} is {value!r}; wanted a whole number, at least {least}")
+    # One run of each function finds values that it cannot work with now, and not in a worker in the first step.
+    rng, image = np.random.default_rng(0), np.zeros((*size, self.channels or 3), np.uint8)
+    for what, function, args in (
+      ("crop", self._train_crop, (size, rng, size)),
+      ("eval_crop", self._eval_crop, (size, rng, size)),
+      *((f"augment[{i}]", op, (image, rng)) for i, op in enumerate(self._ops)),
+    ):
+      try:
+        function(*args)
+      except (TypeError, ValueError) as error:
+        raise ValueError(f"data.{what} ({function.func.__name__}) with {function.keywords}: {error}") from error
+
+  @functools.cached_property
+  def _train_crop(self):
+    return augment.bind_crop(self.crop, what="data.crop")
+
+  @functools.cached_property
+  def _eval_crop(self):
+    return augment.bind_crop(self.eval_crop, what="data.eval_crop")
+
+  @functools.cached_property
+  def _ops(self):
+    return [augment.bind_op(spec, what=f"data.augment[{i}]") for i, spec in enumerate(self.augment)]
+
+  def source(self, split: str | None = None) -> Source:
+    """A split on disk, by default the training split."""
+    return make_source(self.dataset, split or self.train_split, self.data_dir)
+
   @property
   def num_train(self) -> int:
     """Examples in the training split."""
+    return len(self.source())
 
   @property
-  def num_classes(self) -> int: ...
+  def num_eval(self) -> int:
+    """Examples in the evaluation split."""
+    return len(self.source(self.eval_split))
 
   @property
-  def class_names(self) -> list[str]: ...
+  def num_classes(self) -> int:
+    """Classes: labels are below it."""
+    return self.source().num_classes
+
+  @property
+  def class_names(self) -> list[str]:
+    """What the labels mean."""
+    return self.source().class_names
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """(Y, X, C) of every image in a batch."""
+    channels = self.channels or self.source().shape_YXC[-1]
+    return (*self.image_size, channels if channels == 1 else 3)
 
-  def num_examples(self, split: str) -> int: ...
+  def example(self, source: Source, index: int, seed: Sequence[int] | None = None) -> tuple[np.ndarray, int, bool]:
+    """One image as it is in a batch, its label, and whether it is valid.
+
+    Args:
+      source: of `self.source(split)`.
+      index: which.
+      seed: what the augmentation's randomness is made from; None = as in evaluation.
+
+    Raises:
+      ValueError: a corrupt image, unless skipped, or a label outside the classes; the file is named.
+    """
+    channels = self.image_shape[-1]
+    rng = None if seed is None else np.random.default_rng(seed)
+    choose = self._eval_crop if rng is None else self._train_crop
+    crop = functools.partial(choose, rng=rng, size_YX=self.image_size)
+    interpolation = self.eval_interpolation if rng is None else self.interpolation
+    try:
+      if self._cached(source):
+        images, labels, faults = _decoded(source, channels)
+        label = int(labels[index])
+        if index in faults:
+          raise augment.CorruptImage(faults[index])
+        box = crop(images.shape[1:3])
+        image = augment.resize(images[index], box, self.image_size, interpolation)
+      else:
+        encoded, label = source[index]
+        image = augment.cut(encoded, crop, self.image_size, channels, interpolation)
+    except augment.CorruptImage as error:
+      if not self.skip_corrupt:
+        raise ValueError(
+          f"corrupt image: {source.where(index)}: {error}. data.skip_corrupt=True leaves such images out"
+        ) from error
+      return np.zeros(self.image_shape, np.uint8), 0, False
+    if not 0 <= label < source.num_classes:
+      raise ValueError(f"label {label} is outside the {source.num_classes} classes: {source.where(index)}")
+    for op in self._ops if rng is not None else ():
+      image = op(image, rng)
+    return image, label, True
+
+  def _cached(self, source: Source) -> bool:
+    fixed = None not in source.shape_YXC
+    if self.cache and not fixed:
+      raise ValueError(f"data.cache: the images of {self.dataset!r} have different sizes, so they cannot be cached")
+    small = fixed and len(source) * math.prod(source.shape_YXC) <= CACHE_BYTES
+    return small if self.cache is None else self.cache
 
   def train_batches(
     self, batch_size: int, seed: int, first_step: int = 0, process_index: int = 0, process_count: int = 1
   ) -> Iterator[Batch]:
-    """Endless batches of this process, beginning with that of step `first_step`; `close()` ends its workers."""
+    """The part of one process of an endless row of batches.
+
+    Args:
+      batch_size: of all processes together.
+      seed: of the order and of the augmentation.
+      first_step: the step of the first batch.
+      process_index: which process this is.
+      process_count: of how many.
+
+    Returns:
+      an iterator; its `close()` ends its threads and workers.
+
+    Raises:
+      ValueError: a batch size that the processes cannot share, or larger than the split; later, see `example`.
+    """
+    source = self.source()
+    if batch_size > len(source):
+      raise ValueError(f"batch_size={batch_size}, but {self.dataset!r} {self.train_split!r} has {len(source)} examples")
+    part = _Part(self, source, batch_size, process_index, process_count, None, seed)
+    return part.stream(first_step, None)
 
   def eval_batches(
     self,
@@ -113,8 +389,115 @@ class Images:
     process_count: int = 1,
     limit: int | None = None,
   ) -> Iterator[Batch]:
-    """Every example of a split once, over all processes; the last batches are padded with valid=False."""
+    """The part of one process of batches that hold every example of a split once; the last is padded, valid=False.
+
+    Args:
+      batch_size: of all processes together; all get equally many batches.
+      split: by default `eval_split`.
+      process_index: which process this is.
+      process_count: of how many.
+      limit: only so many examples, the first on disk.
+
+    Raises:
+      ValueError: see `train_batches`.
+    """
+    source = self.source(split or self.eval_split)
+    end = len(source) if limit is None else min(limit, len(source))
+    part = _Part(self, source, batch_size, process_index, process_count, end, None)
+    return part.stream(0, -(-end // batch_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+  """What one process reads: its slices of all batches, in pieces of work."""
+
+  images: Images
+  source: Source
+  batch_size: int
+  process_index: int
+  process_count: int
+  end: int | None  # of the examples, in evaluation
+  seed: int | None  # in training
+
+  def __post_init__(self):
+    b, p, count = self.batch_size, self.process_index, self.process_count
+    if b < 1 or b % count:
+      raise ValueError(f"batch_size={b} cannot be shared by {count} processes: wanted a multiple of {count}")
+    if not 0 <= p < count:
+      raise ValueError(f"process_index={p} of {count} processes")
+
+  @property
+  def size(self) -> int:
+    """Examples of this process in a batch."""
+    return self.batch_size // self.process_count
+
+  @functools.cached_property
+  def piece(self) -> int:
+    """Examples in a piece of work: a divisor of `size`."""
+    return next(n for n in range(min(self.size, PIECE), 0, -1) if self.size % n == 0)
+
+  @functools.cached_property
+  def order(self) -> grain.MapDataset:
+    """Place in the endless stream -> example; every epoch has its own order."""
+    # Grain adds the epoch to its seed, so the seeds 0, 1, 2, ... themselves would share their epochs.
+    seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
+    return grain.MapDataset.range(len(self.source)).shuffle(seed=seed).repeat()
+
+  def __call__(self, which: int) -> Batch:
+    """The piece of work of that number."""
+    step, part = divmod(which, self.size // self.piece)
+    first = self.process_index * self.size + part * self.piece
+    batch = {
+      "image": np.zeros((self.piece, *self.images.image_shape), np.uint8),
+      "label": np.zeros(self.piece, np.int32),
+      "valid": np.zeros(self.piece, np.bool_),
+      "id": np.arange(first, first + self.piece, dtype=np.int32),
+    }
+    for i in range(self.piece):
+      place = step * self.batch_size + first + i
+      if self.end is not None and place >= self.end:
+        break
+      index, seed = (place, None) if self.seed is None else (int(self.order[place]), (self.seed, place))
+      batch["image"][i], batch["label"][i], batch["valid"][i] = self.images.example(self.source, index, seed)
+    return batch
+
+  def stream(self, first_step: int, steps: int | None) -> Iterator[Batch]:
+    """Batches from `first_step` on, made by threads or worker processes ahead of time."""
+    pieces = self.size // self.piece
+    everything = grain.MapDataset.range(first_step * pieces, 2**62 if steps is None else steps * pieces)
+    threads = 1 if self.images.workers else self.images.threads
+    work = everything.map(self).to_iter_dataset(
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
+    )
+    if self.images.workers:
+      work = work.mp_prefetch(grain.MultiprocessingOptions(self.images.workers, per_worker_buffer_size=2))
+    return _batches(work, pieces)
+
+
+def _batches(work: grain.IterDataset, pieces: int) -> Iterator[Batch]:
+  if pieces > 1:
+    work = work.batch(pieces, batch_fn=_join)
+  iterator = iter(work)
+  try:
+    yield from iterator
+  finally:
+    iterator.close()
+
+
+def _join(pieces: Sequence[Batch]) -> Batch:
+  return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
+
+
+KINDS = {"images": Images}
 
 
 def make(name: str, **kwargs) -> Images:
-  """`make(**config.data)`: the data by the name of its kind, "images"."""
+  """`make(**config.data)`: the data by the name of its kind, "images", and the arguments of that.
+
+  Raises:
+    ValueError: an unknown kind or argument (the nearest is named), or a missing one.
+  """
+  if name not in KINDS:
+    raise ValueError(f"unknown data {name!r}{nearest(str(name), KINDS)}")
+  check_call(KINDS[name], kwargs, f"config.data ({name})")
+  return KINDS[name](**kwargs)
