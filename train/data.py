@@ -15,6 +15,7 @@ import difflib
 import functools
 import importlib
 import math
+import os
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from pathlib import Path
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import flags
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -220,7 +222,8 @@ class Images:
     eval_crop: as `crop`, in evaluation.
     eval_interpolation: as `interpolation`, in evaluation.
     workers: processes that decode; with 0, threads of this process do.
-    threads: how many, if there are no workers.
+    threads: how many, if there are no workers; None: one for each core up to 16, but one alone for a cached split,
+      whose images are so little work each that threads only wait for each other.
     cache: keep the split decoded in memory; None: if its images have one size and take at most 1 GB.
     skip_corrupt: for a corrupt image give a black one with valid=False, instead of an error.
 
@@ -240,7 +243,7 @@ class Images:
   eval_crop: Mapping = dataclasses.field(default_factory=lambda: dict(name="center_crop"))
   eval_interpolation: str = "bicubic"
   workers: int = 0
-  threads: int = 4
+  threads: int | None = None
   cache: bool | None = None
   skip_corrupt: bool = False
 
@@ -254,8 +257,8 @@ class Images:
         raise ValueError(f"data.{key}: unknown name {value!r}{nearest(str(value), augment.INTERPOLATIONS)}")
     if self.channels not in (None, 1, 3):
       raise ValueError(f"data.channels is {self.channels!r}; wanted 1, 3, or None for what the set has")
-    for key, least in dict(workers=0, threads=1).items():
-      if not isinstance(value := getattr(self, key), int) or value < least:
+    for key, value, least in (("workers", self.workers, 0), ("threads", self.threads or 1, 1)):
+      if not isinstance(value, int) or value < least:
         raise ValueError(f"data.{key} is {value!r}; wanted a whole number, at least {least}")
     # One run of each function finds values that it cannot work with now, and not in a worker in the first step.
     rng, image = np.random.default_rng(0), np.zeros((*size, self.channels or 3), np.uint8)
@@ -328,7 +331,7 @@ class Images:
     crop = functools.partial(choose, rng=rng, size_YX=self.image_size)
     interpolation = self.eval_interpolation if rng is None else self.interpolation
     try:
-      if self._cached(source):
+      if self.cached(source):
         images, labels, faults = _decoded(source, channels)
         label = int(labels[index])
         if index in faults:
@@ -350,7 +353,8 @@ class Images:
       image = op(image, rng)
     return image, label, True
 
-  def _cached(self, source: Source) -> bool:
+  def cached(self, source: Source) -> bool:
+    """Whether a source is kept decoded in memory."""
     fixed = None not in source.shape_YXC
     if self.cache and not fixed:
       raise ValueError(f"data.cache: the images of {self.dataset!r} have different sizes, so they cannot be cached")
@@ -465,11 +469,14 @@ class _Part:
     """Batches from `first_step` on, made by threads or worker processes ahead of time."""
     pieces = self.size // self.piece
     everything = grain.MapDataset.range(first_step * pieces, 2**62 if steps is None else steps * pieces)
-    threads = 1 if self.images.workers else self.images.threads
+    alone = self.images.workers or self.images.cached(self.source)
+    threads = self.images.threads or (1 if alone else min(16, os.cpu_count() or 1))
     work = everything.map(self).to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
     )
     if self.images.workers:
+      if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain reads its flags, which only programs run by absl have parsed
       work = work.mp_prefetch(grain.MultiprocessingOptions(self.images.workers, per_worker_buffer_size=2))
     return _batches(work, pieces)
 
