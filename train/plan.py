@@ -4,14 +4,22 @@ Needs no TPU: libtpu (extra [plan]) compiles for a described one.
 """
 
 import dataclasses
+import importlib.util
 import math
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
+import numpy as np
+from jax.experimental import topologies
 from jax.extend import core
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import zoo
+from train import rng, sharding
+from train.step import State, init_state
 from zoo.errors import nearest
 
 # ---- chips
@@ -23,6 +31,7 @@ class Chip:
 
   Attributes:
     kind: jax's `device_kind`, without "TPU ". peak_flops: bf16, a second. hbm: bytes.
+    usable: bytes of HBM that the compiler gives to a program (asked of libtpu 0.0.52), the rest being the system's.
     bandwidth: of HBM, bytes a second. clock: Hz; None where it is not published.
     config: what `get_topology_desc` needs so that one device is one chip.
   """
@@ -30,17 +39,18 @@ class Chip:
   kind: tuple[str, ...]
   peak_flops: float
   hbm: int
+  usable: int
   bandwidth: float
   clock: float | None = None
   config: str = ""
 
 
-GB = 2**30  # as HBM is sold: v5e's 16 GB are 16 * 2**30 bytes
+GB = 2**30  # as memory is sold, and as XLA writes "G"
 CHIPS = {
-  "v4": Chip(("v4",), 275e12, 32 * GB, 1228e9, 1.05e9, "megacore"),
-  "v5e": Chip(("v5 lite", "v5e", "v5litepod"), 197e12, 16 * GB, 819e9, 1.5e9),
-  "v5p": Chip(("v5", "v5p"), 459e12, 95 * GB, 2765e9, 1.75e9),
-  "v6e": Chip(("v6 lite", "v6e"), 918e12, 32 * GB, 1640e9),
+  "v4": Chip(("v4",), 275e12, 32 * GB, int(30.75 * GB), 1228e9, 1.05e9, "megacore"),
+  "v5e": Chip(("v5 lite", "v5e", "v5litepod"), 197e12, 16 * GB, int(15.75 * GB), 819e9, 1.5e9),
+  "v5p": Chip(("v5", "v5p"), 459e12, 95 * GB, int(95.73 * GB), 2765e9, 1.75e9),
+  "v6e": Chip(("v6 lite", "v6e"), 918e12, 32 * GB, int(31.24 * GB), 1640e9),
 }
 
 
@@ -151,3 +161,293 @@ def _describe(name: str) -> ModelFacts:
   variables = jax.eval_shape(model.init, rngs, *inputs)
   macs = count_macs(lambda v, key, *x: model.apply(v, *x, rngs={"mask": key})[0], variables, key, *inputs)
   return ModelFacts(name, count_parameters(variables["params"]), macs, tuple(x.shape for x in inputs))
+
+
+# ---- collectives, read from the optimised program
+
+
+@dataclass(frozen=True)
+class Collective:
+  """A collective operation of a compiled program.
+
+  Attributes:
+    op: "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute" or "collective-broadcast".
+    shapes: what one device gets of it, such as ("f32[256,512]",); several where XLA combined them.
+    bytes: of the whole arrays, once: what an all-gather ends with and a reduce-scatter starts from.
+    groups: the devices (places in the mesh) that talk to each other; for a permutation pairs of source and target.
+    count: how often it runs in one run of the program; loops counted.
+    source: the operation of the traced function it was made for.
+  """
+
+  op: str
+  shapes: tuple[str, ...]
+  bytes: int
+  groups: tuple[tuple[int, ...], ...]
+  count: int = 1
+  source: str = ""
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """The number of elements of each array that one device gets."""
+    return tuple(math.prod(shape) for _, shape in map(_parse_shape, self.shapes))
+
+  @property
+  def elements(self) -> int:
+    """The number of elements of the whole arrays, as in `bytes`."""
+    return sum(self.sizes) * (len(self.groups[0]) if self.op == "reduce-scatter" else 1)
+
+  def crosses(self, mesh: Mesh, axis: str) -> bool:
+    """Whether devices at different places of a mesh axis talk to each other."""
+    place = np.indices(mesh.devices.shape)[mesh.axis_names.index(axis)].ravel()
+    return any(len({place[device] for device in group}) > 1 for group in self.groups)
+
+
+_OPS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+_OPS += ("collective-broadcast",)
+_WIDTHS = {"pred": 8, "bf16": 16} | {f"{t}{n}": n for t in "sufc" for n in (2, 4, 8, 16, 32, 64, 128)}
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\(")
+_CALLED = re.compile(r"(\w+)=(?:%([\w.-]+)|\{(%[\w.-]+(?:, ?%[\w.-]+)*)\})")
+_SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d\w*)?)\[([\d,]*)\]")
+
+
+def _parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+  kind, _, sizes = text.rstrip("]").partition("[")
+  return kind, tuple(int(s) for s in sizes.split(",") if s)
+
+
+def _bytes(shape: str) -> int:
+  kind, sizes = _parse_shape(shape)
+  return math.prod(sizes) * (8 if kind.startswith("f8") else _WIDTHS[kind]) // 8
+
+
+def _groups(line: str) -> tuple[tuple[int, ...], ...]:
+  """The replica groups of an instruction, in each of the three ways XLA writes them."""
+  if found := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", line):
+    return tuple(tuple(map(int, g.split(","))) for g in re.findall(r"\{([\d, ]+)\}", found[1]))
+  if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+    shape, counted, order = ([int(i) for i in (g or "").split(",") if i] for g in found.groups())
+    devices = np.arange(math.prod(counted)).reshape(counted)
+    return tuple(map(tuple, devices.transpose(order or None).reshape(shape).tolist()))
+  if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line):
+    axes = {name: int(size) for name, size in re.findall(r"'?([\w.]+)'?=(\d+)", found[1])}
+    over = [list(axes).index(name) for name in re.findall(r"'?([\w.]+)'?", found[2])]
+    devices = np.arange(math.prod(axes.values())).reshape(*axes.values())
+    devices = np.moveaxis(devices, over, range(-len(over), 0))
+    return tuple(map(tuple, devices.reshape(-1, math.prod(devices.shape[-len(over) :])).tolist()))
+  raise ValueError(f"cannot read the replica groups of {line.strip()[:300]}")
+
+
+def collectives(hlo: str) -> list[Collective]:
+  """The collectives of a compiled program, `compiled.as_text()`, in its order.
+
+  A loop's length is the one XLA knows, or the bound in its condition. One that the compiler made asynchronous and
+  spread over several fusions is one; an all-reduce that only a slice is kept of is the reduce-scatter it was.
+
+  Raises:
+    ValueError: replica groups in a notation that is not known.
+  """
+  computations, entry = {}, None
+  for line in hlo.splitlines():
+    if found := _COMPUTATION.match(line):
+      lines = computations[found[2]] = []
+      entry = found[2] if found[1] else entry
+    elif computations:
+      lines.append(line)
+
+  found: dict[str, Collective] = {}  # by channel: the pieces of an asynchronous collective share it
+
+  def walk(name: str, times: int) -> None:
+    for line in computations[name]:
+      instruction = _INSTRUCTION.match(line)
+      if not instruction:
+        continue
+      _, result, kind, op = instruction.groups()
+      base = op.removesuffix("-start")
+      if base in _OPS:
+        one = _collective(base, kind, line, asynchronous=op != base, times=times)
+        channel = re.search(r"channel_id=(\d+)", line)
+        if name.startswith("all-reduce-scatter"):
+          # A fusion of an all-reduce and the slice that the device keeps: a TPU's reduce-scatter.
+          root = next(_INSTRUCTION.match(x) for x in computations[name] if "ROOT" in x)
+          one = dataclasses.replace(one, op="reduce-scatter", shapes=_shapes(root[3]))
+        key = channel[1] if channel else f"{name}/{result}"
+        if key not in found or found[key].count < times:
+          found[key] = one
+        continue  # what it calls only adds two numbers
+      for attribute, called, several in _CALLED.findall(line):
+        for inner in [called] if called else re.findall(r"%([\w.-]+)", several):
+          if inner in computations:
+            walk(inner, times * (_trips(line, computations) if attribute == "body" else 1))
+
+  if entry:
+    walk(entry, 1)
+  return list(found.values())
+
+
+def _shapes(kind: str) -> tuple[str, ...]:
+  return tuple(f"{k}[{sizes}]" for k, sizes in _SHAPE.findall(kind))
+
+
+def _collective(op: str, kind: str, line: str, asynchronous: bool, times: int) -> Collective:
+  groups, shapes = _groups(line), _shapes(kind)
+  if asynchronous and op != "all-reduce":
+    # Starting yields (operands, results, handles); an all-reduce only its results.
+    shapes = tuple(s for s in shapes if s not in ("u32[]", "s32[]"))
+    shapes = shapes[len(shapes) // 2 :]
+  size = sum(map(_bytes, shapes)) * (len(groups[0]) if op == "reduce-scatter" else 1)
+  source = re.search(r'op_name="([^"]*)"', line)
+  return Collective(op, shapes, size, groups, times, source[1] if source else "")
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int:
+  if found := re.search(r'known_trip_count"?:\{"n":"(\d+)"\}', line):
+    return int(found[1])
+  condition = computations[re.search(r"condition=%?([\w.-]+)", line)[1]]
+  bounds = [int(n) for x in condition for n in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", x)]
+  return bounds[0] if len(bounds) == 1 and any("direction=LT" in x for x in condition) else 1
+
+
+# ---- compiling for a TPU that is not here
+
+
+class OutOfHbm(ValueError):
+  """The program does not fit a chip; `needed` and `usable` are bytes."""
+
+  def __init__(self, needed: int, usable: int):
+    super().__init__(f"needs {needed / GB:.2f} GiB of HBM a chip and there are {usable / GB:.2f}")
+    self.needed, self.usable = needed, usable
+
+
+@dataclass(frozen=True)
+class Memory:
+  """Bytes of HBM on one chip; parts that are not known because the program did not fit are None.
+
+  Attributes:
+    peak: the most in use at once. usable: what a program may use.
+    arguments: state and batch. outputs: the new state and the metrics, of which `aliased` overwrite arguments.
+    temporaries: activations, gradients and everything between. program: the code.
+  """
+
+  peak: int
+  usable: int
+  arguments: int | None = None
+  outputs: int | None = None
+  aliased: int | None = None
+  temporaries: int | None = None
+  program: int | None = None
+
+  @property
+  def fits(self) -> bool:
+    return self.peak <= self.usable
+
+
+def tpu_devices(topology: str) -> tuple[Chip, list[jax.Device]]:
+  """The devices of a TPU slice that need not exist, to compile for.
+
+  On a machine with a TPU call it in a process of its own, started with JAX_PLATFORMS=cpu: it tells libtpu not to look
+  for the rest of a slice.
+
+  Args:
+    topology: chip and shape, such as "v5e:2x4" or "v5p:2x2x2".
+
+  Returns:
+    the chip, and one device a chip.
+
+  Raises:
+    ValueError: libtpu is not installed, or there is no such chip or shape.
+  """
+  name, _, shape = topology.partition(":")
+  if name not in CHIPS:
+    raise ValueError(f"unknown TPU {name!r} in {topology!r}{nearest(name, CHIPS)}")
+  if not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+    raise ValueError(f"{topology!r} has no shape such as {name}:2x4 (v4 and v5p: {name}:2x2x1)")
+  if importlib.util.find_spec("libtpu") is None:
+    raise ValueError("the TPU compiler is not installed: pip install 'transformer-zoo[plan]'")
+  # Read when libtpu is loaded: no cloud to ask, no other hosts, any known type, and no chip to hold alone.
+  # Overwritten, because importing jax may have left its own guesses there.
+  os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-8")
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+  options = {"chip_config_name": CHIPS[name].config} if CHIPS[name].config else {}
+  try:
+    described = topologies.get_topology_desc(topology, "tpu", **options)
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(f"libtpu knows no {topology!r}: {str(error).splitlines()[0]}") from error
+  return CHIPS[name], list(described.devices)
+
+
+def compile_for(function: Callable, *args, **jit_options) -> jax.stages.Compiled:
+  """Compiles a function for the devices that its arguments' shardings name.
+
+  Args:
+    function: traceable by JAX, or the result of `jax.jit`.
+    *args: trees of `jax.ShapeDtypeStruct` with shardings on a mesh of `tpu_devices`.
+    **jit_options: of `jax.jit`: `donate_argnums`, `out_shardings`, ...
+
+  Raises:
+    OutOfHbm: it needs more memory than a chip has.
+  """
+  jitted = function if hasattr(function, "lower") and not jit_options else jax.jit(function, **jit_options)
+  try:
+    return jitted.lower(*args).compile()
+  except jax.errors.JaxRuntimeError as error:
+    # Two wordings: "... (24.02G) exceeds available HBM (15.75G)", "Used 24.02G of 15.75G hbm".
+    found = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", str(error))
+    found = found or re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
+    if not found:
+      raise
+    needed, usable = (float(n) * 1024 ** " KMGT".index(u or " ") for n, u in (found.groups()[:2], found.groups()[2:]))
+    raise OutOfHbm(int(needed), int(usable)) from error
+
+
+def hbm(compiled: jax.stages.Compiled, chip: Chip) -> Memory:
+  """The memory that a compiled program needs on one chip."""
+  m = compiled.memory_analysis()
+  return Memory(
+    peak=m.peak_memory_in_bytes,
+    usable=chip.usable,
+    arguments=m.argument_size_in_bytes,
+    outputs=m.output_size_in_bytes,
+    aliased=m.alias_size_in_bytes,
+    temporaries=m.temp_size_in_bytes,
+    program=m.generated_code_size_in_bytes,
+  )
+
+
+def image_batch(config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """The shapes of a batch of images for a model of this config, as the step gets it."""
+  B = batch_size
+  shapes = {
+    "image": ((B, *config.image_size, config.channels), np.uint8),
+    "label": ((B,), np.int32),
+    "valid": ((B,), np.bool_),
+    "id": ((B,), np.int32),
+  }
+  return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+def abstract_arguments(
+  model, inputs: Sequence, optimizer, batch: dict, mesh: Mesh, *, ema: bool = False, key_impl: str = "threefry2x32"
+) -> tuple[State, dict, jax.ShapeDtypeStruct]:
+  """Shapes and shardings of what the step gets: state, batch and root key; nothing is allocated.
+
+  Args:
+    model: a Linen module. inputs: shapes to initialise it with, `family.inputs(config, 1)`.
+    optimizer: an optax transformation.
+    batch: shapes of the global batch, such as `image_batch`.
+    mesh: from `train.sharding.make_mesh`.
+    ema: whether the state holds an average.
+    key_impl: of the root key.
+  """
+  key = jax.eval_shape(lambda: rng.root(0, key_impl))
+
+  def make_state(key, *inputs):
+    return init_state(model.init({"params": key, "mask": key}, *inputs), optimizer, ema)
+
+  def place(tree, shardings):
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
+
+  state = jax.eval_shape(make_state, key, *inputs)
+  cut, whole = NamedSharding(mesh, sharding.BATCH), NamedSharding(mesh, PartitionSpec())
+  placed = place(batch, jax.tree.map(lambda _: cut, batch))
+  return place(state, sharding.state_shardings(state, mesh)), placed, place(key, whole)
