@@ -1,0 +1,90 @@
+"""Same weights, same outputs as Hugging Face, in float32 at every layer (files made by golden/make_goldens.py)."""
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import zoo
+from train.objectives.mae import reconstruction_loss
+
+GOLDEN = Path(__file__).parent / "golden"
+SIZES = {
+  "vit_model": ("vit/test", dict(width=24, depth=3, heads=4, mlp_dim=40)),
+  "vit_classifier": ("vit/test", dict(width=20, depth=3, heads=2, mlp_dim=28, patch=3)),
+  "mae": (
+    "mae/test",
+    dict(width=24, depth=3, heads=2, mlp_dim=40)
+    | dict(decoder_width=16, decoder_depth=2, decoder_heads=4, decoder_mlp_dim=28),
+  ),
+}
+CASES = [
+  ("vit_model", "20x20"),
+  ("vit_model", "28x28"),
+  ("vit_model", "12x32"),
+  ("vit_classifier", "12x18"),
+  ("mae", "20x20"),
+]
+
+
+def relative_error(ours, theirs) -> float:
+  """The largest difference over the largest value."""
+  assert np.shape(ours) == np.shape(theirs)
+  return float(np.abs(np.asarray(ours, np.float64) - theirs).max() / np.abs(np.asarray(theirs, np.float64)).max())
+
+
+@functools.cache
+def expected(golden, size):
+  with np.load(GOLDEN / golden / "expected.npz") as file:
+    return {k.removeprefix(f"{size}/"): file[k] for k in file if k.startswith(size)}
+
+
+@functools.cache
+def run(golden, size, **overrides):
+  name, sizes = SIZES[golden]
+  model, variables = zoo.load(GOLDEN / golden, name, **sizes, **overrides)
+  inputs = [expected(golden, size)[k] for k in ("image", "noise") if k in expected(golden, size)]
+  return jax.jit(model.apply)(variables, *inputs)
+
+
+@pytest.mark.parametrize(("golden", "size", "scan"), [(*c, False) for c in CASES] + [(*c, True) for c in CASES[-2:]])
+def test_every_layer(golden, size, scan):
+  output, aux = run(golden, size, scan=scan) if scan else run(golden, size)
+  ours = aux | {"output": output}
+  compared = [k for k in expected(golden, size) if k not in ("image", "noise") and not k.startswith("loss")]
+  assert {"embedded", "block_00", "block_02", "tokens", "output"} <= set(compared)
+  errors = {k: relative_error(ours[k], expected(golden, size)[k]) for k in compared}
+  assert max(errors.values()) < 1e-5, errors
+
+
+def test_mae_encoder_of_another_image_size():
+  # Hugging Face interpolates the encoder's fixed positions, which a learned table does as well; its decoder
+  # interpolates along the flattened grid, which is no position any more: not compared.
+  _, aux = run("mae", "16x28", positions="learned_1d")
+  theirs = expected("mae", "16x28")
+  for name in ("embedded", "block_00", "block_01", "block_02", "tokens", "masked"):
+    assert relative_error(aux[name], theirs[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_mae_loss(normalise):
+  pixels_BPF, aux = run("mae", "20x20")
+  theirs = expected("mae", "20x20")
+  loss_B = reconstruction_loss(pixels_BPF, theirs["image"], aux["masked"], 4, normalise)
+  assert relative_error(loss_B.mean(), theirs[f"loss_{normalise}"]) < 1e-5
+
+
+def test_positions_resampled_at_loading():
+  """Once and for all, instead of in every forward pass."""
+  output, _ = run("vit_model", "12x32", image_size=(12, 32), resample=True)
+  assert relative_error(output, expected("vit_model", "12x32")["output"]) < 1e-5
+
+
+def test_config_json_says_what_the_tensors_do_not():
+  model, _ = zoo.load(GOLDEN / "vit_classifier", SIZES["vit_classifier"][0], **SIZES["vit_classifier"][1])
+  c = model.config
+  assert (c.image_size, c.channels, c.num_classes, c.activation, c.epsilon) == ((12, 18), 1, 7, "gelu_tanh", 1e-12)
+  model, _ = zoo.load(GOLDEN / "vit_model", SIZES["vit_model"][0], **SIZES["vit_model"][1])
+  assert (model.config.num_classes, model.config.representation) == (0, 9)

@@ -1,0 +1,518 @@
+"""Weights: the engine's faults, each and all at once; round trips to the bit; files whole or not at all."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors import numpy as safetensors
+
+import zoo
+from zoo.positions import resample, sincos_2d
+from zoo.stack import stack_params
+from zoo.weights import Rule, Transform, WeightsError, convert, torch_layout, write_back
+from zoo.weights.read import read
+
+SAME = Transform(lambda t, shape: t, lambda a: a)
+TABLE = (
+  Rule(r"(?:new|old)\.layer\.(\d+)\.weight", "block_{:02d}/kernel", torch_layout.TRANSPOSED),
+  Rule("bias", "bias", SAME),
+  Rule(r"both", ("a", "b"), Transform(lambda t, *shapes: tuple(np.split(t, 2)), lambda *a: np.concatenate(a))),
+)
+PARAMS = {
+  "block_00": {"kernel": np.arange(6.0, dtype="f").reshape(2, 3)},
+  "block_12": {"kernel": -np.arange(6.0, dtype="f").reshape(2, 3)},
+  "bias": np.ones(4, "f"),
+  "a": np.zeros(2, "f"),
+  "b": np.full(2, 7, "f"),
+}
+
+
+def tensors():
+  return write_back(PARAMS, TABLE)
+
+
+def faults(tensors, table=TABLE, template=PARAMS, **kwargs):
+  with pytest.raises(WeightsError) as error:
+    convert(tensors, table, template, **kwargs)
+  return error.value.faults
+
+
+def assert_same(ours, theirs):
+  """To the bit."""
+  ours, theirs = flatten_dict(ours, sep="/"), flatten_dict(theirs, sep="/")
+  assert ours.keys() == theirs.keys()
+  for path in ours:
+    assert ours[path].dtype == theirs[path].dtype, path
+    assert np.asarray(ours[path]).tobytes() == np.asarray(theirs[path]).tobytes(), path
+
+
+def random_variables(name, seed=0, **overrides):
+  """Every parameter random: an initialiser's zeros would look alike wherever they went."""
+  model = zoo.create(name, **overrides)
+  rngs = {"params": jax.random.key(0), "mask": jax.random.key(0)}
+  shapes = jax.eval_shape(model.init, rngs, *zoo.family(name).inputs(model.config, 1))
+  rng = np.random.default_rng(seed)
+  return model, jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
+
+
+# The engine.
+
+
+def test_write_back_and_convert_are_inverse():
+  written = tensors()
+  assert set(written) == {"new.layer.0.weight", "new.layer.12.weight", "bias", "both"}
+  assert written["new.layer.0.weight"].shape == (3, 2)
+  assert_same(convert(written, TABLE, PARAMS), PARAMS)
+
+
+def test_older_names_are_read_too():
+  old = {key.replace("new", "old"): t for key, t in tensors().items()}
+  assert_same(convert(old, TABLE, PARAMS), PARAMS)
+
+
+def test_half_precision_is_widened():
+  half = {key: t.astype(ml_dtypes.bfloat16) for key, t in tensors().items()}
+  assert_same(convert(half, TABLE, PARAMS), PARAMS)
+
+
+def test_a_key_without_a_rule():
+  assert faults(tensors() | {"what": np.ones(2)}) == ("what has no rule",)
+
+
+def test_a_misspelt_key_and_what_it_leaves_unfilled():
+  t = tensors()
+  t["new.layer.12.wieght"] = t.pop("new.layer.12.weight")
+  assert faults(t) == (
+    "new.layer.12.wieght has no rule; did you mean new.layer.12.weight?",
+    "block_12/kernel [2, 3] is not filled: there is no new.layer.12.weight",
+  )
+
+
+def test_a_key_with_two_rules():
+  table = (*TABLE, Rule("bi.s", "bias", SAME))
+  assert faults(tensors(), table) == ("bias has 2 rules: bias, bi.s",)
+
+
+def test_a_parameter_with_two_keys():
+  t = tensors()
+  assert faults(t | {"old.layer.0.weight": t["new.layer.0.weight"]}) == (
+    "old.layer.0.weight and new.layer.0.weight are both for block_00/kernel",
+  )
+
+
+def test_a_wrong_shape_of_the_right_size():
+  assert faults(tensors() | {"new.layer.0.weight": np.ones((2, 3))}) == (
+    "new.layer.0.weight has shape [2, 3], the model wants [3, 2]",
+  )
+  assert faults(tensors() | {"both": np.ones((3,))}) == ("both has shape [3], the model wants [4]",)
+
+
+def test_a_parameter_the_model_does_not_have():
+  assert faults(tensors() | {"new.layer.1.weight": np.ones((3, 2))}) == (
+    "new.layer.1.weight is for block_01/kernel, which the model does not have; ignore it if that is meant",
+  )
+
+
+def test_a_missing_tensor_and_a_parameter_without_a_rule():
+  t = tensors()
+  del t["both"]
+  assert faults(t, template=PARAMS | {"more": np.ones((1, 5))}) == (
+    "a [2] is not filled: there is no both",
+    "b [2] is not filled: there is no both",
+    "more [1, 5] is not filled: no rule is for it",
+  )
+
+
+def test_integers_are_no_weights():
+  assert faults(tensors() | {"bias": np.ones(4, int)}) == ("bias holds int64, not floating-point numbers",)
+
+
+def test_all_faults_in_one_error():
+  t = tensors() | {"extra": np.ones(1), "bias": np.ones(5)}
+  del t["both"]
+  with pytest.raises(ValueError, match=r"model:\n  bias has shape \[5\].*\n  extra has no rule\n  a .*\n  b "):
+    convert(t, TABLE, PARAMS)
+
+
+def test_ignored_only_when_asked():
+  t = tensors() | {"head.weight": np.ones(1), "head.bias": np.ones(1)}
+  assert len(faults(t)) == 2
+  assert faults(t, ignore=["head"]) == faults(t)  # the whole key must match
+  assert_same(convert(t, TABLE, PARAMS, ignore=[r"head\..*"]), PARAMS)
+
+
+def test_an_ignoring_rule():
+  table = (*TABLE, Rule("position_ids", (), torch_layout.IGNORED))
+  assert_same(convert(tensors() | {"position_ids": np.arange(3)}, table, PARAMS), PARAMS)
+  assert "position_ids" not in write_back(PARAMS, table)
+
+
+def test_write_back_needs_a_rule_for_everything():
+  with pytest.raises(WeightsError, match="more has no rule"):
+    write_back(PARAMS | {"more": np.ones(1)}, TABLE)
+  with pytest.raises(WeightsError, match="bias has 2 rules"):
+    write_back(PARAMS, (*TABLE, Rule("c", "bias", SAME)))
+
+
+# The tables of the models.
+
+CASES = [
+  ("vit/test", "huggingface", {}),
+  ("vit/test", "huggingface", dict(num_classes=0, representation=11)),
+  ("vit/test", "huggingface", dict(positions="sincos_2d", scan=True)),
+  ("vit/test", "timm", {}),
+  ("vit/test", "timm", dict(pool="gap", class_token=False, final_norm=False, head_norm="layer")),
+  ("vit/test", "timm", dict(pool="map", class_token=False, representation=13)),
+  ("mae/test", "huggingface", {}),
+  ("mae/test", "timm", dict(scan=True)),
+]
+
+
+@pytest.mark.parametrize(("name", "layout", "overrides"), CASES)
+def test_write_a_layout_and_read_it(tmp_path, name, layout, overrides):
+  _, variables = random_variables(name, **overrides)
+  zoo.save(tmp_path / "w.safetensors", name, overrides, variables, layout=layout)
+  _, again = zoo.load(tmp_path / "w.safetensors", name, layout=layout, **overrides)
+  assert_same(again, variables)
+
+
+def test_layouts_write_the_published_names(tmp_path):
+  def written(name, layout, **overrides):
+    _, variables = random_variables(name, **overrides)
+    zoo.save(tmp_path / "w.safetensors", name, overrides, variables, layout=layout)
+    return {key: t.shape for key, t in read(tmp_path / "w.safetensors").tensors.items()}
+
+  keys = written("vit/test", "timm", depth=1)
+  assert keys == {
+    "cls_token": (1, 1, 24),
+    "pos_embed": (1, 16, 24),
+    "patch_embed.proj.weight": (24, 3, 4, 4),
+    "patch_embed.proj.bias": (24,),
+    "blocks.0.norm1.weight": (24,),
+    "blocks.0.norm1.bias": (24,),
+    "blocks.0.attn.qkv.weight": (72, 24),
+    "blocks.0.attn.qkv.bias": (72,),
+    "blocks.0.attn.proj.weight": (24, 24),
+    "blocks.0.attn.proj.bias": (24,),
+    "blocks.0.norm2.weight": (24,),
+    "blocks.0.norm2.bias": (24,),
+    "blocks.0.mlp.fc1.weight": (40, 24),
+    "blocks.0.mlp.fc1.bias": (40,),
+    "blocks.0.mlp.fc2.weight": (24, 40),
+    "blocks.0.mlp.fc2.bias": (24,),
+    "norm.weight": (24,),
+    "norm.bias": (24,),
+    "head.weight": (7, 24),
+    "head.bias": (7,),
+  }
+  keys = written("mae/test", "timm", decoder_depth=1)
+  assert keys["decoder_pos_embed"] == (1, 16, 16)
+  assert keys["decoder_blocks.0.attn.qkv.weight"] == (48, 16)
+  assert keys["decoder_pred.weight"] == (48, 16)
+  assert keys["mask_token"] == (1, 1, 16)
+  keys = written("mae/test", "huggingface")
+  assert "vit.encoder.layer.2.attention.attention.query.weight" in keys
+  assert "decoder.decoder_layers.1.attention.output.dense.weight" in keys
+  # ViTForImageClassification has a prefix, ViTModel has none.
+  assert "vit.layernorm.weight" in written("vit/test", "huggingface")
+  assert "layernorm.weight" in written("vit/test", "huggingface", num_classes=0)
+
+
+def test_positions_without_a_place_in_a_layout(tmp_path):
+  overrides = dict(positions="learned_2d")
+  _, variables = random_variables("vit/test", **overrides)
+  with pytest.raises(WeightsError, match="encoder/pos/row has no rule"):
+    zoo.save(tmp_path / "w.safetensors", "vit/test", overrides, variables, layout="timm")
+  assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_running_statistics_have_no_place_in_a_layout(tmp_path):
+  overrides = dict(head_norm="batch")
+  _, variables = random_variables("vit/test", **overrides)
+  zoo.save(tmp_path / "w.safetensors", "vit/test", overrides, variables)
+  assert_same(zoo.load(tmp_path / "w.safetensors")[1], variables)
+  with pytest.raises(WeightsError, match="batch_stats"):
+    zoo.save(tmp_path / "hf.safetensors", "vit/test", overrides, variables, layout="huggingface")
+
+
+def test_a_classifier_without_classes_must_be_asked_for(tmp_path):
+  _, variables = random_variables("vit/test")
+  zoo.save(tmp_path / "w.safetensors", "vit/test", {}, variables, layout="timm")
+  with pytest.raises(WeightsError, match=r"head.bias is for head/bias, which the model does not have"):
+    zoo.load(tmp_path / "w.safetensors", "vit/test", layout="timm", num_classes=0)
+  _, encoder = zoo.load(tmp_path / "w.safetensors", "vit/test", layout="timm", num_classes=0, ignore=["head.*"])
+  assert_same(encoder["params"]["encoder"], variables["params"]["encoder"])
+
+
+def test_an_encoder_out_of_an_mae(tmp_path):
+  _, variables = random_variables("mae/test")
+  kwargs = dict(num_classes=0, positions="sincos_2d")
+  for layout, decoder in (("zoo", "params/decoder/.*"), ("timm", "decoder.*|mask_token")):
+    zoo.save(tmp_path / "w.safetensors", "mae/test", {}, variables, layout=layout)
+    _, vit = zoo.load(tmp_path / "w.safetensors", "vit/test", layout=layout, ignore=[decoder], **kwargs)
+    assert_same(vit["params"]["encoder"], variables["params"]["encoder"])
+
+
+# Positions of another image size.
+
+
+def test_resampling_must_be_asked_for(tmp_path):
+  path = tmp_path / "w.safetensors"
+  _, variables = random_variables("vit/test", image_size=(16, 16))
+  table = variables["params"]["encoder"]["pos"]["table"]
+  for layout in ("zoo", "timm", "huggingface"):
+    zoo.save(path, "vit/test", dict(image_size=(16, 16)), variables, layout=layout)
+    load = dict(name="vit/test", layout=layout, image_size=(20, 12))
+    with pytest.raises(WeightsError, match=r"positions of another image size.*resample=True"):
+      zoo.load(path, **load)
+    for method, kwargs in {"bicubic": True, "bicubic_antialias": "bicubic_antialias"}.items():
+      _, again = zoo.load(path, resample=kwargs, **load)
+      pos = again["params"]["encoder"]["pos"]
+      np.testing.assert_allclose(pos["table"], resample(table, (5, 3), method), rtol=1e-6)
+      np.testing.assert_array_equal(pos["cls"], variables["params"]["encoder"]["pos"]["cls"])
+
+
+def test_rows_and_columns_are_resampled(tmp_path):
+  path = tmp_path / "w.safetensors"
+  _, variables = random_variables("vit/test", positions="learned_2d")
+  zoo.save(path, "vit/test", dict(positions="learned_2d"), variables)
+  _, again = zoo.load(path, image_size=(32, 12), resample=True)
+  row = variables["params"]["encoder"]["pos"]["row"]
+  np.testing.assert_allclose(again["params"]["encoder"]["pos"]["row"], resample(row[:, None], (8, 1))[:, 0], rtol=1e-6)
+  np.testing.assert_array_equal(
+    again["params"]["encoder"]["pos"]["column"], variables["params"]["encoder"]["pos"]["column"]
+  )
+
+
+def test_a_foreign_table_that_is_no_square(tmp_path):
+  _, variables = random_variables("vit/test")
+  zoo.save(tmp_path / "w.safetensors", "vit/test", {}, variables, layout="timm")
+  with pytest.raises(WeightsError, match="has 15 positions, which are no square"):
+    zoo.load(tmp_path / "w.safetensors", "vit/test", layout="timm", image_size=(16, 16), resample=True)
+
+
+def test_a_fixed_table_is_compared_with_ours():
+  table = zoo.family("mae").tables(zoo.create("mae/test").config)["timm"]
+  _, variables = random_variables("mae/test")
+  good = write_back(variables["params"], table)
+  np.testing.assert_array_equal(good["pos_embed"][0, 1:], sincos_2d((5, 3), 24).reshape(15, 24))
+  np.testing.assert_array_equal(good["pos_embed"][0, 0], 0)
+  half = good | {"pos_embed": good["pos_embed"].astype(ml_dtypes.bfloat16)}
+  assert_same(convert(half, table, variables["params"]), variables["params"])
+  moved = good | {"pos_embed": good["pos_embed"][:, ::-1]}
+  assert "pos_embed is not the fixed sin-cos table" in faults(moved, table, variables["params"])[0]
+
+
+def test_a_fixed_table_of_another_image_size(tmp_path):
+  _, variables = random_variables("mae/test", image_size=(16, 16))
+  zoo.save(tmp_path / "w.safetensors", "mae/test", dict(image_size=(16, 16)), variables, layout="timm")
+  load = dict(name="mae/test", layout="timm")
+  with pytest.raises(WeightsError, match="pos_embed holds positions of another image size"):
+    zoo.load(tmp_path / "w.safetensors", **load)
+  assert_same(zoo.load(tmp_path / "w.safetensors", resample=True, **load)[1], variables)
+
+
+# Our own file.
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("name", ["vit/test", "mae/test"])
+def test_save_and_load(tmp_path, name, scan):
+  overrides = dict(depth=2, image_size=(12, 8), scan=scan)
+  model, variables = random_variables(name, **overrides)
+  zoo.save(tmp_path / "new" / "w.safetensors", name, overrides, variables)
+  again, loaded = zoo.load(tmp_path / "new" / "w.safetensors")
+  assert again == model
+  assert_same(loaded, variables)
+
+
+def test_a_scanned_model_is_saved_unrolled(tmp_path):
+  _, variables = random_variables("vit/test")
+  stacked = {"params": stack_params(variables["params"])}
+  zoo.save(tmp_path / "w.safetensors", "vit/test", dict(scan=True), stacked)
+  assert_same(zoo.load(tmp_path / "w.safetensors", scan=False)[1], variables)
+  assert_same(zoo.load(tmp_path / "w.safetensors")[1], stacked)
+
+
+def test_what_the_file_says(tmp_path):
+  _, variables = random_variables("vit/test", depth=1)
+  zoo.save(tmp_path / "w.safetensors", "vit/test", dict(depth=1), variables)
+  assert "params/encoder/block_00/attn/q/kernel" in safetensors.load_file(tmp_path / "w.safetensors")
+  source = read(tmp_path / "w.safetensors")
+  assert (source.layout, source.model, source.overrides) == ("zoo", "vit/test", {"depth": 1})
+
+
+def test_variables_of_another_model_are_not_saved(tmp_path):
+  _, variables = random_variables("vit/test", depth=2)
+  with pytest.raises(WeightsError, match=r"not those of vit/test:\n.*block_02.*is not filled"):
+    zoo.save(tmp_path / "w.safetensors", "vit/test", {}, variables)
+  assert not list(tmp_path.iterdir())
+
+
+def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
+  path = tmp_path / "w.safetensors"
+  _, variables = random_variables("vit/test")
+  zoo.save(path, "vit/test", {}, variables)
+  before = path.read_bytes()
+
+  def full(_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr("os.fsync", full)
+  with pytest.raises(OSError, match="No space"):
+    zoo.save(path, "vit/test", {}, jax.tree.map(lambda p: p + 1, variables))
+  assert path.read_bytes() == before
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_suffix_tells_the_format(tmp_path):
+  with pytest.raises(ValueError, match=r"written as .safetensors"):
+    zoo.save(tmp_path / "w.npz", "vit/test", {}, {})
+  with pytest.raises(ValueError, match="unknown layout 'tim'; did you mean 'timm'"):
+    zoo.save(tmp_path / "w.safetensors", "vit/test", {}, {}, layout="tim")
+
+
+# Formats.
+
+
+def test_npz(tmp_path):
+  model, variables = random_variables("vit/test")
+  table = zoo.family("vit").tables(model.config)["timm"]
+  np.savez(tmp_path / "w.npz", **write_back(variables["params"], table))
+  assert_same(zoo.load(tmp_path / "w.npz", "vit/test", layout="timm")[1], variables)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_truncated_file_is_named(tmp_path, suffix, part):
+  path = tmp_path / f"weights{suffix}"
+  content = dict(weight=np.random.default_rng(0).normal(size=(50, 50)))
+  np.savez(path, **content) if suffix == ".npz" else safetensors.save_file(content, path)
+  path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+  with pytest.raises(WeightsError, match=f"weights{suffix}: cannot be read, it is truncated"):
+    zoo.load(path, "vit/test", layout="timm")
+
+
+def test_pytorch_files_without_pytorch(tmp_path, monkeypatch):
+  (tmp_path / "w.pth").write_bytes(b"")
+  monkeypatch.setitem(sys.modules, "torch", None)
+  with pytest.raises(WeightsError, match=r"w\.pth: a PyTorch file needs PyTorch: pip install torch"):
+    zoo.load(tmp_path / "w.pth", "vit/test", layout="timm")
+
+
+def test_no_such_file(tmp_path):
+  (tmp_path / "weights.safetensors").touch()
+  with pytest.raises(WeightsError, match=r"no such file.*did you mean 'weights.safetensors'"):
+    zoo.load(tmp_path / "wieghts.safetensors")
+  with pytest.raises(WeightsError, match=r"unknown format '.h5'; there are .safetensors"):
+    (tmp_path / "w.h5").touch()
+    zoo.load(tmp_path / "w.h5")
+
+
+def test_what_a_foreign_file_does_not_tell(tmp_path):
+  _, variables = random_variables("vit/test")
+  path = tmp_path / "w.safetensors"
+  zoo.save(path, "vit/test", {}, variables, layout="timm")
+  with pytest.raises(WeightsError, match="does not tell its model"):
+    zoo.load(path)
+  with pytest.raises(WeightsError, match="its keys look like 'timm'"):
+    zoo.load(path, "vit/test")
+  with pytest.raises(WeightsError, match="there is no layout 'flax'"):
+    zoo.load(path, "vit/test", layout="flax")
+  with pytest.raises(WeightsError, match=r"layout huggingface; its keys look like 'timm'"):
+    zoo.load(path, "vit/test", layout="huggingface")
+
+
+# A Hugging Face directory.
+
+
+def huggingface(directory, name, overrides, **changes):
+  """Writes one: two files and an index, as large models have."""
+  model, variables = random_variables(name, **overrides)
+  family = zoo.family(name)
+  written = write_back(variables["params"], family.tables(model.config)["huggingface"])
+  directory.mkdir()
+  parts = dict(list(written.items())[::2]), dict(list(written.items())[1::2])
+  for i, part in enumerate(parts):
+    safetensors.save_file(part, directory / f"part{i}.safetensors")
+  index = {key: f"part{i}.safetensors" for i, part in enumerate(parts) for key in part}
+  (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+  names = family.HUGGINGFACE["fields"]
+  config = {names[k]: getattr(model.config, k) for k in names} | {"model_type": family.HUGGINGFACE["model_type"]}
+  (directory / "config.json").write_text(json.dumps(config | changes))
+  return model, variables
+
+
+@pytest.mark.parametrize("name", ["vit/test", "mae/test"])
+def test_a_huggingface_directory_tells_its_model(tmp_path, name):
+  overrides = dict(epsilon=1e-12, channels=2, image_size=(8, 12))
+  model, variables = huggingface(tmp_path / "hf", name, overrides)
+  again, loaded = zoo.load(tmp_path / "hf")
+  assert again == model
+  assert_same(loaded, variables)
+
+
+def test_a_huggingface_directory_that_is_another_model(tmp_path):
+  huggingface(tmp_path / "hf", "vit/test", {})
+  with pytest.raises(WeightsError, match=r"hidden_size 24, vit/ti16 has width 192\n"):
+    zoo.load(tmp_path / "hf", "vit/ti16")
+  huggingface(tmp_path / "other", "vit/test", {}, model_type="swin")
+  with pytest.raises(WeightsError, match=r"model_type 'swin'.*There are: vit_mae, vit; or"):
+    zoo.load(tmp_path / "other")
+  huggingface(tmp_path / "odd", "vit/test", {"width": 28})
+  with pytest.raises(WeightsError, match=r"no variant of vit has .*'width': 28.*pass a name"):
+    zoo.load(tmp_path / "odd")
+  (tmp_path / "odd" / "model.safetensors.index.json").unlink()
+  with pytest.raises(WeightsError, match=r"none of model.safetensors, "):
+    zoo.load(tmp_path / "odd")
+
+
+# A training run.
+
+
+def run_directory(directory, variables, ema=None, model=None):
+  with ocp.CheckpointManager(directory, item_names=("state", "meta")) as manager:
+    for step in (2, 10):
+      params = jax.tree.map(lambda p, step=step: p * step, variables["params"])
+      state = {
+        "step": jnp.int32(step),
+        "params": params,
+        "variables": {k: v for k, v in variables.items() if k != "params"},
+        "opt_state": (jnp.zeros(3),),
+        "ema": ema,
+      }
+      meta = {"config": {"model": model or {"name": "vit/test", "head_norm": "batch"}}}
+      manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+
+
+def test_a_run_of_ours(tmp_path):
+  model, variables = random_variables("vit/test", head_norm="batch")
+  run_directory(tmp_path / "run" / "checkpoints", variables, ema=variables["params"])
+  newest = variables | {"params": jax.tree.map(lambda p: p * 10, variables["params"])}
+  for path in ("run", "run/checkpoints", "run/checkpoints/10"):
+    again, loaded = zoo.load(tmp_path / path)
+    assert again == model
+    assert_same(loaded, newest)
+  assert_same(zoo.load(tmp_path / "run", average=True)[1], variables)
+
+
+def test_a_scanned_run_of_ours(tmp_path):
+  model = {"name": "mae/test", "scan": True}
+  _, variables = random_variables("mae/test", scan=True)
+  run_directory(tmp_path / "run", variables, model=model)
+  assert_same(zoo.load(tmp_path / "run" / "2")[1]["params"], jax.tree.map(lambda p: p * 2, variables["params"]))
+  with pytest.raises(WeightsError, match="kept no moving average"):
+    zoo.load(tmp_path / "run", average=True)
+  with pytest.raises(WeightsError, match="neither a Hugging Face directory"):
+    zoo.load(tmp_path)
+  for file in (tmp_path / "run" / "10" / "state").rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"")
+  with pytest.raises(WeightsError, match="run/10: the checkpoint is truncated or corrupt"):
+    zoo.load(tmp_path / "run")
