@@ -127,30 +127,41 @@ def cut(
   Raises:
     CorruptImage: nothing can be decoded, or not all of it.
   """
-  if encoded[:3] != b"\xff\xd8\xff":
+  header = _jpeg_header(encoded)
+  if header is None:
     picture_YXC = decode(encoded, channels)
     return resize(picture_YXC, crop(picture_YXC.shape[:2]), size_YX, interpolation)
-  try:
-    height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
-    box = crop((height, width))
-    if space in ("CMYK", "YCCK"):
-      return resize(decode(encoded, channels), box, size_YX, interpolation)
-    fast, factor = interpolation == "fast", 1
-    # Only powers of two: libjpeg-turbo decodes at 7/8 slower than in full.
-    while fast and factor < 8 and box.height >= 2 * factor * size_YX[0] and box.width >= 2 * factor * size_YX[1]:
-      factor *= 2
-    picture_YXC = simplejpeg.decode_jpeg(
-      encoded,
-      "RGB" if channels == 3 else "GRAY",
-      fastdct=fast,
-      fastupsample=fast,
-      min_height=math.ceil(height / factor),
-      min_width=math.ceil(width / factor),
-    )
-  except ValueError as error:
-    raise CorruptImage(str(error)) from error
+  height, width = header
+  box = crop((height, width))
+  fast, factor = interpolation == "fast", 1
+  # Only powers of two: libjpeg-turbo decodes at 7/8 slower than in full.
+  while fast and factor < 8 and box.height >= 2 * factor * size_YX[0] and box.width >= 2 * factor * size_YX[1]:
+    factor *= 2
+  least = dict(min_height=math.ceil(height / factor), min_width=math.ceil(width / factor))
+  picture_YXC = _decode_jpeg(encoded, "RGB" if channels == 3 else "GRAY", fastdct=fast, fastupsample=fast, **least)
   y, x = picture_YXC.shape[0] / height, picture_YXC.shape[1] / width
   return resize(picture_YXC, Box(box.top * y, box.left * x, box.height * y, box.width * x), size_YX, interpolation)
+
+
+def _jpeg_header(encoded: bytes) -> tuple[int, int] | None:
+  """Height and width; None for other files, and for JPEGs that only OpenCV can decode."""
+  if encoded[:3] != b"\xff\xd8\xff":
+    return None
+  try:
+    height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
+  except ValueError:  # an uncommon subsampling of the chroma
+    return None
+  return None if space in ("CMYK", "YCCK") else (height, width)
+
+
+def _decode_jpeg(encoded: bytes, space: str, **kwargs) -> np.ndarray:
+  try:
+    return simplejpeg.decode_jpeg(encoded, space, **kwargs)
+  except ValueError as error:
+    # Some cameras and editors leave bytes behind the image's data, which harm nobody.
+    if "extraneous bytes" in str(error):
+      return simplejpeg.decode_jpeg(encoded, space, strict=False, **kwargs)
+    raise CorruptImage(str(error)) from error
 
 
 def decode(encoded: bytes, channels: int) -> np.ndarray:

@@ -29,6 +29,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
 from train import augment, datasets
+from train.datasets._tensorflow import stand_in
 from zoo.errors import check_call, nearest
 
 Batch = dict[str, np.ndarray]
@@ -139,7 +140,7 @@ def bundled() -> list[str]:
 def local() -> list[str]:
   """The data sets with a builder in `train/datasets/`."""
   modules = (m.name for m in pkgutil.iter_modules(datasets.__path__))
-  return sorted(m for m in modules if not m.startswith("make_"))
+  return sorted(m for m in modules if not m.startswith(("make_", "_")))
 
 
 def _check_name(name: str) -> None:
@@ -171,20 +172,24 @@ def prepare(name: str, data_dir: str, source: str | None = None) -> str:
   downloads = Path(data_dir) / "downloads"
   manual = Path(source) if source else downloads / "manual"
   try:
-    if base in local():
-      builder = importlib.import_module(f"train.datasets.{base}").Builder(data_dir=data_dir, file_format="array_record")
-    else:
-      builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not manual.is_dir():
-      raise ValueError(f"{name!r} needs files in {manual}, which is no folder. {builder.MANUAL_DOWNLOAD_INSTRUCTIONS}")
-    builder.download_and_prepare(
-      download_dir=downloads, download_config=tfds.download.DownloadConfig(manual_dir=manual)
-    )
+    with stand_in():
+      if base in local():
+        make_builder = importlib.import_module(f"train.datasets.{base}").Builder
+      else:
+        make_builder = functools.partial(tfds.builder, name)
+      builder = make_builder(data_dir=data_dir, file_format="array_record")
+      if (what := builder.MANUAL_DOWNLOAD_INSTRUCTIONS) and not manual.is_dir():
+        raise ValueError(f"{name!r} needs files in {manual}, which is no folder. {what.strip()}")
+      builder.download_and_prepare(
+        download_dir=downloads, download_config=tfds.download.DownloadConfig(manual_dir=manual)
+      )
   except ImportError as error:
     raise ValueError(
-      f"TFDS's own builder of {name!r} needs a package that is not here: {error}. It is needed only to prepare the"
-      " set, not to read it; `pip install tensorflow` if that is the one"
+      f"TFDS's builder of {name!r} needs a package that is not here ({error}), to prepare the set, though not to read"
+      " it. If it is TensorFlow: pip install tensorflow"
     ) from error
+  except (AssertionError, FileNotFoundError) as error:
+    raise ValueError(f"cannot prepare {name!r}: {error}") from error
   return str(builder.data_path)
 
 

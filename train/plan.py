@@ -255,7 +255,7 @@ def collectives(hlo: str) -> list[Collective]:
     elif computations:
       lines.append(line)
 
-  found: dict[str, Collective] = {}  # by channel: the pieces of an asynchronous collective share it
+  found: dict[tuple, Collective] = {}  # the pieces of an asynchronous collective share channel and shapes
 
   def walk(name: str, times: int) -> None:
     for line in computations[name]:
@@ -271,7 +271,7 @@ def collectives(hlo: str) -> list[Collective]:
           # A fusion of an all-reduce and the slice that the device keeps: a TPU's reduce-scatter.
           root = next(_INSTRUCTION.match(x) for x in computations[name] if "ROOT" in x)
           one = dataclasses.replace(one, op="reduce-scatter", shapes=_shapes(root[3]))
-        key = channel[1] if channel else f"{name}/{result}"
+        key = (one.op, one.shapes, channel[1] if channel else f"{name}/{result}")
         if key not in found or found[key].count < times:
           found[key] = one
         continue  # what it calls only adds two numbers

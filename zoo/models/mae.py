@@ -52,6 +52,7 @@ class Config(vit.Config):
 
 
 inputs = vit.inputs
+features = vit.features
 
 
 def random_mask(noise_BP: jax.Array, mask_ratio: float) -> tuple[jax.Array, jax.Array, jax.Array]:

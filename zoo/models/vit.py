@@ -156,6 +156,13 @@ class Encoder(nn.Module):
     return x_BTD, aux | block_aux
 
 
+def features(model: nn.Module, variables: dict, image_BYXC: jax.Array) -> jax.Array:
+  """The mean of the encoder's patch tokens [B, D]: what a linear probe judges."""
+  c = model.config
+  tokens_BTD, _ = Encoder(c).apply({"params": variables["params"]["encoder"]}, image_BYXC)
+  return tokens_BTD[:, int(c.class_token) :].mean(1)
+
+
 class Model(nn.Module):
   """Images [B, Y, X, C] to logits [B, V]."""
 

@@ -1,0 +1,174 @@
+"""Checkpoints of a run, by Orbax: asynchronous, atomic, the last N and the best kept, damaged ones passed over."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from zoo.errors import nearest
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
+
+
+class Checkpoints:
+  """`WORKDIR/checkpoints/STEP/{state,meta}`.
+
+  `state` is the training state; `meta` is a JSON with the config, the step and the position in the data.
+
+  Args:
+    workdir: of the run.
+    every: steps between two checkpoints; 0 for only the last.
+    keep: how many of the last to keep.
+    best: an evaluation metric such as "val/accuracy"; the checkpoint where it is best is kept too.
+    mode: whether the best is the "max" or the "min".
+    note: called with a sentence when a damaged checkpoint is passed over.
+  """
+
+  def __init__(
+    self,
+    workdir: Path,
+    *,
+    every: int = 0,
+    keep: int = 2,
+    best: str = "",
+    mode: str = "max",
+    note: Callable[[str], None] = print,
+  ):
+    if mode not in ("max", "min"):
+      raise ValueError(f"config.checkpoint.mode is {mode!r}{nearest(mode, ('max', 'min'))}")
+    if keep < 1:
+      raise ValueError(f"config.checkpoint.keep is {keep}; wanted at least 1")
+    self.workdir, self.every, self.best, self.note = Path(workdir), every, best, note
+    self.directory = self.workdir / "checkpoints"
+    sign = 1 if mode == "max" else -1
+    kept = [policies.LatestN(keep)]
+    if best:
+      kept.append(policies.BestN(get_metric_fn=lambda metrics: sign * metrics[best], n=1))
+    self._manager = ocp.CheckpointManager(
+      self.directory.resolve(),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+      ),
+      item_names=("state", "meta"),
+    )
+
+  def check_room(self, state) -> None:
+    """Raises ValueError where the disk cannot hold the state twice: the old one goes only when the new one is whole."""
+    size = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(self.workdir).free
+    if free < 2 * size:
+      raise ValueError(
+        f"{self.workdir} has {free / 1e9:.2f} GB free, two checkpoints of this run need {2 * size / 1e9:.2f} GB; "
+        "free some space or give another --workdir"
+      )
+
+  @property
+  def steps(self) -> list[int]:
+    """The steps there are checkpoints of."""
+    return sorted(self._manager.all_steps(read=True))
+
+  def save(self, state, meta: dict, metrics: dict | None = None) -> None:
+    """Starts to write the state; training may go on at once.
+
+    Args:
+      state: whole arrays (`parallel.gather`).
+      meta: anything JSON can hold.
+      metrics: the evaluation metrics at this step, if there are any.
+
+    Raises:
+      ValueError: this or an earlier checkpoint could not be written.
+    """
+    step = int(meta["step"])
+    if step in self.steps:
+      return
+    known = metrics if self.best and metrics and self.best in metrics else None
+    items = ocp.args.Composite(state=ocp.args.StandardSave(_as_dict(state)), meta=ocp.args.JsonSave(meta))
+    try:
+      self._manager.save(step, args=items, metrics=known)
+    except (OSError, ValueError, RuntimeError) as error:
+      raise self._unwritten(error) from error
+
+  def wait(self) -> None:
+    """Returns when all checkpoints are on disk. Raises ValueError where one could not be written."""
+    try:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+    except (OSError, ValueError, RuntimeError) as error:
+      raise self._unwritten(error) from error
+
+  def _unwritten(self, error: Exception) -> ValueError:
+    whole = self.steps
+    return ValueError(
+      f"a checkpoint could not be written to {self.directory}: {error}. "
+      + (f"The last whole one is of step {whole[-1]}." if whole else "There is none before it.")
+    )
+
+  def newest_meta(self) -> dict | None:
+    """The meta of the newest checkpoint that has a readable one; None where there is no checkpoint."""
+    for step in reversed(self.steps):
+      try:
+        return json.loads((self.directory / str(step) / "meta" / "metadata").read_text())
+      except (OSError, ValueError):
+        continue
+    return None
+
+  def restore(self, target) -> tuple | None:
+    """The newest whole checkpoint; damaged ones are told of and moved to `WORKDIR/damaged`.
+
+    Args:
+      target: the state as `ShapeDtypeStruct`s, with the shardings wanted now.
+
+    Returns:
+      state and meta, or None where the run has no checkpoint.
+
+    Raises:
+      ValueError: there are checkpoints, but none can be read.
+    """
+    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(_as_dict(target)), meta=ocp.args.JsonRestore())
+    damaged = []
+    for step in reversed(self.steps):
+      try:
+        items = self._manager.restore(step, args=wanted)
+        restored = type(target)(**items.state)
+      except Exception as error:  # Orbax and its stores raise all kinds
+        damaged.append(step)
+        reason = str(error).strip().partition("\n")[0][:200]
+        self.note(f"the checkpoint of step {step} is damaged ({type(error).__name__}: {reason})")
+        continue
+      for bad in damaged:
+        self._move_away(bad)
+      if damaged:
+        self.note(f"going on from the checkpoint of step {step}, the one before")
+      return restored, items.meta
+    if damaged:
+      raise ValueError(
+        f"none of the checkpoints in {self.directory} can be read (steps {sorted(damaged)}); nothing was changed. "
+        "Start anew in another --workdir, or restore them from a backup"
+      )
+    return None
+
+  def _move_away(self, step: int) -> None:
+    if jax.process_index() == 0:
+      target = self.workdir / "damaged" / str(step)
+      target.parent.mkdir(exist_ok=True)
+      if target.exists():
+        shutil.rmtree(target)
+      os.replace(self.directory / str(step), target)
+      self.note(f"moved it to {target}")
+    self._manager.reload()
+
+  def close(self) -> None:
+    """Waits for what is being written."""
+    self.wait()
+    self._manager.close()
+
+
+def _as_dict(state) -> dict:
+  return dict(state._asdict())

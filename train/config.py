@@ -1,0 +1,142 @@
+"""Loads a config file, applies `key.path=value`, checks every key.
+
+A config is a `ConfigDict` made by `get_config()` from `defaults()`. Its components (model, data, objective, ...) are a
+name and the keyword arguments of what the name stands for: the component's signature is the schema.
+"""
+
+import ast
+import importlib.util
+import pkgutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+import configs
+from zoo.errors import nearest
+
+
+def defaults() -> ConfigDict:
+  """Every key a config has. What is None or without a name must be set by the config."""
+  config = ConfigDict(
+    dict(
+      # Seed of initialisation, data order, masks and dropout; and the kind of key (`train.rng.root`).
+      seed=0,
+      prng="threefry2x32",
+      # `zoo.create(name, **rest)`.
+      model=dict(name=""),
+      # Pretrained parameters to start from: `train.loop.pretrained`; an empty path for none.
+      init=dict(path=""),
+      # `train.data.NAME(**rest)`.
+      data=dict(name=""),
+      # `train.objectives.NAME.Objective(**rest)`.
+      objective=dict(name=""),
+      # `train.optim.make(**config)`.
+      optimizer=dict(name=""),
+      # Examples in a step, of all devices together; and how many parts to cut it into to need less memory.
+      batch_size=0,
+      accumulate=1,
+      # How long: passes over the training split, or steps; one of them.
+      epochs=0.0,
+      steps=0,
+      # Moving average of the parameters, 0 for none; evaluations then use it.
+      ema_decay=0.0,
+      # Leave out steps whose loss or gradient is not finite, instead of stopping.
+      skip_nonfinite=False,
+      # `train.sharding.parallel(**config)`.
+      parallel=dict(name="jit", data=-1, fsdp=1, tensor=1),
+      # Name -> `train.evaluate.NAME(**rest)`; each has `every` (steps; 0 = only at the end).
+      evals=dict(),
+      # `train.checkpoint.Checkpoints(**config)`: steps between two, how many of the last to keep, and the
+      # evaluation metric, such as "val/accuracy", whose best is kept too.
+      checkpoint=dict(every=0, keep=2, best="", mode="max"),
+      # Steps between two lines of metrics.
+      log_every=10,
+      # Drawn at the end: names in `train.show.PICTURES`.
+      pictures=("loss_curve",),
+    )
+  )
+  for component in ("model", "init", "data", "objective", "optimizer", "evals"):
+    config[component].unlock()
+  return config.lock()
+
+
+def shipped() -> list[str]:
+  """Names of the configs that are installed with the project."""
+  return sorted(m.name for m in pkgutil.iter_modules(configs.__path__))
+
+
+def load(source: str, overrides: Iterable[str] = ()) -> ConfigDict:
+  """The config of a file, with overrides.
+
+  Args:
+    source: path of a Python file with `get_config()`, or the bare name of a shipped config.
+    overrides: "key.path=value"; values are Python literals, anything else is a string.
+
+  Raises:
+    ValueError: no such config, key or type; the nearest is named.
+  """
+  path = Path(source)
+  if not path.suffix:
+    path = path.with_suffix(".py")
+  if not path.exists() and path.stem in shipped():
+    path = Path(configs.__path__[0]) / path.name
+  if not path.exists():
+    raise ValueError(f"there is no config {source!r}, neither a file nor shipped{nearest(path.stem, shipped())}")
+  spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  try:
+    config = module.get_config()
+  except (KeyError, AttributeError, TypeError) as error:
+    raise ValueError(f"{path}: {error}") from error
+  for override in overrides:
+    apply(config, override)
+  return config
+
+
+def apply(config: ConfigDict, override: str) -> None:
+  """Applies "key.path=value" in place."""
+  path, equals, text = override.partition("=")
+  if not equals:
+    raise ValueError(f"{override!r} is no override; wanted key.path=value, such as optimizer.learning_rate=1e-3")
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = text
+  node, keys = config, path.split(".")
+  for i, key in enumerate(keys[:-1]):
+    if not isinstance(node, ConfigDict) or key not in node:
+      raise ValueError(f"config has no {'.'.join(keys[: i + 1])!r}{nearest(key, _keys(node))}")
+    node = node[key]
+  if not isinstance(node, ConfigDict) or (node.is_locked and keys[-1] not in node):
+    raise ValueError(f"config has no {path!r}{nearest(keys[-1], _keys(node))}")
+  try:
+    node[keys[-1]] = value
+  except TypeError as error:
+    raise ValueError(
+      f"config.{path} is {value!r}, a {type(value).__name__}; wanted a {type(node[keys[-1]]).__name__}"
+    ) from error
+
+
+def _keys(node) -> list[str]:
+  return list(node) if isinstance(node, ConfigDict) else []
+
+
+def kwargs(component: ConfigDict) -> dict:
+  """The keyword arguments of a component, without its name; lists are tuples."""
+  result = {k: tuple(v) if isinstance(v, list) else v for k, v in component.to_dict().items()}
+  result.pop("name", None)
+  return result
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+  """Lines "key: old -> new" for all keys in which two nested dicts differ."""
+  lines = []
+  for key in sorted({*old, *new}):
+    a, b = old.get(key, "(not set)"), new.get(key, "(not set)")
+    if isinstance(a, dict) and isinstance(b, dict):
+      lines += differences(a, b, f"{prefix}{key}.")
+    elif a != b:
+      lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+  return lines

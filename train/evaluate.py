@@ -1,0 +1,159 @@
+"""Evaluations: exact means over a split, and a linear probe of what an encoder has learned.
+
+An evaluation is made by `NAME(run, **kwargs)` and called with the variables of the model; `run` is what it may
+know of the training (`train.loop.Run`).
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from train import sharding
+from train.images import normalise
+from train.step import make_eval_step
+
+
+class Evaluation(NamedTuple):
+  """`function(variables) -> metrics`, to be called every so many steps; 0 = only after the last."""
+
+  every: int
+  function: Callable[[dict], dict[str, float]]
+
+
+def loss(run, *, every: int = 0, split: str = "", batch_size: int = 0, objective=None) -> Evaluation:
+  """The mean of an objective over every example of a split, each exactly once, on any number of devices.
+
+  Args:
+    run: the training.
+    every: steps between two evaluations; 0 for only the last.
+    split: of the data; the evaluation split if empty.
+    batch_size: the training's if 0.
+    objective: another than the training's, as in the config.
+  """
+  objective = run.make_objective(objective) if objective else run.objective
+  step = run.parallel.compile_eval(make_eval_step(objective, run.model, axis=run.parallel.axis))
+
+  def evaluate(variables) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for batch in device_batches(run, split, batch_size or run.batch_size):
+      for name, value in run.parallel.host(step(variables, batch)).items():
+        sums[name] = sums.get(name, 0.0) + float(value)
+    weight = sums.pop("weight")
+    return {name: value / weight for name, value in sums.items()} | {"examples": weight}
+
+  return Evaluation(every, evaluate)
+
+
+def linear_probe(
+  run,
+  *,
+  every: int = 0,
+  train_split: str = "",
+  split: str = "",
+  batch_size: int = 0,
+  l2: float = 1e-3,
+  iterations: int = 200,
+  compare_untrained: bool = False,
+) -> Evaluation:
+  """Multinomial logistic regression on frozen features (as in Alain & Bengio 2017; He et al. 2022, 4).
+
+  Features are computed once, without augmentation, and standardised with the training split's statistics; the
+  convex problem is solved by L-BFGS from zero, so the result does not depend on a learning rate.
+
+  Args:
+    run: the training.
+    every: steps between two probes; 0 for only the last.
+    train_split, split: of the data, to fit and to score; the run's own if empty.
+    batch_size: to compute features; the training's if 0.
+    l2: weight of the squared norm of the weights.
+    iterations: of L-BFGS.
+    compare_untrained: also probe the same encoder as it was initialised, as "untrained_accuracy".
+
+  Returns:
+    an evaluation of "accuracy" on `split` and "train_accuracy" on the training split.
+  """
+  family = inspect.getmodule(type(run.model))
+  axis = run.parallel.axis
+
+  def features(variables, batch):
+    image_BYXC = normalise(batch["image"], run.objective.mean, run.objective.std)
+    out = family.features(run.model, variables, image_BYXC), batch["label"], batch["valid"]
+    return jax.lax.all_gather(out, axis, tiled=True) if axis else out
+
+  features = run.parallel.compile_eval(features)
+
+  def compute(variables, name: str) -> tuple[np.ndarray, np.ndarray]:
+    found = []
+    for batch in device_batches(run, name, batch_size or run.batch_size):
+      x_BD, label_B, valid_B = run.parallel.host(features(variables, batch))
+      found.append((x_BD[valid_B], label_B[valid_B]))
+    return tuple(np.concatenate(part) for part in zip(*found, strict=True))
+
+  def probe(variables) -> dict[str, float]:
+    train, test = compute(variables, train_split or run.data.train_split), compute(variables, split)
+    score, train_score = logistic_regression(*train, *test, run.data.num_classes, l2, iterations)
+    return {"accuracy": score, "train_accuracy": train_score}
+
+  def evaluate(variables) -> dict[str, float]:
+    result = probe(variables)
+    if compare_untrained:
+      # From the seed once more, so that a resumed run needs nothing of its beginning.
+      result["untrained_accuracy"] = probe(run.parallel.init(run.make_variables))["accuracy"]
+      result["gain"] = result["accuracy"] - result["untrained_accuracy"]
+    return result
+
+  return Evaluation(every, evaluate)
+
+
+def logistic_regression(
+  train_ND, train_label_N, test_MD, test_label_M, num_classes: int, l2: float, iterations: int
+) -> tuple[float, float]:
+  """Fits a softmax classifier to standardised features.
+
+  Returns:
+    accuracy on the test and on the training examples, 0 to 1
+  """
+  mean, std = train_ND.mean(0), train_ND.std(0) + 1e-6
+  train_ND, test_MD = (train_ND - mean) / std, (test_MD - mean) / std
+
+  def objective(weights):
+    logits = train_ND @ weights["kernel"] + weights["bias"]
+    fit = optax.softmax_cross_entropy_with_integer_labels(logits, train_label_N).mean()
+    return fit + l2 * jnp.square(weights["kernel"]).sum()
+
+  solver = optax.lbfgs()
+  value_and_grad = optax.value_and_grad_from_state(objective)
+
+  @jax.jit
+  def fit():
+    weights = {"kernel": jnp.zeros((train_ND.shape[1], num_classes)), "bias": jnp.zeros(num_classes)}
+
+    def iterate(carry, _):
+      weights, state = carry
+      value, grad = value_and_grad(weights, state=state)
+      updates, state = solver.update(grad, state, weights, value=value, grad=grad, value_fn=objective)
+      return (optax.apply_updates(weights, updates), state), value
+
+    (weights, _), _ = jax.lax.scan(iterate, (weights, solver.init(weights)), length=iterations)
+    return weights
+
+  weights = jax.device_get(fit())
+  scores = []
+  for x, label in ((test_MD, test_label_M), (train_ND, train_label_N)):
+    scores.append(float(((x @ weights["kernel"] + weights["bias"]).argmax(1) == label).mean()))
+  return tuple(scores)
+
+
+def device_batches(run, split: str, batch_size: int) -> Iterator[dict]:
+  """The batches of a split on the devices, every example once, padding marked by `valid`."""
+  share = run.parallel.data_devices * jax.process_count()
+  batch_size = -(-batch_size // share) * share
+  batches = run.data.eval_batches(
+    batch_size, split or None, process_index=jax.process_index(), process_count=jax.process_count()
+  )
+  return sharding.prefetch(batches, run.parallel.put_batch)

@@ -1,0 +1,345 @@
+"""A training run, from its config to its last checkpoint. The only module that knows all the others."""
+
+import importlib
+import json
+import math
+import os
+import signal
+import tempfile
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+import zoo
+from train import config as configuration
+from train import data, evaluate, metrics, optim, plan, rng, sharding, show
+from train.checkpoint import Checkpoints
+from train.step import State, init_state, make_step
+from zoo.errors import check_call, nearest
+
+# Config keys that say how a run runs and not what it computes: a resumed run may have others.
+MAY_CHANGE = ("parallel", "evals", "checkpoint", "log_every", "pictures")
+
+
+class NonFinite(ValueError):
+  """The loss is no longer a number."""
+
+
+class Mismatch(ValueError):
+  """The run in the work directory was made with another config."""
+
+
+@dataclass
+class Run:
+  """What a config describes, made; and what evaluations and pictures may know of it.
+
+  Attributes:
+    config: the config. parallel: `train.sharding.Jit` or `Pmap`. data: the data set. model: from `zoo.create`.
+    objective: the loss. optimizer, schedule: from `train.optim.make`. total_steps: of the whole training.
+  """
+
+  config: ConfigDict
+
+  def __post_init__(self):
+    config = self.config
+    check_call(sharding.parallel, config.parallel, "config.parallel")
+    self.parallel = sharding.parallel(**config.parallel)
+    self.batch_size = config.batch_size
+    sharding.check_batch(config.batch_size, self.parallel.data_devices, config.accumulate, jax.process_count())
+    self.model = zoo.create(config.model.name, **configuration.kwargs(config.model))
+    self.objective = self.make_objective(config.objective)
+    self.data = data.make(config.data.name, **configuration.kwargs(config.data))
+    self._check_fit()
+    self.total_steps = self._count_steps()
+    options = configuration.kwargs(config.optimizer)
+    check_call(optim.make, options, "config.optimizer", given=("params", "total_steps", "name"))
+    shapes = jax.eval_shape(self.make_variables)["params"]
+    self.optimizer, self.schedule = optim.make(shapes, self.total_steps, name=config.optimizer.name, **options)
+    freeze = options.get("freeze", ())
+    self.step = partial(
+      make_step,
+      self.objective,
+      self.model,
+      self.optimizer,
+      accumulate=config.accumulate,
+      ema_decay=config.ema_decay,
+      skip_nonfinite=config.skip_nonfinite,
+      freeze=lambda params: optim.stop_frozen(params, freeze),
+    )
+
+  def make_objective(self, component: ConfigDict):
+    """`train.objectives.NAME.Objective(**rest)`."""
+    known = [p.stem for p in Path(importlib.import_module("train.objectives").__path__[0]).glob("[!_]*.py")]
+    if component.name not in known:
+      raise ValueError(f"unknown objective {component.name!r}{nearest(component.name, known)}")
+    make = importlib.import_module(f"train.objectives.{component.name}").Objective
+    options = configuration.kwargs(component)
+    check_call(make, options, f"config.objective ({component.name})")
+    return make(**options)
+
+  def make_evaluations(self) -> dict[str, evaluate.Evaluation]:
+    """Those of the config, by their names there."""
+    made = {}
+    for name, component in self.config.evals.items():
+      known = [
+        n for n, f in vars(evaluate).items() if getattr(f, "__annotations__", {}).get("return") is evaluate.Evaluation
+      ]
+      if component.name not in known:
+        raise ValueError(f"config.evals.{name}: unknown evaluation {component.name!r}{nearest(component.name, known)}")
+      make = getattr(evaluate, component.name)
+      options = configuration.kwargs(component)
+      check_call(make, options, f"config.evals.{name} ({component.name})", given=("run",))
+      made[name] = make(self, **options)
+    return made
+
+  def _check_fit(self) -> None:
+    fields, (Y, X, C) = self.model.config, self.data.image_shape
+    faults = []
+    if fields.channels != C:
+      faults.append(
+        f"the model takes {fields.channels} channels, the data has {C}: set model.channels or data.channels"
+      )
+    if 0 < fields.num_classes < self.data.num_classes:
+      faults.append(
+        f"the model has {fields.num_classes} classes, the data has labels up to {self.data.num_classes - 1}: "
+        f"set model.num_classes={self.data.num_classes}"
+      )
+    if Y % fields.patch or X % fields.patch:
+      faults.append(f"images of {Y} x {X} pixels cannot be cut into patches of {fields.patch}")
+    if faults:
+      raise ValueError("\n".join(faults))
+
+  def _count_steps(self) -> int:
+    epochs, steps = self.config.epochs, self.config.steps
+    if bool(epochs) == bool(steps):
+      raise ValueError(f"config.epochs is {epochs} and config.steps is {steps}; set one of them")
+    return steps or max(round(epochs * self.data.num_train / self.batch_size), 1)
+
+  def make_variables(self) -> dict:
+    """The model's variables as the seed makes them."""
+    key = rng.root(self.config.seed, self.config.prng)
+    shapes = zoo.family(self.config.model.name).inputs(self.model.config, 1)
+    zeros = [jnp.zeros(s.shape, s.dtype) for s in shapes]
+    return self.model.init(rng.streams(key, "params", "mask"), *zeros)
+
+  def start(self) -> dict:
+    """The variables of step 0: from the seed, then whatever `config.init` replaces."""
+    variables = jax.jit(self.make_variables)()
+    options = configuration.kwargs(self.config.init)
+    if not options["path"]:
+      return variables
+    check_call(zoo.weights.load_into, options, "config.init", given=("model", "variables"))
+    return zoo.weights.load_into(self.model, variables, **options)
+
+  def make_state_of(self, variables: dict) -> State:
+    """The state of step 0 with these variables."""
+    return init_state(variables, self.optimizer, ema=bool(self.config.ema_decay))
+
+  def make_state(self) -> State:
+    """The state of step 0, on the devices."""
+    return self.parallel.init(self.make_state_of, self.start())
+
+  def abstract_state(self) -> State:
+    """Shapes of the state."""
+    return jax.eval_shape(lambda: self.make_state_of(self.make_variables()))
+
+  def count_macs(self) -> int:
+    """Multiply-adds of a step: forward, backward and update, of the global batch."""
+    return plan.count_macs(self.step(), self.abstract_state(), self.abstract_batch(), rng.root(0, self.config.prng))
+
+  def abstract_batch(self) -> dict:
+    """Shapes of the global batch."""
+    B, shape = self.batch_size, self.data.image_shape
+    sizes = dict(image=((B, *shape), "uint8"), label=((B,), "int32"), valid=((B,), "bool"), id=((B,), "int32"))
+    return {name: jax.ShapeDtypeStruct(*size) for name, size in sizes.items()}
+
+
+def eval_variables(state: State) -> dict:
+  """What is evaluated and handed on: the average of the parameters where there is one."""
+  return {"params": state.params if state.ema is None else state.ema, **state.variables}
+
+
+def check_workdir(workdir: Path) -> None:
+  """Raises ValueError where the directory cannot be written to."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=workdir) as file:
+      file.write(b"0")
+  except OSError as error:
+    raise ValueError(f"cannot write to the work directory {workdir}: {error.strerror}") from error
+
+
+def check_same_config(saved: dict, config: dict) -> None:
+  """Raises Mismatch, listing the differences, where a run cannot go on under this config."""
+  old, new = ({k: v for k, v in c.items() if k not in MAY_CHANGE} for c in (saved, config))
+  if lines := configuration.differences(old, new):
+    raise Mismatch(
+      "the run in this work directory was made with another config:\n  "
+      + "\n  ".join(lines)
+      + "\nGive another --workdir, or --override-config to go on under the new config all the same."
+    )
+
+
+class StopSignal:
+  """Remembers SIGTERM and SIGINT, so that the loop can stop between two steps. A second one stops at once."""
+
+  def __init__(self):
+    self.name = ""
+
+  def __enter__(self):
+    self._old = {s: signal.signal(s, self._remember) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+
+  def _remember(self, number, _):
+    self.name = signal.Signals(number).name
+    signal.signal(number, self._old[number])
+
+
+def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, override_config: bool = False) -> dict:
+  """Trains, evaluates, writes checkpoints; goes on where the run in `workdir` stopped.
+
+  Args:
+    config: from `train.config.load`.
+    workdir: for checkpoints, metrics and pictures.
+    resume: go on with the run in `workdir`; False wants an empty one.
+    override_config: go on even if the run was made with another config.
+
+  Returns:
+    the last metrics of every evaluation, "step", and "stopped" (the signal's name, or "").
+
+  Raises:
+    ValueError: anything wrong with config, data, work directory or checkpoints.
+    NonFinite: the loss is no longer a number.
+  """
+  workdir = Path(workdir)
+  check_workdir(workdir)
+  run = Run(config)
+  saved = json.loads(json.dumps(config.to_dict()))  # as JSON gives it back: tuples are lists
+  notes: list[str] = []  # said before there is a log to say them
+  checkpoints = Checkpoints(workdir, **config.checkpoint, note=notes.append)
+  if checkpoints.steps and not resume:
+    raise ValueError(f"{workdir} holds a run (steps {checkpoints.steps}); resume it, or give another --workdir")
+  if (meta := checkpoints.newest_meta()) and not override_config:
+    check_same_config(meta["config"], saved)
+
+  state = run.make_state()
+  checkpoints.check_room(run.parallel.gather(state))
+  target = jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), run.parallel.gather(state)
+  )
+  if found := checkpoints.restore(target):
+    state = run.parallel.scatter(found[0])
+  first = int(run.parallel.host(state.step))
+  _write_json(workdir / "config.json", saved)
+
+  with metrics.Log(workdir, run.total_steps, first) as log, StopSignal() as stop:
+    for text in notes:
+      log.note(text)
+    if found:
+      log.note(f"going on at step {first} of {run.total_steps}")
+    result = _loop(run, state, first, checkpoints, log, stop, saved)
+  if not result["stopped"]:
+    for name in config.pictures:
+      result[name] = str(workdir / f"{name}.png")
+      show.draw(name, workdir, workdir / f"{name}.png")
+  return result
+
+
+def _loop(
+  run: Run, state: State, first: int, checkpoints: Checkpoints, log: metrics.Log, stop: StopSignal, saved: dict
+) -> dict:
+  """From step `first` to the end, or to the signal."""
+  config, parallel = run.config, run.parallel
+  evaluations = run.make_evaluations()
+  key = parallel.put(rng.root(config.seed, config.prng))
+  batches = sharding.prefetch(
+    run.data.train_batches(run.batch_size, config.seed, first, jax.process_index(), jax.process_count()),
+    parallel.put_batch,
+  )
+  results: dict = {}
+
+  def finish_step(step: int, values) -> None:
+    if not config.skip_nonfinite and not math.isfinite(float(parallel.host(values["loss"]))):
+      raise NonFinite(_nonfinite_advice(step, checkpoints))
+
+  def save(step: int, state: State) -> None:
+    epoch, place = divmod(step * run.batch_size, run.data.num_train)
+    position = dict(examples=step * run.batch_size, epoch=epoch, place=place, seed=config.seed)
+    flat = {f"{name}/{k}": v for name, values in results.items() for k, v in values.items()}
+    meta = dict(step=step, config=saved, data=position, metrics=flat)
+    checkpoints.save(parallel.gather(state), meta, flat)
+
+  def run_evaluations(step: int, state: State) -> None:
+    results.clear()
+    for name, (every, function) in evaluations.items():
+      if step == run.total_steps or (every and step % every == 0):
+        with meter.pause():
+          results[name] = function(eval_variables(state))
+        log.eval(step, name, results[name])
+
+  meter = metrics.Meter(run.batch_size, 2 * run.count_macs())
+  step_function = None
+  pending: deque = deque()
+  step = first
+  while step < run.total_steps and not stop.name:
+    with meter.waiting():
+      batch = next(batches)
+    if step_function is None:
+      with meter.compiling():
+        step_function = parallel.compile(run.step(axis=parallel.axis)).lower(state, batch, key).compile()
+    state, values = step_function(state, batch, key)
+    step += 1
+    meter.step()
+    pending.append((step, values))
+    if len(pending) > 1:  # the one before is looked at while the device works on this one
+      finish_step(*pending.popleft())
+    evaluating = step == run.total_steps or any(every and step % every == 0 for every, _ in evaluations.values())
+    saving = step == run.total_steps or (checkpoints.every and step % checkpoints.every == 0)
+    logging = step % config.log_every == 0 or step == run.total_steps
+    if evaluating or saving or logging:
+      while pending:
+        finish_step(*pending.popleft())
+    if logging:
+      scalars = {k: float(v) for k, v in parallel.host(values).items()}
+      log.train(step, scalars | {"learning_rate": float(run.schedule(step - 1))} | meter.read())
+    if evaluating:
+      run_evaluations(step, state)
+    if saving:
+      with meter.pause():
+        save(step, state)
+  while pending:
+    finish_step(*pending.popleft())
+  if stop.name:
+    save(step, state)
+  elif step == first:  # the run was complete already
+    run_evaluations(step, state)
+  checkpoints.close()
+  return {"step": step, "stopped": stop.name, **{k: dict(v) for k, v in results.items()}}
+
+
+def _nonfinite_advice(step: int, checkpoints: Checkpoints) -> str:
+  checkpoints.wait()
+  steps = checkpoints.steps
+  return (
+    f"the loss of step {step} is not finite. "
+    + (f"The last good checkpoint is of step {steps[-1]}. " if steps else "There is no checkpoint yet. ")
+    + "Try a lower optimizer.learning_rate, a longer optimizer.warmup, optimizer.clip_norm=1.0, "
+    "model.dtype='float32', or skip_nonfinite=True to leave such steps out."
+  )
+
+
+def _write_json(path: Path, value: dict) -> None:
+  """Whole or not at all."""
+  if jax.process_index() == 0:
+    part = path.with_suffix(".tmp")
+    part.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(part, path)

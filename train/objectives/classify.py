@@ -1,0 +1,82 @@
+"""Image classification: softmax cross-entropy with label smoothing, mixup and cutmix."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train import rng
+from train.images import normalise
+from train.objectives import Loss
+
+
+@dataclass(frozen=True)
+class Objective:
+  """Cross-entropy of the predicted and the given classes.
+
+  Attributes:
+    label_smoothing: share of the target spread over all classes (Szegedy et al. 2016, 7).
+    mixup: alpha of the Beta distribution of mixed images (Zhang et al. 2018); 0 for none.
+    cutmix: the same for pasted boxes (Yun et al. 2019); with both, each batch takes one of them at random.
+    mean, std: of the pixels, 0 to 1, per channel; one value for all channels, or one each.
+  """
+
+  label_smoothing: float = 0.0
+  mixup: float = 0.0
+  cutmix: float = 0.0
+  mean: tuple[float, ...] = (0.5,)
+  std: tuple[float, ...] = (0.5,)
+
+  def __call__(self, model, variables, batch, key=None) -> Loss:
+    """Sums over the valid examples; `key=None` evaluates: no smoothing, mixing or dropout."""
+    image_BYXC = normalise(batch["image"], self.mean, self.std)
+    target_BV = jax.nn.one_hot(batch["label"], model.config.num_classes)
+    weight_B = batch["valid"].astype(jnp.float32)
+    if key is None:
+      logits_BV, _ = model.apply(variables, image_BYXC)
+      rest = {}
+    else:
+      keys = rng.streams(rng.per_batch(key, batch["id"]), "dropout", "mix")
+      if self.label_smoothing:
+        target_BV = optax.smooth_labels(target_BV, self.label_smoothing)
+      if self.mixup or self.cutmix:
+        image_BYXC, target_BV, weight_B = mix(keys["mix"], image_BYXC, target_BV, weight_B, self.mixup, self.cutmix)
+      collections = [name for name in variables if name != "params"]
+      (logits_BV, _), rest = model.apply(variables, image_BYXC, rngs={"dropout": keys["dropout"]}, mutable=collections)
+    loss_B = optax.softmax_cross_entropy(logits_BV, target_BV)
+    hit_BK = jax.lax.top_k(logits_BV, min(5, logits_BV.shape[1]))[1] == batch["label"][:, None]
+    metrics = {"accuracy": (weight_B * hit_BK[:, 0]).sum(), "top5": (weight_B * hit_BK.any(1)).sum()}
+    return Loss((weight_B * loss_B).sum(), weight_B.sum(), metrics, rest)
+
+
+def mix(key, image_BYXC, target_BV, weight_B, mixup: float, cutmix: float):
+  """Mixes every example with its mirror place in the batch, by mixup or cutmix.
+
+  One mixing share is drawn for the batch: mixup blends all pixels, cutmix pastes one box whose area is the other
+  share, and the targets are mixed by the same share. A pair with a padded example counts for nothing.
+
+  Args:
+    key: for the share and the box.
+    image_BYXC, target_BV, weight_B: images, soft targets, weights.
+    mixup, cutmix: alpha of Beta(alpha, alpha); 0 turns one off, with both on either is as likely.
+
+  Returns:
+    images [B, Y, X, C], targets [B, V], weights [B]
+  """
+  key_choice, key_share, key_box = jax.random.split(key, 3)
+  use_cutmix = jax.random.bernoulli(key_choice, 0.5) if mixup and cutmix else bool(cutmix)
+  alpha = jnp.where(use_cutmix, cutmix or 1.0, mixup or 1.0)
+  share = jax.random.beta(key_share, alpha, alpha)
+  Y, X = image_BYXC.shape[1:3]
+  # The box may stick out of the image; its share is counted from the pixels that are really pasted.
+  centre = jax.random.uniform(key_box, (2,)) * jnp.array([Y, X])
+  half = jnp.sqrt(1 - share) * jnp.array([Y, X]) / 2
+  inside_Y1 = jnp.abs(jnp.arange(Y) + 0.5 - centre[0])[:, None] < half[0]
+  inside_X = jnp.abs(jnp.arange(X) + 0.5 - centre[1]) < half[1]
+  box_YX = inside_Y1 & inside_X
+  other_YX = jnp.where(use_cutmix, box_YX.astype(jnp.float32), 1 - share)
+  other = other_YX.mean()
+  image_BYXC = image_BYXC + other_YX[..., None] * (image_BYXC[::-1] - image_BYXC)
+  target_BV = (1 - other) * target_BV + other * target_BV[::-1]
+  return image_BYXC, target_BV, weight_B * weight_B[::-1]

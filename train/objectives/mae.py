@@ -1,0 +1,68 @@
+"""Masked autoencoding: mean squared error of the masked patches' pixels (He et al. 2022, section 3)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from train import rng
+from train.images import normalise
+from train.objectives import Loss
+from zoo.layers import patchify
+from zoo.shapes import expect
+
+
+@dataclass(frozen=True)
+class Objective:
+  """Reconstruction of what was hidden.
+
+  Attributes:
+    mask_ratio: share of patches to hide.
+    normalise_patches: predict each patch less its own mean, over its own deviation (3, "Reconstruction target").
+    mean, std: of the pixels, 0 to 1, per channel; one value for all channels, or one each.
+  """
+
+  mask_ratio: float = 0.75
+  normalise_patches: bool = True
+  mean: tuple[float, ...] = (0.5,)
+  std: tuple[float, ...] = (0.5,)
+
+  def __call__(self, model, variables, batch, key=None) -> Loss:
+    """Sums over the valid images; `key=None` evaluates, with the same masks every time."""
+    image_BYXC = normalise(batch["image"], self.mean, self.std)
+    rngs = {}
+    if key is not None:
+      rngs = rng.streams(rng.per_batch(key, batch["id"]), "dropout")
+    mask_key = rng.streams(rng.root(0) if key is None else key, "mask")["mask"]
+    patches = (image_BYXC.shape[1] // model.config.patch) * (image_BYXC.shape[2] // model.config.patch)
+    noise_BP = jax.vmap(lambda k: jax.random.uniform(k, (patches,)))(rng.per_example(mask_key, batch["id"]))
+    pixels_BPF, aux = model.apply(variables, image_BYXC, noise_BP, mask_ratio=self.mask_ratio, rngs=rngs)
+    loss_B = reconstruction_loss(pixels_BPF, image_BYXC, aux["masked"], model.config.patch, self.normalise_patches)
+    weight_B = batch["valid"].astype(jnp.float32)
+    return Loss((weight_B * loss_B).sum(), weight_B.sum(), {}, {})
+
+
+def reconstruction_loss(
+  pixels_BPF: jax.Array, image_BYXC: jax.Array, masked_BP: jax.Array, patch: int, normalise_patches: bool
+) -> jax.Array:
+  """Mean squared error over the masked patches of each image.
+
+  Args:
+    pixels_BPF: predictions; F = patch * patch * C.
+    image_BYXC: the normalised images.
+    masked_BP: bool, True = was hidden.
+    patch: side of a patch in pixels.
+    normalise_patches: compare with each patch's own standardised pixels (variance with Bessel's correction, + 1e-6
+      under the root, as in the released code).
+
+  Returns:
+    [B] float32
+  """
+  expect(pixels_BPF=pixels_BPF, masked_BP=masked_BP)
+  target_BPF = patchify(image_BYXC, patch).reshape(pixels_BPF.shape)
+  if normalise_patches:
+    mean = target_BPF.mean(-1, keepdims=True)
+    variance = target_BPF.var(-1, keepdims=True, ddof=1)
+    target_BPF = (target_BPF - mean) * jax.lax.rsqrt(variance + 1e-6)
+  error_BP = jnp.square(pixels_BPF - target_BPF).mean(-1)
+  return (error_BP * masked_BP).sum(1) / jnp.maximum(masked_BP.sum(1), 1)

@@ -1,0 +1,202 @@
+"""Optimisers from optax by name; schedules; weight decay, layer-wise rates and freezing by parameter path."""
+
+import re
+
+import jax
+import numpy as np
+import optax
+
+from zoo import axes
+from zoo.errors import check_call, nearest
+from zoo.stack import STACKED
+
+# name -> (optax's function, its argument for the decay rate, its argument for the mask of what decays).
+OPTIMIZERS = {
+  "adamw": (optax.adamw, "weight_decay", "mask"),
+  "lamb": (optax.lamb, "weight_decay", "mask"),
+  "lars": (optax.lars, "weight_decay", "weight_decay_mask"),
+  "lion": (optax.lion, "weight_decay", "mask"),
+  "adafactor": (optax.adafactor, "weight_decay_rate", "weight_decay_mask"),
+  "muon": (optax.contrib.muon, "weight_decay", "weight_decay_mask"),
+  "sgd": (optax.sgd, None, None),
+}
+SCHEDULES = ("constant", "cosine", "linear", "rsqrt")
+
+# Vectors that scale, shift or stand for something are not decayed towards zero.
+NO_DECAY = (r"bias$", r"(norm\w*|scale)(/|$)", r"(^|/)pos/", r"(^|/)(cls|probe|mask|relative)$")
+
+
+def make_schedule(
+  name: str, peak: float, warmup: int, total: int, *, final: float = 0.0, timescale: int = 10_000
+) -> optax.Schedule:
+  """Learning rate by step: linear warmup from 0 to `peak`, then the named decay.
+
+  Args:
+    name: "constant"; "cosine" and "linear" fall to `final` at `total`; "rsqrt" falls as
+      1 / sqrt(1 + (step - warmup) / timescale) (Zhai et al. 2022, 3.5).
+    peak: the highest rate.
+    warmup: steps of warmup.
+    total: steps in all.
+    final: the last rate.
+    timescale: of "rsqrt", in steps.
+
+  Raises:
+    ValueError: unknown name, or a warmup that leaves no step to train.
+  """
+  if name not in SCHEDULES:
+    raise ValueError(f"unknown schedule {name!r}{nearest(name, SCHEDULES)}")
+  if not 0 <= warmup < total:
+    raise ValueError(f"warmup takes {warmup} of {total} steps; wanted fewer than all")
+  decay = {
+    "constant": lambda: optax.constant_schedule(peak),
+    "cosine": lambda: optax.cosine_decay_schedule(peak, total - warmup, final / peak if peak else 0.0),
+    "linear": lambda: optax.linear_schedule(peak, final, total - warmup),
+    "rsqrt": lambda: lambda step: peak / jax.numpy.sqrt(1 + step / timescale),
+  }[name]()
+  if not warmup:
+    return decay
+  return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
+
+
+def matches(patterns: tuple[str, ...], path: str) -> bool:
+  """Whether any of the regular expressions is found in the path."""
+  return any(re.search(pattern, path) for pattern in patterns)
+
+
+def check_patterns(patterns: tuple[str, ...], params: dict, what: str) -> None:
+  """Raises ValueError for patterns that no parameter path has: they would silently do nothing."""
+  paths = list(axes.flatten(params))
+  idle = [pattern for pattern in patterns if not any(re.search(pattern, path) for path in paths)]
+  if idle:
+    raise ValueError(f"{what}: no parameter matches {', '.join(map(repr, idle))}. Paths are such as {paths[:5]}")
+
+
+def stop_frozen(params: dict, patterns: tuple[str, ...]) -> dict:
+  """Parameters whose path matches pass no gradient, so the compiler leaves their backward pass out."""
+  return axes.map_with_path(lambda path, p: jax.lax.stop_gradient(p) if matches(patterns, path) else p, params)
+
+
+def layer_scales(params: dict, decay: float) -> dict:
+  """Layer-wise learning-rate decay: factor decay^(L + 1 - layer) (Clark et al. 2020; Bao et al. 2022).
+
+  Patches, positions and the class token are layer 0, block i is layer i + 1, all the rest is layer L + 1.
+
+  Returns:
+    path -> factor; stacked parameters get [L, 1, ...].
+
+  Raises:
+    ValueError: the model has no numbered blocks in its encoder.
+  """
+  paths = list(axes.flatten(params))
+  numbers = [int(n) for path in paths for n in re.findall(r"encoder/block_(\d+)/", path)]
+  stacked = [p.shape[0] for p in jax.tree.leaves(params.get("encoder", {}).get(STACKED, {}))]
+  if not numbers and not stacked:
+    raise ValueError("layer_decay needs a model with blocks in its encoder")
+  depth = stacked[0] if stacked else max(numbers) + 1
+
+  def scale(path: str, p) -> np.ndarray:
+    block = re.match(r"encoder/block_(\d+)/", path)
+    if path.startswith(f"encoder/{STACKED}/"):
+      layer = np.arange(1, depth + 1).reshape(-1, *[1] * (len(p.shape) - 1))
+    elif block:
+      layer = int(block[1]) + 1
+    else:
+      layer = 0 if re.match(r"encoder/(patch|pos|cls)", path) else depth + 1
+    return np.float32(decay) ** np.asarray(depth + 1 - layer, np.float32)
+
+  return {path: scale(path, p) for path, p in axes.flatten(params).items()}
+
+
+def _muon_dimensions(params: dict) -> dict:
+  """Tells Muon which axes of a kernel are inputs and which outputs; None for what Adam trains.
+
+  Muon is for hidden matrices: embeddings, heads and vectors go to Adam (Jordan et al. 2024).
+  """
+
+  def dimensions(path, names):
+    path = axes.path_name(path)
+    if not path.endswith("kernel") or re.match(r"head/|encoder/patch/|decoder/pixels/", path):
+      return None
+    first = int(names[0] == "layers")
+    split = first + (2 if names[first] == "heads" else 1)  # `attn/out` has two input axes, heads and head_dim
+    return optax.contrib.MuonDimensionNumbers(tuple(range(first, split)), tuple(range(split, len(names))))
+
+  # Exactly tuple: where parameters are frozen optax puts empty named tuples in their place.
+  return jax.tree_util.tree_map_with_path(
+    dimensions, axes.logical_axes(params), is_leaf=lambda node: type(node) is tuple
+  )
+
+
+def make(
+  params: dict,
+  total_steps: int,
+  *,
+  name: str = "adamw",
+  learning_rate: float,
+  schedule: str = "cosine",
+  warmup: int | float = 0,
+  final_rate: float = 0.0,
+  timescale: int = 10_000,
+  weight_decay: float = 0.0,
+  no_decay: tuple[str, ...] = NO_DECAY,
+  layer_decay: float = 1.0,
+  clip_norm: float = 0.0,
+  freeze: tuple[str, ...] = (),
+  **kwargs,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """An optimiser for these parameters.
+
+  Args:
+    params: nested dict of arrays or shapes.
+    total_steps: of the whole training.
+    name: one of `OPTIMIZERS`.
+    learning_rate: the peak.
+    schedule: one of `SCHEDULES`.
+    warmup: steps, or a share of all steps when below 1.
+    final_rate, timescale: of the schedule.
+    weight_decay: times the learning rate, as in AdamW (Loshchilov & Hutter 2019).
+    no_decay: regular expressions of paths that do not decay.
+    layer_decay: factor from each layer to the one below it (`layer_scales`).
+    clip_norm: largest global gradient norm; 0 for none.
+    freeze: regular expressions of paths that do not change; they have no optimiser state.
+    **kwargs: of the optax function, such as b1, b2, momentum.
+
+  Returns:
+    the transformation, and the schedule of the learning rate.
+
+  Raises:
+    ValueError: unknown name or argument (the nearest is named), or a pattern that matches nothing.
+  """
+  if name not in OPTIMIZERS:
+    raise ValueError(f"unknown optimizer {name!r}{nearest(name, OPTIMIZERS)}")
+  function, decay_argument, mask_argument = OPTIMIZERS[name]
+  filled = tuple(a for a in ("learning_rate", decay_argument, mask_argument) if a)
+  check_call(function, kwargs, f"config.optimizer ({name})", given=filled)
+  check_patterns(freeze, params, "config.optimizer.freeze")
+  steps = round(warmup * total_steps) if 0 < warmup < 1 else int(warmup)
+  rate = make_schedule(schedule, learning_rate, steps, total_steps, final=final_rate, timescale=timescale)
+
+  # Functions of the tree they are given: where parameters are frozen, optax shows only the others.
+  def decays(tree):
+    return axes.map_with_path(lambda path, _: not matches(no_decay, path), tree)
+
+  if name == "muon":
+    kwargs["muon_weight_dimension_numbers"] = _muon_dimensions
+  if name == "lars":  # the released code adapts the rate of what decays, and of nothing else
+    kwargs = {"trust_ratio_mask": decays} | kwargs
+  if decay_argument:
+    kwargs |= {decay_argument: weight_decay, mask_argument: decays}
+  if name == "adafactor":  # the only one whose decay is not already times the rate
+    kwargs[decay_argument] = lambda step: weight_decay * rate(step)
+  parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  if not decay_argument and weight_decay:
+    parts += [optax.add_decayed_weights(weight_decay, decays)]
+  parts += [function(rate, **kwargs)]
+  if layer_decay != 1:
+    scales = layer_scales(params, layer_decay)
+    parts += [optax.stateless(lambda updates, _: axes.map_with_path(lambda path, u: u * scales[path], updates))]
+  optimizer = optax.chain(*parts)
+  if freeze:
+    labels = axes.map_with_path(lambda path, _: "frozen" if matches(freeze, path) else "trained", params)
+    optimizer = optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+  return optimizer, rate

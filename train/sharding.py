@@ -1,0 +1,208 @@
+"""Where arrays live: a mesh with the axes data, fsdp and tensor under `jit`, or one copy a device under `pmap`."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from zoo import axes
+from zoo.errors import nearest
+
+# Logical axis -> mesh axis; what is not named here is not cut. Vectors are not cut at all: gathering one costs more
+# than its bytes.
+MESH_AXES = {"embed": "fsdp", "features": "fsdp", "heads": "tensor", "mlp": "tensor"}
+# The batch is cut over both; fsdp is data parallelism that also cuts the parameters (Rajbhandari et al. 2020).
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
+  """A mesh of the given sizes; -1 for `data` takes all devices that the others leave.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
+  if data == -1:
+    sizes["data"] = max(len(devices) // (fsdp * tensor), 1)
+  if np.prod(list(sizes.values())) != len(devices):
+    raise ValueError(f"a mesh of {sizes} needs {np.prod(list(sizes.values()))} devices, there are {len(devices)}")
+  # Auto: the compiler propagates shardings through code that does not mention them, such as Linen's.
+  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def param_specs(params: dict, mesh: Mesh) -> dict:
+  """The `PartitionSpec` of every parameter, by its path.
+
+  Raises:
+    ValueError: a size that its mesh axis does not divide, all of them at once.
+  """
+  faults, specs = [], {}
+  shapes = axes.flatten(params)
+  named = jax.tree_util.tree_leaves_with_path(axes.logical_axes(params), is_leaf=lambda node: type(node) is tuple)
+  for path, names in named:
+    path = axes.path_name(path)
+    matrix = len([name for name in names if name != "layers"]) > 1
+    cut = [MESH_AXES.get(name) if matrix else None for name in names]
+    for size, name, axis in zip(shapes[path].shape, names, cut, strict=True):
+      if axis and size % mesh.shape[axis]:
+        faults.append(f"{path}: {name} is {size}, which {mesh.shape[axis]} devices on mesh axis {axis!r} do not divide")
+    specs[path] = PartitionSpec(*cut)
+  if faults:
+    raise ValueError("\n".join(faults))
+  return specs
+
+
+def state_shardings(state, mesh: Mesh):
+  """A sharding for each array of a training state: like its parameter's where it belongs to one, else replicated.
+
+  Optimiser state, averages and parameters have paths that end in a parameter's path, and its shape.
+
+  Args:
+    state: `train.step.State`, or a model's variables, of arrays or shapes.
+    mesh: from `make_mesh`.
+  """
+  params = state["params"] if isinstance(state, dict) else state.params
+  specs = param_specs(params, mesh)
+  shapes = {path: leaf.shape for path, leaf in axes.flatten(params).items()}
+
+  def shard(path: str, leaf):
+    parts = path.split("/")
+    for start in range(len(parts)):
+      tail = "/".join(parts[start:])
+      if shapes.get(tail) == leaf.shape:
+        return NamedSharding(mesh, specs[tail])
+    return NamedSharding(mesh, PartitionSpec())
+
+  return axes.map_with_path(shard, state)
+
+
+def check_batch(batch_size: int, devices: int, accumulate: int, processes: int = 1) -> None:
+  """Raises ValueError, with global and per-device sizes, where the batch cannot be cut evenly."""
+  share = devices * accumulate
+  if batch_size % share or batch_size % processes:
+    down, up = batch_size // share * share, -(-batch_size // share) * share
+    raise ValueError(
+      f"a global batch of {batch_size} cannot be cut over {devices} devices x {accumulate} accumulation steps on "
+      f"{processes} processes: {batch_size / share:.2f} examples a device and step; the nearest that can are "
+      f"{' and '.join(str(size) for size in (down, up) if size)}"
+    )
+
+
+@dataclass(frozen=True)
+class Jit:
+  """One program over all devices, cut by the compiler (`jax.jit` with `NamedSharding`)."""
+
+  mesh: Mesh
+  axis: None = field(default=None, init=False)
+
+  @property
+  def data_devices(self) -> int:
+    """Over how many devices the batch is cut."""
+    return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+  def init(self, make_state: Callable, *args):
+    """`make_state(*args)`, computed in place: no device ever holds more than its part."""
+    shardings = state_shardings(jax.eval_shape(make_state, *args), self.mesh)
+    return jax.jit(make_state, out_shardings=shardings)(*args)
+
+  def put(self, tree):
+    """Host arrays, the same in every process, to replicated ones."""
+    return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+  def put_batch(self, batch: dict) -> dict:
+    """The process's part of a batch to global arrays."""
+    sharding = NamedSharding(self.mesh, BATCH)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+  def compile(self, step: Callable) -> Callable:
+    """For `step(state, batch, key)`: the old state's memory becomes the new one's."""
+    return jax.jit(step, donate_argnums=0)
+
+  def compile_eval(self, step: Callable) -> Callable:
+    """For `step(variables, batch)`."""
+    return jax.jit(step, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+
+  def gather(self, tree):
+    """The whole arrays, as a checkpoint holds them: here as they are."""
+    return tree
+
+  scatter = gather
+
+  def host(self, tree):
+    """Scalars and other replicated arrays, on the host."""
+    return jax.device_get(tree)
+
+
+@dataclass(frozen=True)
+class Pmap:
+  """The same program on every device, each with a copy of the state and a part of the batch (`jax.pmap`)."""
+
+  axis: str = "devices"
+
+  @property
+  def data_devices(self) -> int:
+    """Over how many devices the batch is cut."""
+    return jax.device_count()
+
+  def init(self, make_state: Callable, *args):
+    """`make_state(*args)` on each device."""
+    return self.scatter(jax.jit(make_state)(*args))
+
+  def put(self, tree):
+    """Host arrays to one copy a device."""
+    return jax.tree.map(lambda a: jax.device_put_replicated(a, jax.local_devices()), tree)
+
+  def put_batch(self, batch: dict) -> dict:
+    """[b, ...] of this process to [devices, b / devices, ...]."""
+    devices = jax.local_device_count()
+    return jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), batch)
+
+  def compile(self, step: Callable) -> Callable:
+    """For `step(state, batch, key)`: the old state's memory becomes the new one's."""
+    return jax.pmap(step, axis_name=self.axis, in_axes=(0, 0, 0), donate_argnums=0)
+
+  def compile_eval(self, step: Callable) -> Callable:
+    """For `step(variables, batch)`."""
+    return jax.pmap(step, axis_name=self.axis)
+
+  def gather(self, tree):
+    """One copy, as a checkpoint holds it."""
+    return jax.tree.map(lambda a: a[0], tree)
+
+  scatter = put
+
+  def host(self, tree):
+    """One copy, on the host."""
+    return jax.device_get(self.gather(tree))
+
+
+def parallel(name: str = "jit", data: int = -1, fsdp: int = 1, tensor: int = 1) -> Jit | Pmap:
+  """How the step runs on the devices.
+
+  Args:
+    name: "jit" or "pmap".
+    data, fsdp, tensor: sizes of the mesh; -1 for `data` takes what the others leave. pmap is data parallel only.
+
+  Raises:
+    ValueError: unknown name, or sizes that do not fit.
+  """
+  if name == "jit":
+    return Jit(make_mesh(data, fsdp, tensor))
+  if name == "pmap":
+    if (fsdp, tensor) != (1, 1) or data not in (-1, jax.device_count()):
+      raise ValueError("pmap is data parallel over all devices: data=-1, fsdp=1, tensor=1; for other meshes use jit")
+    return Pmap()
+  raise ValueError(f"unknown parallel {name!r}{nearest(name, ('jit', 'pmap'))}")
+
+
+def prefetch(batches: Iterable[dict], put: Callable[[dict], dict], ahead: int = 2) -> Iterator[dict]:
+  """Starts the transfer of `ahead` batches before they are asked for: copies overlap with computing."""
+  queue = []
+  for batch in batches:
+    queue.append(put(batch))
+    if len(queue) > ahead:
+      yield queue.pop(0)
+  yield from queue

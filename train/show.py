@@ -1,0 +1,471 @@
+"""Pictures of a run and of what a model has learned, as matplotlib figures: give a path to write a PNG."""
+
+import functools
+import inspect
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from train import metrics
+from train.images import normalise
+from zoo.layers import patchify, unpatchify
+from zoo.positions import Positions
+from zoo.shapes import expect
+
+INK, SOFT, FAINT = "#26303a", "#66727f", "#d5dadf"
+# Told apart with every kind of colour vision, and at least 3:1 against white.
+COLOURS = ("#2f6690", "#c8553d", "#3b8574", "#7b5ea7", "#8a6d1f")
+MAP = "cividis"  # evenly brighter with the value, with every kind of colour vision
+STYLE = {
+  "font.size": 9,
+  "axes.titlesize": 9,
+  "axes.labelsize": 9,
+  "axes.edgecolor": FAINT,
+  "axes.labelcolor": SOFT,
+  "axes.titlecolor": INK,
+  "axes.grid": False,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "text.color": INK,
+  "xtick.color": SOFT,
+  "ytick.color": SOFT,
+  "xtick.labelsize": 8,
+  "ytick.labelsize": 8,
+  "legend.frameon": False,
+  "legend.fontsize": 8,
+  "lines.solid_capstyle": "round",
+  "figure.facecolor": "white",
+  "savefig.dpi": 160,
+}
+
+
+def _drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+  """Draws in the common style; `path` writes the figure as well."""
+
+  @functools.wraps(draw)
+  def wrapped(*args, path: str | os.PathLike | None = None, **kwargs) -> Figure:
+    with matplotlib.rc_context(STYLE):
+      figure = draw(*args, **kwargs)
+      if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    return figure
+
+  return wrapped
+
+
+def _title(figure: Figure, title: str, below: str = "") -> None:
+  """A heading on the left and, smaller below it, what one needs to know to read the picture."""
+  inches = figure.get_size_inches()
+  figure.text(0.1 / inches[0], 1 - 0.12 / inches[1], title, size=11, weight="bold", va="top")
+  figure.text(0.1 / inches[0], 1 - 0.36 / inches[1], below, size=8, color=SOFT, va="top")
+
+
+def _panels(rows: int, columns: int, aspect: float, size: float, left: float) -> tuple[Figure, np.ndarray]:
+  """A tight grid of square-ish panels below a heading, `left` inches kept for row labels."""
+  gap, top, edge = 0.06, 0.82, 0.12
+  width = left + columns * (size + gap) + edge
+  height = top + rows * (size * aspect + gap) + edge
+  figure = Figure(figsize=(max(width, 4.6), height))
+  axes = np.empty((rows, columns), object)
+  for row in range(rows):
+    for column in range(columns):
+      x, y = left + column * (size + gap), height - top - (row + 1) * size * aspect - row * gap
+      box = [x / figure.get_figwidth(), y / height, size / figure.get_figwidth(), size * aspect / height]
+      axes[row, column] = axis = figure.add_axes(box)
+      axis.set(xticks=[], yticks=[])
+      axis.spines[:].set_visible(False)
+  return figure, axes
+
+
+def _picture(axis, image_YXC: np.ndarray, **kwargs) -> None:
+  grey = image_YXC.ndim == 2 or image_YXC.shape[-1] == 1
+  values = image_YXC.reshape(image_YXC.shape[:2]) if grey else image_YXC
+  axis.imshow(values, cmap="gray" if grey else None, vmin=0, vmax=255, interpolation="nearest", **kwargs)
+
+
+def _row_label(axis, text: str) -> None:
+  axis.text(-0.06, 0.5, text, transform=axis.transAxes, ha="right", va="center", size=9)
+
+
+# ---- masked autoencoding
+
+
+def _pixels(image_BYXC: jax.Array, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+  """Normalised floats back to bytes, the inverse of `train.images.normalise`."""
+  values = (np.asarray(image_BYXC, np.float64) * np.asarray(std) + np.asarray(mean)) * 255
+  return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+def reconstruct(
+  model, variables: dict, image_BYXC, noise_BP, *, mask_ratio=0.75, normalise_patches=True, mean=(0.5,), std=(0.5,)
+) -> tuple[np.ndarray, np.ndarray]:
+  """What a masked autoencoder makes of images of which it sees a part.
+
+  Args:
+    model: of the family `mae`. variables: its parameters.
+    image_BYXC: uint8.
+    noise_BP: decides what is hidden (`zoo.models.mae.random_mask`).
+    mask_ratio, normalise_patches, mean, std: as in `train.objectives.mae`. A model trained to predict standardised
+      patches says nothing of their brightness and contrast: these are taken from the image.
+
+  Returns:
+    the predicted images [B, Y, X, C] uint8, and which pixels were hidden [B, Y, X, 1] bool.
+  """
+  patch = model.config.patch
+  normal_BYXC = normalise(jnp.asarray(image_BYXC), mean, std)
+  pixels_BPF, aux = jax.jit(model.apply, static_argnames="mask_ratio")(
+    variables, normal_BYXC, noise_BP, mask_ratio=mask_ratio
+  )
+  target = patchify(normal_BYXC, patch)
+  predicted = pixels_BPF.reshape(target.shape)
+  if normalise_patches:
+    deviation = jnp.sqrt(target.var(-1, keepdims=True, ddof=1) + 1e-6)
+    predicted = predicted * deviation + target.mean(-1, keepdims=True)
+  hidden = jnp.broadcast_to(aux["masked"].reshape(*target.shape[:3], 1), (*target.shape[:3], patch**2))
+  return _pixels(unpatchify(predicted, patch), mean, std), np.asarray(unpatchify(hidden, patch))
+
+
+@_drawing
+def reconstructions(
+  model,
+  variables: dict,
+  image_BYXC: np.ndarray,
+  *,
+  mask_ratio: float = 0.75,
+  normalise_patches: bool = True,
+  mean: Sequence[float] = (0.5,),
+  std: Sequence[float] = (0.5,),
+  seed: int = 0,
+) -> Figure:
+  """Images, what the masked autoencoder saw of them, and what it made of that (as He et al. 2022, fig. 2).
+
+  Args:
+    image_BYXC: uint8, grey or RGB; one column each.
+    seed: of the masks. The others: see `reconstruct`.
+  """
+  image_BYXC = np.asarray(image_BYXC)
+  sizes = expect(image_BYXC=image_BYXC)
+  patches = (sizes["Y"] // model.config.patch) * (sizes["X"] // model.config.patch)
+  noise_BP = jax.random.uniform(jax.random.key(seed), (sizes["B"], patches))
+  predicted, hidden = reconstruct(
+    model,
+    variables,
+    image_BYXC,
+    noise_BP,
+    mask_ratio=mask_ratio,
+    normalise_patches=normalise_patches,
+    mean=mean,
+    std=std,
+  )
+  rows = {
+    "original": image_BYXC,
+    "what it sees": np.where(hidden, np.uint8(128), image_BYXC),
+    "prediction": predicted,
+    "prediction,\nvisible pasted": np.where(hidden, predicted, image_BYXC),
+  }
+  figure, axes = _panels(len(rows), sizes["B"], sizes["Y"] / sizes["X"], size=1.0, left=1.15)
+  for row, (label, images) in zip(axes, rows.items(), strict=True):
+    _row_label(row[0], label)
+    for axis, image in zip(row, images, strict=True):
+      _picture(axis, image)
+  note = "brightness and contrast of each patch are the original's" if normalise_patches else ""
+  _title(figure, f"Rebuilt from {hidden.size - hidden.sum():,} of {hidden.size:,} pixels", note)
+  return figure
+
+
+# ---- attention
+
+
+def attention_weights(model, variables: dict, image_BYXC, *, mean=(0.5,), std=(0.5,)) -> np.ndarray:
+  """The encoder's attention weights [L, B, N, T, T] for uint8 images, nothing hidden.
+
+  Raises:
+    ValueError: the model tells no attention weights.
+  """
+  normal_BYXC = normalise(jnp.asarray(image_BYXC), mean, std)
+  arguments = ()
+  if "mask_ratio" in inspect.signature(type(model).__call__).parameters:
+    B, Y, X, _ = normal_BYXC.shape
+    # Equal noise leaves the patches in their order.
+    arguments = (jnp.zeros((B, (Y // model.config.patch) * (X // model.config.patch))),)
+    apply = functools.partial(model.apply, mask_ratio=0.0)
+  else:
+    apply = model.apply
+  names = re.compile(r"block_\d+/weights")
+  aux = jax.jit(lambda *x: {k: v for k, v in apply(*x)[1].items() if names.fullmatch(k)})(
+    variables, normal_BYXC, *arguments
+  )
+  if not aux:
+    raise ValueError(f"{type(model).__module__} tells no attention weights: its aux has no 'block_00/weights'")
+  return np.stack([np.asarray(aux[name]) for name in sorted(aux)])
+
+
+def rollout(weights_LBNTT: np.ndarray) -> np.ndarray:
+  """Attention rollout: how much of each input token reaches each output token (Abnar & Zuidema 2020, eq. 1).
+
+  A residual block passes half of a token on as it is and half by attention, averaged over the heads:
+  A = W / 2 + I / 2; the rollout is the product of all A, the last block's on the left.
+
+  Args:
+    weights_LBNTT: attention weights, first block first; rows sum to 1.
+
+  Returns:
+    [B, T, T] float64; rows sum to 1.
+  """
+  sizes = expect(weights_LBNTT=weights_LBNTT)
+  identity = np.eye(sizes["T"])
+  result = np.broadcast_to(identity, (sizes["B"], *identity.shape))
+  for weights_BNTT in np.asarray(weights_LBNTT, np.float64):
+    mixed_BTT = weights_BNTT.mean(1) / 2 + identity / 2
+    result = mixed_BTT / mixed_BTT.sum(-1, keepdims=True) @ result
+  return result
+
+
+def query_map(weights: np.ndarray, grid: tuple[int, int], class_token: bool) -> np.ndarray:
+  """Where the output looks: weights [..., T, T] to maps [..., *grid] that sum to 1 each.
+
+  The row of the class token if there is one, else the mean over all queries; only patches as keys.
+  """
+  row = weights[..., 0, 1:] if class_token else weights.mean(-2)
+  return (row / row.sum(-1, keepdims=True)).reshape(*row.shape[:-1], *grid)
+
+
+def _grid(model, image_BYXC) -> tuple[int, int]:
+  return image_BYXC.shape[1] // model.config.patch, image_BYXC.shape[2] // model.config.patch
+
+
+@_drawing
+def attention_maps(
+  model,
+  variables: dict,
+  image_BYXC: np.ndarray,
+  *,
+  mean: Sequence[float] = (0.5,),
+  std: Sequence[float] = (0.5,),
+  max_heads: int = 8,
+) -> Figure:
+  """Where each head of the last block looks, one image a row, and the rollout over all blocks.
+
+  Args:
+    model, variables: a ViT or a masked autoencoder.
+    image_BYXC: uint8.
+    mean, std: of the pixels, as in training.
+    max_heads: how many heads to show.
+  """
+  image_BYXC = np.asarray(image_BYXC)
+  weights_LBNTT = attention_weights(model, variables, image_BYXC, mean=mean, std=std)
+  grid, class_token = _grid(model, image_BYXC), model.config.class_token
+  heads = weights_LBNTT.shape[2]
+  shown = min(heads, max_heads)
+  maps = query_map(weights_LBNTT[-1], grid, class_token)
+  paths = query_map(rollout(weights_LBNTT), grid, class_token)
+  figure, axes = _panels(len(image_BYXC), shown + 2, image_BYXC.shape[1] / image_BYXC.shape[2], size=1.0, left=0.12)
+  for row, image, heads_map, path_map in zip(axes, image_BYXC, maps, paths, strict=True):
+    _picture(row[0], image)
+    for axis, values in zip(row[1:], [*heads_map[:shown], path_map], strict=True):
+      axis.imshow(values, cmap=MAP, vmin=0, vmax=values.max(), interpolation="nearest")
+  for axis, label in zip(axes[0], ["image", *(f"head {n + 1}" for n in range(shown)), "rollout"], strict=True):
+    axis.set_title(label, pad=4)
+  query = "the class token" if class_token else "all patches, averaged,"
+  cut = f", {shown} of {heads} heads" if shown < heads else ""
+  _title(
+    figure,
+    f"Where {query.rstrip(',')} look{'s' if class_token else ''}",
+    f"last of {len(weights_LBNTT)} blocks{cut}, and the rollout over all; dark is 0, bright each map's largest weight",
+  )
+  return figure
+
+
+@_drawing
+def attention_rollout(
+  model, variables: dict, image_BYXC: np.ndarray, *, mean: Sequence[float] = (0.5,), std: Sequence[float] = (0.5,)
+) -> Figure:
+  """Attention rollout laid over images (as ViT, Dosovitskiy et al. 2021, fig. 6): what the output is made of."""
+  image_BYXC = np.asarray(image_BYXC)
+  weights_LBNTT = attention_weights(model, variables, image_BYXC, mean=mean, std=std)
+  maps = query_map(rollout(weights_LBNTT), _grid(model, image_BYXC), model.config.class_token)
+  B, Y, X, _ = image_BYXC.shape
+  figure, axes = _panels(2, B, Y / X, size=1.0, left=0.8)
+  for (above, below), image, values in zip(axes.T, image_BYXC, maps, strict=True):
+    _picture(above, image)
+    light = np.asarray(jax.image.resize(values / values.max(), (Y, X), "linear"))
+    _picture(below, (image * light.clip(0, 1)[..., None]).astype(np.uint8))
+  _row_label(axes[0, 0], "image")
+  _row_label(axes[1, 0], "rollout")
+  _title(figure, "What reaches the output", f"bright where it comes from, through all {len(weights_LBNTT)} blocks")
+  return figure
+
+
+# ---- positions
+
+
+def position_table(model, variables: dict) -> np.ndarray:
+  """The position embeddings [Y, X, D] that an encoder adds to its patches.
+
+  Raises:
+    ValueError: the model adds none.
+  """
+  c = model.config
+  if c.positions in ("none", "relative"):
+    raise ValueError(f"positions={c.positions!r} adds no position embeddings, so there is nothing to compare")
+  module = Positions(c.positions, c.grid, c.width, c.class_token, c.resampling)
+  params = variables["params"]["encoder"].get("pos", {})
+  return np.asarray(module.apply({"params": params}, c.grid)[0])
+
+
+def similarity(table_YXD: np.ndarray) -> np.ndarray:
+  """Cosine similarity of each position's embedding with each other's: [Y, X, D] to [Y, X, Y, X]."""
+  expect(table_YXD=table_YXD)
+  table_YXD = np.asarray(table_YXD, np.float64)
+  unit_YXD = table_YXD / np.maximum(np.linalg.norm(table_YXD, axis=-1, keepdims=True), 1e-12)
+  return np.einsum("YXD,yxD->YXyx", unit_YXD, unit_YXD)
+
+
+@_drawing
+def position_similarity(table_YXD: np.ndarray, *, most: int = 14) -> Figure:
+  """How alike the position embeddings are (ViT, Dosovitskiy et al. 2021, fig. 7, centre).
+
+  Args:
+    table_YXD: from `position_table`.
+    most: rows and columns of small maps at most; a larger grid shows every second, third, ...
+  """
+  alike = similarity(table_YXD)
+  Y, X = alike.shape[:2]
+  step = math.ceil(max(Y, X) / most)
+  rows, columns = range(0, Y, step), range(0, X, step)
+  size, gap, left, top, right, bottom = 0.5, 0.05, 0.55, 0.72, 0.85, 0.5
+  width = left + len(columns) * (size + gap) + right
+  height = top + len(rows) * (size * Y / X + gap) + bottom
+  figure = Figure(figsize=(width, height))
+  for i, y in enumerate(rows):
+    for j, x in enumerate(columns):
+      box_y = height - top - (i + 1) * (size * Y / X) - i * gap
+      box = [(left + j * (size + gap)) / width, box_y / height, size / width, size * Y / X / height]
+      axis = figure.add_axes(box)
+      drawn = axis.imshow(alike[y, x], cmap=MAP, vmin=-1, vmax=1, interpolation="nearest")
+      axis.set(xticks=[], yticks=[])
+      axis.spines[:].set_visible(False)
+      if i == len(rows) - 1:
+        axis.set_xlabel(x + 1, labelpad=2)
+      if j == 0:
+        axis.set_ylabel(y + 1, labelpad=4, rotation=0, va="center", ha="right")
+  figure.text(
+    (left + len(columns) * (size + gap) / 2) / width, 0.1 / height, "column of the patch", ha="center", color=SOFT
+  )
+  middle = (bottom + len(rows) * (size * Y / X + gap) / 2) / height
+  figure.text(0.1 / width, middle, "row of the patch", va="center", rotation=90, color=SOFT)
+  span = len(rows) * (size * Y / X + gap) - gap
+  bar = figure.colorbar(
+    drawn,
+    cax=figure.add_axes([(width - right + 0.12) / width, (height - top - span) / height, 0.1 / width, span / height]),
+  )
+  bar.outline.set_visible(False)
+  bar.set_ticks([-1, 0, 1])
+  _title(figure, "Which positions are alike", "each map: cosine similarity of one patch with all others")
+  return figure
+
+
+# ---- curves
+
+
+def smooth(values: np.ndarray, points: float) -> np.ndarray:
+  """An exponential moving average over about so many points, unbiased at its start; nan is passed over."""
+  keep = 1 - 1 / max(points, 1)
+  total = weight = 0.0
+  result = np.full(len(values), np.nan)
+  for i, value in enumerate(np.asarray(values, np.float64)):
+    if np.isfinite(value):
+      total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
+      result[i] = total / weight
+  return result
+
+
+def _series(log: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+  points = [(entry["step"], entry[key]) for entry in log if isinstance(entry.get(key), (int, float))]
+  return tuple(np.array(points, np.float64).reshape(-1, 2).T)
+
+
+@_drawing
+def loss_curve(log: str | os.PathLike) -> Figure:
+  """The losses of training and evaluations over the steps, the accuracies if there are any, and the learning rate.
+
+  Args:
+    log: a `metrics.jsonl`, or the directory it is in.
+
+  Raises:
+    ValueError: there is no training loss in it.
+  """
+  entries = metrics.read(log)
+  steps, losses = _series(entries, "train/loss")
+  if not len(steps):
+    raise ValueError(f"{log} has no training loss to draw")
+  names = sorted({key for entry in entries for key in entry if not key.startswith("train/")} - {"step", "note"})
+  shares = [name for name in names if name.endswith(("accuracy", "top5"))]
+  evaluated = [name for name in names if name.endswith("/loss")]
+  rate_steps, rates = _series(entries, "train/learning_rate")
+
+  heights = [2.2] + [1.4] * bool(shares) + [0.8] * bool(len(rates))
+  total = 0.75 + sum(heights) + 0.55 + 0.2 * (len(heights) - 1)
+  figure = Figure(figsize=(6.4, total))
+  axes = figure.subplots(
+    len(heights), 1, sharex=True, squeeze=False, height_ratios=heights,
+    gridspec_kw=dict(left=0.11, right=0.8, top=1 - 0.75 / total, bottom=0.5 / total, hspace=0.25),
+  )[:, 0]  # fmt: skip
+  top = axes[0]
+  top.plot(steps, losses, color=COLOURS[0], alpha=0.25, linewidth=0.8)
+  smoothed = smooth(losses, len(losses) / 20)
+  _labelled(top, steps, smoothed, "training", COLOURS[0], linewidth=1.6)
+  for name, colour in zip(evaluated, COLOURS[1:] * len(evaluated), strict=False):
+    _labelled(top, *_series(entries, name), name.removesuffix("/loss"), colour, marker="o", markersize=3.5)
+  top.set_ylabel("loss")
+  if shares:
+    for name, colour in zip(shares, COLOURS[1:] * len(shares), strict=False):
+      values = _series(entries, name)
+      _labelled(axes[1], values[0], values[1] * 100, name.replace("/", " "), colour, marker="o", markersize=3.5)
+    axes[1].set_ylabel("%")
+  if len(rates):
+    axes[-1].plot(rate_steps, rates, color=SOFT, linewidth=1.2)
+    axes[-1].set_ylabel("learning\nrate")
+    axes[-1].set_ylim(bottom=0)
+    axes[-1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
+    axes[-1].yaxis.get_offset_text().set(size=7, color=SOFT)
+  for axis in axes:
+    axis.grid(axis="y", color=FAINT, linewidth=0.6)
+    axis.tick_params(length=0)
+    axis.set_axisbelow(True)
+  figure.align_ylabels(axes)
+  axes[-1].set_xlabel("step")
+  lost = int((~np.isfinite(losses)).sum())
+  last = smoothed[np.isfinite(smoothed)]
+  _title(
+    figure,
+    f"Loss over {int(steps.max()):,} steps",
+    "training: every logged step, and smoothed" + (f"; {lost} not finite" if lost else "")
+    + (f"; ends at {last[-1]:.4g}" if len(last) else ""),
+  )  # fmt: skip
+  return figure
+
+
+def _labelled(axis, x, y, label: str, colour: str, **kwargs) -> None:
+  """A line with its name at its end, so that no legend needs to be matched with colours."""
+  axis.plot(x, y, color=colour, **kwargs)
+  finite = np.flatnonzero(np.isfinite(y))
+  if len(finite):
+    axis.annotate(
+      label,
+      (x[finite[-1]], y[finite[-1]]),
+      xytext=(6, 0),
+      textcoords="offset points",
+      color=colour,
+      va="center",
+      size=8,
+    )

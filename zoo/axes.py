@@ -1,0 +1,91 @@
+"""Parameter path -> logical axes: what each axis of each parameter means.
+
+Sharding, and optimisers that treat matrices as matrices, ask here; parameters stay plain arrays in a plain dict.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+
+from zoo.stack import STACKED
+
+# The end of a path -> the logical axes. A family with other parameters adds rules here, once for all its sizes.
+RULES = (
+  (r"(q|k|v)/kernel", ("embed", "heads", "head_dim")),
+  (r"(q|k|v)/bias", ("heads", "head_dim")),
+  (r"attn/out/kernel", ("heads", "head_dim", "embed")),
+  (r"attn/out/bias", ("embed",)),
+  (r"attn/relative", ("offset", "head_dim")),
+  (r"mlp/up/kernel", ("embed", "mlp")),
+  (r"mlp/up/bias", ("mlp",)),
+  (r"mlp/down/kernel", ("mlp", "embed")),
+  (r"mlp/down/bias", ("embed",)),
+  (r"(norm|norm1|norm2|head_norm)/(scale|bias)", ("embed",)),
+  (r"patch/kernel", ("pixels", "embed")),
+  (r"patch/bias", ("embed",)),
+  (r"encoder/cls|pos/cls|pool/probe|decoder/mask", ("embed",)),
+  (r"pos/table", ("rows", "columns", "embed")),
+  (r"pos/row", ("rows", "half_embed")),
+  (r"pos/column", ("columns", "half_embed")),
+  (r"representation/kernel", ("embed", "representation")),
+  (r"representation/bias", ("representation",)),
+  (r"head/kernel", ("features", "classes")),
+  (r"head/bias", ("classes",)),
+  (r"decoder/embed/kernel", ("encoder_embed", "embed")),
+  (r"decoder/embed/bias", ("embed",)),
+  (r"decoder/pixels/kernel", ("embed", "pixels")),
+  (r"decoder/pixels/bias", ("pixels",)),
+)
+
+
+def path_name(path) -> str:
+  """A key path of `jax.tree_util` as "encoder/block_00/attn/q/kernel"."""
+  return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def map_with_path(function, tree, *rest):
+  """`jax.tree.map` whose function gets the path's name first."""
+  return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
+
+
+def flatten(tree) -> dict:
+  """Every leaf by the name of its path."""
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def logical_axes(params: Mapping) -> dict:
+  """The logical axes of every parameter.
+
+  Args:
+    params: nested dict of arrays or `ShapeDtypeStruct`s.
+
+  Returns:
+    the same nesting, a tuple of names for each parameter. Parameters stacked by a scan start with "layers".
+
+  Raises:
+    ValueError: a parameter that no rule or several rules fit, one of another rank than its rule, or a logical axis
+      of two sizes within a stage (encoder, decoder, head); all faults at once.
+  """
+  faults, sizes = [], {}
+
+  def look_up(path, leaf):
+    found = [axes for pattern, axes in RULES if re.search(rf"(^|/)({pattern})$", path)]
+    if len(found) != 1:
+      faults.append(f"{path} {leaf.shape} fits {len(found)} rules {found or ''}; wanted exactly one in zoo/axes.py")
+      return ()
+    axes = ("layers", *found[0]) if f"/{STACKED}/" in f"/{path}" else found[0]
+    if len(axes) != len(leaf.shape):
+      faults.append(f"{path} has shape {leaf.shape}, its rule says {axes}")
+      return axes
+    stage = path.partition("/")[0]
+    for axis, size in zip(axes, leaf.shape, strict=True):
+      other_size, other_path = sizes.setdefault((stage, axis), (size, path))
+      if other_size != size:
+        faults.append(f"{axis} is {size} in {path} but {other_size} in {other_path}")
+    return axes
+
+  axes = map_with_path(look_up, params)
+  if faults:
+    raise ValueError("\n".join(faults))
+  return axes
