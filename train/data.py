@@ -188,7 +188,7 @@ def prepare(name: str, data_dir: str, source: str | None = None) -> str:
       f"TFDS's builder of {name!r} needs a package that is not here ({error}), to prepare the set, though not to read"
       " it. If it is TensorFlow: pip install tensorflow"
     ) from error
-  except (AssertionError, FileNotFoundError) as error:
+  except (AssertionError, OSError) as error:  # files that are missing, a download that failed, a full disk
     raise ValueError(f"cannot prepare {name!r}: {error}") from error
   return str(builder.data_path)
 
