@@ -119,7 +119,8 @@ def cut(
     channels: 1 or 3.
     interpolation: "bilinear" or "bicubic" as Pillow has them, which is how published numbers are evaluated; or
       "fast": a JPEG is decoded at 1/2, 1/4 or 1/8 where the box still has all pixels wanted, with libjpeg's fast
-      inverse DCT and chroma upsampling, and the rest is bilinear between the four nearest pixels.
+      inverse DCT and chroma upsampling, the box moves to whole pixels of that, and the rest is bilinear between
+      the four nearest pixels (the mean of all, where more than half of them would not count).
 
   Returns:
     uint8 [Y, X, C].
