@@ -95,6 +95,14 @@ def load(source: str, overrides: Iterable[str] = ()) -> ConfigDict:
   return config
 
 
+def restore(saved: dict) -> ConfigDict:
+  """The config that a run's `config.json` holds."""
+  config = defaults()
+  for key, value in saved.items():
+    config[key] = tuple(value) if isinstance(value, list) else value
+  return config
+
+
 def apply(config: ConfigDict, override: str) -> None:
   """Applies "key.path=value" in place."""
   path, equals, text = override.partition("=")

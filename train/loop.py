@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 import zoo
 from train import config as configuration
-from train import data, evaluate, metrics, optim, plan, rng, sharding, show
+from train import data, evaluate, metrics, optim, pictures, plan, rng, sharding
 from train.checkpoint import Checkpoints
 from train.step import State, init_state, make_step
 from zoo.errors import check_call, nearest
@@ -148,6 +149,10 @@ class Run:
     """Shapes of the state."""
     return jax.eval_shape(lambda: self.make_state_of(self.make_variables()))
 
+  def abstract_whole_state(self) -> State:
+    """Shapes of the state as a checkpoint holds it, with where its arrays go now."""
+    return self.parallel.abstract(self.abstract_state())
+
   def count_macs(self) -> int:
     """Multiply-adds of a step: forward, backward and update, of the global batch."""
     return plan.count_macs(self.step(), self.abstract_state(), self.abstract_batch(), rng.root(0, self.config.prng))
@@ -231,13 +236,11 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
   if (meta := checkpoints.newest_meta()) and not override_config:
     check_same_config(meta["config"], saved)
 
-  state = run.make_state()
-  checkpoints.check_room(run.parallel.gather(state))
-  target = jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), run.parallel.gather(state)
-  )
-  if found := checkpoints.restore(target):
+  checkpoints.check_room(run.abstract_state())
+  if found := checkpoints.restore(run.abstract_whole_state()):
     state = run.parallel.scatter(found[0])
+  else:
+    state = run.make_state()
   first = int(run.parallel.host(state.step))
   _write_json(workdir / "config.json", saved)
 
@@ -246,17 +249,46 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
       log.note(text)
     if found:
       log.note(f"going on at step {first} of {run.total_steps}")
-    result = _loop(run, state, first, checkpoints, log, stop, saved)
+    state, result = _loop(run, state, first, checkpoints, log, stop, saved)
   if not result["stopped"]:
-    for name in config.pictures:
-      result[name] = str(workdir / f"{name}.png")
-      show.draw(name, workdir, workdir / f"{name}.png")
+    result["pictures"] = {name: str(workdir / f"{name}.png") for name in config.pictures}
+    variables = run.parallel.host(eval_variables(state))
+    if jax.process_index() == 0:
+      for name, path in result["pictures"].items():
+        pictures.draw(name, run, variables, workdir, Path(path))
   return result
+
+
+def open_run(source: str, overrides: Iterable[str] = ()) -> tuple[Run, dict, int]:
+  """A run from its work directory, or from a config (with `init.path` for pretrained parameters).
+
+  Returns:
+    the run, its variables (the average of the parameters where there is one) on the devices, and the step.
+
+  Raises:
+    ValueError: no such run or config, or it has no whole checkpoint.
+  """
+  workdir = Path(source)
+  if not (workdir / "config.json").exists():
+    if workdir.is_dir():
+      raise ValueError(f"{source} holds no run: there is no config.json in it")
+    run = Run(configuration.load(source, overrides))
+    return run, eval_variables(run.make_state()), 0
+  config = configuration.restore(json.loads((workdir / "config.json").read_text()))
+  for override in overrides:
+    configuration.apply(config, override)
+  run = Run(config)
+  checkpoints = Checkpoints(workdir, **config.checkpoint)
+  found = checkpoints.restore(run.abstract_whole_state())
+  if not found:
+    raise ValueError(f"the run in {source} has no checkpoint yet")
+  state = run.parallel.scatter(found[0])
+  return run, eval_variables(state), int(run.parallel.host(state.step))
 
 
 def _loop(
   run: Run, state: State, first: int, checkpoints: Checkpoints, log: metrics.Log, stop: StopSignal, saved: dict
-) -> dict:
+) -> tuple[State, dict]:
   """From step `first` to the end, or to the signal."""
   config, parallel = run.config, run.parallel
   evaluations = run.make_evaluations()
@@ -323,7 +355,7 @@ def _loop(
   elif step == first:  # the run was complete already
     run_evaluations(step, state)
   checkpoints.close()
-  return {"step": step, "stopped": stop.name, **{k: dict(v) for k, v in results.items()}}
+  return state, {"step": step, "stopped": stop.name, **{k: dict(v) for k, v in results.items()}}
 
 
 def _nonfinite_advice(step: int, checkpoints: Checkpoints) -> str:

@@ -108,6 +108,12 @@ class Jit:
     shardings = state_shardings(jax.eval_shape(make_state, *args), self.mesh)
     return jax.jit(make_state, out_shardings=shardings)(*args)
 
+  def abstract(self, state):
+    """Shapes of a state, with the shardings that `init` gives it: what a checkpoint is restored to."""
+    return jax.tree.map(
+      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, state_shardings(state, self.mesh)
+    )
+
   def put(self, tree):
     """Host arrays, the same in every process, to replicated ones."""
     return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
@@ -150,6 +156,11 @@ class Pmap:
   def init(self, make_state: Callable, *args):
     """`make_state(*args)` on each device."""
     return self.scatter(jax.jit(make_state)(*args))
+
+  def abstract(self, state):
+    """Shapes of a state as `gather` gives it: what a checkpoint is restored to."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
 
   def put(self, tree):
     """Host arrays to one copy a device."""

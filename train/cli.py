@@ -1,0 +1,268 @@
+"""The command `zoo VERB`: a function a verb, thin over the library. Every verb that reports takes `--json FILE`."""
+
+import argparse
+import json as json_module
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+# jax and what imports it are imported by the verbs: `zoo --help` need not wait for them.
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs `zoo VERB ...`; errors that tell what to do are printed without a traceback."""
+  parser = argparse.ArgumentParser(prog="zoo", description=__doc__.partition("\n")[0])
+  verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+  for function, arguments in VERBS.items():
+    verb = verbs.add_parser(function.__name__, help=function.__doc__.partition("\n")[0], description=function.__doc__)
+    for names, options in arguments.items():
+      verb.add_argument(*names.split(), **options)
+    verb.set_defaults(function=function)
+  options = vars(parser.parse_args(argv))
+  function = options.pop("function")
+  del options["verb"]
+  _quiet()
+  try:
+    return function(**options) or 0
+  except ValueError as error:
+    print(f"zoo: {error}", file=sys.stderr)
+    return 2
+
+
+def train(config, overrides, workdir, no_resume, override_config, json):
+  """Train, or go on with the run in the work directory."""
+  from train import config as configuration
+  from train import loop
+
+  loaded = configuration.load(config, overrides)
+  workdir = Path(workdir or Path("runs") / Path(config).stem)
+  result = loop.train(loaded, workdir, resume=not no_resume, override_config=override_config)
+  if result["stopped"]:
+    print(f"Stopped by {result['stopped']} after step {result['step']}; the checkpoint is written. To go on:")
+    print(f"  zoo train {' '.join([config, *overrides])} --workdir {workdir}")
+  else:
+    _print_results(result, workdir)
+  _write(json, result)
+
+
+def eval(source, evaluations, overrides, json):
+  """Evaluate a run (its work directory) or a config with init.path=WEIGHTS, on every example exactly once."""
+  from train import loop
+
+  run, variables, step = loop.open_run(source, overrides)
+  made = run.make_evaluations()
+  wanted = evaluations or list(made)
+  if unknown := [name for name in wanted if name not in made]:
+    from zoo.errors import nearest
+
+    raise ValueError(f"{source} has no evaluation {unknown[0]!r}{nearest(unknown[0], made)}")
+  result = {name: made[name].function(variables) for name in wanted}
+  table = Table("evaluation", "metric", "value", box=None)
+  for name, values in result.items():
+    for key, value in values.items():
+      table.add_row(name, key, f"{value:.5g}")
+  _console().print(table)
+  _write(json, {"step": step, **result})
+
+
+def show(source, what, image, out, overrides):
+  """Draw pictures of a run as PNG: reconstructions, attention, positions, loss curves."""
+  from train import loop, pictures
+
+  run, variables, _ = loop.open_run(source, overrides)
+  images = None if image is None else pictures.read_image(image, run.data)
+  folder = Path(source) if Path(source).is_dir() else Path(".")
+  for name in what or run.config.pictures:
+    path = Path(out or folder) / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures.draw(name, run, variables, folder, path, images)
+    print(path)
+
+
+def models(pattern, json):
+  """List every model with its parameters, multiply-adds and input."""
+  from train import plan
+
+  facts = plan.describe_models(pattern)
+  if not facts:
+    import zoo
+    from zoo.errors import nearest
+
+    raise ValueError(f"no model matches {pattern!r}{nearest(pattern, zoo.names())}")
+  table = Table("model", box=None)
+  for title in ("parameters", "GMACs", "input"):
+    table.add_column(title, justify="right")
+  for fact in facts:
+    table.add_row(fact.name, f"{fact.parameters:,}", f"{fact.macs / 1e9:,.2f}", ", ".join(" x ".join(map(str, shape)) for shape in fact.inputs))
+  _console().print(table)
+  _write(json, [vars(fact) for fact in facts])
+
+
+def plan(config, overrides, tpu, json):
+  """Compile a config's training step for a TPU that need not be here; print memory, FLOPs, and whether it fits."""
+  from train import config as configuration
+  from train import plan
+
+  result = plan.plan(configuration.load(config, overrides), tpu)
+  _console().print(result.table())
+  _write(json, result.as_dict())
+
+
+def prepare(name, data_dir, source):
+  """Build a data set as ArrayRecord files: any TFDS name, or a local one such as fashion_mnist."""
+  from train import data
+
+  print(data.prepare(name, data_dir, source))
+
+
+def configs(json):
+  """List the configs that are installed, with what they do."""
+  import ast
+
+  import configs as package
+  from train import config as configuration
+
+  found = {}
+  for name in configuration.shipped():
+    text = (Path(package.__path__[0]) / f"{name}.py").read_text(encoding="utf-8")
+    found[name] = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+  table = Table("config", "what it does", box=None)
+  for row in found.items():
+    table.add_row(*row)
+  _console().print(table)
+  _write(json, found)
+
+
+def doctor(json):
+  """Tell which devices are really used, which versions are installed, and how long a tiny step takes."""
+  import importlib.metadata
+
+  import jax
+  import jax.numpy as jnp
+
+  import zoo
+  from train import metrics, rng
+  from train.objectives.classify import Objective
+  from train.optim import make
+  from train.step import init_state, make_step
+
+  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+  versions = {name: importlib.metadata.version(name) for name in packages}
+  for name in ("libtpu", "torch", "transformers"):
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = "not installed"
+  model = zoo.create("vit/test")
+  image = jnp.zeros((8, *model.config.image_size, 3), jnp.uint8)
+  batch = dict(image=image, label=jnp.zeros(8, jnp.int32), valid=jnp.ones(8, bool), id=jnp.arange(8))
+  variables = jax.jit(model.init)({"params": jax.random.key(0)}, image.astype(jnp.float32))
+  optimizer, _ = make(variables["params"], 10, learning_rate=1e-3)
+  state = init_state(variables, optimizer)
+  start = time.perf_counter()
+  step = jax.jit(make_step(Objective(), model, optimizer)).lower(state, batch, rng.root(0)).compile()
+  compile_seconds = time.perf_counter() - start
+  times = []
+  for _ in range(20):
+    start = time.perf_counter()
+    state, values = step(state, batch, rng.root(0))
+    jax.block_until_ready(values)
+    times.append(time.perf_counter() - start)
+  devices = jax.devices()
+  result = {
+    "backend": jax.default_backend(),
+    "devices": [f"{d.id}: {d.device_kind}" for d in devices],
+    "processes": jax.process_count(),
+    "python": platform.python_version(),
+    **versions,
+    "tiny step compiled in": f"{compile_seconds:.1f} s",
+    "tiny step runs in": f"{sorted(times)[len(times) // 2] * 1e3:.2f} ms",
+    "matmul": f"{metrics.measured_matmul() / 1e9:,.0f} GFLOP/s",
+  }
+  table = Table(box=None, show_header=False)
+  for key, value in result.items():
+    table.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
+  _console().print(table)
+  if jax.default_backend() == "cpu" and versions["libtpu"] != "not installed" and not os.environ.get("JAX_PLATFORMS"):
+    print("No TPU was found; libtpu is here for `zoo plan` only.")
+  _write(json, result)
+
+
+_CONFIG = {
+  "config": dict(help="path of a config file, or the name of an installed one (`zoo configs`)"),
+  "overrides": dict(nargs="*", metavar="key.path=value", help="such as optimizer.learning_rate=1e-3 epochs=10.0"),
+}
+_SOURCE = {"source": dict(metavar="WORKDIR|CONFIG", help="a run's work directory, or a config with init.path=WEIGHTS")}
+_OVERRIDES = {"--set": dict(nargs="*", default=[], dest="overrides", metavar="key.path=value")}
+_JSON = {"--json": dict(metavar="FILE", help="also write the result to this file")}
+VERBS: Mapping = {
+  train: _CONFIG
+  | {
+    "--workdir": dict(metavar="DIR", help="for checkpoints, metrics and pictures; runs/CONFIG if not given"),
+    "--no-resume": dict(action="store_true", help="refuse to go on with a run that is already in the work directory"),
+    "--override-config": dict(action="store_true", help="go on even if the run was made with another config"),
+  }
+  | _JSON,
+  eval: _SOURCE
+  | {"evaluations": dict(nargs="*", metavar="NAME", help="of config.evals; all if none")}
+  | _OVERRIDES
+  | _JSON,
+  show: _SOURCE
+  | {
+    "what": dict(
+      nargs="*",
+      metavar="PICTURE",
+      help="loss_curve, reconstructions, attention_maps, attention_rollout, position_similarity",
+    ),
+    "--image": dict(metavar="FILE", help="a picture of one's own"),
+    "--out": dict(metavar="DIR", help="where to write; the work directory if not given"),
+  }
+  | _OVERRIDES,
+  models: {"pattern": dict(nargs="?", default="*", help="such as 'vit/*16'")} | _JSON,
+  configs: _JSON,
+  plan: _CONFIG
+  | {"--tpu": dict(default="v5e:2x4", metavar="TYPE:SHAPE", help="such as v5e:2x4, v5p:2x2x2, v6e:4x4")}
+  | _JSON,
+  prepare: {
+    "name": dict(help="such as cifar10, imagenet2012, fashion_mnist"),
+    "--data-dir": dict(required=True, metavar="DIR", help="where the data set goes, DIR/NAME/..."),
+    "--source": dict(metavar="DIR", help="where local files are, for sets that are made of them"),
+  },
+  doctor: _JSON,
+}
+
+
+def _print_results(result: dict, workdir: Path) -> None:
+  table = Table(box=None, show_header=False)
+  for name, values in result.items():
+    if isinstance(values, dict):
+      table.add_row(name, "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+  table.add_row("checkpoint", str(workdir / "checkpoints" / str(result["step"])))
+  table.add_row("metrics", f"{workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}")
+  for name, path in result.get("pictures", {}).items():
+    table.add_row(name, path)
+  _console().print(table)
+
+
+def _console() -> Console:
+  console = Console(highlight=False, soft_wrap=True)
+  if not console.is_terminal:  # a file has no width to cut at
+    console = Console(highlight=False, soft_wrap=True, width=200)
+  return console
+
+
+def _write(path: str | None, value) -> None:
+  if path:
+    Path(path).write_text(json_module.dumps(value, indent=2, default=str) + "\n")
+
+
+def _quiet() -> None:
+  """Keeps libraries' chatter off the screen: what a user needs to know, `zoo` says."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
