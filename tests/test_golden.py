@@ -31,8 +31,9 @@ CASES = [
 
 def relative_error(ours, theirs) -> float:
   """The largest difference over the largest value."""
-  assert np.shape(ours) == np.shape(theirs)
-  return float(np.abs(np.asarray(ours, np.float64) - theirs).max() / np.abs(np.asarray(theirs, np.float64)).max())
+  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+  assert ours.shape == theirs.shape
+  return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
 @functools.cache

@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import flatten_dict
 from safetensors import numpy as safetensors
 
 import zoo
+from train.checkpoint import Checkpoints
+from train.step import State
 from zoo.positions import resample, sincos_2d
 from zoo.stack import stack_params
-from zoo.weights import Rule, Transform, WeightsError, convert, torch_layout, write_back
+from zoo.weights import Rule, Transform, WeightsError, convert, load_into, torch_layout, write_back
 from zoo.weights.read import read
 
 SAME = Transform(lambda t, shape: t, lambda a: a)
@@ -115,7 +116,7 @@ def test_a_wrong_shape_of_the_right_size():
 
 def test_a_parameter_the_model_does_not_have():
   assert faults(tensors() | {"new.layer.1.weight": np.ones((3, 2))}) == (
-    "new.layer.1.weight is for block_01/kernel, which the model does not have; ignore it if that is meant",
+    "new.layer.1.weight is for block_01/kernel, which has no place in the model; ignore it if that is meant",
   )
 
 
@@ -244,7 +245,7 @@ def test_running_statistics_have_no_place_in_a_layout(tmp_path):
 def test_a_classifier_without_classes_must_be_asked_for(tmp_path):
   _, variables = random_variables("vit/test")
   zoo.save(tmp_path / "w.safetensors", "vit/test", {}, variables, layout="timm")
-  with pytest.raises(WeightsError, match=r"head.bias is for head/bias, which the model does not have"):
+  with pytest.raises(WeightsError, match=r"head.bias is for head/bias, which has no place in the model"):
     zoo.load(tmp_path / "w.safetensors", "vit/test", layout="timm", num_classes=0)
   _, encoder = zoo.load(tmp_path / "w.safetensors", "vit/test", layout="timm", num_classes=0, ignore=["head.*"])
   assert_same(encoder["params"]["encoder"], variables["params"]["encoder"])
@@ -378,6 +379,54 @@ def test_the_suffix_tells_the_format(tmp_path):
     zoo.save(tmp_path / "w.safetensors", "vit/test", {}, {}, layout="tim")
 
 
+# Into a model that has something new.
+
+
+def fine_tuned(**overrides):
+  overrides = dict(final_norm=False, head_norm="layer", pool="gap", positions="sincos_2d") | overrides
+  return random_variables("vit/test", seed=1, **overrides)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("layout", ["zoo", "timm"])
+def test_fine_tuning_starts_from_an_mae(tmp_path, layout, scan):
+  path = tmp_path / "mae.safetensors"
+  _, mae = random_variables("mae/test")
+  zoo.save(path, "mae/test", {}, mae, layout=layout)
+  model, variables = fine_tuned(scan=scan)
+  ignore = dict(zoo=r"params/(decoder|encoder/norm)/.*", timm=r"norm\..*|decoder.*|mask_token")[layout]
+  loaded = load_into(model, variables, path, layout=layout, ignore=ignore, keep="head.*")
+  for new in ("head", "head_norm"):
+    assert_same(loaded["params"][new], variables["params"][new])
+  encoder = {k: v for k, v in mae["params"]["encoder"].items() if k != "norm"}
+  assert_same(loaded["params"]["encoder"], stack_params(encoder) if scan else encoder)
+
+
+def test_what_fine_tuning_must_name(tmp_path):
+  path = tmp_path / "mae.safetensors"
+  _, mae = random_variables("mae/test")
+  zoo.save(path, "mae/test", {}, mae)
+  model, variables = fine_tuned()
+  with pytest.raises(WeightsError) as error:
+    load_into(model, variables, path)
+  lines = "\n".join(error.value.faults)
+  assert "params/decoder/mask has no rule" in lines
+  assert "params/encoder/norm/scale has no rule" in lines
+  assert "params/head/kernel [24, 7] is not filled" in lines
+  with pytest.raises(WeightsError, match=r"trained with epsilon 1e-06, the model has 0.01"):
+    load_into(fine_tuned(epsilon=0.01)[0], variables, path, ignore=".*decoder.*", keep="head.*")
+
+
+def test_linear_probing_keeps_its_running_statistics(tmp_path):
+  path = tmp_path / "vit.safetensors"
+  _, pretrained = random_variables("vit/test", num_classes=0)
+  zoo.save(path, "vit/test", dict(num_classes=0), pretrained, layout="huggingface")
+  model, variables = random_variables("vit/test", seed=1, head_norm="batch")
+  loaded = load_into(model, variables, path, layout="huggingface", keep=["head/.*", "head_norm/.*"])
+  assert_same(loaded["batch_stats"], variables["batch_stats"])
+  assert_same(loaded["params"]["encoder"], pretrained["params"]["encoder"])
+
+
 # Formats.
 
 
@@ -476,24 +525,23 @@ def test_a_huggingface_directory_that_is_another_model(tmp_path):
 # A training run.
 
 
-def run_directory(directory, variables, ema=None, model=None):
-  with ocp.CheckpointManager(directory, item_names=("state", "meta")) as manager:
-    for step in (2, 10):
-      params = jax.tree.map(lambda p, step=step: p * step, variables["params"])
-      state = {
-        "step": jnp.int32(step),
-        "params": params,
-        "variables": {k: v for k, v in variables.items() if k != "params"},
-        "opt_state": (jnp.zeros(3),),
-        "ema": ema,
-      }
-      meta = {"config": {"model": model or {"name": "vit/test", "head_norm": "batch"}}}
-      manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+def run_directory(workdir, variables, ema=None, model=None):
+  """As `train.loop` writes it."""
+  config = {"model": model or {"name": "vit/test", "head_norm": "batch"}}
+  workdir.mkdir()
+  (workdir / "config.json").write_text(json.dumps(config))
+  checkpoints = Checkpoints(workdir)
+  rest = {k: v for k, v in variables.items() if k != "params"}
+  for step in (2, 10):
+    params = jax.tree.map(lambda p, step=step: p * step, variables["params"])
+    state = State(jnp.int32(step), params, rest, (jnp.zeros(3),), ema, jnp.int32(0))
+    checkpoints.save(state, dict(step=step, config=config))
+  checkpoints.close()
 
 
 def test_a_run_of_ours(tmp_path):
   model, variables = random_variables("vit/test", head_norm="batch")
-  run_directory(tmp_path / "run" / "checkpoints", variables, ema=variables["params"])
+  run_directory(tmp_path / "run", variables, ema=variables["params"])
   newest = variables | {"params": jax.tree.map(lambda p: p * 10, variables["params"])}
   for path in ("run", "run/checkpoints", "run/checkpoints/10"):
     again, loaded = zoo.load(tmp_path / path)
@@ -506,13 +554,15 @@ def test_a_scanned_run_of_ours(tmp_path):
   model = {"name": "mae/test", "scan": True}
   _, variables = random_variables("mae/test", scan=True)
   run_directory(tmp_path / "run", variables, model=model)
-  assert_same(zoo.load(tmp_path / "run" / "2")[1]["params"], jax.tree.map(lambda p: p * 2, variables["params"]))
+  assert_same(
+    zoo.load(tmp_path / "run" / "checkpoints" / "2")[1]["params"], jax.tree.map(lambda p: p * 2, variables["params"])
+  )
   with pytest.raises(WeightsError, match="kept no moving average"):
     zoo.load(tmp_path / "run", average=True)
   with pytest.raises(WeightsError, match="neither a Hugging Face directory"):
     zoo.load(tmp_path)
-  for file in (tmp_path / "run" / "10" / "state").rglob("*"):
+  for file in (tmp_path / "run" / "checkpoints" / "10" / "state").rglob("*"):
     if file.is_file():
       file.write_bytes(b"")
-  with pytest.raises(WeightsError, match="run/10: the checkpoint is truncated or corrupt"):
+  with pytest.raises(WeightsError, match="checkpoints/10: the checkpoint is truncated or corrupt"):
     zoo.load(tmp_path / "run")

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import numpy as safetensors
 
 import zoo
@@ -20,7 +20,7 @@ from zoo.errors import nearest
 from zoo.positions import resample as resample_table
 from zoo.stack import stack_params, unstack_params
 from zoo.weights.read import Source, read
-from zoo.weights.table import Rule, Transform, WeightsError, convert, write_back
+from zoo.weights.table import Rule, Transform, WeightsError, convert, matcher, write_back
 
 
 def load(
@@ -28,7 +28,7 @@ def load(
   name: str | None = None,
   *,
   layout: str | None = None,
-  ignore: Sequence[str] = (),
+  ignore: str | Sequence[str] = (),
   resample: bool | str = False,
   average: bool = False,
   **overrides,
@@ -59,25 +59,48 @@ def load(
   source = read(path, average)
   name, fields = _described(path, source, name, overrides)
   model = zoo.create(name, **fields)
-  layout = layout or source.layout
-  template = _template(model)
-  tables = _tables(model, template)
-  if layout not in tables:
-    given = f"there is no layout {layout!r}" if layout else "the file does not tell its layout: pass layout=..."
-    raise WeightsError(str(path), [f"{given}; {name} has {', '.join(tables)}{_likely(source.tensors, tables)}"])
-  _check_collections(layout, template)
-  variables = convert(
-    source.tensors,
-    tables[layout],
-    template if layout == "zoo" else template["params"],
-    ignore=ignore,
-    resample=model.config.resampling if resample is True else resample or "",
-    about=f"{path} (layout {layout}{_likely(source.tensors, tables, layout)}) does not fit {name}",
-  )
-  variables = variables if layout == "zoo" else {"params": variables}
-  if getattr(model.config, "scan", False):
-    variables = {collection: stack_params(v) for collection, v in variables.items()}
-  return model, jax.tree.map(jnp.asarray, variables)
+  variables = _converted(path, source, model, _template(model), layout, ignore, resample)
+  return model, jax.tree.map(jnp.asarray, _stacked_as(model, variables))
+
+
+def load_into(
+  model,
+  variables: Mapping,
+  path: str | Path,
+  *,
+  layout: str | None = None,
+  ignore: str | Sequence[str] = (),
+  keep: str | Sequence[str] = (),
+  resample: bool | str = False,
+  average: bool = False,
+) -> dict:
+  r"""Pretrained weights for a model that has something new, such as another head: what fine-tuning starts from.
+
+  Nothing is left out or left as it is that was not named. An MAE of ours, fine-tuned with its features averaged:
+  `ignore=r"params/(decoder|encoder/norm)/.*", keep=r"head.*"`.
+
+  Args:
+    model: of any family whose parameters have the paths that the file fills.
+    variables: the model's, as initialised.
+    path, layout, resample, average: as for `load`.
+    ignore: regular expressions of keys in the file to leave out.
+    keep: regular expressions of the model's own paths, as "head/kernel", that stay as initialised.
+
+  Returns:
+    the new variables; `variables` is not changed.
+
+  Raises:
+    WeightsError: as for `load`; and where the file tells of another activation or epsilon than the model has.
+  """
+  source = read(path, average)
+  _check_numerics(path, source, model)
+  keep = [keep] if isinstance(keep, str) else keep
+  ours = flatten_dict({k: unstack_params(v) for k, v in variables.items() if v}, sep="/")
+  kept = {p: v for p, v in ours.items() if any(re.fullmatch(k, p.partition("/")[2]) for k in keep)}
+  template = unflatten_dict({p: v for p, v in ours.items() if p not in kept}, sep="/")
+  filled = _converted(path, source, model, template, layout, ignore, resample)
+  every = kept | flatten_dict(filled, sep="/")
+  return jax.tree.map(jnp.asarray, _stacked_as(model, unflatten_dict({p: every[p] for p in ours}, sep="/")))
 
 
 def save(path: str | Path, model_name: str, overrides: Mapping, variables: Mapping, *, layout: str = "zoo") -> None:
@@ -156,7 +179,7 @@ def _template(model) -> dict:
   """The shapes of the model's variables, with its blocks unrolled."""
   if getattr(model.config, "scan", False):
     model = type(model)(dataclasses.replace(model.config, scan=False))
-  module = zoo.family(type(model).__module__.rpartition(".")[2])
+  module = zoo.family(_family(model))
   rngs = {stream: jax.random.key(0) for stream in ("params", "mask")}
   return jax.eval_shape(model.init, rngs, *module.inputs(model.config, 1))
 
@@ -172,9 +195,38 @@ _OURS = Transform(lambda t, shape: t, lambda a: a)
 _OUR_POSITIONS = Transform(lambda t, shape: t, lambda a: a, _refit)
 
 
+def _converted(path, source: Source, model, template: Mapping, layout, ignore, resample) -> dict:
+  """The file's tensors as variables of the model, with its blocks unrolled."""
+  layout = layout or source.layout
+  tables = _tables(model, template)
+  if layout not in tables:
+    given = f"there is no layout {layout!r}" if layout else "the file does not tell its layout: pass layout=..."
+    raise WeightsError(str(path), [f"{given}; there are {', '.join(tables)}{_likely(source.tensors, tables)}"])
+  _check_collections(layout, template)
+  variables = convert(
+    source.tensors,
+    tables[layout],
+    template if layout == "zoo" else template.get("params", {}),
+    ignore=[ignore] if isinstance(ignore, str) else ignore,
+    resample=model.config.resampling if resample is True else resample or "",
+    about=f"{path} (layout {layout}{_likely(source.tensors, tables, layout)}) does not fit {_family(model)}",
+  )
+  return variables if layout == "zoo" else {"params": variables}
+
+
+def _stacked_as(model, variables: Mapping) -> dict:
+  if not getattr(model.config, "scan", False):
+    return variables
+  return {collection: stack_params(v) for collection, v in variables.items()}
+
+
+def _family(model) -> str:
+  return type(model).__module__.rpartition(".")[2]
+
+
 def _tables(model, template: Mapping) -> dict[str, tuple[Rule, ...]]:
   """The tables of the model's family, and "zoo": our own paths, which go where they say."""
-  module = zoo.family(type(model).__module__.rpartition(".")[2])
+  module = zoo.family(_family(model))
   ours = tuple(
     Rule(re.escape(path), path, _OUR_POSITIONS if re.search("/pos/(table|row|column)$", path) else _OURS)
     for path in flatten_dict(template, sep="/")
@@ -184,9 +236,7 @@ def _tables(model, template: Mapping) -> dict[str, tuple[Rule, ...]]:
 
 def _likely(tensors: Mapping, tables: Mapping, layout: str | None = None) -> str:
   """Which layout the keys look like, if that is another than the one given."""
-  fits = {
-    name: sum(any(re.fullmatch(r.pattern, key) for r in table) for key in tensors) for name, table in tables.items()
-  }
+  fits = {name: sum(map(bool, map(matcher(table), tensors))) for name, table in tables.items()}
   best = max(fits, key=fits.get)
   return f"; its keys look like {best!r}" if best != layout and fits[best] > fits.get(layout, 0) else ""
 
@@ -216,17 +266,7 @@ def _described_by_huggingface(path, source: Source, name: str | None, overrides:
   module = families[kind] if name is None else zoo.family(name)
   if not hasattr(module, "HUGGINGFACE"):
     raise WeightsError(str(path), [f"{name} has no Hugging Face layout"])
-  fields = {}
-  for field, key in module.HUGGINGFACE["fields"].items():
-    if key in source.config:
-      fields[field] = source.config[key]
-  if "activation" in fields:
-    fields["activation"] = _ACTIVATIONS.get(fields["activation"], fields["activation"])
-  if isinstance(fields.get("patch"), list):
-    fields["patch"] = fields["patch"][0]
-  # What is on top of the encoder shows in the tensors only; the key's first number is its width.
-  for field, key in module.HUGGINGFACE["tops"].items():
-    fields[field] = len(source.tensors[key]) if key in source.tensors else 0
+  fields = _huggingface_fields(module, source)
   fields |= overrides
   sizes = {k: v for k, v in fields.items() if _SIZES.fullmatch(k) and k not in overrides}
   if name is None:
@@ -244,3 +284,32 @@ def _described_by_huggingface(path, source: Source, name: str | None, overrides:
   if differ:
     raise WeightsError(str(path), differ)
   return name, fields
+
+
+def _huggingface_fields(module, source: Source) -> dict:
+  """What a Hugging Face directory tells of the fields of our config."""
+  fields = {field: source.config[key] for field, key in module.HUGGINGFACE["fields"].items() if key in source.config}
+  if "activation" in fields:
+    fields["activation"] = _ACTIVATIONS.get(fields["activation"], fields["activation"])
+  if isinstance(fields.get("patch"), list):
+    fields["patch"] = fields["patch"][0]
+  # What is on top of the encoder shows in the tensors only; the key's first number is its width.
+  for field, key in module.HUGGINGFACE["tops"].items():
+    fields[field] = len(source.tensors[key]) if key in source.tensors else 0
+  return fields
+
+
+def _check_numerics(path, source: Source, model) -> None:
+  """Sizes show in the shapes; these do not, where the file tells them at all."""
+  fields = {}
+  if source.config is not None:
+    fields = _huggingface_fields(zoo.family(_family(model)), source)
+  elif source.model is not None:
+    fields = dataclasses.asdict(zoo.create(source.model, **source.overrides).config)
+  differ = [
+    f"was trained with {field} {fields[field]!r}, the model has {getattr(model.config, field)!r}"
+    for field in ("activation", "epsilon", "heads")
+    if field in fields and fields[field] != getattr(model.config, field)
+  ]
+  if differ:
+    raise WeightsError(str(path), differ)

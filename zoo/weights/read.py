@@ -58,7 +58,9 @@ def read(path: str | Path, average: bool = False) -> Source:
   if average and path.is_file():
     raise WeightsError(str(path), ["average=True reads a run's moving average; a file holds one set of weights"])
   if path.is_dir():
-    return _huggingface(path) if (path / "config.json").exists() else read_run(path, average)
+    # A work directory has a config.json too, that of its training.
+    of_training = (path / "checkpoints").is_dir() or not (path / "config.json").exists()
+    return read_run(path, average) if of_training else _huggingface(path)
   if path.suffix not in _READERS:
     raise WeightsError(str(path), [f"unknown format {path.suffix!r}; there are {', '.join(_READERS)} and directories"])
   try:

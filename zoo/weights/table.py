@@ -72,6 +72,12 @@ class Rule(NamedTuple):
     return [tuple(map(int, m.groups())) for m in map(pattern.fullmatch, paths) if m]
 
 
+def matcher(table: Sequence[Rule]) -> Callable[[str], list[tuple[Rule, tuple[int, ...]]]]:
+  """A function from a key to the rules that match it and their numbers; large models have too many for re's cache."""
+  compiled = [(re.compile(rule.pattern).fullmatch, rule) for rule in table]
+  return lambda key: [(rule, tuple(map(int, m.groups()))) for match, rule in compiled if (m := match(key))]
+
+
 def convert(
   tensors: Mapping[str, np.ndarray],
   table: Sequence[Rule],
@@ -100,21 +106,22 @@ def convert(
   """
   wanted = flatten_dict(template, sep="/")
   filled, source, faults, unknown = {}, {}, [], []
+  rules_of = matcher(table)
   for key, tensor in tensors.items():
     if any(re.fullmatch(pattern, key) for pattern in ignore):
       continue
-    matches = [(rule, m) for rule in table if (m := re.fullmatch(rule.pattern, key))]
+    matches = rules_of(key)
     if not matches:
       unknown.append(key)
       continue
     if len(matches) > 1:
       faults.append(f"{key} has {len(matches)} rules: {', '.join(rule.pattern for rule, _ in matches)}")
-      source |= {p: key for rule, m in matches for p in rule.targets(map(int, m.groups()))}
+      source |= {path: key for rule, numbers in matches for path in rule.targets(numbers)}
       continue
-    rule, match = matches[0]
-    targets = rule.targets([int(n) for n in match.groups()])
+    rule, numbers = matches[0]
+    targets = rule.targets(numbers)
     if missing := [p for p in targets if p not in wanted]:
-      faults.append(f"{key} is for {', '.join(missing)}, which the model does not have; ignore it if that is meant")
+      faults.append(f"{key} is for {', '.join(missing)}, which has no place in the model; ignore it if that is meant")
       continue
     if twice := [p for p in targets if p in source]:
       faults.append(f"{key} and {source[twice[0]]} are both for {', '.join(twice)}")
@@ -126,11 +133,15 @@ def convert(
       faults.append(f"{key} {error}")
     else:
       filled |= dict(zip(targets, arrays, strict=True))
-  unfilled = {path: _key_for(path, table) for path in wanted if path not in source}
-  faults += [f"{key} has no rule{_near(key, unfilled.values(), len(unknown))}" for key in unknown]
+  unfilled = [path for path in wanted if path not in source]
+  missing = _keys(unfilled, table)
   faults += [
-    f"{path} {list(wanted[path].shape)} is not filled: " + (f"there is no {key}" if key else "no rule is for it")
-    for path, key in unfilled.items()
+    f"{key} has no rule{_near(key, missing.values()) if len(unknown) <= _EXPLAINED else ''}" for key in unknown
+  ]
+  faults += [
+    f"{path} {list(wanted[path].shape)} is not filled: "
+    + (f"there is no {missing[path]}" if path in missing else "no rule is for it")
+    for path in unfilled
   ]
   if faults:
     raise WeightsError(about, faults)
@@ -181,17 +192,16 @@ def _forward(tensor: np.ndarray, transform: Transform, wanted: list, resample: s
   return [np.array(a, w.dtype, order="C") for a, w in zip(arrays, wanted, strict=True)]
 
 
-def _key_for(path: str, table: Sequence[Rule]) -> str | None:
-  """The foreign key that fills a path."""
-  for rule in table:
-    for only in (rule.paths,) if isinstance(rule.paths, str) else rule.paths:
-      if numbers := Rule(rule.pattern, only, rule.transform).numbers_of([path]):
-        return rule.key(numbers[0])
-  return None
+def _keys(paths: Sequence[str], table: Sequence[Rule]) -> dict[str, str]:
+  """The foreign keys that fill our paths."""
+  keys = {}
+  for rule in table if paths else ():
+    for path in (rule.paths,) if isinstance(rule.paths, str) else rule.paths:
+      one = rule._replace(paths=path)
+      keys |= {one.targets(numbers)[0]: rule.key(numbers) for numbers in one.numbers_of(paths)}
+  return keys
 
 
-def _near(key: str, missing: Iterable[str | None], unknown: int) -> str:
-  if unknown > _EXPLAINED:
-    return ""
-  close = difflib.get_close_matches(key, [m for m in missing if m], n=1, cutoff=0.6)
+def _near(key: str, known: Iterable[str]) -> str:
+  close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
   return f"; did you mean {close[0]}?" if close else ""
