@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -125,7 +126,13 @@ class Jit:
 
   def compile(self, step: Callable) -> Callable:
     """For `step(state, batch, key)`: the old state's memory becomes the new one's."""
-    return jax.jit(step, donate_argnums=0)
+
+    def in_place(state, batch, key):
+      # The new state lies as the old one did: left to itself, the compiler may cut a bias that came whole.
+      new, metrics = step(state, batch, key)
+      return jax.lax.with_sharding_constraint(new, state_shardings(new, self.mesh)), metrics
+
+    return jax.jit(in_place, donate_argnums=0)
 
   def compile_eval(self, step: Callable) -> Callable:
     """For `step(variables, batch)`."""
@@ -149,6 +156,11 @@ class Pmap:
   axis: str = "devices"
 
   @property
+  def _sharding(self) -> NamedSharding:
+    """What pmap wants: the first axis over this process's devices."""
+    return NamedSharding(Mesh(np.array(jax.local_devices()), (self.axis,)), PartitionSpec(self.axis))
+
+  @property
   def data_devices(self) -> int:
     """Over how many devices the batch is cut."""
     return jax.device_count()
@@ -163,13 +175,19 @@ class Pmap:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
 
   def put(self, tree):
-    """Host arrays to one copy a device."""
-    return jax.tree.map(lambda a: jax.device_put_replicated(a, jax.local_devices()), tree)
+    """Arrays to one copy a device, on a new first axis."""
+    copies = jax.local_device_count()
+
+    def copy(tree):
+      return jax.tree.map(lambda a: jnp.broadcast_to(a, (copies, *a.shape)), tree)
+
+    replicated = jax.device_put(tree, NamedSharding(self._sharding.mesh, PartitionSpec()))
+    return jax.jit(copy, out_shardings=self._sharding)(replicated)
 
   def put_batch(self, batch: dict) -> dict:
     """[b, ...] of this process to [devices, b / devices, ...]."""
     devices = jax.local_device_count()
-    return jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), batch)
+    return {k: jax.device_put(v.reshape(devices, -1, *v.shape[1:]), self._sharding) for k, v in batch.items()}
 
   def compile(self, step: Callable) -> Callable:
     """For `step(state, batch, key)`: the old state's memory becomes the new one's."""
@@ -181,7 +199,7 @@ class Pmap:
 
   def gather(self, tree):
     """One copy, as a checkpoint holds it."""
-    return jax.tree.map(lambda a: a[0], tree)
+    return jax.tree.map(lambda a: a.addressable_data(0)[0], tree)
 
   scatter = put
 
