@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -153,13 +154,12 @@ def test_threads_and_the_cache_change_nothing():
       equal(a, b)
 
 
-def test_worker_processes_make_the_same_batches_in_a_program_of_their_own():
-  # As `zoo train` runs: a program whose flags absl has not parsed, and which a worker imports again.
-  program = """
-import hashlib, sys
+# As `zoo train` runs: a program whose flags absl has not parsed, and which a worker imports again.
+PROGRAM = """
+import hashlib, multiprocessing, sys, time
 from train import data
 
-def main(workers):
+def main(workers, wait):
   images = data.make(
     "images", dataset="fashion_mnist_small", image_size=28, train_split="train[:300]", eval_split="test[:70]",
     crop=dict(name="random_resized_crop"), augment=[dict(name="rand_augment")], workers=workers,
@@ -168,32 +168,57 @@ def main(workers):
   digest = hashlib.sha256()
   for _ in range(3):
     digest.update(next(batches)["image"].tobytes())
-  batches.close()
-  valid = sum(int(batch["valid"].sum()) for batch in images.eval_batches(64))
-  print(digest.hexdigest(), valid)
+  if wait:
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(60)
+  print(digest.hexdigest(), sum(int(batch["valid"].sum()) for batch in images.eval_batches(64)))
+  return batches
 
 if __name__ == "__main__":
-  main(int(sys.argv[1]))
+  open_to_the_end = main(int(sys.argv[1]), len(sys.argv) > 2)
 """
-  path = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"workers_{os.getpid()}.py")
+
+
+@pytest.fixture
+def program(tmp_path):
+  path = tmp_path / "program.py"
+  path.write_text(PROGRAM)
+  return [sys.executable, str(path)]
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(data.__file__).parent.parent)}
+
+
+def test_worker_processes_make_the_same_batches_and_end_quietly_with_the_program(program):
+  runs = [
+    subprocess.run([*program, n], check=True, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    for n in ("0", "2")
+  ]
+  assert runs[0].stdout == runs[1].stdout and runs[0].stdout.split()[1] == "70"
+  for run in runs:
+    assert not any(word in run.stderr for word in ("Traceback", "Exception", "leaked"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no kill -9")
+def test_workers_end_when_the_program_is_killed(program):
+  with subprocess.Popen([*program, "2", "wait"], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    process.kill()
+  assert len(workers) == 2
+  end = time.monotonic() + 20
+  while workers and time.monotonic() < end:
+    workers = [pid for pid in workers if running(pid)]
+    time.sleep(0.1)
+  assert not workers
+
+
+def running(pid):
   try:
-    with open(path, "w") as file:
-      file.write(program)
-    root = os.path.dirname(os.path.dirname(os.path.abspath(data.__file__)))
-    outputs = [
-      subprocess.run(
-        [sys.executable, path, workers],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"PYTHONPATH": root},
-      ).stdout
-      for workers in ("0", "2")
-    ]
-  finally:
-    os.remove(path)
-  assert outputs[0] == outputs[1] and outputs[0].split()[1] == "70"
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  status = Path(f"/proc/{pid}/stat")  # a container may have nobody who collects the dead
+  return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.parametrize(("batch_size", "limit"), [(64, None), (300, None), (4096, None), (64, 100)])
@@ -264,12 +289,13 @@ def test_a_label_outside_the_classes_is_named(tmp_path, skip):
     list(images.eval_batches(6, "train"))
 
 
-def test_a_shard_that_is_cut_off_is_named(tmp_path):
-  folder = write_fake(tmp_path, [(image_file(i), 0) for i in range(6)])
+@pytest.mark.parametrize(("shape", "record"), [((None, None, 3), "example 3"), ((20, 24, 3), "record 0")])
+def test_a_shard_that_is_cut_off_is_named(tmp_path, shape, record):
+  folder = write_fake(tmp_path, [(image_file(i), 0) for i in range(6)], shape=shape)
   shard = tmp_path / "fake" / "1.0.0" / "fake-train.array_record-00001-of-00002"
   shard.write_bytes(shard.read_bytes()[:1000])
   images = data.make("images", dataset="fake", data_dir=folder, image_size=16)
-  with pytest.raises(ValueError, match=r"cannot read example 3 .*array_record-00001-of-00002"):
+  with pytest.raises(ValueError, match=rf"cannot read {record} .*array_record-00001-of-00002"):
     list(images.eval_batches(6, "train"))
 
 

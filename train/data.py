@@ -15,10 +15,15 @@ import difflib
 import functools
 import importlib
 import math
+import multiprocessing
 import os
 import pkgutil
 import re
+import sys
+import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 
 import grain
@@ -70,11 +75,23 @@ class Source:
   def __getitem__(self, index: int) -> tuple[bytes, int]:
     file, place = self._find(index)
     try:
-      record = self._reader(file).read([place])[0]
-      values = tf_example_pb2.Example.FromString(record).features.feature
-      return values[self._image].bytes_list.value[0], values[self._label].int64_list.value[0]
+      return self._parse(self._reader(file).read([place])[0])
     except Exception as error:
       raise ValueError(f"cannot read {self.where(index)}: {error}") from error
+
+  def __iter__(self) -> Iterator[tuple[bytes, int]]:
+    """All in order: many records at a time, which is several times as fast as one by one."""
+    for file in self._files:
+      for first in range(file.skip, file.skip + file.take, 1024):
+        try:
+          records = self._reader(file.filename).read(first, min(first + 1024, file.skip + file.take))
+        except Exception as error:
+          raise ValueError(f"cannot read record {first} or one of the next in {file.filename}: {error}") from error
+        yield from map(self._parse, records)
+
+  def _parse(self, record: bytes) -> tuple[bytes, int]:
+    values = tf_example_pb2.Example.FromString(record).features.feature
+    return values[self._image].bytes_list.value[0], values[self._label].int64_list.value[0]
 
   def where(self, index: int) -> str:
     """The file and the place in it where an example is, for error messages."""
@@ -198,8 +215,7 @@ def _decoded(source: Source, channels: int) -> tuple[np.ndarray, np.ndarray, dic
   """All images of a source [B, Y, X, C], their labels [B], and what is wrong with those that cannot be decoded."""
   images = np.zeros((len(source), *source.shape_YXC[:2], channels), np.uint8)
   labels, faults = np.zeros(len(source), np.int64), {}
-  for i in range(len(source)):
-    encoded, labels[i] = source[i]
+  for i, (encoded, labels[i]) in enumerate(source):
     try:
       images[i] = augment.decode(encoded, channels)
     except ValueError as error:
@@ -368,7 +384,7 @@ class Images:
 
   def train_batches(
     self, batch_size: int, seed: int, first_step: int = 0, process_index: int = 0, process_count: int = 1
-  ) -> Iterator[Batch]:
+  ) -> "Batches":
     """The part of one process of an endless row of batches.
 
     Args:
@@ -379,7 +395,7 @@ class Images:
       process_count: of how many.
 
     Returns:
-      an iterator; its `close()` ends its threads and workers.
+      an iterator; see `Batches`.
 
     Raises:
       ValueError: a batch size that the processes cannot share, or larger than the split; later, see `example`.
@@ -397,7 +413,7 @@ class Images:
     process_index: int = 0,
     process_count: int = 1,
     limit: int | None = None,
-  ) -> Iterator[Batch]:
+  ) -> "Batches":
     """The part of one process of batches that hold every example of a split once; the last is padded, valid=False.
 
     Args:
@@ -470,7 +486,7 @@ class _Part:
       batch["image"][i], batch["label"][i], batch["valid"][i] = self.images.example(self.source, index, seed)
     return batch
 
-  def stream(self, first_step: int, steps: int | None) -> Iterator[Batch]:
+  def stream(self, first_step: int, steps: int | None) -> "Batches":
     """Batches from `first_step` on, made by threads or worker processes ahead of time."""
     pieces = self.size // self.piece
     everything = grain.MapDataset.range(first_step * pieces, 2**62 if steps is None else steps * pieces)
@@ -480,20 +496,53 @@ class _Part:
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
     )
     if self.images.workers:
-      if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain reads its flags, which only programs run by absl have parsed
-      work = work.mp_prefetch(grain.MultiprocessingOptions(self.images.workers, per_worker_buffer_size=2))
-    return _batches(work, pieces)
+      work = _start_workers(work, self.images.workers)
+    return Batches(work, pieces)
 
 
-def _batches(work: grain.IterDataset, pieces: int) -> Iterator[Batch]:
-  if pieces > 1:
-    work = work.batch(pieces, batch_fn=_join)
-  iterator = iter(work)
-  try:
-    yield from iterator
-  finally:
-    iterator.close()
+class Batches(Iterator[Batch]):
+  """An iterator over batches; `close()`, its deletion, or the end of the program ends its threads and workers."""
+
+  def __init__(self, work: grain.IterDataset, pieces: int):
+    # In a list, so that it can be let go of: Grain complains of iterators that outlive their modules.
+    self._iterator = [iter(work.batch(pieces, batch_fn=_join) if pieces > 1 else work)]
+    self._finalize = weakref.finalize(self, _close, self._iterator)
+
+  def __next__(self) -> Batch:
+    if not self._iterator:
+      raise StopIteration
+    return next(self._iterator[0])
+
+  def close(self) -> None:
+    """Ends it; nothing follows."""
+    self._finalize()
+
+
+def _close(iterator: list[grain.DatasetIterator]) -> None:
+  iterator.pop().close()
+
+
+def _start_workers(work: grain.IterDataset, count: int) -> grain.IterDataset:
+  """Lets worker processes do the work, which ends with this process even if that is killed."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # Grain reads its flags, which only programs run by absl have parsed
+  # Images that a worker had ready when it was ended are freed by a process of Python's, which would warn of them.
+  sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+  resource_tracker.ensure_running()
+  sys.warnoptions.pop()
+  options = grain.MultiprocessingOptions(count, per_worker_buffer_size=2)
+  return work.mp_prefetch(options, worker_init_fn=_end_with_parent)
+
+
+def _end_with_parent(index: int, count: int) -> None:
+  """In a worker: a thread that waits for the parent's end, which a worker that waits for orders would not notice."""
+  del index, count
+
+  def watch():
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _join(pieces: Sequence[Batch]) -> Batch:
