@@ -1,7 +1,9 @@
 """Pictures of a run and of what a model has learned, as matplotlib figures: give a path to write a PNG."""
 
 import functools
+import importlib
 import inspect
+import json
 import math
 import os
 import re
@@ -13,17 +15,21 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from train import metrics
+import zoo
+from train import data, metrics
 from train.images import normalise
+from zoo.errors import nearest
 from zoo.layers import patchify, unpatchify
 from zoo.positions import Positions
 from zoo.shapes import expect
 
 INK, SOFT, FAINT = "#26303a", "#66727f", "#d5dadf"
-# Told apart with every kind of colour vision, and at least 3:1 against white.
-COLOURS = ("#2f6690", "#c8553d", "#3b8574", "#7b5ea7", "#8a6d1f")
-MAP = "cividis"  # evenly brighter with the value, with every kind of colour vision
+# At least 20 apart in CIELAB, also with protanopia, deuteranopia and tritanopia; at least 4:1 against white.
+COLOURS = ("#1f4e79", "#c8553d", "#3b8574", "#9468b8", "#66192d")
+HIDDEN = (190, 205, 218)  # a tint that no grey image has
+MAP = "viridis"  # evenly brighter with the value, with every kind of colour vision
 STYLE = {
   "font.size": 9,
   "axes.titlesize": 9,
@@ -43,6 +49,7 @@ STYLE = {
   "legend.fontsize": 8,
   "lines.solid_capstyle": "round",
   "figure.facecolor": "white",
+  "axes.formatter.use_mathtext": True,
   "savefig.dpi": 160,
 }
 
@@ -69,9 +76,9 @@ def _title(figure: Figure, title: str, below: str = "") -> None:
   figure.text(0.1 / inches[0], 1 - 0.36 / inches[1], below, size=8, color=SOFT, va="top")
 
 
-def _panels(rows: int, columns: int, aspect: float, size: float, left: float) -> tuple[Figure, np.ndarray]:
-  """A tight grid of square-ish panels below a heading, `left` inches kept for row labels."""
-  gap, top, edge = 0.06, 0.82, 0.12
+def _panels(rows: int, columns: int, aspect: float, left: float, top: float) -> tuple[Figure, np.ndarray]:
+  """A tight grid of panels an inch wide; `left` and `top` inches are kept for row labels and the heading."""
+  size, gap, edge = 1.0, 0.06, 0.12
   width = left + columns * (size + gap) + edge
   height = top + rows * (size * aspect + gap) + edge
   figure = Figure(figsize=(max(width, 4.6), height))
@@ -92,8 +99,50 @@ def _picture(axis, image_YXC: np.ndarray, **kwargs) -> None:
   axis.imshow(values, cmap="gray" if grey else None, vmin=0, vmax=255, interpolation="nearest", **kwargs)
 
 
+def _rgb(image_BYXC: np.ndarray) -> np.ndarray:
+  return np.repeat(image_BYXC, 3, -1) if image_BYXC.shape[-1] == 1 else image_BYXC
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+  """To 0 for the least and 1 for the most."""
+  return (values - values.min()) / max(np.ptp(values), 1e-12)
+
+
 def _row_label(axis, text: str) -> None:
   axis.text(-0.06, 0.5, text, transform=axis.transAxes, ha="right", va="center", size=9)
+
+
+# ---- of a run
+
+
+def draw(name: str, workdir: str | os.PathLike, path: str | os.PathLike, images: int = 8) -> Figure:
+  """Draws one of `PICTURES` from what a run has left: its log, its newest checkpoint, the first images it evaluates on.
+
+  Args:
+    name: which.
+    workdir: of the run.
+    path: the PNG to write.
+    images: how many to show.
+
+  Raises:
+    ValueError: unknown name, or the run has nothing to draw it from.
+  """
+  if name not in PICTURES:
+    raise ValueError(f"unknown picture {name!r}{nearest(name, PICTURES)}")
+  if name == "loss_curve":
+    return loss_curve(workdir, path=path)
+  config = json.loads((Path(workdir) / "config.json").read_text())
+  model, variables = zoo.load(workdir, average=bool(config["ema_decay"]))
+  if name == "position_similarity":
+    return position_similarity(position_table(model, variables), path=path)
+  if name == "reconstructions" and "mask_ratio" not in inspect.signature(type(model).__call__).parameters:
+    raise ValueError(f"only a masked autoencoder can draw reconstructions, and this run's model is {config['model']}")
+  image_BYXC = next(iter(data.make(**config["data"]).eval_batches(images, limit=images)))["image"]
+  options = dict(config["objective"])
+  objective = importlib.import_module(f"train.objectives.{options.pop('name')}").Objective(**options)
+  known = ("mean", "std", "mask_ratio", "normalise_patches") if name == "reconstructions" else ("mean", "std")
+  options = {key: getattr(objective, key) for key in known}
+  return PICTURES[name](model, variables, image_BYXC, path=path, **options)
 
 
 # ---- masked autoencoding
@@ -168,17 +217,18 @@ def reconstructions(
   )
   rows = {
     "original": image_BYXC,
-    "what it sees": np.where(hidden, np.uint8(128), image_BYXC),
+    "what it sees": np.where(hidden, np.array(HIDDEN, np.uint8), _rgb(image_BYXC)),
     "prediction": predicted,
     "prediction,\nvisible pasted": np.where(hidden, predicted, image_BYXC),
   }
-  figure, axes = _panels(len(rows), sizes["B"], sizes["Y"] / sizes["X"], size=1.0, left=1.15)
+  figure, axes = _panels(len(rows), sizes["B"], sizes["Y"] / sizes["X"], left=1.15, top=0.66)
   for row, (label, images) in zip(axes, rows.items(), strict=True):
     _row_label(row[0], label)
     for axis, image in zip(row, images, strict=True):
       _picture(axis, image)
-  note = "brightness and contrast of each patch are the original's" if normalise_patches else ""
-  _title(figure, f"Rebuilt from {hidden.size - hidden.sum():,} of {hidden.size:,} pixels", note)
+  seen = patches - int(hidden[0].sum()) // model.config.patch**2
+  note = "each patch's brightness and contrast are the original's, the rest is predicted"
+  _title(figure, f"Rebuilt from {seen} of {patches} patches", note if normalise_patches else "all pixels are predicted")
   return figure
 
 
@@ -268,11 +318,11 @@ def attention_maps(
   shown = min(heads, max_heads)
   maps = query_map(weights_LBNTT[-1], grid, class_token)
   paths = query_map(rollout(weights_LBNTT), grid, class_token)
-  figure, axes = _panels(len(image_BYXC), shown + 2, image_BYXC.shape[1] / image_BYXC.shape[2], size=1.0, left=0.12)
+  figure, axes = _panels(len(image_BYXC), shown + 2, image_BYXC.shape[1] / image_BYXC.shape[2], left=0.12, top=0.84)
   for row, image, heads_map, path_map in zip(axes, image_BYXC, maps, paths, strict=True):
     _picture(row[0], image)
     for axis, values in zip(row[1:], [*heads_map[:shown], path_map], strict=True):
-      axis.imshow(values, cmap=MAP, vmin=0, vmax=values.max(), interpolation="nearest")
+      axis.imshow(_spread(values), cmap=MAP, vmin=0, vmax=1, interpolation="nearest")
   for axis, label in zip(axes[0], ["image", *(f"head {n + 1}" for n in range(shown)), "rollout"], strict=True):
     axis.set_title(label, pad=4)
   query = "the class token" if class_token else "all patches, averaged,"
@@ -280,7 +330,7 @@ def attention_maps(
   _title(
     figure,
     f"Where {query.rstrip(',')} look{'s' if class_token else ''}",
-    f"last of {len(weights_LBNTT)} blocks{cut}, and the rollout over all; dark is 0, bright each map's largest weight",
+    f"last of {len(weights_LBNTT)} blocks{cut}; rollout: through all blocks; in each map dark is least, bright is most",
   )
   return figure
 
@@ -294,14 +344,15 @@ def attention_rollout(
   weights_LBNTT = attention_weights(model, variables, image_BYXC, mean=mean, std=std)
   maps = query_map(rollout(weights_LBNTT), _grid(model, image_BYXC), model.config.class_token)
   B, Y, X, _ = image_BYXC.shape
-  figure, axes = _panels(2, B, Y / X, size=1.0, left=0.8)
+  figure, axes = _panels(2, B, Y / X, left=0.8, top=0.66)
   for (above, below), image, values in zip(axes.T, image_BYXC, maps, strict=True):
     _picture(above, image)
-    light = np.asarray(jax.image.resize(values / values.max(), (Y, X), "linear"))
-    _picture(below, (image * light.clip(0, 1)[..., None]).astype(np.uint8))
+    fine = np.asarray(jax.image.resize(_spread(values), (Y, X), "linear"))
+    colour = matplotlib.colormaps[MAP](fine)[..., :3] * 255
+    _picture(below, (0.6 * colour + 0.4 * image.mean(-1, keepdims=True)).astype(np.uint8))
   _row_label(axes[0, 0], "image")
   _row_label(axes[1, 0], "rollout")
-  _title(figure, "What reaches the output", f"bright where it comes from, through all {len(weights_LBNTT)} blocks")
+  _title(figure, "What reaches the output", f"through all {len(weights_LBNTT)} blocks; dark is least, bright is most")
   return figure
 
 
@@ -342,7 +393,8 @@ def position_similarity(table_YXD: np.ndarray, *, most: int = 14) -> Figure:
   Y, X = alike.shape[:2]
   step = math.ceil(max(Y, X) / most)
   rows, columns = range(0, Y, step), range(0, X, step)
-  size, gap, left, top, right, bottom = 0.5, 0.05, 0.55, 0.72, 0.85, 0.5
+  least = math.floor(10 * alike.min()) / 10
+  size, gap, left, top, right, bottom = 0.5, 0.05, 0.55, 0.72, 0.85, 0.45
   width = left + len(columns) * (size + gap) + right
   height = top + len(rows) * (size * Y / X + gap) + bottom
   figure = Figure(figsize=(width, height))
@@ -351,7 +403,7 @@ def position_similarity(table_YXD: np.ndarray, *, most: int = 14) -> Figure:
       box_y = height - top - (i + 1) * (size * Y / X) - i * gap
       box = [(left + j * (size + gap)) / width, box_y / height, size / width, size * Y / X / height]
       axis = figure.add_axes(box)
-      drawn = axis.imshow(alike[y, x], cmap=MAP, vmin=-1, vmax=1, interpolation="nearest")
+      drawn = axis.imshow(alike[y, x], cmap=MAP, vmin=least, vmax=1, interpolation="nearest")
       axis.set(xticks=[], yticks=[])
       axis.spines[:].set_visible(False)
       if i == len(rows) - 1:
@@ -359,17 +411,18 @@ def position_similarity(table_YXD: np.ndarray, *, most: int = 14) -> Figure:
       if j == 0:
         axis.set_ylabel(y + 1, labelpad=4, rotation=0, va="center", ha="right")
   figure.text(
-    (left + len(columns) * (size + gap) / 2) / width, 0.1 / height, "column of the patch", ha="center", color=SOFT
+    (left + len(columns) * (size + gap) / 2) / width, 0.12 / height, "column of the patch", ha="center", color=SOFT
   )
   middle = (bottom + len(rows) * (size * Y / X + gap) / 2) / height
   figure.text(0.1 / width, middle, "row of the patch", va="center", rotation=90, color=SOFT)
-  span = len(rows) * (size * Y / X + gap) - gap
+  span = min(len(rows) * (size * Y / X + gap) - gap, 2.0)
   bar = figure.colorbar(
     drawn,
     cax=figure.add_axes([(width - right + 0.12) / width, (height - top - span) / height, 0.1 / width, span / height]),
   )
   bar.outline.set_visible(False)
-  bar.set_ticks([-1, 0, 1])
+  bar.set_ticks([least, (least + 1) / 2, 1])
+  bar.ax.tick_params(length=0)
   _title(figure, "Which positions are alike", "each map: cosine similarity of one patch with all others")
   return figure
 
@@ -377,15 +430,15 @@ def position_similarity(table_YXD: np.ndarray, *, most: int = 14) -> Figure:
 # ---- curves
 
 
-def smooth(values: np.ndarray, points: float) -> np.ndarray:
-  """An exponential moving average over about so many points, unbiased at its start; nan is passed over."""
-  keep = 1 - 1 / max(points, 1)
-  total = weight = 0.0
+def smooth(values: np.ndarray, width: float) -> np.ndarray:
+  """A Gaussian average over about so many neighbours on both sides, so nothing lags; nan is passed over."""
+  values = np.asarray(values, np.float64)
+  finite = np.isfinite(values)
+  place = np.arange(len(values))
   result = np.full(len(values), np.nan)
-  for i, value in enumerate(np.asarray(values, np.float64)):
-    if np.isfinite(value):
-      total, weight = keep * total + (1 - keep) * value, keep * weight + (1 - keep)
-      result[i] = total / weight
+  for i in np.flatnonzero(finite):
+    weight = np.exp(-0.5 * ((place[finite] - i) / max(width, 1e-3)) ** 2)
+    result[i] = weight @ values[finite] / weight.sum()
   return result
 
 
@@ -420,17 +473,20 @@ def loss_curve(log: str | os.PathLike) -> Figure:
     len(heights), 1, sharex=True, squeeze=False, height_ratios=heights,
     gridspec_kw=dict(left=0.11, right=0.8, top=1 - 0.75 / total, bottom=0.5 / total, hspace=0.25),
   )[:, 0]  # fmt: skip
-  top = axes[0]
-  top.plot(steps, losses, color=COLOURS[0], alpha=0.25, linewidth=0.8)
-  smoothed = smooth(losses, len(losses) / 20)
-  _labelled(top, steps, smoothed, "training", COLOURS[0], linewidth=1.6)
+  smoothed = smooth(losses, len(losses) / 50)
+  axes[0].plot(steps, losses, color=COLOURS[0], alpha=0.3, linewidth=0.8)
+  lines = [("training", steps, smoothed, COLOURS[0], {})]
+  points = dict(marker="o", markersize=3.5)
   for name, colour in zip(evaluated, COLOURS[1:] * len(evaluated), strict=False):
-    _labelled(top, *_series(entries, name), name.removesuffix("/loss"), colour, marker="o", markersize=3.5)
-  top.set_ylabel("loss")
+    lines.append((name.removesuffix("/loss"), *_series(entries, name), colour, points))
+  _lines(axes[0], lines)
+  axes[0].set_ylabel("loss")
   if shares:
+    lines = []
     for name, colour in zip(shares, COLOURS[1:] * len(shares), strict=False):
-      values = _series(entries, name)
-      _labelled(axes[1], values[0], values[1] * 100, name.replace("/", " "), colour, marker="o", markersize=3.5)
+      x, y = _series(entries, name)
+      lines.append((name.replace("/", " "), x, 100 * y, colour, points))
+    _lines(axes[1], lines)
     axes[1].set_ylabel("%")
   if len(rates):
     axes[-1].plot(rate_steps, rates, color=SOFT, linewidth=1.2)
@@ -444,6 +500,8 @@ def loss_curve(log: str | os.PathLike) -> Figure:
     axis.set_axisbelow(True)
   figure.align_ylabels(axes)
   axes[-1].set_xlabel("step")
+  axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
+  axes[-1].xaxis.set_major_formatter("{x:,.0f}")
   lost = int((~np.isfinite(losses)).sum())
   last = smoothed[np.isfinite(smoothed)]
   _title(
@@ -455,17 +513,27 @@ def loss_curve(log: str | os.PathLike) -> Figure:
   return figure
 
 
-def _labelled(axis, x, y, label: str, colour: str, **kwargs) -> None:
-  """A line with its name at its end, so that no legend needs to be matched with colours."""
-  axis.plot(x, y, color=colour, **kwargs)
-  finite = np.flatnonzero(np.isfinite(y))
-  if len(finite):
+def _lines(axis, lines: list[tuple]) -> None:
+  """Draws (label, x, y, colour, style) with each name at its line's end: no legend to match with colours."""
+  ends = []
+  for label, x, y, colour, style in lines:
+    axis.plot(x, y, color=colour, linewidth=1.6, **style)
+    finite = np.flatnonzero(np.isfinite(y))
+    if len(finite):
+      ends.append([x[finite[-1]], y[finite[-1]], label, colour])
+  low, high = axis.get_ylim()
+  axis.set_ylim(low, high)
+  apart = 0.13 * (high - low) / (axis.get_position().height * axis.figure.get_figheight())  # a line of text
+  floor = -math.inf
+  right = max(x for x, *_ in ends) if ends else 0
+  for _, y, label, colour in sorted(ends, key=lambda end: end[1]):
+    floor = max(y, floor + apart)
     axis.annotate(
-      label,
-      (x[finite[-1]], y[finite[-1]]),
-      xytext=(6, 0),
-      textcoords="offset points",
-      color=colour,
-      va="center",
-      size=8,
-    )
+      label, (right, floor), xytext=(7, 0), textcoords="offset points", color=colour, va="center", size=8,
+      annotation_clip=False,
+    )  # fmt: skip
+
+
+PICTURES = {
+  f.__name__: f for f in (loss_curve, reconstructions, attention_maps, attention_rollout, position_similarity)
+}

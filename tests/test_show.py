@@ -1,0 +1,272 @@
+import functools
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+import zoo
+from train import metrics, show
+from train.config import defaults
+from zoo.layers import patchify
+
+
+@functools.cache
+def model_and_variables(name, **overrides):
+  model = zoo.create(name, **overrides)
+  inputs = zoo.family(name).inputs(model.config, 1)
+  zeros = [jnp.zeros(i.shape, i.dtype) for i in inputs]
+  return model, jax.jit(model.init)({"params": jax.random.key(0), "mask": jax.random.key(1)}, *zeros)
+
+
+def images(model, count=2):
+  shape = (count, *model.config.image_size, model.config.channels)
+  return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def drawn(path):
+  """A written picture is one that shows something."""
+  pixels = imread(path)
+  assert min(pixels.shape[:2]) > 200 and pixels.std() > 0.05
+  return pixels
+
+
+# ---- rollout
+
+
+def test_rollout_of_identity_is_identity():
+  weights = np.broadcast_to(np.eye(5), (4, 2, 3, 5, 5))
+  np.testing.assert_array_equal(show.rollout(weights), np.broadcast_to(np.eye(5), (2, 5, 5)))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7])
+def test_rollout_of_uniform_attention(depth):
+  # (I + U) / 2 to the power L, with U the uniform matrix, U U = U.
+  result = show.rollout(np.full((depth, 1, 2, 5, 5), 1 / 5))
+  np.testing.assert_allclose(result[0], 0.5**depth * np.eye(5) + (1 - 0.5**depth) / 5, rtol=1e-12)
+
+
+def test_rollout_multiplies_the_last_block_from_the_left():
+  rng = np.random.default_rng(0)
+  weights = rng.dirichlet(np.ones(6), size=(3, 2, 4, 6))
+  result = show.rollout(weights)
+  np.testing.assert_allclose(result.sum(-1), 1, rtol=1e-12)
+  a, b, c = (w.mean(1) / 2 + np.eye(6) / 2 for w in weights)
+  np.testing.assert_allclose(result, c @ b @ a, rtol=1e-12)
+
+
+# ---- maps and tables
+
+
+def test_query_map():
+  weights = np.arange(2 * 7 * 7, dtype=float).reshape(2, 7, 7) + 1
+  cls = show.query_map(weights, (2, 3), class_token=True)
+  np.testing.assert_allclose(cls[1].ravel(), weights[1, 0, 1:] / weights[1, 0, 1:].sum())
+  mean = show.query_map(weights[:, 1:, 1:], (2, 3), class_token=False)
+  np.testing.assert_allclose(mean[0].ravel(), weights[0, 1:, 1:].mean(0) / weights[0, 1:, 1:].mean(0).sum())
+  assert cls.shape == mean.shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize("name, scan", [("vit/test", True), ("mae/test", False)])
+def test_attention_weights_of_every_block(name, scan):
+  model, variables = model_and_variables(name, scan=scan)
+  weights = show.attention_weights(model, variables, images(model))
+  tokens = model.config.grid[0] * model.config.grid[1] + 1  # nothing is hidden
+  assert weights.shape == (model.config.depth, 2, model.config.heads, tokens, tokens)
+  np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+
+
+def test_attention_of_an_autoencoder_keeps_the_patches_in_order():
+  model, variables = model_and_variables("mae/test", positions="none", depth=1, decoder_depth=1)
+  one = images(model, 1)
+  other = one.copy()
+  other[:, :4, 8:12] = 255 - other[:, :4, 8:12]  # the third patch
+  first, second = (np.log(show.attention_weights(model, variables, x)[0, 0, 0, 0, 1:]) for x in (one, other))
+  change = first - second  # of the first block's scores for the class token, up to a constant
+  np.testing.assert_array_equal(np.flatnonzero(np.abs(change - np.median(change)) > 1e-4), [2])
+
+
+@pytest.mark.parametrize("positions", ["learned_1d", "learned_2d", "sincos_2d"])
+def test_position_table_is_what_the_encoder_adds(positions):
+  model, variables = model_and_variables("vit/test", positions=positions, depth=1)
+  blank = jnp.zeros((1, *model.config.image_size, 3))
+  embedded = model.apply(variables, blank)[1]["embedded"][0, 1:]
+  bias = variables["params"]["encoder"]["patch"]["bias"]
+  table = show.position_table(model, variables)
+  np.testing.assert_allclose(table.reshape(-1, model.config.width), embedded - bias, atol=1e-6)
+
+
+def test_no_positions_is_an_error():
+  with pytest.raises(ValueError, match="positions='none' adds no"):
+    show.position_table(*model_and_variables("vit/test", positions="none"))
+
+
+def test_similarity_by_hand():
+  table = np.array([[[1.0, 0.0], [0.0, 2.0]], [[-3.0, 0.0], [4.0, 4.0]]])
+  half = math.sqrt(0.5)
+  np.testing.assert_allclose(show.similarity(table)[0, 0], [[1, 0], [-1, half]], atol=1e-12)
+  np.testing.assert_allclose(show.similarity(table)[1, 1], [[half, half], [-half, 1]], atol=1e-12)
+
+
+# ---- reconstructions
+
+
+class Oracle:
+  """A model that predicts the right patches, standardised or not."""
+
+  def __init__(self, model, standardise):
+    self.config, self.standardise = model.config, standardise
+
+  def apply(self, variables, image_BYXC, noise_BP, *, mask_ratio):
+    target = patchify(image_BYXC, self.config.patch).reshape(*noise_BP.shape, -1)
+    if self.standardise:
+      mean, var = target.mean(-1, keepdims=True), target.var(-1, keepdims=True, ddof=1)
+      target = (target - mean) / jnp.sqrt(var + 1e-6)
+    return target, {"masked": noise_BP > 1 - mask_ratio}
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_perfect_prediction_is_the_image(standardise, channels):
+  model, _ = model_and_variables("mae/test", channels=channels, depth=2, decoder_depth=1)
+  image = images(model)
+  noise = jax.random.uniform(jax.random.key(0), (2, 15))
+  kwargs = dict(normalise_patches=standardise, mean=(0.3,) * channels, std=(0.2,) * channels)
+  result, hidden = show.reconstruct(Oracle(model, standardise), {}, image, noise, mask_ratio=0.5, **kwargs)
+  np.testing.assert_array_equal(result, image)
+  np.testing.assert_array_equal(hidden[:, ::4, ::4, 0].reshape(2, 15), noise > 0.5)
+  assert hidden.shape == (*image.shape[:3], 1)
+
+
+def test_hidden_pixels_are_what_the_model_did_not_see():
+  model, variables = model_and_variables("mae/test")
+  image = images(model, 1)
+  noise = jax.random.uniform(jax.random.key(1), (1, 15))
+  predict = functools.partial(show.reconstruct, model, variables, noise_BP=noise, normalise_patches=False)
+  result, hidden = predict(image)
+  np.testing.assert_array_equal(predict(np.where(hidden, 0, image).astype(np.uint8))[0], result)
+  assert (predict(np.where(hidden, image, 0).astype(np.uint8))[0] != result).any()
+
+
+# ---- curves
+
+
+def test_smoothing_has_no_lag_and_passes_over_nan():
+  line = np.arange(50.0)
+  np.testing.assert_allclose(show.smooth(line, 3)[20:-20], line[20:-20])
+  np.testing.assert_array_equal(show.smooth(line, 0), line)
+  noise = np.random.default_rng(0).normal(size=400)
+  assert show.smooth(noise, 5).std() < 0.4 * noise.std()
+  holed = np.where(line == 20, np.nan, 1.0)
+  np.testing.assert_allclose(show.smooth(holed, 3), holed)
+
+
+def written(path, *, evals=True, rate=True, nan=False):
+  with metrics.Log(path, 40, every_seconds=1e9) as log:
+    for step in range(1, 41):
+      extra = {"learning_rate": 1e-3 * step} if rate else {}
+      log.train(step, {"loss": math.nan if nan and step > 30 else 2 / step, **extra})
+      if evals and step % 20 == 0:
+        log.eval(step, "test", {"loss": 3 / step, "accuracy": step / 50})
+        log.note("half way")
+  return path
+
+
+def test_loss_curve_draws_what_was_logged(tmp_path):
+  figure = show.loss_curve(written(tmp_path), path=tmp_path / "deep" / "loss.png")
+  drawn(tmp_path / "deep" / "loss.png")
+  loss, share, rate = figure.axes
+  raw, smoothed, test = (line.get_xydata() for line in loss.lines)
+  np.testing.assert_allclose(raw, [(s, 2 / s) for s in range(1, 41)])
+  assert len(smoothed) == 40
+  np.testing.assert_allclose(test, [(20, 3 / 20), (40, 3 / 40)])
+  np.testing.assert_allclose(share.lines[0].get_xydata(), [(20, 40), (40, 80)])
+  np.testing.assert_allclose(rate.lines[0].get_xydata()[:, 1], 1e-3 * np.arange(1, 41))
+  assert [t.get_text() for t in loss.texts] == ["training", "test"]
+
+
+@pytest.mark.parametrize("kwargs", [dict(evals=False), dict(rate=False, evals=False), dict(nan=True)])
+def test_loss_curve_of_other_logs(tmp_path, kwargs):
+  figure = show.loss_curve(written(tmp_path, **kwargs) / "metrics.jsonl", path=tmp_path / "loss.png")
+  drawn(tmp_path / "loss.png")
+  assert len(figure.axes) == 1 + kwargs.get("rate", True) + kwargs.get("evals", True)
+  assert ("10 not finite" in " ".join(t.get_text() for t in figure.texts)) == kwargs.get("nan", False)
+
+
+def test_names_at_the_ends_of_lines_do_not_touch(tmp_path):
+  with metrics.Log(tmp_path, 10, every_seconds=1e9) as log:
+    for step in (1, 10):
+      log.train(step, {"loss": 1 / step})
+      for name in "abcd":
+        log.eval(step, name, {"loss": 1 / step})
+  figure = show.loss_curve(tmp_path)
+  figure.canvas.draw()
+  boxes = sorted((t.get_window_extent() for t in figure.axes[0].texts), key=lambda box: box.y0)
+  assert len(boxes) == 5 and all(a.y1 <= b.y0 + 2 for a, b in itertools.pairwise(boxes))
+
+
+def test_a_log_without_training_is_an_error(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "note": "x"}\n')
+  with pytest.raises(ValueError, match="no training loss"):
+    show.loss_curve(tmp_path)
+
+
+# ---- every picture
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_models(tmp_path, channels):
+  mae = model_and_variables("mae/test", channels=channels, depth=2, decoder_depth=1)
+  vit = model_and_variables("vit/test", channels=channels, class_token=False, pool="gap", depth=2)
+  image = images(mae[0], 3)
+  show.reconstructions(*mae, image, path=tmp_path / "a.png")
+  for i, model in enumerate((mae, vit)):
+    show.attention_maps(*model, image, path=tmp_path / f"b{i}.png", max_heads=1 + i)
+    show.attention_rollout(*model, image, path=tmp_path / f"c{i}.png")
+  for path in tmp_path.glob("*.png"):
+    drawn(path)
+
+
+def test_position_similarity_thins_out_large_grids(tmp_path):
+  model = model_and_variables("mae/test")
+  figure = show.position_similarity(show.position_table(*model), path=tmp_path / "d.png")
+  drawn(tmp_path / "d.png")
+  assert len(figure.axes) == 5 * 3 + 1  # a map a patch, and the scale
+  assert len(show.position_similarity(np.ones((30, 10, 4))).axes) == 10 * 4 + 1
+
+
+def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  model, variables = model_and_variables("vit/test")
+  assert isinstance(show.attention_rollout(model, variables, images(model)), Figure)
+  assert not list(tmp_path.iterdir())
+
+
+def run_of(tmp_path, monkeypatch, name):
+  """What a run leaves, without running it: its config, and `zoo.load` giving an untrained model."""
+  config = defaults()
+  config.model = dict(name=name)
+  config.data = dict(name="images", dataset="fashion_mnist_small", image_size=28)
+  config.objective = dict(name=name.partition("/")[0].replace("vit", "classify"), mean=(0.286,), std=(0.353,))
+  (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+  monkeypatch.setattr(show.zoo, "load", lambda workdir, average: model_and_variables(name, depth=2, width=32))
+  return written(tmp_path)
+
+
+@pytest.mark.parametrize("name", show.PICTURES)
+def test_every_picture_of_a_run(tmp_path, monkeypatch, name):
+  show.draw(name, run_of(tmp_path, monkeypatch, "mae/nano4"), tmp_path / "picture.png", images=2)
+  drawn(tmp_path / "picture.png")
+
+
+def test_pictures_that_cannot_be(tmp_path, monkeypatch):
+  run = run_of(tmp_path, monkeypatch, "vit/nano4")
+  with pytest.raises(ValueError, match="did you mean 'loss_curve'"):
+    show.draw("loss_curves", run, tmp_path / "x.png")
+  with pytest.raises(ValueError, match="only a masked autoencoder"):
+    show.draw("reconstructions", run, tmp_path / "x.png")
