@@ -1,9 +1,11 @@
 """The command `zoo VERB`: a function a verb, thin over the library. Every verb that reports takes `--json FILE`."""
 
 import argparse
+import inspect
 import json as json_module
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -24,9 +26,16 @@ def main(argv: list[str] | None = None) -> int:
     for names, options in arguments.items():
       verb.add_argument(*names.split(), **options)
     verb.set_defaults(function=function)
-  options = vars(parser.parse_args(argv))
+  # Overrides may stand anywhere, also between and after the options.
+  argv = sys.argv[1:] if argv is None else argv
+  overrides = [word for word in argv if _OVERRIDE.match(word)]
+  options = vars(parser.parse_args([word for word in argv if word not in overrides]))
   function = options.pop("function")
   del options["verb"]
+  if "overrides" in inspect.signature(function).parameters:
+    options["overrides"] = overrides
+  elif overrides:
+    parser.error(f"zoo {function.__name__} takes no {overrides[0]!r}")
   _quiet()
   try:
     return function(**options) or 0
@@ -99,7 +108,12 @@ def models(pattern, json):
   for title in ("parameters", "GMACs", "input"):
     table.add_column(title, justify="right")
   for fact in facts:
-    table.add_row(fact.name, f"{fact.parameters:,}", f"{fact.macs / 1e9:,.2f}", ", ".join(" x ".join(map(str, shape)) for shape in fact.inputs))
+    table.add_row(
+      fact.name,
+      f"{fact.parameters:,}",
+      f"{fact.macs / 1e9:,.2f}",
+      ", ".join(" x ".join(map(str, shape)) for shape in fact.inputs),
+    )
   _console().print(table)
   _write(json, [vars(fact) for fact in facts])
 
@@ -194,12 +208,15 @@ def doctor(json):
   _write(json, result)
 
 
+# Any argument of this form changes the config; values are Python literals, anything else is a string.
+_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+_SET = "key.path=value ... sets values of the config, such as optimizer.learning_rate=1e-3 epochs=10"
 _CONFIG = {
-  "config": dict(help="path of a config file, or the name of an installed one (`zoo configs`)"),
-  "overrides": dict(nargs="*", metavar="key.path=value", help="such as optimizer.learning_rate=1e-3 epochs=10.0"),
+  "config": dict(help=f"path of a config file, or the name of an installed one (`zoo configs`); {_SET}"),
 }
-_SOURCE = {"source": dict(metavar="WORKDIR|CONFIG", help="a run's work directory, or a config with init.path=WEIGHTS")}
-_OVERRIDES = {"--set": dict(nargs="*", default=[], dest="overrides", metavar="key.path=value")}
+_SOURCE = {
+  "source": dict(metavar="WORKDIR|CONFIG", help=f"a run's work directory, or a config with init.path=WEIGHTS; {_SET}")
+}
 _JSON = {"--json": dict(metavar="FILE", help="also write the result to this file")}
 VERBS: Mapping = {
   train: _CONFIG
@@ -209,10 +226,7 @@ VERBS: Mapping = {
     "--override-config": dict(action="store_true", help="go on even if the run was made with another config"),
   }
   | _JSON,
-  eval: _SOURCE
-  | {"evaluations": dict(nargs="*", metavar="NAME", help="of config.evals; all if none")}
-  | _OVERRIDES
-  | _JSON,
+  eval: _SOURCE | {"evaluations": dict(nargs="*", metavar="NAME", help="of config.evals; all if none")} | _JSON,
   show: _SOURCE
   | {
     "what": dict(
@@ -222,8 +236,7 @@ VERBS: Mapping = {
     ),
     "--image": dict(metavar="FILE", help="a picture of one's own"),
     "--out": dict(metavar="DIR", help="where to write; the work directory if not given"),
-  }
-  | _OVERRIDES,
+  },
   models: {"pattern": dict(nargs="?", default="*", help="such as 'vit/*16'")} | _JSON,
   configs: _JSON,
   plan: _CONFIG

@@ -13,7 +13,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 import configs
-from zoo.errors import nearest
+from zoo.errors import nearest, type_fault
 
 
 def defaults() -> ConfigDict:
@@ -122,9 +122,8 @@ def apply(config: ConfigDict, override: str) -> None:
   try:
     node[keys[-1]] = value
   except TypeError as error:
-    raise ValueError(
-      f"config.{path} is {value!r}, a {type(value).__name__}; wanted a {type(node[keys[-1]]).__name__}"
-    ) from error
+    fault = type_fault(value, type(node[keys[-1]])) or f"{value!r}: {error}"
+    raise ValueError(f"config.{path} is {fault}") from error
 
 
 def _keys(node) -> list[str]:

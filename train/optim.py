@@ -1,5 +1,6 @@
 """Optimisers from optax by name; schedules; weight decay, layer-wise rates and freezing by parameter path."""
 
+import inspect
 import re
 
 import jax
@@ -171,7 +172,8 @@ def make(
     raise ValueError(f"unknown optimizer {name!r}{nearest(name, OPTIMIZERS)}")
   function, decay_argument, mask_argument = OPTIMIZERS[name]
   filled = tuple(a for a in ("learning_rate", decay_argument, mask_argument) if a)
-  check_call(function, kwargs, f"config.optimizer ({name})", given=filled)
+  own = [n for n in inspect.signature(make).parameters if n not in ("params", "total_steps", "kwargs")]
+  check_call(function, kwargs, f"config.optimizer ({name})", given=filled, also=own)
   check_patterns(freeze, params, "config.optimizer.freeze")
   steps = round(warmup * total_steps) if 0 < warmup < 1 else int(warmup)
   rate = make_schedule(schedule, learning_rate, steps, total_steps, final=final_rate, timescale=timescale)

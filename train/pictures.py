@@ -4,7 +4,6 @@ import functools
 from pathlib import Path
 
 import cv2
-import jax
 import numpy as np
 
 from train import show
@@ -75,13 +74,10 @@ def _reconstructions(run, variables, workdir, images, *, path):
   objective = run.objective
   if not hasattr(objective, "mask_ratio"):
     raise ValueError(f"{run.config.model.name} does not reconstruct; the picture is for masked autoencoders")
-  patches = run.model.config.grid[0] * run.model.config.grid[1]
-  noise_BP = jax.random.uniform(jax.random.key(0), (len(images), patches))
   show.reconstructions(
     run.model,
     variables,
     images,
-    noise_BP,
     mask_ratio=objective.mask_ratio,
     normalise_patches=objective.normalise_patches,
     mean=objective.mean,

@@ -14,7 +14,7 @@ import pkgutil
 from flax import linen as nn
 
 from zoo import models
-from zoo.errors import nearest
+from zoo.errors import nearest, type_fault
 from zoo.weights import load, save
 
 __all__ = ["create", "family", "load", "names", "save"]
@@ -64,14 +64,12 @@ def create(name: str, **overrides) -> nn.Module:
 
 
 def _checked(what: str, value, kind):
-  """`value` as `kind`; lists become tuples, whole numbers become floats, nothing else is bent."""
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+  """`value` as `kind`; a number or a list becomes rows and columns, nothing else is bent."""
   if kind == tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) == 2 and all(isinstance(v, int) and v > 0 for v in pair):
-      return pair
+    pair = (value, value) if isinstance(value, int) else value
+    if isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(v, int) and v > 0 for v in pair):
+      return tuple(pair)
     raise ValueError(f"{what} is {value!r}; wanted rows and columns, such as (224, 224)")
-  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-    raise ValueError(f"{what} is {value!r}, a {type(value).__name__}; wanted a {kind.__name__}")
+  if fault := type_fault(value, kind):
+    raise ValueError(f"{what} is {fault}")
   return value

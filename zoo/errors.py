@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import typing
 from collections.abc import Callable, Iterable, Mapping
 
 
@@ -12,7 +13,9 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
   return (f"; did you mean {close[0]!r}?" if close else ".") + f" There are: {', '.join(known)}"
 
 
-def check_call(function: Callable, kwargs: Mapping, what: str, given: Iterable[str] = ()) -> None:
+def check_call(
+  function: Callable, kwargs: Mapping, what: str, given: Iterable[str] = (), also: Iterable[str] = ()
+) -> None:
   """Checks keyword arguments against a signature.
 
   Args:
@@ -20,17 +23,35 @@ def check_call(function: Callable, kwargs: Mapping, what: str, given: Iterable[s
     kwargs: with what.
     what: its name for the reader, such as "config.optimizer (adamw)".
     given: parameters that the caller fills in by itself, so that `kwargs` may not.
+    also: words that the reader may use as well, handled elsewhere; named with the others in errors.
 
   Raises:
-    ValueError: unknown arguments (the nearest is named) and missing ones, all in one message.
+    ValueError: unknown arguments (the nearest is named), missing ones, and numbers, strings and flags that are not
+      what the signature says, all in one message.
   """
   parameters = {n: p for n, p in inspect.signature(function).parameters.items() if n not in given}
   faults = []
   if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-    faults += [f"{what} has no {key!r}{nearest(key, parameters)}" for key in kwargs if key not in parameters]
+    faults += [f"{what} has no {key!r}{nearest(key, [*parameters, *also])}" for key in kwargs if key not in parameters]
   for name, parameter in parameters.items():
     variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     if parameter.default is parameter.empty and not variadic and name not in kwargs:
       faults.append(f"{what} needs {name!r}")
+    elif name in kwargs and (fault := type_fault(kwargs[name], parameter.annotation)):
+      faults.append(f"{what}: {name} is {fault}")
   if faults:
     raise ValueError("\n".join(faults))
+
+
+def type_fault(value, kind) -> str:
+  """Says what is wrong with a value for a parameter annotated `kind`; "" if nothing, or for any but simple types."""
+  fits = {
+    bool: lambda v: isinstance(v, bool),
+    int: lambda v: isinstance(v, int) and not isinstance(v, bool),
+    float: lambda v: isinstance(v, (int, float)) and not isinstance(v, bool),
+    str: lambda v: isinstance(v, str),
+    tuple: lambda v: isinstance(v, (tuple, list)),
+  }.get(typing.get_origin(kind) or kind)
+  if fits is None or fits(value):
+    return ""
+  return f"{value!r} ({type(value).__name__}); wanted {getattr(kind, '__name__', kind)}"
