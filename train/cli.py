@@ -254,7 +254,7 @@ VERBS: Mapping = {
 def _print_results(result: dict, workdir: Path) -> None:
   table = Table(box=None, show_header=False)
   for name, values in result.items():
-    if isinstance(values, dict):
+    if isinstance(values, dict) and name != "pictures":
       table.add_row(name, "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
   table.add_row("checkpoint", str(workdir / "checkpoints" / str(result["step"])))
   table.add_row("metrics", f"{workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}")

@@ -15,6 +15,7 @@ import optax
 
 from train import sharding
 from train.images import normalise
+from train.program import make_objective
 from train.step import make_eval_step
 
 
@@ -35,7 +36,7 @@ def loss(run, *, every: int = 0, split: str = "", batch_size: int = 0, objective
     batch_size: the training's if 0.
     objective: another than the training's, as in the config.
   """
-  objective = run.make_objective(objective) if objective else run.objective
+  objective = make_objective(objective) if objective else run.objective
   step = run.parallel.compile_eval(make_eval_step(objective, run.model, axis=run.parallel.axis))
 
   def evaluate(variables) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """A training run, from its config to its last checkpoint. The only module that knows all the others."""
 
-import importlib
 import json
 import math
 import os
@@ -8,20 +7,18 @@ import signal
 import tempfile
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-import zoo
 from train import config as configuration
-from train import data, evaluate, metrics, optim, pictures, plan, rng, sharding
+from train import data, evaluate, metrics, pictures, plan, rng, sharding
 from train.checkpoint import Checkpoints
-from train.step import State, init_state, make_step
+from train.program import Program
+from train.step import State
 from zoo.errors import check_call, nearest
+from zoo.weights import load_into
 
 # Config keys that say how a run runs and not what it computes: a resumed run may have others.
 MAY_CHANGE = ("parallel", "evals", "checkpoint", "log_every", "pictures")
@@ -35,61 +32,30 @@ class Mismatch(ValueError):
   """The run in the work directory was made with another config."""
 
 
-@dataclass
-class Run:
-  """What a config describes, made; and what evaluations and pictures may know of it.
+class Run(Program):
+  """A program with its data and devices; what evaluations and pictures may know of it.
 
-  Attributes:
-    config: the config. parallel: `train.sharding.Jit` or `Pmap`. data: the data set. model: from `zoo.create`.
-    objective: the loss. optimizer, schedule: from `train.optim.make`. total_steps: of the whole training.
+  Attributes (beside those of `Program`):
+    data: the data set. parallel: `train.sharding.Jit` or `Pmap`.
   """
 
-  config: ConfigDict
-
-  def __post_init__(self):
-    config = self.config
+  def __init__(self, config: ConfigDict):
     check_call(sharding.parallel, config.parallel, "config.parallel")
     self.parallel = sharding.parallel(**config.parallel)
-    self.batch_size = config.batch_size
     sharding.check_batch(config.batch_size, self.parallel.data_devices, config.accumulate, jax.process_count())
-    self.model = zoo.create(config.model.name, **configuration.kwargs(config.model))
-    self.objective = self.make_objective(config.objective)
     self.data = data.make(config.data.name, **configuration.kwargs(config.data))
+    super().__init__(config, self._count_steps(config))
     self._check_fit()
-    self.total_steps = self._count_steps()
-    options = configuration.kwargs(config.optimizer)
-    check_call(optim.make, options, "config.optimizer", given=("params", "total_steps", "name"))
-    shapes = jax.eval_shape(self.make_variables)["params"]
-    self.optimizer, self.schedule = optim.make(shapes, self.total_steps, name=config.optimizer.name, **options)
-    freeze = options.get("freeze", ())
-    self.step = partial(
-      make_step,
-      self.objective,
-      self.model,
-      self.optimizer,
-      accumulate=config.accumulate,
-      ema_decay=config.ema_decay,
-      skip_nonfinite=config.skip_nonfinite,
-      freeze=lambda params: optim.stop_frozen(params, freeze),
-    )
-
-  def make_objective(self, component: ConfigDict):
-    """`train.objectives.NAME.Objective(**rest)`."""
-    known = [p.stem for p in Path(importlib.import_module("train.objectives").__path__[0]).glob("[!_]*.py")]
-    if component.name not in known:
-      raise ValueError(f"unknown objective {component.name!r}{nearest(component.name, known)}")
-    make = importlib.import_module(f"train.objectives.{component.name}").Objective
-    options = configuration.kwargs(component)
-    check_call(make, options, f"config.objective ({component.name})")
-    return make(**options)
 
   def make_evaluations(self) -> dict[str, evaluate.Evaluation]:
     """Those of the config, by their names there."""
+    known = [
+      name
+      for name, function in vars(evaluate).items()
+      if getattr(function, "__annotations__", {}).get("return") is evaluate.Evaluation
+    ]
     made = {}
     for name, component in self.config.evals.items():
-      known = [
-        n for n, f in vars(evaluate).items() if getattr(f, "__annotations__", {}).get("return") is evaluate.Evaluation
-      ]
       if component.name not in known:
         raise ValueError(f"config.evals.{name}: unknown evaluation {component.name!r}{nearest(component.name, known)}")
       make = getattr(evaluate, component.name)
@@ -111,57 +77,31 @@ class Run:
         f"set model.num_classes={self.data.num_classes}"
       )
     if Y % fields.patch or X % fields.patch:
-      faults.append(f"images of {Y} x {X} pixels cannot be cut into patches of {fields.patch}")
+      faults.append(f"images of {Y} x {X} pixels cannot be cut into patches of {fields.patch}: set data.image_size")
     if faults:
       raise ValueError("\n".join(faults))
 
-  def _count_steps(self) -> int:
-    epochs, steps = self.config.epochs, self.config.steps
-    if bool(epochs) == bool(steps):
-      raise ValueError(f"config.epochs is {epochs} and config.steps is {steps}; set one of them")
-    return steps or max(round(epochs * self.data.num_train / self.batch_size), 1)
+  def _count_steps(self, config: ConfigDict) -> int:
+    if bool(config.epochs) == bool(config.steps):
+      raise ValueError(f"config.epochs is {config.epochs} and config.steps is {config.steps}; set one of them")
+    return config.steps or max(round(config.epochs * self.data.num_train / config.batch_size), 1)
 
-  def make_variables(self) -> dict:
-    """The model's variables as the seed makes them."""
-    key = rng.root(self.config.seed, self.config.prng)
-    shapes = zoo.family(self.config.model.name).inputs(self.model.config, 1)
-    zeros = [jnp.zeros(s.shape, s.dtype) for s in shapes]
-    return self.model.init(rng.streams(key, "params", "mask"), *zeros)
-
-  def start(self) -> dict:
-    """The variables of step 0: from the seed, then whatever `config.init` replaces."""
+  def start(self) -> State:
+    """The state of step 0, on the devices: from the seed, then whatever `config.init` replaces."""
     variables = jax.jit(self.make_variables)()
     options = configuration.kwargs(self.config.init)
-    if not options["path"]:
-      return variables
-    check_call(zoo.weights.load_into, options, "config.init", given=("model", "variables"))
-    return zoo.weights.load_into(self.model, variables, **options)
+    if options["path"]:
+      check_call(load_into, options, "config.init", given=("model", "variables"))
+      variables = load_into(self.model, variables, **options)
+    return self.parallel.init(self.make_state, variables)
 
-  def make_state_of(self, variables: dict) -> State:
-    """The state of step 0 with these variables."""
-    return init_state(variables, self.optimizer, ema=bool(self.config.ema_decay))
-
-  def make_state(self) -> State:
-    """The state of step 0, on the devices."""
-    return self.parallel.init(self.make_state_of, self.start())
-
-  def abstract_state(self) -> State:
-    """Shapes of the state."""
-    return jax.eval_shape(lambda: self.make_state_of(self.make_variables()))
-
-  def abstract_whole_state(self) -> State:
-    """Shapes of the state as a checkpoint holds it, with where its arrays go now."""
+  def checkpointed(self) -> State:
+    """Shapes of the state as a checkpoint holds it, with where its arrays go on these devices."""
     return self.parallel.abstract(self.abstract_state())
 
   def count_macs(self) -> int:
     """Multiply-adds of a step: forward, backward and update, of the global batch."""
-    return plan.count_macs(self.step(), self.abstract_state(), self.abstract_batch(), rng.root(0, self.config.prng))
-
-  def abstract_batch(self) -> dict:
-    """Shapes of the global batch."""
-    B, shape = self.batch_size, self.data.image_shape
-    sizes = dict(image=((B, *shape), "uint8"), label=((B,), "int32"), valid=((B,), "bool"), id=((B,), "int32"))
-    return {name: jax.ShapeDtypeStruct(*size) for name, size in sizes.items()}
+    return plan.count_macs(self.step(), self.abstract_state(), self.abstract_batch(), self.abstract_key())
 
 
 def eval_variables(state: State) -> dict:
@@ -237,10 +177,8 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
     check_same_config(meta["config"], saved)
 
   checkpoints.check_room(run.abstract_state())
-  if found := checkpoints.restore(run.abstract_whole_state()):
-    state = run.parallel.scatter(found[0])
-  else:
-    state = run.make_state()
+  found = checkpoints.restore(run.checkpointed())
+  state = run.parallel.scatter(found[0]) if found else run.start()
   first = int(run.parallel.host(state.step))
   _write_json(workdir / "config.json", saved)
 
@@ -273,13 +211,13 @@ def open_run(source: str, overrides: Iterable[str] = ()) -> tuple[Run, dict, int
     if workdir.is_dir():
       raise ValueError(f"{source} holds no run: there is no config.json in it")
     run = Run(configuration.load(source, overrides))
-    return run, eval_variables(run.make_state()), 0
+    return run, eval_variables(run.start()), 0
   config = configuration.restore(json.loads((workdir / "config.json").read_text()))
   for override in overrides:
     configuration.apply(config, override)
   run = Run(config)
   checkpoints = Checkpoints(workdir, **config.checkpoint)
-  found = checkpoints.restore(run.abstract_whole_state())
+  found = checkpoints.restore(run.checkpointed())
   if not found:
     raise ValueError(f"the run in {source} has no checkpoint yet")
   state = run.parallel.scatter(found[0])

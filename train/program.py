@@ -1,0 +1,87 @@
+"""What a config describes, without data or devices: model, objective, optimiser, and the step made of them."""
+
+import importlib
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+import zoo
+from train import config as configuration
+from train import optim, rng
+from train.step import State, init_state, make_step
+from zoo.errors import check_call, nearest
+
+
+class Program:
+  """A training program, not yet compiled.
+
+  Attributes:
+    config: the config. batch_size: of all devices together. total_steps: of the whole training.
+    model: from `zoo.create`. objective: the loss. optimizer, schedule: from `train.optim.make`.
+    step: `train.step.make_step` for all of them; `step(axis=...)` for pmap.
+
+  Raises:
+    ValueError: anything wrong with these components.
+  """
+
+  def __init__(self, config: ConfigDict, total_steps: int):
+    self.config, self.total_steps, self.batch_size = config, total_steps, config.batch_size
+    self.model = zoo.create(config.model.name, **configuration.kwargs(config.model))
+    self.objective = make_objective(config.objective)
+    options = configuration.kwargs(config.optimizer)
+    check_call(optim.make, options, "config.optimizer", given=("params", "total_steps", "name"))
+    params = jax.eval_shape(self.make_variables)["params"]
+    self.optimizer, self.schedule = optim.make(params, total_steps, name=config.optimizer.name, **options)
+    freeze = options.get("freeze", ())
+    self.step = partial(
+      make_step,
+      self.objective,
+      self.model,
+      self.optimizer,
+      accumulate=config.accumulate,
+      ema_decay=config.ema_decay,
+      skip_nonfinite=config.skip_nonfinite,
+      freeze=lambda params: optim.stop_frozen(params, freeze),
+    )
+
+  def make_variables(self) -> dict:
+    """The model's variables as the seed makes them."""
+    key = rng.root(self.config.seed, self.config.prng)
+    shapes = zoo.family(self.config.model.name).inputs(self.model.config, 1)
+    zeros = [jnp.zeros(s.shape, s.dtype) for s in shapes]
+    return self.model.init(rng.streams(key, "params", "mask"), *zeros)
+
+  def make_state(self, variables: dict) -> State:
+    """The state of step 0 with these variables."""
+    return init_state(variables, self.optimizer, ema=bool(self.config.ema_decay))
+
+  def abstract_state(self) -> State:
+    """Shapes of the state."""
+    return jax.eval_shape(lambda: self.make_state(self.make_variables()))
+
+  def abstract_key(self) -> jax.ShapeDtypeStruct:
+    """Shape of the root key."""
+    return jax.eval_shape(lambda: rng.root(self.config.seed, self.config.prng))
+
+  def abstract_batch(self) -> dict:
+    """Shapes of the global batch."""
+    B, c = self.batch_size, self.model.config
+    size = self.config.data.image_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    shapes = dict(image=((B, *size, c.channels), "uint8"), label=((B,), "int32"), valid=((B,), "bool"))
+    shapes["id"] = ((B,), "int32")
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+def make_objective(component: ConfigDict):
+  """`train.objectives.NAME.Objective(**rest)`; every file there is an objective."""
+  known = [p.stem for p in Path(importlib.import_module("train.objectives").__path__[0]).glob("[!_]*.py")]
+  if component.name not in known:
+    raise ValueError(f"unknown objective {component.name!r}{nearest(component.name, known)}")
+  make = importlib.import_module(f"train.objectives.{component.name}").Objective
+  options = configuration.kwargs(component)
+  check_call(make, options, f"config.objective ({component.name})")
+  return make(**options)
