@@ -5,7 +5,10 @@ import os
 
 # Before anybody imports jax. The libtpu of the extra [plan] would otherwise look for a TPU first.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Unoptimised machine code: compiling, which is most of the tests' time, takes 40 % less.
+os.environ["XLA_FLAGS"] = (
+  "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no cloud to ask which TPU this is
 os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 

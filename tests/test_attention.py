@@ -1,0 +1,121 @@
+"""Attention is the naive formula, and its masks do what they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo import masks
+from zoo.attention import attend, dot_product_scores, masked_softmax
+from zoo.shapes import ShapeError
+
+B, T, S, N, H = 2, 5, 7, 4, 3
+
+
+def draw(*shape, seed=0):
+  return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+
+def naive(q, k, v, mask=None, bias=None):
+  """Vaswani et al. 2017, eq. 1, query by query and head by head, in float64."""
+  shape = (len(q), q.shape[2], q.shape[1], k.shape[1])
+  mask = np.ones(shape, bool) if mask is None else np.broadcast_to(mask, shape)
+  bias = np.zeros(shape) if bias is None else np.broadcast_to(bias, shape)
+  out, weights = np.zeros(q.shape), np.zeros(shape)
+  for b, n, t in np.ndindex(shape[:3]):
+    share = n // (q.shape[2] // k.shape[2])
+    seen = np.flatnonzero(mask[b, n, t])
+    if not len(seen):
+      continue
+    scores = [q[b, t, n].astype(np.float64) @ k[b, s, share] / np.sqrt(q.shape[3]) + bias[b, n, t, s] for s in seen]
+    weights[b, n, t, seen] = np.exp(scores) / np.sum(np.exp(scores))
+    out[b, t, n] = weights[b, n, t] @ v[b, :, share]
+  return out, weights
+
+
+@pytest.mark.parametrize("heads", [4, 2, 1], ids=["multi-head", "grouped", "multi-query"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_attend_is_the_formula(heads, masked, biased):
+  q, k, v = draw(B, T, N, H), draw(B, S, heads, H, seed=1), draw(B, S, heads, H, seed=2)
+  mask = draw(B, 1, T, S) > 0 if masked else None
+  bias = draw(N, T, S) if biased else None
+  wanted, wanted_weights = naive(q, k, v, mask, bias)
+  out, weights = attend(q, k, v, mask=mask, bias=bias)
+  np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(weights, wanted_weights, rtol=1e-5, atol=1e-6)
+
+
+def test_masked_is_removed():
+  q, k, v = draw(B, T, N, H), draw(B, S, N, H, seed=1), draw(B, S, N, H, seed=2)
+  keep = np.array([0, 2, 3, 6])
+  out, _ = attend(q, k, v, mask=jnp.isin(jnp.arange(S), keep))
+  without, _ = attend(q, k[:, keep], v[:, keep])
+  np.testing.assert_allclose(out, without, rtol=1e-5, atol=1e-6)
+
+
+def test_causal_attention_passes_no_gradient_from_the_future():
+  q, k, v = draw(1, T, N, H), draw(1, T, N, H, seed=1), draw(1, T, N, H, seed=2)
+  mask = masks.causal(T, T)
+  jacobian = jax.jit(jax.jacobian(lambda k, v: attend(q, k, v, mask=mask)[0].sum((0, 2, 3)), (0, 1)))
+  of_k, of_v = jacobian(k, v)  # [T, 1, S, N, H]
+  for gradient in (of_k, of_v):
+    size_TS = np.abs(gradient).sum((1, 3, 4))
+    assert (size_TS[np.triu_indices(T, 1)] == 0).all()
+    assert (size_TS[np.tril_indices(T)][1:] > 0).all()  # query 0 sees one key: its weight is 1 whatever the key
+
+
+def test_a_query_that_sees_nothing_gets_zero_and_finite_gradients():
+  q, k, v = draw(B, T, N, H), draw(B, S, N, H, seed=1), draw(B, S, N, H, seed=2)
+  mask = np.ones((1, 1, T, S), bool)
+  mask[..., 2, :] = False
+
+  def loss(q, k, v):
+    out, weights = attend(q, k, v, mask=mask)
+    return jnp.square(out).sum() + jnp.square(weights).sum()
+
+  out, weights = attend(q, k, v, mask=mask)
+  assert (out[:, 2] == 0).all() and (weights[:, :, 2] == 0).all()
+  grads = jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
+  assert all(np.isfinite(g).all() for g in grads)
+  assert (grads[0][:, 2] == 0).all() and (np.abs(grads[0][:, 1]) > 0).any()
+
+
+def test_softmax_of_large_scores_is_finite():
+  weights = masked_softmax(jnp.array([1e30, -1e30, 1e30]), jnp.array([False, True, True]))
+  np.testing.assert_array_equal(weights, [0, 0, 1])
+
+
+def test_softmax_is_float32_whatever_it_gets():
+  assert masked_softmax(jnp.zeros((2, 3), jnp.bfloat16)).dtype == jnp.float32
+  q = jnp.ones((B, T, N, H), jnp.bfloat16)
+  out, weights = attend(q, q, q)
+  assert (out.dtype, weights.dtype) == (jnp.bfloat16, jnp.float32)
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share():
+  q, k, v = draw(1, T, N, H), draw(1, S, N, H, seed=1), draw(1, S, N, H, seed=2)
+  draws = jax.jit(jax.vmap(lambda key: attend(q, k, v, dropout_rate=0.3, dropout_key=key)))
+  outs, weights = draws(jax.random.split(jax.random.key(0), 1000))
+  wanted, _ = attend(q, k, v)
+  spread = np.asarray(outs).std(0) / np.sqrt(len(outs))
+  assert (np.abs(outs.mean(0) - wanted) < 5 * spread + 1e-6).all()
+  np.testing.assert_array_equal(weights[0], weights[1])  # the weights are those before dropout
+  # A value that is all ones comes out as the kept weight over its share: never 1, but 1 on average.
+  ones, _ = attend(q, k, jnp.ones_like(v), dropout_rate=0.3, dropout_key=jax.random.key(1))
+  assert (ones != 1).any()
+
+
+def test_no_dropout_without_a_key():
+  q = draw(B, T, N, H)
+  np.testing.assert_array_equal(attend(q, q, q, dropout_rate=0.5)[0], attend(q, q, q)[0])
+
+
+def test_heads_that_cannot_be_shared():
+  with pytest.raises(ValueError, match="4 query heads cannot share 3 key heads evenly"):
+    dot_product_scores(draw(B, T, 4, H), draw(B, S, 3, H))
+
+
+def test_disagreeing_shapes():
+  with pytest.raises(ShapeError, match=r"H is 4 in k_BSKH but 3 before it.*q_BTNH \(2, 5, 4, 3\)"):
+    attend(draw(B, T, N, H), draw(B, S, N, 4), draw(B, S, N, H))

@@ -1,0 +1,162 @@
+"""The layers every family is built of, each against its closed form."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zoo import layers
+
+KEY = {"params": jax.random.key(0)}
+
+
+def draw(*shape, seed=0):
+  return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+
+def run(layer, *args, rngs=None, **kwargs):
+  """Initialised, with every parameter random, and applied; returns output and parameters."""
+  shapes = jax.eval_shape(functools.partial(layer.init, KEY, **kwargs), *args)
+  leaves, treedef = jax.tree.flatten(shapes)
+  variables = jax.tree.unflatten(treedef, [draw(*leaf.shape, seed=i) / 4 for i, leaf in enumerate(leaves)])
+  apply = jax.jit(functools.partial(layer.apply, rngs=rngs, **kwargs))
+  return apply(variables, *args), variables.get("params", {})
+
+
+def layer_norm(x, p, epsilon):
+  x = np.asarray(x, np.float64)
+  normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
+  return normed * p["scale"] + p["bias"]
+
+
+def test_layer_norm():
+  x = 1e3 + draw(2, 3, 8)  # far from 0, where E[x^2] - E[x]^2 has no digits left
+  y, params = run(layers.LayerNorm(epsilon=1e-6), x)
+  np.testing.assert_allclose(y, layer_norm(x, params, 1e-6), rtol=1e-3, atol=1e-3)
+  # Statistics are those of float32 also where the compute type is not.
+  y, params = run(layers.LayerNorm(dtype=jnp.bfloat16), (100 + draw(2, 8)).astype(jnp.bfloat16))
+  assert y.dtype == jnp.bfloat16 and params["scale"].dtype == np.float32
+  np.testing.assert_allclose(
+    y.astype(np.float32), layer_norm((100 + draw(2, 8)).astype(jnp.bfloat16), params, 1e-6), atol=0.01
+  )
+
+
+def test_gelu_is_exact_and_gelu_tanh_is_not():
+  x = jnp.linspace(-4, 4, 101)
+  exact = 0.5 * x * (1 + jax.lax.erf(x / np.sqrt(2)))
+  tanh = 0.5 * x * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+  np.testing.assert_allclose(layers.ACTIVATIONS["gelu"](x), exact, atol=1e-6)
+  np.testing.assert_allclose(layers.ACTIVATIONS["gelu_tanh"](x), tanh, atol=1e-6)
+  assert np.abs(exact - tanh).max() > 1e-4
+
+
+def test_dropout():
+  x = 1 + np.abs(draw(50, 200))
+  y, _ = run(layers.Dropout(0.3), x, rngs={"dropout": jax.random.key(0)})
+  kept = np.asarray(y) != 0
+  assert abs(kept.mean() - 0.7) < 0.02
+  np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-6)
+  for layer, rngs in ((layers.Dropout(0.3), None), (layers.Dropout(0.0), {"dropout": jax.random.key(0)})):
+    assert layer.apply({}, x, rngs=rngs) is x
+
+
+def test_drop_path_drops_whole_examples():
+  x = 1 + np.abs(draw(2000, 3, 2))
+  apply = jax.jit(lambda rate, seed: layers.DropPath().apply({}, x, rate, rngs={"dropout": jax.random.key(seed)}))
+  y = np.asarray(apply(0.25, 0))
+  kept_B = y[:, 0, 0] != 0
+  assert abs(kept_B.mean() - 0.75) < 0.04
+  np.testing.assert_allclose(y, np.where(kept_B[:, None, None], x / 0.75, 0), rtol=1e-6)
+  np.testing.assert_array_equal(apply(0.0, 0), x)  # a traced rate of 0 is 0
+  assert (apply(0.25, 1) != y).any()
+  assert layers.DropPath().apply({}, x, 0.25) is x
+  assert layers.DropPath().apply({}, x, None, rngs={"dropout": jax.random.key(0)}) is x
+  assert layers.DropPath().apply({}, x.astype(jnp.bfloat16), 0.5, rngs={"dropout": jax.random.key(0)}).dtype == (
+    jnp.bfloat16
+  )
+
+
+def test_drop_path_rates_grow_linearly_from_zero():
+  np.testing.assert_allclose(layers.drop_path_rates(0.3, 4), [0, 0.1, 0.2, 0.3])
+  np.testing.assert_array_equal(layers.drop_path_rates(0.3, 1), [0])
+
+
+def attention(x, y, p):
+  """The layer written out in NumPy."""
+  q, k, v = (np.einsum("btd,dnh->btnh", s, p[m]["kernel"]) + p[m]["bias"] for s, m in ((x, "q"), (y, "k"), (y, "v")))
+  scores = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
+  weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+  return np.einsum("bnts,bsnh,nhd->btd", weights, v, p["out"]["kernel"]) + p["out"]["bias"], weights
+
+
+def test_attention_of_itself_and_of_others():
+  x, y = draw(2, 5, 8), draw(2, 3, 8)
+  for others in (None, y):
+    (out, weights), params = run(layers.Attention(heads=2), x, others)
+    assert params["q"]["kernel"].shape == (8, 2, 4) and params["out"]["kernel"].shape == (2, 4, 8)
+    wanted, wanted_weights = attention(x, x if others is None else others, params)
+    np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(weights, wanted_weights, rtol=1e-4, atol=1e-6)
+
+
+def test_attention_dropout_needs_its_key():
+  x = draw(2, 5, 8)
+  layer = layers.Attention(heads=2, dropout=0.5)
+  (out, _), params = run(layer, x)
+  np.testing.assert_allclose(out, attention(x, x, params)[0], rtol=1e-4, atol=1e-5)
+  (dropped, _), _ = run(layer, x, rngs={"dropout": jax.random.key(0)})
+  assert (np.abs(dropped - out) > 1e-3).any()
+
+
+def test_heads_that_do_not_divide_the_width():
+  with pytest.raises(ValueError, match=r"5 heads do not divide the width 8; try one of \[1, 2, 4, 8\]"):
+    layers.Attention(heads=5).init(KEY, draw(1, 2, 8))
+
+
+def test_mlp():
+  x = draw(2, 3, 8)
+  y, p = run(layers.Mlp(6, "relu"), x)
+  hidden = np.maximum(x @ p["up"]["kernel"] + p["up"]["bias"], 0)
+  np.testing.assert_allclose(y, hidden @ p["down"]["kernel"] + p["down"]["bias"], rtol=1e-4, atol=1e-5)
+
+
+def test_block_is_pre_norm_with_two_residuals():
+  x = draw(2, 5, 8)
+  (out, aux), p = run(layers.Block(heads=2, mlp_dim=6, activation="relu", epsilon=1e-5), x)
+  x = x + attention(layer_norm(x, p["norm1"], 1e-5), layer_norm(x, p["norm1"], 1e-5), p["attn"])[0]
+  y = layer_norm(x, p["norm2"], 1e-5)
+  hidden = np.maximum(y @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"], 0)
+  np.testing.assert_allclose(out, x + hidden @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"], atol=1e-4)
+  np.testing.assert_array_equal(aux[""], out)
+  assert aux["weights"].shape == (2, 2, 5, 5)
+
+
+def test_patchify_cuts_row_by_row_with_channels_innermost():
+  image = np.arange(2 * 6 * 4 * 3).reshape(2, 6, 4, 3)
+  patches = layers.patchify(image, 2)
+  assert patches.shape == (2, 3, 2, 12)
+  for y, x in np.ndindex(3, 2):
+    np.testing.assert_array_equal(patches[:, y, x], image[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].reshape(2, 12))
+  np.testing.assert_array_equal(layers.unpatchify(patches, 2), image)
+
+
+def test_an_image_that_cannot_be_cut():
+  with pytest.raises(ValueError, match=r"8 x 10 pixels cannot be cut into 4 x 4 patches: 10 is no multiple of 4.*8"):
+    layers.patchify(draw(1, 8, 10, 3), 4)
+
+
+def test_attention_pool():
+  x = draw(2, 5, 8)
+  out, p = run(layers.AttentionPool(heads=2, mlp_dim=6, activation="relu"), x)
+  pooled = attention(np.broadcast_to(p["probe"], (2, 1, 8)), x, p["attn"])[0][:, 0]
+  y = layer_norm(pooled, p["norm"], 1e-6)
+  hidden = np.maximum(y @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"], 0)
+  np.testing.assert_allclose(out, pooled + hidden @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"], atol=1e-4)
+
+
+def test_choose_tokens():
+  x = draw(2, 4, 3)
+  index = np.array([[3, 0], [1, 1]])
+  np.testing.assert_array_equal(layers.choose_tokens(x, index), np.stack([x[0, [3, 0]], x[1, [1, 1]]]))
