@@ -4,10 +4,12 @@ Needs no TPU: libtpu (extra [plan]) compiles for a described one.
 """
 
 import dataclasses
+import importlib
 import importlib.util
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,10 +18,13 @@ import numpy as np
 from jax.experimental import topologies
 from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+from rich.table import Table
 
 import zoo
-from train import rng, sharding
-from train.step import State, init_state
+from train import config as configuration
+from train import optim, rng, sharding
+from train.step import State, init_state, make_step
 from zoo.errors import nearest
 
 # ---- chips
@@ -451,3 +456,135 @@ def abstract_arguments(
   cut, whole = NamedSharding(mesh, sharding.BATCH), NamedSharding(mesh, PartitionSpec())
   placed = place(batch, jax.tree.map(lambda _: cut, batch))
   return place(state, sharding.state_shardings(state, mesh)), placed, place(key, whole)
+
+
+# ---- a config's run
+
+
+@dataclass(frozen=True)
+class Plan:
+  """What a config's training step needs on a TPU slice.
+
+  Attributes:
+    topology: such as "v5e:2x4". chips: how many. mesh: axis -> size.
+    model: its name. parameters: in all. batch_size: of all chips together.
+    macs: multiply-adds of one step of the global batch, as the algorithm has them, over all chips.
+    memory: of one chip.
+    collectives: in one step; empty where the program did not fit.
+    least_seconds: of a step, were all multiply-adds done at the chips' peak.
+    compile_seconds: what compiling took here.
+  """
+
+  topology: str
+  chips: int
+  mesh: dict[str, int]
+  model: str
+  parameters: int
+  batch_size: int
+  macs: int
+  memory: Memory
+  collectives: tuple[Collective, ...]
+  least_seconds: float
+  compile_seconds: float
+
+  def traffic(self) -> dict[str, tuple[int, int]]:
+    """Kind of collective -> how many in a step, and the bytes of their arrays together."""
+    result: dict[str, tuple[int, int]] = {}
+    for c in self.collectives:
+      count, size = result.get(c.op, (0, 0))
+      result[c.op] = count + c.count, size + c.count * c.bytes
+    return result
+
+  def as_dict(self) -> dict:
+    """Everything, for JSON; of the collectives the sums."""
+    traffic = {op: dict(count=count, bytes=size) for op, (count, size) in self.traffic().items()}
+    result = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    memory = dataclasses.asdict(self.memory) | {"fits": self.memory.fits}
+    return result | {"flops": 2 * self.macs, "memory": memory, "collectives": traffic}
+
+  def table(self) -> Table:
+    """For the console."""
+    table = Table(title=f"{self.model} on {self.topology}", box=None, show_header=False, title_justify="left")
+    memory, spare = self.memory, self.memory.usable - self.memory.peak
+    rows = {
+      "chips": f"{self.chips}: " + " x ".join(f"{axis} {size}" for axis, size in self.mesh.items()),
+      "parameters": f"{self.parameters:,}",
+      "batch": f"{self.batch_size:,}",
+      "FLOPs a step": f"{2 * self.macs / 1e12:,.3f} T, {self.least_seconds * 1e3:,.2f} ms at the chips' bf16 peak",
+      "HBM a chip": f"{memory.peak / GB:.2f} of {memory.usable / GB:.2f} GiB: "
+      + (f"fits, {spare / GB:.2f} to spare" if memory.fits else f"does not fit, {-spare / GB:.2f} too much"),
+    }
+    parts = {
+      "  state and batch": memory.arguments,
+      "  temporaries": memory.temporaries,
+      "  new state": memory.outputs,
+      "  of it in place": memory.aliased,
+      "  program": memory.program,
+    }
+    rows |= {name: f"{size / GB:.3f} GiB" for name, size in parts.items() if size is not None}
+    for op, (count, size) in sorted(self.traffic().items()):
+      rows[op] = f"{count} a step, {size / 2**20:,.1f} MiB in all"
+    if not memory.fits:
+      rows["what may help"] = "more chips, parallel.fsdp, accumulate, model.remat, a smaller batch_size"
+    rows["compiled in"] = f"{self.compile_seconds:.1f} s"
+    for row in rows.items():
+      table.add_row(*row)
+    return table
+
+
+def plan(config: ConfigDict, topology: str) -> Plan:
+  """Compiles a config's real training step for a TPU slice; the data need not be there.
+
+  Args:
+    config: from `train.config.load`. `parallel` lays its mesh over the slice; a pmap is planned as the data-parallel
+      program it is.
+    topology: see `tpu_devices`.
+
+  Raises:
+    ValueError: no such slice, no TPU compiler, or a config that does not fit the slice.
+  """
+  chip, devices = tpu_devices(topology)
+  sizes = {axis: config.parallel[axis] for axis in ("data", "fsdp", "tensor")}
+  way = sharding.Jit(sharding.make_mesh(**sizes, devices=devices))
+  sharding.check_batch(config.batch_size, way.data_devices, config.accumulate)
+  model = zoo.create(config.model.name, **configuration.kwargs(config.model))
+  inputs = zoo.family(config.model.name).inputs(model.config, 1)
+  key = jax.eval_shape(lambda: rng.root(0))
+  params = jax.eval_shape(model.init, {"params": key, "mask": key}, *inputs)["params"]
+  options = configuration.kwargs(config.optimizer)
+  # How many steps an epoch has is the data's to know, and no matter here.
+  optimizer, _ = optim.make(params, config.steps or 10**6, name=config.optimizer.name, **options)
+  objective = importlib.import_module(f"train.objectives.{config.objective.name}").Objective
+  step = make_step(
+    objective(**configuration.kwargs(config.objective)),
+    model,
+    optimizer,
+    accumulate=config.accumulate,
+    ema_decay=config.ema_decay,
+    skip_nonfinite=config.skip_nonfinite,
+    freeze=lambda params: optim.stop_frozen(params, options.get("freeze", ())),
+  )
+  batch = image_batch(model.config, config.batch_size)
+  arguments = abstract_arguments(
+    model, inputs, optimizer, batch, way.mesh, ema=bool(config.ema_decay), key_impl=config.prng
+  )
+  macs = count_macs(step, *arguments)
+  start = time.perf_counter()
+  try:
+    program = compile_for(way.compile(step), *arguments)
+    memory, traffic = hbm(program, chip), tuple(collectives(program.as_text()))
+  except OutOfHbm as error:
+    memory, traffic = Memory(error.needed, error.usable), ()
+  return Plan(
+    topology=topology,
+    chips=len(devices),
+    mesh=dict(way.mesh.shape),
+    model=config.model.name,
+    parameters=count_parameters(params),
+    batch_size=config.batch_size,
+    macs=macs,
+    memory=memory,
+    collectives=traffic,
+    least_seconds=2 * macs / len(devices) / chip.peak_flops,
+    compile_seconds=time.perf_counter() - start,
+  )
