@@ -63,7 +63,7 @@ def defaults() -> ConfigDict:
 
 def shipped() -> list[str]:
   """Names of the configs that are installed with the project."""
-  return sorted(m.name for m in pkgutil.iter_modules(configs.__path__))
+  return sorted(m.name for m in pkgutil.iter_modules(configs.__path__) if not m.name.startswith("_"))
 
 
 def load(source: str, overrides: Iterable[str] = ()) -> ConfigDict:

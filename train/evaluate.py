@@ -157,4 +157,6 @@ def device_batches(run, split: str, batch_size: int) -> Iterator[dict]:
   batches = run.data.eval_batches(
     batch_size, split or None, process_index=jax.process_index(), process_count=jax.process_count()
   )
+  # From the place in the batch to the place in the split: an example's masks must not depend on the batch size.
+  batches = (batch | {"id": batch["id"] + n * batch_size} for n, batch in enumerate(batches))
   return sharding.prefetch(batches, run.parallel.put_batch)

@@ -1,0 +1,43 @@
+"""What the ImageNet configs share."""
+
+from ml_collections import ConfigDict
+
+from train.config import defaults
+from train.images import IMAGENET_MEAN, IMAGENET_STD
+
+TRAIN_IMAGES = 1_281_167
+PIXELS = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def imagenet(*, image_size: int = 224, area: tuple[float, float] = (0.08, 1.0), augment: tuple = ()) -> ConfigDict:
+  """A config with ImageNet-1k as its data (`zoo prepare imagenet2012`), for a TPU host.
+
+  Args:
+    image_size: pixels of a side.
+    area: least and largest share of the picture in a random crop.
+    augment: operations after crop and flip.
+  """
+  config = defaults()
+  config.data = dict(
+    name="images",
+    dataset="imagenet2012",
+    data_dir="data",
+    eval_split="validation",
+    image_size=image_size,
+    channels=3,
+    crop=dict(name="random_resized_crop", area=area),
+    augment=(dict(name="flip"), *augment),
+    interpolation="bicubic",
+    eval_crop=dict(name="center_crop", fraction=0.875),
+    workers=16,
+  )
+  config.checkpoint = dict(every=2000, keep=2, best="", mode="max")
+  config.log_every = 50
+  # On a TPU "rbg" bits come from the hardware.
+  config.prng = "rbg"
+  return config
+
+
+def steps(epochs: float, batch_size: int) -> int:
+  """Steps of so many epochs of ImageNet."""
+  return round(epochs * TRAIN_IMAGES / batch_size)

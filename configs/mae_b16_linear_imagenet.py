@@ -1,0 +1,28 @@
+"""Linear probe of an MAE's ViT-B/16 on ImageNet-1k, 90 epochs of LARS. Recipe, not run by us.
+
+Published: 68.0 % top-1 (He et al. 2022; settings of table 10): the class token, batch normalisation without
+scale and bias, one linear layer; nothing else trains. The learning rate is 0.1 x batch / 256.
+
+    zoo train mae_b16_linear_imagenet init.path=runs/mae_b16 --workdir runs/mae_b16_linear
+"""
+
+from configs._imagenet import PIXELS, imagenet, steps
+
+
+def get_config():
+  config = imagenet()
+  config.model = dict(name="vit/b16", pool="cls", positions="sincos_2d", head_norm="batch", scan=True, dtype="bfloat16")
+  config.init = dict(path="runs/mae_b16", ignore=(r"params/decoder/.*",), keep=(r"head/.*", r"batch_stats/.*"))
+  config.objective = dict(name="classify", **PIXELS)
+  config.batch_size = 16384
+  config.epochs = 90.0
+  config.optimizer = dict(
+    name="lars",
+    learning_rate=0.1 * config.batch_size / 256,
+    warmup=steps(10, config.batch_size),
+    momentum=0.9,
+    freeze=(r"^encoder/",),
+  )
+  config.evals = dict(val=dict(name="loss", every=500))
+  config.checkpoint.best = "val/accuracy"
+  return config

@@ -1,0 +1,248 @@
+"""The loop as its users see it: runs that are killed, damaged, moved or misconfigured, through the command."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from train import config as configuration
+from train import loop
+from zoo.weights.read import read
+
+CONFIG = str(Path(__file__).with_name("tiny_config.py"))
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+  """One device, and compiled programs shared by the processes of this module."""
+  cache = tmp_path_factory.mktemp("cache")
+  return os.environ | dict(
+    XLA_FLAGS="", JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
+  )
+
+
+def start(environment, workdir, *arguments):
+  command = [sys.executable, "-m", "train", "train", CONFIG, "--workdir", str(workdir), *arguments]
+  return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run(environment, workdir, *arguments, code=0):
+  process = start(environment, workdir, *arguments)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == code, output
+  return output
+
+
+def losses(workdir) -> list[tuple[int, float]]:
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+
+
+def final(workdir) -> dict:
+  checkpoint = workdir / "checkpoints" / str(STEPS)
+  return read(checkpoint).tensors | {f"ema/{k}": v for k, v in read(checkpoint, average=True).tensors.items()}
+
+
+def assert_same_run(workdir, whole):
+  """The same losses at every step, each logged once, and the same parameters to the last bit."""
+  assert losses(workdir) == losses(whole)
+  ours, theirs = final(workdir), final(whole)
+  assert ours.keys() == theirs.keys()
+  for key in ours:
+    np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+
+
+def wait_for_step(process, workdir, step):
+  """Until the log has the step."""
+  for _ in range(3000):
+    log = workdir / "metrics.jsonl"
+    if log.exists() and f'"step": {step},' in log.read_text():
+      return
+    assert process.poll() is None, process.communicate()[0]
+    time.sleep(0.02)
+  raise AssertionError("the run does not get on")
+
+
+@pytest.fixture(scope="module")
+def whole(environment, tmp_path_factory):
+  """A run that nothing happens to."""
+  workdir = tmp_path_factory.mktemp("whole")
+  run(environment, workdir)
+  return workdir
+
+
+def test_log_has_every_step_once(whole):
+  assert [step for step, _ in losses(whole)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_killed_twice_at_any_moment_it_ends_bit_for_bit_the_same(environment, whole, tmp_path):
+  for step in (13, 37):
+    process = start(environment, tmp_path)
+    wait_for_step(process, tmp_path, step)
+    process.kill()
+    process.communicate()
+  assert "going on at step" in run(environment, tmp_path)
+  assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_tells_how_to_go_on(environment, whole, tmp_path):
+  process = start(environment, tmp_path, "log_every=1")
+  wait_for_step(process, tmp_path, 13)
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate(timeout=60)
+  assert process.returncode == 0, output
+  stopped = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+  assert f"Stopped by SIGTERM after step {stopped}" in output
+  command = next(line.split() for line in output.splitlines() if line.strip().startswith("zoo train"))
+  assert command[2] == CONFIG and command[-2:] == ["--workdir", str(tmp_path)]
+  output = run(environment, tmp_path, "log_every=1")
+  assert f"going on at step {stopped} of {STEPS}" in output
+  assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["truncated", "meta", "half written"])
+def test_damaged_checkpoint_is_passed_over(environment, whole, tmp_path, damage):
+  shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+  latest = tmp_path / "checkpoints" / str(STEPS)
+  if damage == "truncated":
+    files = [path for path in (latest / "state").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+  elif damage == "meta":
+    os.truncate(latest / "meta" / "metadata", 20)
+  else:  # what a process leaves that is killed while it writes
+    latest.rename(latest.with_name(f"{STEPS}.orbax-checkpoint-tmp"))
+  output = run(environment, tmp_path)
+  assert f"going on at step {STEPS - 10} of {STEPS}" in output
+  if damage != "half written":
+    assert f"the checkpoint of step {STEPS} is damaged" in output
+    assert (tmp_path / "damaged" / str(STEPS)).is_dir()
+  assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_all_checkpoints_damaged_is_an_error_and_changes_nothing(environment, whole, tmp_path):
+  shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+  for path in (tmp_path / "checkpoints").glob("*/state/manifest.ocdbt"):
+    os.truncate(path, 3)
+  before = sorted((tmp_path / "checkpoints").rglob("*"))
+  assert "none of the checkpoints" in run(environment, tmp_path, code=2)
+  assert sorted((tmp_path / "checkpoints").rglob("*")) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [("jit", 4, 2), ("pmap", -1, 1)])
+def test_goes_on_with_another_number_of_devices(environment, whole, tmp_path, parallel):
+  name, data, fsdp = parallel
+  shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+  shutil.rmtree(tmp_path / "checkpoints" / str(STEPS))
+  eight = environment | dict(XLA_FLAGS="--xla_force_host_platform_device_count=8")
+  output = run(eight, tmp_path, f"parallel.name={name}", f"parallel.data={data}", f"parallel.fsdp={fsdp}")
+  assert f"going on at step {STEPS - 10}" in output
+  # Sums over devices are in another order, so to rounding and not to the bit.
+  np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
+
+
+def load(*overrides):
+  return configuration.load(CONFIG, overrides)
+
+
+def test_another_config_is_an_error_that_lists_the_differences(whole):
+  with pytest.raises(loop.Mismatch, match="optimizer.b2: 0.95 -> 0.99\n.*seed: 0 -> 1") as error:
+    loop.train(load("optimizer.b2=0.99", "seed=1"), whole)
+  assert "--override-config" in str(error.value)
+
+
+def test_no_resume_refuses_a_work_directory_with_a_run(whole):
+  with pytest.raises(ValueError, match="holds a run"):
+    loop.train(load(), whole, resume=False)
+
+
+def test_unwritable_work_directory(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(ValueError, match="cannot write to the work directory"):
+    loop.train(load(), tmp_path / "file" / "run")
+
+
+def test_full_disk_is_told_before_the_first_step(tmp_path, monkeypatch):
+  usage = namedtuple("usage", "total used free")
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
+  with pytest.raises(ValueError, match=r"0.00 GB free, two checkpoints of this run need"):
+    loop.train(load(), tmp_path)
+  assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_loss_that_is_no_number_stops_the_run_and_says_what_to_try(tmp_path):
+  with pytest.raises(loop.NonFinite, match=r"step 2 is not finite.*no checkpoint yet.*learning_rate"):
+    loop.train(load("optimizer.learning_rate=1e30", "optimizer.warmup=0", "steps=20"), tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    (["objective.name=maee"], "unknown objective 'maee'; did you mean 'mae'"),
+    (["objective.mask_ration=0.5"], "no 'mask_ration'; did you mean 'mask_ratio'"),
+    (["data.name=imagez"], "unknown data 'imagez'; did you mean 'images'"),
+    (["evals.test.name=los"], "unknown evaluation 'los'; did you mean 'loss'"),
+    (["optimizer.name=adam"], "unknown optimizer 'adam'; did you mean 'adamw'"),
+    (["optimizer.beta1=0.9"], "no 'beta1'.* There are: .*b1"),
+    (["optimizer.freeze=('encoderr/.*',)"], "no parameter matches 'encoderr"),
+    (["model.name=mae/nano5"], "unknown model 'mae/nano5'; did you mean 'mae/nano4'"),
+    (["model.channels=3"], "the model takes 3 channels, the data has 1"),
+    (["epochs=2"], "set one of them"),
+    (["batch_size=20"], r"global batch of 20 .* 8 devices x 1 .* 2.50 examples a device .* 16 and 24"),
+    (["batch_size=24", "accumulate=2"], "24 .* 8 devices x 2 accumulation steps"),
+    (["parallel.tensor=3"], "mesh of .*tensor"),
+    (["parallel.name=pjit"], "unknown parallel 'pjit'; did you mean 'jit'"),
+    (["data.image_size=30"], "30 x 30 pixels cannot be cut into patches of 4"),
+    (["init.path=nowhere.safetensors"], "no such file"),
+  ],
+)
+def test_misconfigured_runs_say_what_is_wrong(tmp_path, overrides, message):
+  with pytest.raises(ValueError, match=message):
+    loop.train(load(*overrides), tmp_path)
+
+
+def test_labels_outside_the_classes(tmp_path):
+  overrides = ["model={'name': 'vit/nano4', 'num_classes': 7}", "objective={'name': 'classify'}"]
+  with pytest.raises(ValueError, match=r"7 classes, the data has labels up to 9.*num_classes=10"):
+    loop.train(load(*overrides), tmp_path)
+
+
+def test_evaluation_counts_every_example_once_on_eight_devices(tmp_path):
+  """50 examples do not fill batches of 16: padding must not count, whatever the batch."""
+  run = loop.Run(load())
+  variables = run.start().params
+  results = []
+  for size in (16, 48):
+    run.config.evals.test.batch_size = size
+    results.append(run.make_evaluations()["test"].function({"params": variables}))
+  assert results[0]["examples"] == results[1]["examples"] == 50
+  np.testing.assert_allclose(results[0]["loss"], results[1]["loss"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_is_opened_evaluated_and_loaded_by_other_code(whole):
+  import zoo
+
+  run, variables, step = loop.open_run(str(whole))
+  logged = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+  last = [line["test/loss"] for line in logged if "test/loss" in line][-1]
+  assert step == STEPS
+  np.testing.assert_allclose(run.make_evaluations()["test"].function(variables)["loss"], last, rtol=1e-4)
+  model, loaded = zoo.load(whole, average=True)
+  assert model.config.width == 16
+  jax.tree.map(np.testing.assert_array_equal, loaded["params"], jax.device_get(variables["params"]))
