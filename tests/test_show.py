@@ -133,7 +133,7 @@ class Oracle:
 @pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_perfect_prediction_is_the_image(standardise, channels):
-  model, _ = model_and_variables("mae/test", channels=channels, depth=2, decoder_depth=1)
+  model = zoo.create("mae/test", channels=channels)
   image = images(model)
   noise = jax.random.uniform(jax.random.key(0), (2, 15))
   kwargs = dict(normalise_patches=standardise, mean=(0.3,) * channels, std=(0.2,) * channels)
@@ -144,7 +144,7 @@ def test_a_perfect_prediction_is_the_image(standardise, channels):
 
 
 def test_hidden_pixels_are_what_the_model_did_not_see():
-  model, variables = model_and_variables("mae/test")
+  model, variables = model_and_variables("mae/test", depth=1, decoder_depth=1)
   image = images(model, 1)
   noise = jax.random.uniform(jax.random.key(1), (1, 15))
   predict = functools.partial(show.reconstruct, model, variables, noise_BP=noise, normalise_patches=False)
@@ -219,15 +219,14 @@ def test_a_log_without_training_is_an_error(tmp_path):
 # ---- every picture
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_of_models(tmp_path, channels):
-  mae = model_and_variables("mae/test", channels=channels, depth=2, decoder_depth=1)
-  vit = model_and_variables("vit/test", channels=channels, class_token=False, pool="gap", depth=2)
+def test_pictures_of_models(tmp_path):
+  small = dict(channels=3, depth=2)
+  mae = model_and_variables("mae/test", decoder_depth=1, **small)
+  vit = model_and_variables("vit/test", class_token=False, pool="gap", **small)
   image = images(mae[0], 3)
   show.reconstructions(*mae, image, path=tmp_path / "a.png")
-  for i, model in enumerate((mae, vit)):
-    show.attention_maps(*model, image, path=tmp_path / f"b{i}.png", max_heads=1 + i)
-    show.attention_rollout(*model, image, path=tmp_path / f"c{i}.png")
+  show.attention_maps(*mae, image, path=tmp_path / "b.png", max_heads=1)
+  show.attention_rollout(*vit, image, path=tmp_path / "c.png")
   for path in tmp_path.glob("*.png"):
     drawn(path)
 
