@@ -1,8 +1,8 @@
 """What a config describes, without data or devices: model, objective, optimiser, and the step made of them."""
 
 import importlib
+import pkgutil
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 import zoo
 from train import config as configuration
-from train import optim, rng
+from train import objectives, optim, rng
 from train.step import State, init_state, make_step
 from zoo.errors import check_call, nearest
 
@@ -78,7 +78,7 @@ class Program:
 
 def make_objective(component: ConfigDict):
   """`train.objectives.NAME.Objective(**rest)`; every file there is an objective."""
-  known = [p.stem for p in Path(importlib.import_module("train.objectives").__path__[0]).glob("[!_]*.py")]
+  known = [module.name for module in pkgutil.iter_modules(objectives.__path__)]
   if component.name not in known:
     raise ValueError(f"unknown objective {component.name!r}{nearest(component.name, known)}")
   make = importlib.import_module(f"train.objectives.{component.name}").Objective
