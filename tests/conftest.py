@@ -14,9 +14,13 @@ os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 
 # Tests of an extra are left out where it is not installed, so that plain `pytest` passes with the extra [test]
 # alone. A variable that says they must run, as in CI, makes its absence a failure.
-_EXTRAS = {"parity": ("torch", ("ZOO_PARITY",)), "test_tpu.py": ("libtpu", ("ZOO_PLAN", "CI"))}
+_EXTRAS = {
+  "parity": ("torch", "ZOO_PARITY"),
+  "test_tpu.py": ("libtpu", "ZOO_PLAN"),
+  "test_notebooks.py": ("nbclient", "ZOO_NOTEBOOKS"),
+}
 collect_ignore = [
   path
-  for path, (module, variables) in _EXTRAS.items()
-  if importlib.util.find_spec(module) is None and not any(os.environ.get(v) for v in variables)
+  for path, (module, variable) in _EXTRAS.items()
+  if importlib.util.find_spec(module) is None and not os.environ.get(variable)
 ]
