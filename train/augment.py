@@ -149,10 +149,9 @@ def _jpeg_header(encoded: bytes) -> tuple[int, int] | None:
   if encoded[:3] != b"\xff\xd8\xff":
     return None
   try:
-    height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
-  except ValueError:  # an uncommon subsampling of the chroma
+    return simplejpeg.decode_jpeg_header(encoded)[:2]
+  except ValueError:  # an uncommon subsampling of the chroma, or bytes that do not belong in a header
     return None
-  return None if space in ("CMYK", "YCCK") else (height, width)
 
 
 def _decode_jpeg(encoded: bytes, space: str, **kwargs) -> np.ndarray:
