@@ -1,0 +1,88 @@
+"""Every parameter has one rule, and all that is wrong comes in one error."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import zoo
+from zoo import axes
+
+# Each brings parameters that the plain variant does not have, or takes some away.
+COMBINATIONS = [
+  {},
+  dict(scan=True),
+  dict(pool="map"),
+  dict(pool="gap", class_token=False, head_norm="layer", final_norm=False),
+  dict(head_norm="batch", num_classes=0),
+  dict(representation=5),
+  *(dict(positions=kind) for kind in ("none", "learned_2d", "sincos_2d", "relative")),
+]
+
+
+def shape(*sizes):
+  return jax.ShapeDtypeStruct(sizes, np.float32)
+
+
+def shapes(name, **overrides):
+  model = zoo.create(name, **overrides)
+  inputs = zoo.family(name).inputs(model.config, 1)
+  rngs = {"params": jax.random.key(0), "mask": jax.random.key(1)}
+  return jax.eval_shape(functools.partial(model.init, rngs), *inputs)["params"]
+
+
+@pytest.mark.parametrize("name", zoo.names("*/test"))
+@pytest.mark.parametrize("overrides", COMBINATIONS, ids=str)
+def test_every_parameter_has_exactly_one_rule(name, overrides):
+  if name == "mae/test" and overrides.get("positions") == "relative":
+    pytest.skip("an MAE cannot use relative positions")
+  params = shapes(name, **overrides)
+  named = axes.logical_axes(params)  # raises where a rule is missing or there are two
+  for path, leaf in axes.flatten(params).items():
+    node = functools.reduce(lambda tree, key: tree[key], path.split("/"), named)
+    assert len(node) == len(leaf.shape) and len(set(node)) == len(node), path
+    assert (node[0] == "layers") == ("/blocks/" in path)
+
+
+def test_no_rule_is_idle():
+  paths = {p for n in zoo.names("*/test") for o in COMBINATIONS[:-1] for p in axes.flatten(shapes(n, **o))}
+  paths |= set(axes.flatten(shapes("vit/test", positions="relative")))
+  for pattern, _ in axes.RULES:
+    for part in pattern.split("|") if "(" not in pattern else [pattern]:
+      assert any(axes.re.search(rf"(^|/)({part})$", path) for path in paths), part
+
+
+def test_all_faults_in_one_error():
+  params = shapes("vit/test")
+  params["encoder"]["extra"] = {"kernel": shape(2, 3)}
+  params["encoder"]["block_01"]["attn"]["q"]["bias"] = shape(24)
+  params["encoder"]["block_02"]["mlp"]["up"]["kernel"] = shape(24, 41)
+  with pytest.raises(ValueError) as error:
+    axes.logical_axes(params)
+  lines = str(error.value).splitlines()
+  assert any("encoder/extra/kernel (2, 3) fits 0 rules" in line for line in lines)
+  assert any(
+    "encoder/block_01/attn/q/bias has shape (24,), its rule says ('heads', 'head_dim')" in line for line in lines
+  )
+  assert any("mlp is 41 in encoder/block_02/mlp/up/kernel but 40 in encoder/block_00/mlp" in line for line in lines)
+  assert len(lines) == 3, lines
+
+
+def test_two_rules_are_one_too_many(monkeypatch):
+  monkeypatch.setattr(axes, "RULES", (*axes.RULES, (r"patch/kernel", ("pixels", "embed"))))
+  with pytest.raises(ValueError, match=r"encoder/patch/kernel.*fits 2 rules.*wanted exactly one"):
+    axes.logical_axes(shapes("vit/test"))
+
+
+def test_a_logical_axis_may_differ_between_stages():
+  named = axes.logical_axes(shapes("mae/test"))
+  assert named["encoder"]["norm"]["scale"] == named["decoder"]["norm"]["scale"] == ("embed",)  # of 24 and of 16
+
+
+def test_paths():
+  tree = {"a": {"b": [np.zeros(1), np.zeros(2)]}}
+  assert list(axes.flatten(tree)) == ["a/b/0", "a/b/1"]
+  assert axes.map_with_path(lambda path, leaf, other: (path, other), tree, {"a": {"b": [1, 2]}}) == {
+    "a": {"b": [("a/b/0", 1), ("a/b/1", 2)]}
+  }

@@ -1,0 +1,121 @@
+"""Where arrays lie, and what cannot be cut."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import zoo
+from train import sharding
+from train.step import init_state
+from zoo import axes
+
+
+def params(**overrides):
+  model = zoo.create("vit/test", **dict(width=16, heads=4, mlp_dim=24, depth=2) | overrides)
+  return jax.eval_shape(model.init, {"params": jax.random.key(0)}, np.zeros((1, 20, 12, 3)))["params"]
+
+
+def test_mesh_sizes():
+  assert dict(sharding.make_mesh(-1, 2, 2).shape) == dict(data=2, fsdp=2, tensor=2)
+  assert dict(sharding.make_mesh(1, 8, 1).shape) == dict(data=1, fsdp=8, tensor=1)
+  with pytest.raises(ValueError, match=r"'tensor': 1} needs 6 devices, there are 8"):
+    sharding.make_mesh(3, 2, 1)
+  with pytest.raises(ValueError, match=r"'tensor': 3} needs 6 devices, there are 8"):
+    sharding.make_mesh(-1, 1, 3)
+  with pytest.raises(ValueError, match="needs 16 devices, there are 8"):
+    sharding.make_mesh(-1, 16, 1)
+
+
+def test_every_logical_and_mesh_axis_named_exists():
+  known = {name for _, names in axes.RULES for name in names}
+  assert set(sharding.MESH_AXES) <= known
+  assert set(sharding.MESH_AXES.values()) <= set(sharding.make_mesh(-1, 1, 1).shape)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_matrices_are_cut_and_vectors_are_not(scan):
+  specs = sharding.param_specs(params(scan=scan), sharding.make_mesh(2, 2, 2))
+  first, block = ((None,), "blocks") if scan else ((), "block_01")
+  assert specs[f"encoder/{block}/attn/q/kernel"] == P(*first, "fsdp", "tensor", None)
+  assert specs[f"encoder/{block}/attn/out/kernel"] == P(*first, "tensor", None, "fsdp")
+  assert specs[f"encoder/{block}/mlp/up/kernel"] == P(*first, "fsdp", "tensor")
+  assert specs[f"encoder/{block}/mlp/down/kernel"] == P(*first, "tensor", "fsdp")
+  assert specs["encoder/patch/kernel"] == P(None, "fsdp")
+  assert specs["head/kernel"] == P("fsdp", None)
+  for path in (f"encoder/{block}/mlp/up/bias", f"encoder/{block}/norm1/scale", "encoder/cls", "head/bias"):
+    assert set(specs[path]) <= {None}, path
+
+
+def test_all_that_cannot_be_cut_in_one_error():
+  with pytest.raises(ValueError) as error:
+    sharding.param_specs(params(heads=2, mlp_dim=26), sharding.make_mesh(2, 1, 4))
+  lines = str(error.value).splitlines()
+  wanted = "encoder/block_00/attn/q/kernel: heads is 2, which 4 devices on mesh axis 'tensor' do not divide"
+  assert wanted in lines
+  assert any("block_01/mlp/down/kernel: mlp is 26" in line for line in lines)
+  assert len(lines) == 2 * 9  # kernels and biases of q, k, v; kernels of out, up, down; of two blocks
+
+
+@pytest.mark.parametrize("optimizer", [optax.adamw(1.0), optax.adafactor(1.0), optax.contrib.muon(1.0)])
+def test_optimiser_state_and_averages_lie_where_their_parameters_do(optimizer):
+  mesh = sharding.make_mesh(2, 2, 2)
+  shapes = params()
+  state = jax.eval_shape(lambda p: init_state({"params": p}, optimizer, ema=True), shapes)
+  placed = axes.flatten(sharding.state_shardings(state, mesh))
+  specs = sharding.param_specs(shapes, mesh)
+  for path, leaf in axes.flatten(state).items():
+    of = next((p for p in specs if path.endswith(f"/{p}")), None)
+    same = of and axes.flatten(shapes)[of].shape == leaf.shape  # Adafactor keeps rows and columns: replicated
+    assert placed[path].spec == (specs[of] if same else P()), path
+  assert placed["ema/encoder/block_00/mlp/up/kernel"].spec == P("fsdp", "tensor")
+  assert placed["step"].spec == P()
+
+
+def test_a_batch_that_cannot_be_cut():
+  sharding.check_batch(64, devices=8, accumulate=4)
+  sharding.check_batch(64, devices=8, accumulate=4, processes=2)
+  with pytest.raises(ValueError) as error:
+    sharding.check_batch(100, devices=8, accumulate=4)
+  for part in ("global batch of 100", "8 devices x 4 accumulation steps", "3.12 examples a device", "96 and 128"):
+    assert part in str(error.value), error.value
+  with pytest.raises(ValueError, match=r"nearest that can are 8$"):
+    sharding.check_batch(5, devices=8, accumulate=1)
+
+
+def test_unknown_ways_to_run():
+  with pytest.raises(ValueError, match=r"unknown parallel 'pmp'; did you mean 'pmap'\?"):
+    sharding.parallel("pmp")
+  for sizes in (dict(fsdp=2), dict(tensor=2), dict(data=4)):
+    with pytest.raises(ValueError, match="pmap is data parallel over all devices"):
+      sharding.parallel("pmap", **sizes)
+  assert sharding.parallel("pmap", data=8).data_devices == 8
+  assert sharding.parallel(data=2, fsdp=2, tensor=2).data_devices == 4
+
+
+@pytest.mark.parametrize("name", ["jit", "pmap"])
+def test_there_and_back(name):
+  place = sharding.parallel(name)
+  tree = {"a": np.arange(6.0, dtype=np.float32).reshape(2, 3), "b": np.int32(4)}
+  jax.tree.map(np.testing.assert_array_equal, place.host(place.put(tree)), tree)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(place.gather(place.scatter(tree))), tree)
+  batch = {"id": np.arange(16), "image": np.zeros((16, 2), np.uint8)}
+  put = place.put_batch(batch)
+  assert put["id"].reshape(-1).tolist() == list(range(16))
+  assert {s.data.size for s in put["id"].addressable_shards} == {2}
+  key = place.put(jax.random.key(3))
+  assert jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+
+
+def test_prefetch_keeps_the_order_and_stays_ahead():
+  seen = []
+
+  def batches():
+    for i in range(5):
+      seen.append(i)
+      yield i
+
+  out = sharding.prefetch(batches(), lambda i: 10 * i, ahead=2)
+  assert next(out) == 0 and seen == [0, 1, 2]
+  assert list(out) == [10, 20, 30, 40]
