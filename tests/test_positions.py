@@ -53,6 +53,13 @@ def test_a_half_step_of_the_bicubic_kernel():
   np.testing.assert_allclose(table[1], [0, -0.09375, 0.59375, 0.59375, -0.09375, 0, 0, 0], atol=1e-7)
 
 
+def test_shrinking_with_antialias_widens_the_kernel():
+  # The kernel, with a = -0.5, at distances 1/4, 3/4, 5/4, 7/4 is 0.8671875, 0.2265625, -0.0703125, -0.0234375.
+  table = resample(jnp.eye(12)[:, None], (6, 1), "bicubic_antialias")[:, 0]
+  side = np.array([0.43359375, 0.11328125, -0.03515625, -0.01171875])
+  np.testing.assert_allclose(table[2], [0, *side[::-1], *side, 0, 0, 0], atol=1e-7)
+
+
 def test_unknown_resampling():
   with pytest.raises(ValueError, match="unknown resampling 'nearest'; there are bilinear"):
     resample(jnp.ones((2, 2, 1)), (3, 3), "nearest")

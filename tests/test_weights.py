@@ -225,6 +225,25 @@ def test_layouts_write_the_published_names(tmp_path):
   assert "layernorm.weight" in written("vit/test", "huggingface", num_classes=0)
 
 
+def test_what_stands_where_in_a_torch_tensor():
+  """Element by element, so that an inverse cannot hide a mistake that it makes too."""
+  model, variables = random_variables("vit/test", image_size=(12, 20))
+  params = jax.device_get(variables["params"])
+  t = write_back(params, zoo.family("vit").tables(model.config)["timm"])
+  encoder, attn = params["encoder"], params["encoder"]["block_01"]["attn"]
+  head, h, d = 1, 5, 17  # of 2 heads, 12 wide, in a width of 24
+  for i, name in enumerate("qkv"):
+    row = 24 * i + 12 * head + h
+    assert t["blocks.1.attn.qkv.weight"][row, d] == attn[name]["kernel"][d, head, h]
+    assert t["blocks.1.attn.qkv.bias"][row] == attn[name]["bias"][head, h]
+  assert t["blocks.1.attn.proj.weight"][d, 12 * head + h] == attn["out"]["kernel"][head, h, d]
+  y, x, c = 1, 3, 2  # of a patch of 4 x 4 pixels and 3 channels
+  assert t["patch_embed.proj.weight"][d, c, y, x] == encoder["patch"]["kernel"][(y * 4 + x) * 3 + c, d]
+  assert t["pos_embed"][0, 0, d] == encoder["pos"]["cls"][d]
+  assert t["pos_embed"][0, 1 + 2 * 5 + 4, d] == encoder["pos"]["table"][2, 4, d]
+  assert t["blocks.1.mlp.fc1.weight"][33, d] == encoder["block_01"]["mlp"]["up"]["kernel"][d, 33]
+
+
 def test_positions_without_a_place_in_a_layout(tmp_path):
   overrides = dict(positions="learned_2d")
   _, variables = random_variables("vit/test", **overrides)

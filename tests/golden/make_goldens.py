@@ -17,19 +17,17 @@ HERE = Path(__file__).parent
 
 def randomise(model, seed: int = 0):
   """Gives every parameter a value that matters, in evaluation mode."""
+  if hasattr(model, "decoder"):
+    # A new MAE has its fixed positions at 0: its initialiser takes the empty table for one that was loaded.
+    embeddings = model.vit.embeddings
+    embeddings.patch_embeddings.projection._is_hf_initialized = False
+    embeddings.initialize_weights()
+    model.decoder.initialize_weights(embeddings.patch_embeddings.num_patches)
   generator = torch.Generator().manual_seed(seed)
   for name, parameter in model.named_parameters():
     if parameter.requires_grad:
       mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
       parameter.data = mean + 0.2 * torch.randn(parameter.shape, generator=generator)
-  if hasattr(model, "decoder"):
-    # A new MAE has its fixed positions at 0: its initialiser takes the empty table for one that was loaded.
-    embeddings = model.vit.embeddings
-    embeddings.patch_embeddings.projection._is_hf_initialized = False
-    projection = embeddings.patch_embeddings.projection.weight.data.clone()
-    embeddings.initialize_weights()
-    embeddings.patch_embeddings.projection.weight.data = projection
-    model.decoder.initialize_weights(embeddings.patch_embeddings.num_patches)
   return model.eval()
 
 
@@ -130,6 +128,7 @@ GOLDENS = {
       decoder_num_hidden_layers=2,
       decoder_num_attention_heads=4,
       decoder_intermediate_size=28,
+      mask_ratio=0.7,  # of 25 patches 7.5 stay visible: 7
     ),
     [(20, 20), (16, 28)],
   ),
