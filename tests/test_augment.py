@@ -303,6 +303,7 @@ def test_color_jitter_stays_in_its_range_and_changes_all_it_should():
   [
     (dict(name="flp"), ["'flp'", "'flip'"]),
     (dict(probability=1.0), ["unknown name None"]),
+    ("flip", ["'flip'", "dict(name=...", "rand_augment"]),
     (dict(name="flip", probabilty=1.0), ["probabilty", "probability"]),
     (dict(name="flip", rng=0), ["rng"]),
     (dict(name="random_erasing", area=(0.3, 0.1)), ["area", "(0.3, 0.1)"]),

@@ -333,6 +333,8 @@ def bind(spec: Mapping, known: Mapping[str, Callable], given: Sequence[str], wha
   Raises:
     ValueError: no name, an unknown name, or keyword arguments that the function does not take.
   """
+  if not hasattr(spec, "keys"):
+    raise ValueError(f"{what} is {spec!r}; wanted dict(name=..., ...) with one of {', '.join(known)}")
   kwargs = dict(spec)
   name = kwargs.pop("name", None)
   if name not in known:

@@ -495,6 +495,8 @@ class _Part:
     work = everything.map(self).to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
     )
+    if self.images.cached(self.source) and not self.images.workers:
+      _decoded(self.source, self.images.image_shape[-1])  # once, before several threads want it at once
     if self.images.workers:
       work = _start_workers(work, self.images.workers)
     return Batches(work, pieces)
