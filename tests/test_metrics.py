@@ -30,6 +30,8 @@ def events(workdir):
       size = struct.unpack("Q", data[:8])[0]
       event = Event.FromString(data[12 : 12 + size])
       data = data[16 + size :]
+      if event.session_log.status == event.session_log.START and event.step:
+        found.append(("start", event.step, 0.0))
       found += [(v.tag, event.step, v.simple_value) for v in event.summary.value if v.HasField("simple_value")]
   return found
 
@@ -93,6 +95,15 @@ def test_tensorboard_shows_the_same(tmp_path):
     run.train(3, {"loss": 0.5})
     run.eval(3, "probe", {"accuracy": 0.75})
   assert events(tmp_path) == [("train/loss", 3, 0.5), ("probe/accuracy", 3, 0.75)]
+
+
+def test_tensorboard_forgets_it_too(tmp_path):
+  with log(tmp_path) as run:
+    run.train(6, {"loss": 0.5})
+  with log(tmp_path, first_step=4) as run:
+    run.train(6, {"loss": 0.25})
+  # A newer file's start at step 5 makes TensorBoard drop older events from there on.
+  assert ("start", 5, 0.0) in events(tmp_path) and events(tmp_path)[-1] == ("train/loss", 6, 0.25)
 
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path):

@@ -22,7 +22,7 @@ from train import data, metrics
 from train.images import normalise
 from zoo.errors import nearest
 from zoo.layers import patchify, unpatchify
-from zoo.positions import Positions
+from zoo.positions import Positions, resample
 from zoo.shapes import expect
 
 INK, SOFT, FAINT = "#26303a", "#66727f", "#d5dadf"
@@ -81,7 +81,7 @@ def _panels(rows: int, columns: int, aspect: float, left: float, top: float) -> 
   size, gap, edge = 1.0, 0.06, 0.12
   width = left + columns * (size + gap) + edge
   height = top + rows * (size * aspect + gap) + edge
-  figure = Figure(figsize=(max(width, 4.6), height))
+  figure = Figure(figsize=(max(width, 4.8), height))
   axes = np.empty((rows, columns), object)
   for row in range(rows):
     for column in range(columns):
@@ -148,7 +148,7 @@ def draw(name: str, workdir: str | os.PathLike, path: str | os.PathLike, images:
 # ---- masked autoencoding
 
 
-def _pixels(image_BYXC: jax.Array, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def _pixels(image_BYXC: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
   """Normalised floats back to bytes, the inverse of `train.images.normalise`."""
   values = (np.asarray(image_BYXC, np.float64) * np.asarray(std) + np.asarray(mean)) * 255
   return np.clip(np.round(values), 0, 255).astype(np.uint8)
@@ -170,17 +170,21 @@ def reconstruct(
     the predicted images [B, Y, X, C] uint8, and which pixels were hidden [B, Y, X, 1] bool.
   """
   patch = model.config.patch
-  normal_BYXC = normalise(jnp.asarray(image_BYXC), mean, std)
-  pixels_BPF, aux = jax.jit(model.apply, static_argnames="mask_ratio")(
-    variables, normal_BYXC, noise_BP, mask_ratio=mask_ratio
-  )
-  target = patchify(normal_BYXC, patch)
-  predicted = pixels_BPF.reshape(target.shape)
-  if normalise_patches:
-    deviation = jnp.sqrt(target.var(-1, keepdims=True, ddof=1) + 1e-6)
-    predicted = predicted * deviation + target.mean(-1, keepdims=True)
-  hidden = jnp.broadcast_to(aux["masked"].reshape(*target.shape[:3], 1), (*target.shape[:3], patch**2))
-  return _pixels(unpatchify(predicted, patch), mean, std), np.asarray(unpatchify(hidden, patch))
+
+  @jax.jit  # as one program: nothing here is worth compiling by itself
+  def predict(variables, image_BYXC, noise_BP):
+    normal_BYXC = normalise(image_BYXC, mean, std)
+    pixels_BPF, aux = model.apply(variables, normal_BYXC, noise_BP, mask_ratio=mask_ratio)
+    target = patchify(normal_BYXC, patch)
+    predicted = pixels_BPF.reshape(target.shape)
+    if normalise_patches:
+      deviation = jnp.sqrt(target.var(-1, keepdims=True, ddof=1) + 1e-6)
+      predicted = predicted * deviation + target.mean(-1, keepdims=True)
+    hidden = jnp.broadcast_to(aux["masked"].reshape(*target.shape[:3], 1), (*target.shape[:3], patch**2))
+    return unpatchify(predicted, patch), unpatchify(hidden, patch)
+
+  predicted, hidden = jax.device_get(predict(variables, image_BYXC, noise_BP))
+  return _pixels(predicted, mean, std), hidden
 
 
 @_drawing
@@ -241,19 +245,18 @@ def attention_weights(model, variables: dict, image_BYXC, *, mean=(0.5,), std=(0
   Raises:
     ValueError: the model tells no attention weights.
   """
-  normal_BYXC = normalise(jnp.asarray(image_BYXC), mean, std)
-  arguments = ()
+  options = {}
   if "mask_ratio" in inspect.signature(type(model).__call__).parameters:
-    B, Y, X, _ = normal_BYXC.shape
+    patches = math.prod(_grid(model, image_BYXC))
     # Equal noise leaves the patches in their order.
-    arguments = (jnp.zeros((B, (Y // model.config.patch) * (X // model.config.patch))),)
-    apply = functools.partial(model.apply, mask_ratio=0.0)
-  else:
-    apply = model.apply
-  names = re.compile(r"block_\d+/weights")
-  aux = jax.jit(lambda *x: {k: v for k, v in apply(*x)[1].items() if names.fullmatch(k)})(
-    variables, normal_BYXC, *arguments
-  )
+    options = dict(noise_BP=np.zeros((len(image_BYXC), patches), np.float32), mask_ratio=0.0)
+
+  @jax.jit
+  def look(variables, image_BYXC):
+    _, aux = model.apply(variables, normalise(image_BYXC, mean, std), **options)
+    return {name: value for name, value in aux.items() if re.fullmatch(r"block_\d+/weights", name)}
+
+  aux = look(variables, image_BYXC)
   if not aux:
     raise ValueError(f"{type(model).__module__} tells no attention weights: its aux has no 'block_00/weights'")
   return np.stack([np.asarray(aux[name]) for name in sorted(aux)])
@@ -330,7 +333,7 @@ def attention_maps(
   _title(
     figure,
     f"Where {query.rstrip(',')} look{'s' if class_token else ''}",
-    f"last of {len(weights_LBNTT)} blocks{cut}; rollout: through all blocks; in each map dark is least, bright is most",
+    f"last of {len(weights_LBNTT)} blocks{cut}; rollout: all blocks; dark is least, bright is most",
   )
   return figure
 
@@ -347,7 +350,7 @@ def attention_rollout(
   figure, axes = _panels(2, B, Y / X, left=0.8, top=0.66)
   for (above, below), image, values in zip(axes.T, image_BYXC, maps, strict=True):
     _picture(above, image)
-    fine = np.asarray(jax.image.resize(_spread(values), (Y, X), "linear"))
+    fine = resample(_spread(values)[..., None], (Y, X), "bilinear")[..., 0]
     colour = matplotlib.colormaps[MAP](fine)[..., :3] * 255
     _picture(below, (0.6 * colour + 0.4 * image.mean(-1, keepdims=True)).astype(np.uint8))
   _row_label(axes[0, 0], "image")
