@@ -15,7 +15,7 @@ os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 # Tests of an extra are left out where it is not installed, so that plain `pytest` passes with the extra [test]
 # alone. A variable that says they must run, as in CI, makes its absence a failure.
 _EXTRAS = {
-  "parity": ("torch", "ZOO_PARITY"),
+  "parity": ("timm", "ZOO_PARITY"),
   "test_tpu.py": ("libtpu", "ZOO_PLAN"),
   "test_notebooks.py": ("nbclient", "ZOO_NOTEBOOKS"),
 }
