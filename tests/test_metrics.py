@@ -112,9 +112,11 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
     run.train(4, {"loss": 0.25, "images_per_second": 1234.0})
     run.train(6, {"loss": 0.125, "images_per_second": 50.5})
     run.train(10, {"loss": 0.125})
+    run.note("no [red] in a file of this name " + 100 * "x")
   lines = out.getvalue().splitlines()
   assert lines[0] == "step 4/10  loss 0.25  1,234 images/s"
   assert lines[1] == "step 6/10  loss 0.125  50.5 images/s  0:00:00 left"
+  assert lines[3] == "no [red] in a file of this name " + 100 * "x"  # neither markup nor wrapped
   assert lines[2].endswith("done") and "\x1b" not in out.getvalue()
 
 

@@ -224,6 +224,23 @@ def test_which_mesh_axis_a_collective_is_over():
     assert (one.crosses(mesh, "data"), one.crosses(mesh, "tensor")) == (data, tensor)
 
 
+@pytest.mark.parametrize(
+  "text, groups",
+  [
+    ("{{0,1},{2,3}}", ((0, 1), (2, 3))),
+    ("[2,2]<=[4]", ((0, 1), (2, 3))),
+    ("[2,2]<=[2,2]", ((0, 1), (2, 3))),
+    ("[4,2]<=[2,2,2]T(0,2,1)", ((0, 2), (1, 3), (4, 6), (5, 7))),
+    ("mesh['axis_0'=2,'axis_1'=2] {'axis_0'}", ((0, 2), (1, 3))),
+    ("mesh['a'=2,'b'=1,'c'=2] {'a','c'}", ((0, 1, 2, 3),)),
+  ],
+)
+def test_groups_in_every_notation(text, groups):
+  line = f"  %r = f32[4]{{0}} all-reduce(%q), channel_id=7, replica_groups={text}, to_apply=%add"
+  (found,) = plan.collectives("ENTRY %main (p: f32[4]) -> f32[4] {\n" + line + "\n}")
+  assert found.groups == groups
+
+
 def test_unknown_groups_are_an_error():
   with pytest.raises(ValueError, match="replica groups"):
     plan.collectives(HLO.replace("[1,4]<=[4]", "all"))

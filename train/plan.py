@@ -233,7 +233,7 @@ def _groups(line: str) -> tuple[tuple[int, ...], ...]:
   if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
     shape, counted, order = ([int(i) for i in (g or "").split(",") if i] for g in found.groups())
     devices = np.arange(math.prod(counted)).reshape(counted)
-    return tuple(map(tuple, devices.transpose(order or None).reshape(shape).tolist()))
+    return tuple(map(tuple, devices.transpose(order or range(len(counted))).reshape(shape).tolist()))
   if found := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line):
     axes = {name: int(size) for name, size in re.findall(r"'?([\w.]+)'?=(\d+)", found[1])}
     over = [list(axes).index(name) for name in re.findall(r"'?([\w.]+)'?", found[2])]
