@@ -10,7 +10,7 @@ EXTRAS = {
   # The real TPU compiler, which needs no TPU: `zoo plan`.
   "plan": ["libtpu>=0.0.52"],
   # The published implementations that the models are compared with.
-  "parity": ["torch>=2.13", "torchvision>=0.28", "timm>=1.0.31", "transformers>=5.23"],
+  "parity": ["torch>=2.14", "torchvision>=0.29", "timm>=1.0.31", "transformers>=5.23"],
   "notebooks": ["nbclient>=0.11", "ipykernel>=7"],
   "test": ["pytest>=9.0", "pytest-xdist>=3.8"],
 }

@@ -88,12 +88,12 @@ class Run(Program):
 
   def start(self) -> State:
     """The state of step 0, on the devices: from the seed, then whatever `config.init` replaces."""
-    variables = jax.jit(self.make_variables)()
     options = configuration.kwargs(self.config.init)
-    if options["path"]:
-      check_call(load_into, options, "config.init", given=("model", "variables"))
-      variables = load_into(self.model, variables, **options)
-    return self.parallel.init(self.make_state, variables)
+    if not options["path"]:
+      return self.parallel.init(lambda: self.make_state(self.make_variables()))
+    check_call(load_into, options, "config.init", given=("model", "variables"))
+    variables = load_into(self.model, jax.device_get(jax.jit(self.make_variables)()), **options)
+    return self.parallel.init(self.make_state, jax.device_get(variables))
 
   def checkpointed(self) -> State:
     """Shapes of the state as a checkpoint holds it, with where its arrays go on these devices."""

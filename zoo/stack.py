@@ -85,7 +85,9 @@ def stack_params(params: dict) -> dict:
   rest = {n: stack_params(p) if isinstance(p, dict) else p for n, p in params.items() if n not in names}
   if not names:
     return rest
-  return rest | {STACKED: jax.tree.map(lambda *p: jnp.stack(p), *(params[n] for n in names))}
+  # Host arrays stay on the host, where stacking needs no compiling.
+  stack = np.stack if isinstance(jax.tree.leaves(params)[0], np.ndarray) else jnp.stack
+  return rest | {STACKED: jax.tree.map(lambda *p: stack(p), *(params[n] for n in names))}
 
 
 def unstack_params(params: dict) -> dict:

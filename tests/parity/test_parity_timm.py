@@ -1,17 +1,14 @@
 """Same weights, same outputs as timm, whose layout is also that of MAE's release. Needs timm, of the extra [parity]."""
 
-import os
-
 import jax
 import numpy as np
 import pytest
+import timm
 import torch
 from test_golden import relative_error
 
 import zoo
 
-# Left out where it is not installed, unless a variable says that it must run, as in CI.
-timm = __import__("timm") if os.environ.get("ZOO_PARITY") else pytest.importorskip("timm")
 pytestmark = pytest.mark.parity
 
 SIZES = dict(patch_size=8, embed_dim=96, depth=3, num_heads=6, mlp_ratio=2, in_chans=3, num_classes=7)
