@@ -71,10 +71,13 @@ class Run(Program):
       faults.append(
         f"the model takes {fields.channels} channels, the data has {C}: set model.channels or data.channels"
       )
-    if 0 < fields.num_classes < self.data.num_classes:
+    # An objective that makes labels of its own says how many classes they have.
+    own = getattr(self.objective, "num_classes", 0)
+    classes = own or self.data.num_classes
+    if 0 < fields.num_classes < classes:
       faults.append(
-        f"the model has {fields.num_classes} classes, the data has labels up to {self.data.num_classes - 1}: "
-        f"set model.num_classes={self.data.num_classes}"
+        f"the model has {fields.num_classes} classes, the {'objective' if own else 'data'} has labels up to "
+        f"{classes - 1}: set model.num_classes={classes}"
       )
     if Y % fields.patch or X % fields.patch:
       faults.append(f"images of {Y} x {X} pixels cannot be cut into patches of {fields.patch}: set data.image_size")

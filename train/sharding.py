@@ -128,8 +128,9 @@ class Jit:
     """For `step(state, batch, key)`: the old state's memory becomes the new one's."""
 
     def in_place(state, batch, key):
+      with axes.cutting(lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, BATCH))):
+        new, metrics = step(state, batch, key)
       # The new state lies as the old one did: left to itself, the compiler may cut a bias that came whole.
-      new, metrics = step(state, batch, key)
       return jax.lax.with_sharding_constraint(new, state_shardings(new, self.mesh)), metrics
 
     return jax.jit(in_place, donate_argnums=0)

@@ -1,14 +1,14 @@
-"""Parameter path -> logical axes: what each axis of each parameter means.
+"""Parameter path -> logical axes: what each axis of each parameter means; and which activations are cut by batch.
 
 Sharding, and optimisers that treat matrices as matrices, ask here; parameters stay plain arrays in a plain dict.
 """
 
+import contextlib
+import contextvars
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
-
-from zoo.stack import STACKED
 
 # The end of a path -> the logical axes. A family with other parameters adds rules here, once for all its sizes.
 RULES = (
@@ -37,6 +37,31 @@ RULES = (
   (r"decoder/pixels/kernel", ("embed", "pixels")),
   (r"decoder/pixels/bias", ("pixels",)),
 )
+
+
+# Parameters stacked by a scan over the layers are under this name.
+STACKED = "blocks"
+
+_cut = contextvars.ContextVar("cut", default=lambda x: x)
+
+
+def by_batch(x: jax.Array) -> jax.Array:
+  """Marks activations [B, ...] as cut over the devices along the batch and nothing else.
+
+  The compiler follows the cuts of parameters otherwise, and may move activations where it should gather parameters.
+  Does nothing outside `cutting`, so models know of no mesh.
+  """
+  return _cut.get()(x)
+
+
+@contextlib.contextmanager
+def cutting(cut: Callable[[jax.Array], jax.Array]) -> Iterator[None]:
+  """While a program is traced here, `by_batch` is `cut`."""
+  token = _cut.set(cut)
+  try:
+    yield
+  finally:
+    _cut.reset(token)
 
 
 def path_name(path) -> str:

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from zoo import init, positions
 from zoo.attention import attend
+from zoo.axes import by_batch
 from zoo.shapes import expect
 
 # GELU (Hendrycks & Gimpel 2016) exactly, as PyTorch and BERT have it, and as approximated by JAX's default.
@@ -144,6 +145,7 @@ class Block(nn.Module):
     self, x_BTD: jax.Array, drop_path: float | jax.Array | None = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the output and, in a dict, the attention weights [B, N, T, T]."""
+    x_BTD = by_batch(x_BTD)
     norm = functools.partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
     attention = Attention(self.heads, self.attention_dropout, self.relative_length, self.dtype, name="attn")
     mlp = Mlp(self.mlp_dim, self.activation, self.dropout, self.dtype, name="mlp")
@@ -152,7 +154,7 @@ class Block(nn.Module):
     x_BTD = x_BTD + DropPath(name="attn_drop_path")(y, drop_path)
     y = mlp(norm(name="norm2")(x_BTD))
     y = Dropout(self.dropout, name="mlp_dropout")(y)
-    x_BTD = x_BTD + DropPath(name="mlp_drop_path")(y, drop_path)
+    x_BTD = by_batch(x_BTD + DropPath(name="mlp_drop_path")(y, drop_path))
     return x_BTD, {"": x_BTD, "weights": weights}
 
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from zoo.axes import STACKED
 from zoo.errors import nearest
 
-STACKED = "blocks"
 _UNSTACKED = re.compile(r"block_\d+")
 
 

@@ -51,10 +51,11 @@ class Objective:
 
 
 def mix(key, image_BYXC, target_BV, weight_B, mixup: float, cutmix: float):
-  """Mixes every example with its mirror place in the batch, by mixup or cutmix.
+  """Mixes every example with its neighbour in the batch, by mixup or cutmix.
 
   One mixing share is drawn for the batch: mixup blends all pixels, cutmix pastes one box whose area is the other
-  share, and the targets are mixed by the same share. A pair with a padded example counts for nothing.
+  share, and the targets are mixed by the same share. A pair with a padded example counts for nothing. Neighbours
+  are on one device where its part of the batch is even, so no image moves.
 
   Args:
     key: for the share and the box.
@@ -63,7 +64,16 @@ def mix(key, image_BYXC, target_BV, weight_B, mixup: float, cutmix: float):
 
   Returns:
     images [B, Y, X, C], targets [B, V], weights [B]
+
+  Raises:
+    ValueError: the batch is odd.
   """
+  if len(weight_B) % 2:
+    raise ValueError(f"mixup and cutmix pair the examples; a batch (or a part of it) of {len(weight_B)} is odd")
+
+  def other(x):
+    return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+
   key_choice, key_share, key_box = jax.random.split(key, 3)
   use_cutmix = jax.random.bernoulli(key_choice, 0.5) if mixup and cutmix else bool(cutmix)
   alpha = jnp.where(use_cutmix, cutmix or 1.0, mixup or 1.0)
@@ -75,8 +85,8 @@ def mix(key, image_BYXC, target_BV, weight_B, mixup: float, cutmix: float):
   inside_Y1 = jnp.abs(jnp.arange(Y) + 0.5 - centre[0])[:, None] < half[0]
   inside_X = jnp.abs(jnp.arange(X) + 0.5 - centre[1]) < half[1]
   box_YX = inside_Y1 & inside_X
-  other_YX = jnp.where(use_cutmix, box_YX.astype(jnp.float32), 1 - share)
-  other = other_YX.mean()
-  image_BYXC = image_BYXC + other_YX[..., None] * (image_BYXC[::-1] - image_BYXC)
-  target_BV = (1 - other) * target_BV + other * target_BV[::-1]
-  return image_BYXC, target_BV, weight_B * weight_B[::-1]
+  paste_YX = jnp.where(use_cutmix, box_YX.astype(jnp.float32), 1 - share)
+  pasted = paste_YX.mean()
+  image_BYXC = image_BYXC + paste_YX[..., None] * (other(image_BYXC) - image_BYXC)
+  target_BV = (1 - pasted) * target_BV + pasted * other(target_BV)
+  return image_BYXC, target_BV, weight_B * other(weight_B)

@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from zoo import init
+from zoo.axes import by_batch
 from zoo.layers import Block, LayerNorm, choose_tokens
 from zoo.models import vit
 from zoo.positions import sincos_2d
@@ -110,7 +111,7 @@ class Decoder(nn.Module):
     x_BTE = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="norm")(x_BTE)
     pixels = nn.Dense(c.patch**2 * c.channels, kernel_init=init.dense, name="pixels")
     x_BPE = x_BTE[:, 1:] if c.class_token else x_BTE
-    return pixels(x_BPE.astype(jnp.float32)), aux
+    return by_batch(pixels(x_BPE.astype(jnp.float32))), aux
 
 
 class Model(nn.Module):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo import init
+from zoo.axes import by_batch
 from zoo.layers import AttentionPool, Block, Dropout, LayerNorm, choose_tokens, drop_path_rates, patchify
 from zoo.positions import Positions
 from zoo.shapes import expect
@@ -201,11 +202,11 @@ class Model(nn.Module):
     if c.representation:
       x_BD = nn.Dense(c.representation, kernel_init=init.dense, dtype=dtype, name="representation")(x_BD)
       x_BD = jnp.tanh(x_BD)
-    x_BD = x_BD.astype(jnp.float32)
+    x_BD = by_batch(x_BD.astype(jnp.float32))
     aux |= {"tokens": tokens_BTD, "features": x_BD}
     if not c.num_classes:
       return x_BD, aux
-    return nn.Dense(c.num_classes, kernel_init=init.head, name="head")(x_BD), aux
+    return by_batch(nn.Dense(c.num_classes, kernel_init=init.head, name="head")(x_BD)), aux
 
 
 # A Hugging Face `config.json` (ViTConfig): the fields of ours that it tells, and the tensors whose size tells the rest.
