@@ -70,10 +70,12 @@ def test_mixing_is_for_training_and_its_loss_is_of_what_it_mixed():
   assert objective(model, {"params": {}}, BATCH).total == plain.total
   loss = objective(model, {"params": {}}, BATCH, rng.root(0))
   pixels = (IMAGE / 255 - 0.5) / 0.5
-  change, mirror = (np.asarray(a, np.float64).ravel() for a in (model.image - pixels, pixels[::-1] - pixels))
-  share = change @ mirror / (mirror @ mirror)
-  target = (1 - share) * np.eye(V)[BATCH["label"]] + share * np.eye(V)[BATCH["label"][::-1]]
-  valid = BATCH["valid"] & BATCH["valid"][::-1]  # a pair with a padded example counts for nothing
+  other = np.arange(B) ^ 1  # neighbours
+  change, whole = (np.asarray(a, np.float64).ravel() for a in (model.image - pixels, pixels[other] - pixels))
+  share = change @ whole / (whole @ whole)
+  np.testing.assert_allclose(change, share * whole, atol=1e-5)
+  target = (1 - share) * np.eye(V)[BATCH["label"]] + share * np.eye(V)[BATCH["label"][other]]
+  valid = BATCH["valid"] & BATCH["valid"][other]  # a pair with a padded example counts for nothing
   mixed = log_softmax(np.asarray(model.image).reshape(B, -1) @ KERNEL / 10)
   assert 0 < share < 1 and loss.weight == 4
   np.testing.assert_allclose(loss.total, -(target * mixed).sum(1)[valid].sum(), rtol=1e-4)
@@ -124,6 +126,11 @@ def test_both_take_turns(mixed):
   image, _, _ = mixed["both"]
   blended = ((image > 0) & (image < 1)).any((1, 2, 3, 4)).mean()
   assert 0.4 < blended < 0.6
+
+
+def test_who_has_no_neighbour_cannot_be_mixed():
+  with pytest.raises(ValueError, match=r"pair the examples; a batch \(or a part of it\) of 3 is odd"):
+    classify.mix(rng.root(0), np.zeros((3, 4, 4, 1)), np.eye(3), np.ones(3), 0.2, 0)
 
 
 # ---- Masked autoencoding ----
