@@ -1,0 +1,133 @@
+"""The notebook runs from top to bottom, with small sizes, and is committed without what it puts out."""
+
+import ast
+import base64
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from importlib import metadata
+from pathlib import Path
+
+import cv2
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+
+FILE = Path(__file__).parents[1] / "notebooks" / "mae_and_vit.ipynb"
+
+
+def read():
+  return nbformat.read(FILE, as_version=4)
+
+
+def pictures(cell) -> list[np.ndarray]:
+  encoded = [output["data"]["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+  return [cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR) for text in encoded]
+
+
+def test_no_output_is_committed():
+  notebook = read()
+  nbformat.validate(notebook)
+  assert set(notebook.metadata) == {"accelerator", "colab", "kernelspec", "language_info"}
+  for cell in notebook.cells:
+    assert not cell.metadata
+    if cell.cell_type == "code":
+      assert cell.outputs == [] and cell.execution_count is None, cell.source
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch):
+  monkeypatch.setenv("ZOO_NOTEBOOK_SMALL", "1")
+  monkeypatch.setenv("XLA_FLAGS", "")  # one device, code that is optimised
+  notebook = read()
+  NotebookClient(
+    notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+  ).execute()
+  code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+  assert all(cell.execution_count for cell in code)
+  drawing = [cell for cell in code if any(word in cell.source for word in ("\ndraw_rows(", "show.loss", "\nshow."))]
+  assert len(drawing) == 7
+  for cell in code:
+    found = pictures(cell)
+    assert len(found) == (cell in drawing), cell.source
+    for picture in found:
+      assert picture.shape[1] > 500 and len(np.unique(picture)) > 20, cell.source  # large, and not empty
+  text = "".join(output.get("text", "") for cell in code for output in cell.outputs)
+  assert "pretrained encoder" in text and "from the MAE" in text
+  runs = tmp_path / "runs" / "notebook_small"
+  for run in ("mae", "fine_tuned", "scratch"):
+    assert list((runs / run / "checkpoints").iterdir()), run
+  assert (runs / "fine_tuned.safetensors").stat().st_size > 1e6
+
+
+# ---- The first cell, where the project is not installed ----
+
+
+def first_cell() -> str:
+  return next(cell.source for cell in read().cells if cell.cell_type == "code")
+
+
+def run_first_cell(monkeypatch, folder, **environment):
+  """Runs it as if the project were not installed; returns what it would have given to pip."""
+
+  def missing(name):
+    raise metadata.PackageNotFoundError(name)
+
+  commands = []
+  monkeypatch.chdir(folder)
+  for name in ("ZOO_REPO", "COLAB_JUPYTER_IP", "KMP_TARGET_PORT"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(metadata, "version", missing)
+  monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+  with monkeypatch.context() as patch:
+    patch.delitem(sys.modules, "jax", raising=False)
+    exec(compile(ast.parse(first_cell()), "first cell", "exec"), {})
+  (command,) = commands
+  assert command[:4] == [sys.executable, "-m", "pip", "install"]
+  name, _, source = command[-1].partition(" @ ")
+  assert name.partition("[")[0] == "transformer-zoo"
+  return source
+
+
+def test_a_checkout_is_installed_from_its_own_folder(monkeypatch):
+  assert run_first_cell(monkeypatch, FILE.parent) == FILE.parents[1].as_uri()
+
+
+def test_elsewhere_the_repository_is_asked_for_or_given(monkeypatch, tmp_path):
+  with pytest.raises(ValueError, match="Set REPO"):
+    run_first_cell(monkeypatch, tmp_path)
+  address = "https://example.org/zoo.git"
+  assert run_first_cell(monkeypatch, tmp_path, ZOO_REPO=address) == f"git+{address}"
+
+
+@pytest.mark.parametrize(
+  "path",
+  [
+    "fileId=https%3A//github.com/someone/zoo/blob/main/notebooks/mae_and_vit.ipynb",
+    "/github/someone/zoo/blob/main/n.ipynb",
+  ],
+)
+def test_colab_tells_where_the_notebook_comes_from(monkeypatch, tmp_path, path):
+  class Sessions(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      self.send_response(200 if self.path == "/api/sessions" else 404)
+      self.end_headers()
+      self.wfile.write(json.dumps([{"path": path, "notebook": {"path": path}}]).encode())
+
+    def log_message(self, *_):
+      pass
+
+  with http.server.HTTPServer(("127.0.0.1", 0), Sessions) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+      source = run_first_cell(
+        monkeypatch, tmp_path, COLAB_JUPYTER_IP="127.0.0.1", KMP_TARGET_PORT=str(server.server_port)
+      )
+    finally:
+      server.shutdown()
+  assert source == "git+https://github.com/someone/zoo"
