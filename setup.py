@@ -11,7 +11,7 @@ EXTRAS = {
   "plan": ["libtpu>=0.0.52"],
   # The published implementations that the models are compared with.
   "parity": ["torch>=2.14", "torchvision>=0.29", "timm>=1.0.31", "transformers>=5.23"],
-  "notebooks": ["nbclient>=0.11", "ipykernel>=7"],
+  "notebooks": ["nbclient>=0.11", "nbformat>=5.10", "ipykernel>=7"],
   "test": ["pytest>=9.0", "pytest-xdist>=3.8"],
 }
 
@@ -31,17 +31,17 @@ setup(
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "tensorflow-datasets>=4.9.10",
-    "importlib_resources>=6",  # tensorflow-datasets imports it without asking for it
+    "importlib_resources>=7.1",  # tensorflow-datasets imports it without asking for it
     "grain>=0.2.18",
     "ml_collections>=1.1",
-    "numpy>=2.0",
-    "opencv-python-headless>=4.13",
+    "numpy>=2.4",
+    "opencv-python-headless>=5.0",
     "simplejpeg>=1.9",
-    "pillow>=12",
-    "matplotlib>=3.10",
-    "safetensors>=0.6",
-    "tensorboardX>=2.6.4",
-    "rich>=14",
+    "pillow>=13",
+    "matplotlib>=3.11",
+    "safetensors>=0.8",
+    "tensorboardX>=2.6.5",
+    "rich>=15",
   ],
   extras_require=EXTRAS,
   entry_points={"console_scripts": ["zoo = train.cli:main"]},
