@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -156,12 +157,23 @@ def test_goes_on_with_another_number_of_devices(environment, whole, tmp_path, pa
   np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(environment, whole, tmp_path):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  processes = [start(environment, tmp_path, "--distributed", f"localhost:{port},{i},2") for i in (0, 1)]
+  outputs = [process.communicate(timeout=300)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
+
+
 def load(*overrides):
   return configuration.load(CONFIG, overrides)
 
 
 def test_another_config_is_an_error_that_lists_the_differences(whole):
-  with pytest.raises(loop.Mismatch, match="optimizer.b2: 0.95 -> 0.99\n.*seed: 0 -> 1") as error:
+  with pytest.raises(loop.Mismatch, match=r"optimizer.b2: 0.95 -> 0.99\n.*seed: 0 -> 1") as error:
     loop.train(load("optimizer.b2=0.99", "seed=1"), whole)
   assert "--override-config" in str(error.value)
 

@@ -1,6 +1,8 @@
 """The command `zoo VERB`: a function a verb, thin over the library. Every verb that reports takes `--json FILE`."""
 
 import argparse
+import glob
+import importlib.util
 import inspect
 import json as json_module
 import os
@@ -44,8 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     return 2
 
 
-def train(config, overrides, workdir, no_resume, override_config, json):
+def train(config, overrides, workdir, no_resume, override_config, distributed, json):
   """Train, or go on with the run in the work directory."""
+  _join(distributed)
   from train import config as configuration
   from train import loop
 
@@ -203,8 +206,6 @@ def doctor(json):
   for key, value in result.items():
     table.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
   _console().print(table)
-  if jax.default_backend() == "cpu" and versions["libtpu"] != "not installed" and not os.environ.get("JAX_PLATFORMS"):
-    print("No TPU was found; libtpu is here for `zoo plan` only.")
   _write(json, result)
 
 
@@ -223,6 +224,13 @@ VERBS: Mapping = {
   | {
     "--workdir": dict(metavar="DIR", help="for checkpoints, metrics and pictures; runs/CONFIG if not given"),
     "--no-resume": dict(action="store_true", help="refuse to go on with a run that is already in the work directory"),
+    "--distributed": dict(
+      nargs="?",
+      const="auto",
+      metavar="HOST:PORT,I,N",
+      help="join the other processes of the run: found by themselves on a TPU pod or under Slurm, else process I of N, "
+      "which meet at process 0's HOST:PORT",
+    ),
     "--override-config": dict(action="store_true", help="go on even if the run was made with another config"),
   }
   | _JSON,
@@ -251,6 +259,23 @@ VERBS: Mapping = {
 }
 
 
+def _join(distributed: str | None) -> None:
+  """Makes this process one of several; before anything touches a device."""
+  if distributed is None:
+    return
+  import jax
+
+  if distributed == "auto":
+    jax.distributed.initialize()
+    return
+  try:
+    coordinator, process, processes = distributed.split(",")
+    process, processes = int(process), int(processes)
+  except ValueError as error:
+    raise ValueError(f"--distributed is {distributed!r}; wanted HOST:PORT,I,N such as 10.0.0.1:1234,0,4") from error
+  jax.distributed.initialize(coordinator, processes, process)
+
+
 def _print_results(result: dict, workdir: Path) -> None:
   table = Table(box=None, show_header=False)
   for name, values in result.items():
@@ -277,5 +302,9 @@ def _write(path: str | None, value) -> None:
 
 def _quiet() -> None:
   """Keeps libraries' chatter off the screen: what a user needs to know, `zoo` says."""
+  accelerators = [*glob.glob("/dev/accel*"), *glob.glob("/dev/vfio/[0-9]*"), *glob.glob("/dev/nvidia[0-9]*")]
+  if importlib.util.find_spec("libtpu") and not accelerators:
+    # libtpu is here for `zoo plan`; looking for a TPU would take time and tell of errors that are none.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from train import config as configuration
@@ -147,6 +149,15 @@ class StopSignal:
     for number, handler in self._old.items():
       signal.signal(number, handler)
 
+  def now(self, step: int) -> bool:
+    """Whether to stop before the next step; all processes of a run answer alike."""
+    if jax.process_count() == 1:
+      return bool(self.name)
+    if step % 10 == 0 and multihost_utils.process_allgather(np.array(bool(self.name))).any():
+      self.name = self.name or "a signal to another process"
+      return True
+    return False
+
   def _remember(self, number, _):
     self.name = signal.Signals(number).name
     signal.signal(number, self._old[number])
@@ -263,7 +274,7 @@ def _loop(
   step_function = None
   pending: deque = deque()
   step = first
-  while step < run.total_steps and not stop.name:
+  while step < run.total_steps and not stop.now(step):
     with meter.waiting():
       batch = next(batches)
     if step_function is None:
@@ -291,12 +302,16 @@ def _loop(
         save(step, state)
   while pending:
     finish_step(*pending.popleft())
-  if stop.name:
+  if step < run.total_steps:
     save(step, state)
   elif step == first:  # the run was complete already
     run_evaluations(step, state)
   checkpoints.close()
-  return state, {"step": step, "stopped": stop.name, **{k: dict(v) for k, v in results.items()}}
+  return state, {
+    "step": step,
+    "stopped": stop.name if step < run.total_steps else "",
+    **{k: dict(v) for k, v in results.items()},
+  }
 
 
 def _nonfinite_advice(step: int, checkpoints: Checkpoints) -> str:

@@ -117,7 +117,8 @@ class Jit:
 
   def put(self, tree):
     """Host arrays, the same in every process, to replicated ones."""
-    return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+    # As constants of a program: `device_put` knows no devices of other processes.
+    return jax.jit(lambda: tree, out_shardings=NamedSharding(self.mesh, PartitionSpec()))()
 
   def put_batch(self, batch: dict) -> dict:
     """The process's part of a batch to global arrays."""
