@@ -116,10 +116,7 @@ def decaying(params, **kwargs):
   return {path: u for path, u in axes.flatten(change).items() if np.abs(u).max() > 0}
 
 
-MUON = pytest.param("muon", marks=pytest.mark.xfail(reason="what Adam trains under Muon does not decay"))
-
-
-@pytest.mark.parametrize("name", [n if n != "muon" else MUON for n in optim.OPTIMIZERS])
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_kernels_decay_and_nothing_else(name):
   params = draw(shapes("mae/test", depth=1, decoder_depth=1, positions="learned_1d"))
   change = decaying(params, name=name)

@@ -20,6 +20,7 @@ from train.checkpoint import Checkpoints
 from train.program import Program
 from train.step import State
 from zoo.errors import check_call, nearest
+from zoo.layers import check_patches
 from zoo.weights import load_into
 
 # Config keys that say how a run runs and not what it computes: a resumed run may have others.
@@ -81,10 +82,9 @@ class Run(Program):
         f"the model has {fields.num_classes} classes, the {'objective' if own else 'data'} has labels up to "
         f"{classes - 1}: set model.num_classes={classes}"
       )
-    if Y % fields.patch or X % fields.patch:
-      faults.append(f"images of {Y} x {X} pixels cannot be cut into patches of {fields.patch}: set data.image_size")
     if faults:
       raise ValueError("\n".join(faults))
+    check_patches((Y, X), fields.patch)
 
   def _count_steps(self, config: ConfigDict) -> int:
     if bool(config.epochs) == bool(config.steps):

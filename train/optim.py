@@ -18,7 +18,7 @@ OPTIMIZERS = {
   "lars": (optax.lars, "weight_decay", "weight_decay_mask"),
   "lion": (optax.lion, "weight_decay", "mask"),
   "adafactor": (optax.adafactor, "weight_decay_rate", "weight_decay_mask"),
-  "muon": (optax.contrib.muon, "weight_decay", "weight_decay_mask"),
+  "muon": (optax.contrib.muon, None, None),
   "sgd": (optax.sgd, None, None),
 }
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt")
@@ -191,9 +191,11 @@ def make(
   if name == "adafactor":  # the only one whose decay is not already times the rate
     kwargs[decay_argument] = lambda step: weight_decay * rate(step)
   parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-  if not decay_argument and weight_decay:
+  if name == "sgd" and weight_decay:
     parts += [optax.add_decayed_weights(weight_decay, decays)]
   parts += [function(rate, **kwargs)]
+  if name == "muon" and weight_decay:  # optax would decay only what Muon trains, or also the vectors that Adam does
+    parts += [optax.add_decayed_weights(lambda step: -weight_decay * rate(step), decays)]
   if layer_decay != 1:
     scales = layer_scales(params, layer_decay)
     parts += [optax.stateless(lambda updates, _: axes.map_with_path(lambda path, u: u * scales[path], updates))]

@@ -56,6 +56,13 @@ class DropPath(nn.Module):
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
+def check_heads(width: int, heads: int) -> None:
+  """Raises ValueError where the heads do not divide the width; it names numbers that do."""
+  if width % heads:
+    fitting = [n for n in range(1, width + 1) if width % n == 0 and n <= 4 * heads]
+    raise ValueError(f"{heads} heads do not divide the width {width}; try one of {fitting}")
+
+
 class Attention(nn.Module):
   """Multi-head attention: queries from x [B, T, D], keys and values from y [B, S, D], to [B, T, D].
 
@@ -77,11 +84,7 @@ class Attention(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """Returns the output [B, T, D] and the weights [B, N, T, S]; `y_BSD=None` is self-attention."""
     width = expect(x_BTD=x_BTD, y_BSD=y_BSD)["D"]
-    if width % self.heads:
-      raise ValueError(
-        f"{self.heads} heads do not divide the width {width}; try one of "
-        f"{[n for n in range(1, width + 1) if width % n == 0 and n <= 4 * self.heads]}"
-      )
+    check_heads(width, self.heads)
     y_BSD = x_BTD if y_BSD is None else y_BSD
     project = functools.partial(
       nn.DenseGeneral,
@@ -158,6 +161,17 @@ class Block(nn.Module):
     return x_BTD, {"": x_BTD, "weights": weights}
 
 
+def check_patches(size_YX: tuple[int, int], patch: int) -> None:
+  """Raises ValueError where the patch does not divide the image; it names the nearest size."""
+  for side in size_YX:
+    if side % patch:
+      near = max(round(side / patch), 1) * patch
+      raise ValueError(
+        f"an image of {size_YX[0]} x {size_YX[1]} pixels cannot be cut into {patch} x {patch} patches: "
+        f"{side} is no multiple of {patch}, the nearest is {near}"
+      )
+
+
 def patchify(image_BYXC: jax.Array, patch: int) -> jax.Array:
   """Cuts images into patches, each flattened row by row with the channels innermost.
 
@@ -172,13 +186,7 @@ def patchify(image_BYXC: jax.Array, patch: int) -> jax.Array:
     ValueError: the patch does not divide the image.
   """
   sizes = expect(image_BYXC=image_BYXC)
-  for side in "YX":
-    if sizes[side] % patch:
-      near = max(round(sizes[side] / patch), 1) * patch
-      raise ValueError(
-        f"an image of {sizes['Y']} x {sizes['X']} pixels cannot be cut into {patch} x {patch} patches: "
-        f"{sizes[side]} is no multiple of {patch}, the nearest is {near}"
-      )
+  check_patches((sizes["Y"], sizes["X"]), patch)
   rows, columns = sizes["Y"] // patch, sizes["X"] // patch
   x = image_BYXC.reshape(sizes["B"], rows, patch, columns, patch, sizes["C"])
   return x.swapaxes(2, 3).reshape(sizes["B"], rows, columns, patch * patch * sizes["C"])

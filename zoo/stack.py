@@ -81,7 +81,7 @@ def run_blocks(
 
 def stack_params(params: dict) -> dict:
   """The parameters of a looped model as those of a scanned one: `block_00`, ... become `blocks`."""
-  names = sorted(n for n in params if _UNSTACKED.fullmatch(n))
+  names = sorted((n for n in params if _UNSTACKED.fullmatch(n)), key=lambda n: int(n[6:]))
   rest = {n: stack_params(p) if isinstance(p, dict) else p for n, p in params.items() if n not in names}
   if not names:
     return rest

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from zoo import init
 from zoo.axes import by_batch
-from zoo.layers import Block, LayerNorm, choose_tokens
+from zoo.layers import Block, LayerNorm, check_heads, choose_tokens
 from zoo.models import vit
 from zoo.positions import sincos_2d
 from zoo.shapes import expect
@@ -48,6 +48,7 @@ class Config(vit.Config):
 
   def __post_init__(self):
     super().__post_init__()
+    check_heads(self.decoder_width, self.decoder_heads)
     if self.positions == "relative":
       raise ValueError("an MAE cannot use relative positions: its encoder sees a random choice of patches")
 

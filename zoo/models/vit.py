@@ -13,8 +13,20 @@ from flax import linen as nn
 
 from zoo import init
 from zoo.axes import by_batch
-from zoo.layers import AttentionPool, Block, Dropout, LayerNorm, choose_tokens, drop_path_rates, patchify
-from zoo.positions import Positions
+from zoo.errors import nearest
+from zoo.layers import (
+  ACTIVATIONS,
+  AttentionPool,
+  Block,
+  Dropout,
+  LayerNorm,
+  check_heads,
+  check_patches,
+  choose_tokens,
+  drop_path_rates,
+  patchify,
+)
+from zoo.positions import KINDS, RESAMPLINGS, Positions
 from zoo.shapes import expect
 from zoo.stack import run_blocks
 from zoo.weights import torch_layout as torch
@@ -89,12 +101,34 @@ class Config:
   dtype: str = "float32"
 
   def __post_init__(self):
-    choices = dict(pool=("cls", "gap", "map"), head_norm=("none", "layer", "batch"))
-    for field, allowed in choices.items():
-      if getattr(self, field) not in allowed:
-        raise ValueError(f"{field} is {getattr(self, field)!r}; wanted one of {', '.join(allowed)}")
+    choices = dict(
+      pool=("cls", "gap", "map"),
+      positions=KINDS,
+      resampling=RESAMPLINGS,
+      head_norm=("none", "layer", "batch"),
+      activation=tuple(ACTIVATIONS),
+      dtype=("float32", "bfloat16"),
+    )
+    faults = [
+      f"{field} is {getattr(self, field)!r}{nearest(getattr(self, field), allowed)}"
+      for field, allowed in choices.items()
+      if getattr(self, field) not in allowed
+    ]
+    for field in ("patch", "width", "depth", "mlp_dim", "heads", "channels"):
+      if getattr(self, field) < 1:
+        faults.append(f"{field} is {getattr(self, field)}; wanted at least 1")
+    for field in ("num_classes", "representation"):
+      if getattr(self, field) < 0:
+        faults.append(f"{field} is {getattr(self, field)}; wanted at least 0")
+    for field in ("dropout", "attention_dropout", "drop_path"):
+      if not 0 <= getattr(self, field) < 1:
+        faults.append(f"{field} is {getattr(self, field)}; wanted 0 <= {field} < 1")
     if self.pool == "cls" and not self.class_token:
-      raise ValueError("pool='cls' needs class_token=True; without a class token use 'gap' or 'map'")
+      faults.append("pool='cls' needs class_token=True; without a class token use 'gap' or 'map'")
+    if faults:
+      raise ValueError("\n".join(faults))
+    check_heads(self.width, self.heads)
+    check_patches(self.image_size, self.patch)
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -146,7 +180,7 @@ class Encoder(nn.Module):
       epsilon=c.epsilon,
       dropout=c.dropout,
       attention_dropout=c.attention_dropout,
-      relative_length=x_BTD.shape[1] if c.positions == "relative" else 0,
+      relative_length=c.grid[0] * c.grid[1] + c.class_token if c.positions == "relative" else 0,
       dtype=dtype,
     )
     x_BTD, block_aux = run_blocks(
