@@ -3,6 +3,7 @@
 import base64
 import http.server
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -47,7 +48,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
   ).execute()
   code = [cell for cell in notebook.cells if cell.cell_type == "code"]
   assert all(cell.execution_count for cell in code)
-  drawing = [cell for cell in code if any(word in cell.source for word in ("\ndraw_rows(", "show.loss", "\nshow."))]
+  drawing = [cell for cell in code if re.search(r"^(draw_rows\(|show\.)", cell.source, re.M)]
   assert len(drawing) == 7
   for cell in code:
     found = pictures(cell)
