@@ -10,6 +10,30 @@ import jax.numpy as jnp
 from zoo.shapes import expect
 
 
+def masked_exp(scores: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  """The two halves of a softmax over the last axis, over the places where `mask` is True.
+
+  Args:
+    scores: [..., S], any float type; computed in float32.
+    mask: bool, broadcastable to `scores`, True = may attend; None for all.
+
+  Returns:
+    numerators [..., S] and their sum [..., 1], float32. Where the mask is all False the numerators are 0 and the
+    sum is 1, so that the quotient and its gradient are 0 too.
+  """
+  scores = scores.astype(jnp.float32)
+  if mask is not None:
+    # A finite floor instead of -inf keeps the gradient of a fully masked row finite: 0 and not nan.
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+  # The softmax does not change with the shift, so no gradient needs to pass through it.
+  numerators = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+  if mask is None:
+    return numerators, numerators.sum(-1, keepdims=True)
+  numerators = jnp.where(mask, numerators, 0.0)
+  total = numerators.sum(-1, keepdims=True)
+  return numerators, jnp.where(total > 0, total, 1.0)
+
+
 def masked_softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   """Softmax over the last axis, over the places where `mask` is True.
 
@@ -20,14 +44,8 @@ def masked_softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Arra
   Returns:
     [..., S] float32. A row whose mask is all False is all 0, and so are its gradients.
   """
-  scores = scores.astype(jnp.float32)
-  if mask is None:
-    return jax.nn.softmax(scores, axis=-1)
-  # A finite floor instead of -inf keeps the gradient of a fully masked row finite: 0 and not nan.
-  scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-  top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
-  weights = jnp.where(mask, jnp.exp(scores - top), 0.0)
-  return weights / jnp.maximum(weights.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+  numerators, total = masked_exp(scores, mask)
+  return numerators / total
 
 
 def dot_product_scores(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
@@ -80,10 +98,20 @@ def attend(
   scores_BNTS = dot_product_scores(q_BTNH, k_BSKH)
   if bias is not None:
     scores_BNTS = scores_BNTS + bias
-  weights_BNTS = dropped_BNTS = masked_softmax(scores_BNTS, mask)
+  numerators_BNTS, total_BNT1 = masked_exp(scores_BNTS, mask)
+  kept_BNTS = numerators_BNTS
   if dropout_rate and dropout_key is not None:
-    keep = jax.random.bernoulli(dropout_key, 1 - dropout_rate, weights_BNTS.shape)
-    dropped_BNTS = jnp.where(keep, weights_BNTS / (1 - dropout_rate), 0.0)
-  dropped_BKGTS = dropped_BNTS.astype(v_BSKH.dtype).reshape(sizes["B"], sizes["K"], -1, sizes["T"], sizes["S"])
-  out = jnp.einsum("BKGTS,BSKH->BTKGH", dropped_BKGTS, v_BSKH)
-  return out.reshape(q_BTNH.shape), weights_BNTS
+    keep = jax.random.bernoulli(dropout_key, 1 - dropout_rate, kept_BNTS.shape)
+    kept_BNTS = jnp.where(keep, kept_BNTS / (1 - dropout_rate), 0.0)
+  kept_BNTS = kept_BNTS.astype(v_BSKH.dtype)
+  if sizes["N"] == sizes["K"]:
+    sums_BNTH = jnp.einsum("BNTS,BSNH->BNTH", kept_BNTS, v_BSKH)
+  else:
+    kept_BKGTS = kept_BNTS.reshape(sizes["B"], sizes["K"], -1, sizes["T"], sizes["S"])
+    sums_BNTH = jnp.einsum("BKGTS,BSKH->BKGTH", kept_BKGTS, v_BSKH).reshape(
+      sizes["B"], sizes["N"], sizes["T"], sizes["H"]
+    )
+  # Divided after the sum, which has H columns where the weights have S (as in Dao et al. 2022): less to divide, and
+  # a shorter backward pass.
+  out_BNTH = (sums_BNTH / total_BNT1).astype(v_BSKH.dtype)
+  return out_BNTH.swapaxes(1, 2), numerators_BNTS / total_BNT1

@@ -1,8 +1,42 @@
 """Timing things against each other in one run, in turns, so that a machine whose speed drifts still compares."""
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+
+
+class Apart:
+  """A function in a process of its own, which sleeps between calls: two libraries' threads do not meet.
+
+  Args:
+    make: called in that process with `args`; returns what a call runs. Its result must be short: it is sent back.
+  """
+
+  def __init__(self, make: Callable, *args):
+    context = multiprocessing.get_context("spawn")
+    self._pipe, theirs = context.Pipe()
+    self._process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
+    self._process.start()
+    self.about = self._pipe.recv()
+
+  def __call__(self) -> None:
+    """Runs it once, to its end."""
+    self._pipe.send(True)
+    self._pipe.recv()
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._pipe.send(False)
+    self._process.join()
+
+
+def _serve(pipe, make: Callable, args: tuple) -> None:
+  about, run = make(*args)
+  pipe.send(about)
+  while pipe.recv():
+    run()
+    pipe.send(True)
 
 
 def in_turns(functions: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
