@@ -10,7 +10,14 @@ from configs import vit_fashion_mnist
 def get_config():
   config = vit_fashion_mnist.get_config()
   config.model = dict(
-    name="vit/nano4", pool="gap", positions="sincos_2d", final_norm=False, head_norm="layer", drop_path=0.1
+    name="vit/nano4",
+    scan=True,
+    remat="dots_saveable",
+    pool="gap",
+    positions="sincos_2d",
+    final_norm=False,
+    head_norm="layer",
+    drop_path=0.1,
   )
   config.init = dict(
     path="runs/quickstart", ignore=(r"params/(decoder|encoder/norm)/.*",), keep=(r"head_norm/.*", r"head/.*")

@@ -1,6 +1,9 @@
 """Pretrains a small masked autoencoder on 10,000 bundled Fashion-MNIST images and probes what it has learned.
 
-zoo train configs/quickstart.py
+    zoo train quickstart
+
+The targets are raw pixels: normalised by patch, as full-size MAEs have them, the many blank patches of these images
+leave little to learn from.
 """
 
 from train.config import defaults
@@ -8,7 +11,8 @@ from train.config import defaults
 
 def get_config():
   config = defaults()
-  config.model = dict(name="mae/nano4")
+  # Scanned, and keeping only matrix products for the backward pass: a third faster on a CPU.
+  config.model = dict(name="mae/nano4", scan=True, remat="dots_saveable")
   config.data = dict(
     name="images",
     dataset="fashion_mnist_small",
@@ -16,14 +20,14 @@ def get_config():
     crop=dict(name="pad_crop", padding=2),
     augment=(dict(name="flip"),),
   )
-  config.objective = dict(name="mae", mask_ratio=0.75, mean=(0.286,), std=(0.353,))
-  config.batch_size = 256
-  config.epochs = 40.0
+  config.objective = dict(name="mae", mask_ratio=0.75, normalise_patches=False, mean=(0.286,), std=(0.353,))
+  config.batch_size = 64
+  config.epochs = 20.0
   config.optimizer = dict(name="adamw", learning_rate=2e-3, warmup=0.1, weight_decay=0.05, b2=0.95)
   config.evals = dict(
-    test=dict(name="loss", every=400),
-    probe=dict(name="linear_probe", compare_untrained=True),
+    test=dict(name="loss", every=500),
+    probe=dict(name="linear_probe", compare_untrained=True, batch_size=256),
   )
-  config.checkpoint.every = 400
+  config.checkpoint.every = 500
   config.pictures = ("loss_curve", "reconstructions")
   return config

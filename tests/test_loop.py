@@ -14,9 +14,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+import zoo
 from train import config as configuration
-from train import loop
+from train import loop, pictures
 from zoo.weights.read import read
 
 CONFIG = str(Path(__file__).with_name("tiny_config.py"))
@@ -80,6 +82,11 @@ def whole(environment, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("whole")
   run(environment, workdir)
   return workdir
+
+
+@pytest.fixture(scope="module")
+def opened(whole):
+  return loop.open_run(str(whole))
 
 
 def test_log_has_every_step_once(whole):
@@ -247,10 +254,8 @@ def test_evaluation_counts_every_example_once_on_eight_devices(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_opened_evaluated_and_loaded_by_other_code(whole):
-  import zoo
-
-  run, variables, step = loop.open_run(str(whole))
+def test_a_run_is_opened_evaluated_and_loaded_by_other_code(opened, whole):
+  run, variables, step = opened
   logged = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
   last = [line["test/loss"] for line in logged if "test/loss" in line][-1]
   assert step == STEPS
@@ -258,3 +263,30 @@ def test_a_run_is_opened_evaluated_and_loaded_by_other_code(whole):
   model, loaded = zoo.load(whole, average=True)
   assert model.config.width == 16
   jax.tree.map(np.testing.assert_array_equal, loaded["params"], jax.device_get(variables["params"]))
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_every_picture_of_a_run(opened, whole, tmp_path, name):
+  run, variables, _ = opened
+  pictures.draw(name, run, variables, whole, tmp_path / "picture.png")
+  with Image.open(tmp_path / "picture.png") as picture:
+    assert picture.format == "PNG" and min(picture.size) > 300
+    assert len(picture.convert("L").getcolors()) > 20  # not blank
+
+
+def test_pictures_that_cannot_be(opened, whole, tmp_path):
+  run, variables, _ = opened
+  with pytest.raises(ValueError, match="unknown picture 'loss_curves'; did you mean 'loss_curve'"):
+    pictures.draw("loss_curves", run, variables, whole, tmp_path / "x.png")
+  vit = loop.Run(load("model={'name': 'vit/nano4', 'depth': 1}", "objective={'name': 'classify'}", "evals={}"))
+  with pytest.raises(ValueError, match="vit/nano4 does not reconstruct"):
+    pictures.draw("reconstructions", vit, {}, whole, tmp_path / "x.png")
+
+
+def test_ones_own_image_is_cropped_to_the_size_of_the_data(opened, tmp_path):
+  Image.fromarray(np.arange(40 * 90, dtype=np.uint8).reshape(40, 90)).save(tmp_path / "wide.png")
+  assert pictures.read_image(tmp_path / "wide.png", opened[0].data).shape == (1, 28, 28, 1)
+  for name, message in (("none.png", "cannot read the image"), ("text.png", "is no image")):
+    (tmp_path / "text.png").write_text("words")
+    with pytest.raises(ValueError, match=message):
+      pictures.read_image(tmp_path / name, opened[0].data)

@@ -75,12 +75,12 @@ COUNTS = {
   "vit/G14": vit_count(14, *G),
   "vit/G16": vit_count(16, *G),
   "vit/G32": vit_count(32, *G),
-  "vit/nano4": vit_count(4, 128, 6, 512, side=28, channels=1, classes=10),
+  "vit/nano4": vit_count(4, 96, 4, 192, side=28, channels=1, classes=10),
   "vit/test": vit_count(4, 24, 3, 40, side=(20, 12), classes=7),
   "mae/b16": 111_655_680,
   "mae/l16": 329_239_296,
   "mae/h14": 656_613_964,
-  "mae/nano4": mae_count(4, 128, 6, 512, 64, 2, 256, channels=1),
+  "mae/nano4": mae_count(4, 96, 4, 192, 48, 1, 96, channels=1),
   "mae/test": mae_count(4, 24, 3, 40, 16, 2, 28),
 }
 TESTS = zoo.names("*/test")

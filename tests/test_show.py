@@ -1,6 +1,5 @@
 import functools
 import itertools
-import json
 import math
 
 import jax
@@ -12,7 +11,6 @@ from matplotlib.image import imread
 
 import zoo
 from train import metrics, show
-from train.config import defaults
 from zoo.layers import patchify
 
 
@@ -65,10 +63,11 @@ def test_rollout_multiplies_the_last_block_from_the_left():
 
 def test_query_map():
   weights = np.arange(2 * 7 * 7, dtype=float).reshape(2, 7, 7) + 1
-  cls = show.query_map(weights, (2, 3), class_token=True)
+  cls = show.query_map(weights, (2, 3), "cls")
   np.testing.assert_allclose(cls[1].ravel(), weights[1, 0, 1:] / weights[1, 0, 1:].sum())
-  mean = show.query_map(weights[:, 1:, 1:], (2, 3), class_token=False)
+  mean = show.query_map(weights[:, 1:, 1:], (2, 3), "gap")
   np.testing.assert_allclose(mean[0].ravel(), weights[0, 1:, 1:].mean(0) / weights[0, 1:, 1:].mean(0).sum())
+  np.testing.assert_array_equal(show.query_map(weights, (2, 3), "gap"), mean)  # a class token that nobody pools
   assert cls.shape == mean.shape == (2, 2, 3)
 
 
@@ -244,28 +243,3 @@ def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
   model, variables = model_and_variables("vit/test")
   assert isinstance(show.attention_rollout(model, variables, images(model)), Figure)
   assert not list(tmp_path.iterdir())
-
-
-def run_of(tmp_path, monkeypatch, name):
-  """What a run leaves, without running it: its config, and `zoo.load` giving an untrained model."""
-  config = defaults()
-  config.model = dict(name=name)
-  config.data = dict(name="images", dataset="fashion_mnist_small", image_size=28)
-  config.objective = dict(name=name.partition("/")[0].replace("vit", "classify"), mean=(0.286,), std=(0.353,))
-  (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-  monkeypatch.setattr(show.zoo, "load", lambda workdir, average: model_and_variables(name, depth=2, width=32))
-  return written(tmp_path)
-
-
-@pytest.mark.parametrize("name", show.PICTURES)
-def test_every_picture_of_a_run(tmp_path, monkeypatch, name):
-  show.draw(name, run_of(tmp_path, monkeypatch, "mae/nano4"), tmp_path / "picture.png", images=2)
-  drawn(tmp_path / "picture.png")
-
-
-def test_pictures_that_cannot_be(tmp_path, monkeypatch):
-  run = run_of(tmp_path, monkeypatch, "vit/nano4")
-  with pytest.raises(ValueError, match="did you mean 'loss_curve'"):
-    show.draw("loss_curves", run, tmp_path / "x.png")
-  with pytest.raises(ValueError, match="only a masked autoencoder"):
-    show.draw("reconstructions", run, tmp_path / "x.png")

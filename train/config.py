@@ -52,7 +52,7 @@ def defaults() -> ConfigDict:
       checkpoint=dict(every=0, keep=2, best="", mode="max"),
       # Steps between two lines of metrics.
       log_every=10,
-      # Drawn at the end: names in `train.show.PICTURES`.
+      # Drawn at the end: names in `train.pictures.PICTURES`.
       pictures=("loss_curve",),
     )
   )

@@ -1,9 +1,7 @@
 """Pictures of a run and of what a model has learned, as matplotlib figures: give a path to write a PNG."""
 
 import functools
-import importlib
 import inspect
-import json
 import math
 import os
 import re
@@ -17,10 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-import zoo
-from train import data, metrics
+from train import metrics
 from train.images import normalise
-from zoo.errors import nearest
 from zoo.layers import patchify, unpatchify
 from zoo.positions import Positions, resample
 from zoo.shapes import expect
@@ -110,39 +106,6 @@ def _spread(values: np.ndarray) -> np.ndarray:
 
 def _row_label(axis, text: str) -> None:
   axis.text(-0.06, 0.5, text, transform=axis.transAxes, ha="right", va="center", size=9)
-
-
-# ---- of a run
-
-
-def draw(name: str, workdir: str | os.PathLike, path: str | os.PathLike, images: int = 8) -> Figure:
-  """Draws one of `PICTURES` from what a run has left: its log, its newest checkpoint, the first images it evaluates on.
-
-  Args:
-    name: which.
-    workdir: of the run.
-    path: the PNG to write.
-    images: how many to show.
-
-  Raises:
-    ValueError: unknown name, or the run has nothing to draw it from.
-  """
-  if name not in PICTURES:
-    raise ValueError(f"unknown picture {name!r}{nearest(name, PICTURES)}")
-  if name == "loss_curve":
-    return loss_curve(workdir, path=path)
-  config = json.loads((Path(workdir) / "config.json").read_text())
-  model, variables = zoo.load(workdir, average=bool(config["ema_decay"]))
-  if name == "position_similarity":
-    return position_similarity(position_table(model, variables), path=path)
-  if name == "reconstructions" and "mask_ratio" not in inspect.signature(type(model).__call__).parameters:
-    raise ValueError(f"only a masked autoencoder can draw reconstructions, and this run's model is {config['model']}")
-  image_BYXC = next(iter(data.make(**config["data"]).eval_batches(images, limit=images)))["image"]
-  options = dict(config["objective"])
-  objective = importlib.import_module(f"train.objectives.{options.pop('name')}").Objective(**options)
-  known = ("mean", "std", "mask_ratio", "normalise_patches") if name == "reconstructions" else ("mean", "std")
-  options = {key: getattr(objective, key) for key in known}
-  return PICTURES[name](model, variables, image_BYXC, path=path, **options)
 
 
 # ---- masked autoencoding
@@ -283,12 +246,13 @@ def rollout(weights_LBNTT: np.ndarray) -> np.ndarray:
   return result
 
 
-def query_map(weights: np.ndarray, grid: tuple[int, int], class_token: bool) -> np.ndarray:
+def query_map(weights: np.ndarray, grid: tuple[int, int], pool: str) -> np.ndarray:
   """Where the output looks: weights [..., T, T] to maps [..., *grid] that sum to 1 each.
 
-  The row of the class token if there is one, else the mean over all queries; only patches as keys.
+  The row of the class token if it is what is pooled ("cls"), else the mean over all patches; only patches as keys.
   """
-  row = weights[..., 0, 1:] if class_token else weights.mean(-2)
+  tokens = weights.shape[-1] - grid[0] * grid[1]  # before the patches: the class token or nothing
+  row = weights[..., 0, tokens:] if pool == "cls" else weights[..., tokens:, tokens:].mean(-2)
   return (row / row.sum(-1, keepdims=True)).reshape(*row.shape[:-1], *grid)
 
 
@@ -316,11 +280,11 @@ def attention_maps(
   """
   image_BYXC = np.asarray(image_BYXC)
   weights_LBNTT = attention_weights(model, variables, image_BYXC, mean=mean, std=std)
-  grid, class_token = _grid(model, image_BYXC), model.config.class_token
+  grid, pool = _grid(model, image_BYXC), model.config.pool
   heads = weights_LBNTT.shape[2]
   shown = min(heads, max_heads)
-  maps = query_map(weights_LBNTT[-1], grid, class_token)
-  paths = query_map(rollout(weights_LBNTT), grid, class_token)
+  maps = query_map(weights_LBNTT[-1], grid, pool)
+  paths = query_map(rollout(weights_LBNTT), grid, pool)
   figure, axes = _panels(len(image_BYXC), shown + 2, image_BYXC.shape[1] / image_BYXC.shape[2], left=0.12, top=0.84)
   for row, image, heads_map, path_map in zip(axes, image_BYXC, maps, paths, strict=True):
     _picture(row[0], image)
@@ -328,11 +292,11 @@ def attention_maps(
       axis.imshow(_spread(values), cmap=MAP, vmin=0, vmax=1, interpolation="nearest")
   for axis, label in zip(axes[0], ["image", *(f"head {n + 1}" for n in range(shown)), "rollout"], strict=True):
     axis.set_title(label, pad=4)
-  query = "the class token" if class_token else "all patches, averaged,"
+  query = "the class token looks" if pool == "cls" else "all patches, averaged, look"
   cut = f", {shown} of {heads} heads" if shown < heads else ""
   _title(
     figure,
-    f"Where {query.rstrip(',')} look{'s' if class_token else ''}",
+    f"Where {query}",
     f"last of {len(weights_LBNTT)} blocks{cut}; rollout: all blocks; dark is least, bright is most",
   )
   return figure
@@ -345,7 +309,7 @@ def attention_rollout(
   """Attention rollout laid over images (as ViT, Dosovitskiy et al. 2021, fig. 6): what the output is made of."""
   image_BYXC = np.asarray(image_BYXC)
   weights_LBNTT = attention_weights(model, variables, image_BYXC, mean=mean, std=std)
-  maps = query_map(rollout(weights_LBNTT), _grid(model, image_BYXC), model.config.class_token)
+  maps = query_map(rollout(weights_LBNTT), _grid(model, image_BYXC), model.config.pool)
   B, Y, X, _ = image_BYXC.shape
   figure, axes = _panels(2, B, Y / X, left=0.8, top=0.66)
   for (above, below), image, values in zip(axes.T, image_BYXC, maps, strict=True):
@@ -488,7 +452,7 @@ def loss_curve(log: str | os.PathLike) -> Figure:
     lines = []
     for name, colour in zip(shares, COLOURS[1:] * len(shares), strict=False):
       x, y = _series(entries, name)
-      lines.append((name.replace("/", " "), x, 100 * y, colour, points))
+      lines.append((re.sub(r"[/_]accuracy$", "", name).replace("/", " "), x, 100 * y, colour, points))
     _lines(axes[1], lines)
     axes[1].set_ylabel("%")
   if len(rates):
@@ -535,8 +499,3 @@ def _lines(axis, lines: list[tuple]) -> None:
       label, (right, floor), xytext=(7, 0), textcoords="offset points", color=colour, va="center", size=8,
       annotation_clip=False,
     )  # fmt: skip
-
-
-PICTURES = {
-  f.__name__: f for f in (loss_curve, reconstructions, attention_maps, attention_rollout, position_similarity)
-}

@@ -24,7 +24,7 @@ from zoo.weights.table import Rule, Transform
 # The decoder of the paper, 4.1: 8 blocks of width 512.
 DECODER = dict(decoder_width=512, decoder_depth=8, decoder_mlp_dim=2048, decoder_heads=16)
 VARIANTS = {f"{name}": dict(**vit.VARIANTS[name], **DECODER) for name in ("b16", "l16", "h14")} | {
-  "nano4": dict(**vit.VARIANTS["nano4"], decoder_width=64, decoder_depth=2, decoder_mlp_dim=256, decoder_heads=4),
+  "nano4": dict(**vit.VARIANTS["nano4"], decoder_width=48, decoder_depth=1, decoder_mlp_dim=96, decoder_heads=4),
   "test": dict(**vit.VARIANTS["test"], decoder_width=16, decoder_depth=2, decoder_mlp_dim=28, decoder_heads=4),
 }
 for _variant in VARIANTS.values():

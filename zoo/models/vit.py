@@ -46,7 +46,7 @@ SIZES = {
 # For 28 x 28 grey images, as in Fashion-MNIST: small enough to train on a CPU.
 SMALL = dict(patch=4, image_size=(28, 28), channels=1, num_classes=10)
 VARIANTS = {f"{size}{p}": dict(patch=p, **SIZES[size]) for size in SIZES for p in (8, 14, 16, 32)} | {
-  "nano4": dict(width=128, depth=6, mlp_dim=512, heads=4, **SMALL),
+  "nano4": dict(width=96, depth=4, mlp_dim=192, heads=4, **SMALL),
   # Another size on every axis, so that no two can be confused unnoticed.
   "test": dict(patch=4, width=24, depth=3, mlp_dim=40, heads=2, image_size=(20, 12), channels=3, num_classes=7),
 }

@@ -1,0 +1,77 @@
+"""Configs: every shipped one makes a program; a wrong word gets a clear answer."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+import configs
+from train import cli, program
+from train import config as configuration
+
+
+@pytest.mark.parametrize("name", configuration.shipped())
+def test_every_shipped_config_makes_a_program(name):
+  config = configuration.load(name)
+  made = program.Program(config, config.steps or 10**6)
+  assert made.abstract_state().params["encoder"]
+  doc = ast.get_docstring(ast.parse((Path(configs.__path__[0]) / f"{name}.py").read_text()))
+  assert f"zoo train {name}" in doc
+  if "imagenet" in name:  # nobody is led to believe that we have these numbers
+    assert "Recipe, not run by us." in doc and "Published" in doc
+
+
+def test_bare_name_and_path_are_the_same():
+  path = Path(configs.__path__[0]) / "quickstart.py"
+  assert configuration.load("quickstart") == configuration.load(str(path))
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("modl.width=3", "no 'modl'; did you mean 'model'"),
+    ("batch_sise=3", "no 'batch_sise'; did you mean 'batch_size'"),
+    ("evals.prob.l2=1.0", "no 'evals.prob'; did you mean 'probe'"),
+    ("parallel.fsdq=2", "no 'parallel.fsdq'; did you mean 'fsdp'"),
+    ("batch_size=many", r"config.batch_size is 'many' \(str\); wanted int"),
+    ("log_every=2.5", r"config.log_every is 2.5 \(float\); wanted int"),
+    ("batch_size", "no override; wanted key.path=value"),
+  ],
+)
+def test_overrides_that_cannot_be(override, message):
+  with pytest.raises(ValueError, match=message):
+    configuration.load("quickstart", [override])
+
+
+def test_overrides_are_literals_or_strings():
+  config = configuration.load("quickstart", ["epochs=3", "model.width=64", "model.pool=gap", "pictures=()"])
+  assert (config.epochs, config.model.width, config.model.pool, config.pictures) == (3.0, 64, "gap", ())
+
+
+def test_unknown_config_names_the_nearest():
+  with pytest.raises(ValueError, match=r"no config 'quickstrat'.*did you mean 'quickstart'"):
+    configuration.load("quickstrat")
+
+
+def test_a_config_survives_its_json():
+  config = configuration.load("mae_b16_finetune_imagenet")
+  saved = json.loads(json.dumps(config.to_dict()))
+  assert configuration.differences(saved, json.loads(json.dumps(configuration.restore(saved).to_dict()))) == []
+  saved["optimizer"]["b1"] = 0.5
+  assert configuration.differences(saved, config.to_dict())[-1].startswith("optimizer.b1: 0.5 -> '(not set)'")
+
+
+def test_the_command_reports(tmp_path, capsys):
+  """Overrides may stand anywhere; a report is JSON too; a mistake is one line and exit code 2."""
+  assert cli.main(["models", "vit/b16", "--json", str(tmp_path / "models.json")]) == 0
+  assert json.loads((tmp_path / "models.json").read_text())[0]["parameters"] == 86_567_656
+  assert "86,567,656" in capsys.readouterr().out
+  assert cli.main(["configs"]) == 0 and "quickstart" in capsys.readouterr().out
+  assert cli.main(["train", "quickstart", "--workdir", str(tmp_path), "optimizer.learning_rat=1.0"]) == 2
+  error = capsys.readouterr().err
+  assert "no 'learning_rat'; did you mean 'learning_rate'" in error and "Traceback" not in error
+  assert cli.main(["models", "vitt*"]) == 2
+  assert "no model matches 'vitt*'" in capsys.readouterr().err
+  assert cli.main(["doctor", "--json", str(tmp_path / "doctor.json")]) == 0
+  assert json.loads((tmp_path / "doctor.json").read_text())["backend"] == "cpu"
