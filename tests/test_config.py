@@ -57,9 +57,10 @@ def test_unknown_config_names_the_nearest():
 def test_a_config_survives_its_json():
   config = configuration.load("mae_b16_finetune_imagenet")
   saved = json.loads(json.dumps(config.to_dict()))
-  assert configuration.differences(saved, json.loads(json.dumps(configuration.restore(saved).to_dict()))) == []
+  again = json.loads(json.dumps(configuration.restore(saved).to_dict()))
+  assert configuration.differences(saved, again) == []
   saved["optimizer"]["b1"] = 0.5
-  assert configuration.differences(saved, config.to_dict())[-1].startswith("optimizer.b1: 0.5 -> '(not set)'")
+  assert configuration.differences(saved, again) == ["optimizer.b1: 0.5 -> '(not set)'"]
 
 
 def test_the_command_reports(tmp_path, capsys):

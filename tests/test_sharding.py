@@ -1,5 +1,8 @@
 """Where arrays lie, and what cannot be cut."""
 
+import threading
+import time
+
 import jax
 import numpy as np
 import optax
@@ -112,10 +115,31 @@ def test_prefetch_keeps_the_order_and_stays_ahead():
   seen = []
 
   def batches():
-    for i in range(5):
+    for i in range(9):
       seen.append(i)
       yield i
 
   out = sharding.prefetch(batches(), lambda i: 10 * i, ahead=2)
-  assert next(out) == 0 and seen == [0, 1, 2]
-  assert list(out) == [10, 20, 30, 40]
+  assert next(out) == 0
+  deadline = time.monotonic() + 10
+  while len(seen) < 4 and time.monotonic() < deadline:  # two wait, one is in hand
+    time.sleep(0.01)
+  time.sleep(0.3)
+  assert len(seen) == 4
+  assert list(out) == [10 * i for i in range(1, 9)]
+
+
+def test_prefetch_raises_what_its_thread_raised_and_can_be_left():
+  def batches():
+    yield 1
+    raise ValueError("a corrupt image")
+
+  out = sharding.prefetch(batches(), lambda i: i)
+  assert next(out) == 1
+  with pytest.raises(ValueError, match="a corrupt image"):
+    next(out)
+  before = threading.active_count()
+  endless = sharding.prefetch(iter(int, 1), lambda i: i)
+  next(endless)
+  endless.close()
+  assert threading.active_count() == before

@@ -1,7 +1,9 @@
 """Where arrays live: a mesh with the axes data, fsdp and tensor under `jit`, or one copy a device under `pmap`."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from queue import Full, Queue
 
 import jax
 import jax.numpy as jnp
@@ -230,10 +232,40 @@ def parallel(name: str = "jit", data: int = -1, fsdp: int = 1, tensor: int = 1) 
 
 
 def prefetch(batches: Iterable[dict], put: Callable[[dict], dict], ahead: int = 2) -> Iterator[dict]:
-  """Starts the transfer of `ahead` batches before they are asked for: copies overlap with computing."""
-  queue = []
-  for batch in batches:
-    queue.append(put(batch))
-    if len(queue) > ahead:
-      yield queue.pop(0)
-  yield from queue
+  """Fetches batches and starts their transfer in a thread, up to `ahead` of who asks for them.
+
+  So neither the pipeline nor the copies make the step wait. What fails in the thread is raised here.
+  """
+  queue: Queue = Queue(ahead)
+  stopped = threading.Event()
+
+  def hand_over(kind: str, value) -> None:
+    while not stopped.is_set():
+      try:
+        return queue.put((kind, value), timeout=0.1)
+      except Full:
+        continue
+
+  def work() -> None:
+    try:
+      for batch in batches:
+        hand_over("batch", put(batch))
+        if stopped.is_set():
+          return
+      hand_over("end", None)
+    except BaseException as error:
+      hand_over("error", error)
+
+  thread = threading.Thread(target=work, daemon=True)
+  thread.start()
+  try:
+    while True:
+      kind, value = queue.get()
+      if kind == "error":
+        raise value
+      if kind == "end":
+        return
+      yield value
+  finally:
+    stopped.set()
+    thread.join()

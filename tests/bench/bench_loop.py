@@ -25,8 +25,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--steps", type=int, default=60)
   parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("overrides", nargs="*", default=["model.width=256", "model.depth=6", "model.mlp_dim=1024"])
   options = parser.parse_args()
-  config = configuration.load("quickstart", [f"steps={options.steps}", "epochs=0", "pictures=()", "checkpoint.every=0"])
+  config = configuration.load(
+    "quickstart", [*options.overrides, f"steps={options.steps}", "epochs=0", "pictures=()", "checkpoint.every=0"]
+  )
   config.evals = {}
   run = loop.Run(config)
   key = rng.root(0)
