@@ -12,13 +12,15 @@ from collections import namedtuple
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import zoo
 from train import config as configuration
-from train import loop, pictures
+from train import loop, pictures, program
+from train.objectives import mae
 from zoo.weights.read import read
 
 CONFIG = str(Path(__file__).with_name("tiny_config.py"))
@@ -207,6 +209,22 @@ def test_full_disk_is_told_before_the_first_step(tmp_path, monkeypatch):
 def test_loss_that_is_no_number_stops_the_run_and_says_what_to_try(tmp_path):
   with pytest.raises(loop.NonFinite, match=r"step 2 is not finite.*no checkpoint yet.*learning_rate"):
     loop.train(load("optimizer.learning_rate=1e30", "optimizer.warmup=0", "steps=20"), tmp_path)
+
+
+class NoGradient(mae.Objective):
+  """A loss that is a number, with a gradient that is not: the root of 0."""
+
+  def __call__(self, model, variables, batch, key=None):
+    loss = super().__call__(model, variables, batch, key)
+    return loss._replace(total=loss.total + jnp.sqrt(0 * variables["params"]["encoder"]["cls"].sum()))
+
+
+def test_a_gradient_that_is_no_number_leaves_no_checkpoint(tmp_path, monkeypatch):
+  """What it makes of the parameters must not be saved as good."""
+  monkeypatch.setattr(program, "make_objective", lambda component: NoGradient())
+  with pytest.raises(loop.NonFinite, match="step 1 is not finite"):
+    loop.train(load("steps=3", "checkpoint.every=1", "evals={}"), tmp_path)
+  assert not any(p.name.isdigit() for p in (tmp_path / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(

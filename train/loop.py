@@ -1,10 +1,12 @@
 """A training run, from its config to its last checkpoint. The only module that knows all the others."""
 
+import contextlib
 import json
 import math
 import os
 import signal
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -142,7 +144,8 @@ class StopSignal:
     self.name = ""
 
   def __enter__(self):
-    self._old = {s: signal.signal(s, self._remember) for s in (signal.SIGTERM, signal.SIGINT)}
+    main = threading.current_thread() is threading.main_thread()  # the only one that may handle signals
+    self._old = {s: signal.signal(s, self._remember) for s in (signal.SIGTERM, signal.SIGINT) if main}
     return self
 
   def __exit__(self, *_):
@@ -245,14 +248,19 @@ def _loop(
   config, parallel = run.config, run.parallel
   evaluations = run.make_evaluations()
   key = parallel.put(rng.root(config.seed, config.prng))
-  batches = sharding.prefetch(
-    run.data.train_batches(run.batch_size, config.seed, first, jax.process_index(), jax.process_count()),
-    parallel.put_batch,
-  )
+  source = run.data.train_batches(run.batch_size, config.seed, first, jax.process_index(), jax.process_count())
+  corrupt = 0  # images left out so far, where the config asks for that
   results: dict = {}
 
+  def put(batch: dict) -> dict:
+    nonlocal corrupt
+    corrupt += int((~batch["valid"]).sum())
+    return parallel.put_batch(batch)
+
   def finish_step(step: int, values) -> None:
-    if not config.skip_nonfinite and not math.isfinite(float(parallel.host(values["loss"]))):
+    # The gradient too: a checkpoint of what it makes of the parameters would not be a good one.
+    numbers = parallel.host((values["loss"], values["grad_norm"]))
+    if not config.skip_nonfinite and not all(map(math.isfinite, numbers)):
       raise NonFinite(_nonfinite_advice(step, checkpoints))
 
   def save(step: int, state: State) -> None:
@@ -274,32 +282,35 @@ def _loop(
   step_function = None
   pending: deque = deque()
   step = first
-  while step < run.total_steps and not stop.now(step):
-    with meter.waiting():
-      batch = next(batches)
-    if step_function is None:
-      with meter.compiling():
-        step_function = parallel.compile(run.step(axis=parallel.axis)).lower(state, batch, key).compile()
-    state, values = step_function(state, batch, key)
-    step += 1
-    meter.step()
-    pending.append((step, values))
-    if len(pending) > 1:  # the one before is looked at while the device works on this one
-      finish_step(*pending.popleft())
-    evaluating = step == run.total_steps or any(every and step % every == 0 for every, _ in evaluations.values())
-    saving = step == run.total_steps or (checkpoints.every and step % checkpoints.every == 0)
-    logging = step % config.log_every == 0 or step == run.total_steps
-    if evaluating or saving or logging:
-      while pending:
+  with contextlib.closing(sharding.prefetch(source, put)) as batches:
+    while step < run.total_steps and not stop.now(step):
+      with meter.waiting():
+        batch = next(batches)
+      if step_function is None:
+        with meter.compiling():
+          step_function = parallel.compile(run.step(axis=parallel.axis)).lower(state, batch, key).compile()
+      state, values = step_function(state, batch, key)
+      step += 1
+      meter.step()
+      pending.append((step, values))
+      if len(pending) > 1:  # the one before is looked at while the device works on this one
         finish_step(*pending.popleft())
-    if logging:
-      scalars = {k: float(v) for k, v in parallel.host(values).items()}
-      log.train(step, scalars | {"learning_rate": float(run.schedule(step - 1))} | meter.read())
-    if evaluating:
-      run_evaluations(step, state)
-    if saving:
-      with meter.pause():
-        save(step, state)
+      evaluating = step == run.total_steps or any(every and step % every == 0 for every, _ in evaluations.values())
+      saving = step == run.total_steps or (checkpoints.every and step % checkpoints.every == 0)
+      logging = step % config.log_every == 0 or step == run.total_steps
+      if evaluating or saving or logging:
+        while pending:
+          finish_step(*pending.popleft())
+      if logging:
+        scalars = {k: float(v) for k, v in parallel.host(values).items()}
+        if run.data.skip_corrupt:
+          scalars["corrupt_images"] = corrupt
+        log.train(step, scalars | {"learning_rate": float(run.schedule(step - 1))} | meter.read())
+      if evaluating:
+        run_evaluations(step, state)
+      if saving:
+        with meter.pause():
+          save(step, state)
   while pending:
     finish_step(*pending.popleft())
   if step < run.total_steps:
@@ -318,7 +329,7 @@ def _nonfinite_advice(step: int, checkpoints: Checkpoints) -> str:
   checkpoints.wait()
   steps = checkpoints.steps
   return (
-    f"the loss of step {step} is not finite. "
+    f"the loss or the gradient of step {step} is not finite. "
     + (f"The last good checkpoint is of step {steps[-1]}. " if steps else "There is no checkpoint yet. ")
     + "Try a lower optimizer.learning_rate, a longer optimizer.warmup, optimizer.clip_norm=1.0, "
     "model.dtype='float32', or skip_nonfinite=True to leave such steps out."
