@@ -128,9 +128,8 @@ def test_damaged_checkpoint_is_passed_over(environment, whole, tmp_path, damage)
   shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
   latest = tmp_path / "checkpoints" / str(STEPS)
   if damage == "truncated":
-    files = [path for path in (latest / "state").rglob("*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
+    for path in (latest / "state").rglob("d/*"):  # where Orbax keeps arrays, some of them twice
+      os.truncate(path, path.stat().st_size // 2)
   elif damage == "meta":
     os.truncate(latest / "meta" / "metadata", 20)
   else:  # what a process leaves that is killed while it writes
@@ -244,7 +243,7 @@ def test_a_gradient_that_is_no_number_leaves_no_checkpoint(tmp_path, monkeypatch
     (["batch_size=24", "accumulate=2"], "24 .* 8 devices x 2 accumulation steps"),
     (["parallel.tensor=3"], "mesh of .*tensor"),
     (["parallel.name=pjit"], "unknown parallel 'pjit'; did you mean 'jit'"),
-    (["data.image_size=30"], "30 x 30 pixels cannot be cut into patches of 4"),
+    (["data.image_size=30"], "30 x 30 pixels cannot be cut into 4 x 4 patches.*nearest is 32"),
     (["init.path=nowhere.safetensors"], "no such file"),
   ],
 )
