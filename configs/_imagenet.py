@@ -31,7 +31,7 @@ def imagenet(*, image_size: int = 224, area: tuple[float, float] = (0.08, 1.0), 
     eval_crop=dict(name="center_crop", fraction=0.875),
     workers=16,
   )
-  config.checkpoint = dict(every=2000, keep=2, best="", mode="max")
+  config.checkpoint = dict(every=2500, keep=2, best="", mode="max")
   config.log_every = 50
   # On a TPU "rbg" bits come from the hardware.
   config.prng = "rbg"

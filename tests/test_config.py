@@ -46,6 +46,8 @@ def test_overrides_that_cannot_be(override, message):
 
 def test_overrides_are_literals_or_strings():
   config = configuration.load("quickstart", ["epochs=3", "model.width=64", "model.pool=gap", "pictures=()"])
+  assert configuration.load("quickstart", ["data.image_size=(28, 32)"]).data.image_size == (28, 32)
+  assert configuration.load("vit_s16_imagenet", ["optimizer.warmup=0.05"]).optimizer.warmup == 0.05
   assert (config.epochs, config.model.width, config.model.pool, config.pictures) == (3.0, 64, "gap", ())
 
 

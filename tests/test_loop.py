@@ -229,6 +229,8 @@ def test_a_gradient_that_is_no_number_leaves_no_checkpoint(tmp_path, monkeypatch
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [
+    (["checkpoint.best=tset/loss"], "no evaluation 'tset/loss'; did you mean 'test'"),
+    (["optimizer.learning_rate=fast"], r"learning_rate is 'fast' \(str\); wanted float"),
     (["objective.name=maee"], "unknown objective 'maee'; did you mean 'mae'"),
     (["objective.mask_ration=0.5"], "no 'mask_ration'; did you mean 'mask_ratio'"),
     (["data.name=imagez"], "unknown data 'imagez'; did you mean 'images'"),
@@ -265,6 +267,7 @@ def test_evaluation_counts_every_example_once_on_eight_devices(tmp_path):
   results = []
   for size in (16, 48):
     run.config.evals.test.batch_size = size
+    run.config.evals.test.objective = dict(name="mae", mean=(0.286,), std=(0.353,))
     results.append(run.make_evaluations()["test"].function({"params": variables}))
   assert results[0]["examples"] == results[1]["examples"] == 50
   np.testing.assert_allclose(results[0]["loss"], results[1]["loss"], rtol=1e-5)

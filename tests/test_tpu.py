@@ -9,10 +9,9 @@ import pytest
 from rich.console import Console
 
 import zoo
-from train import optim, plan, sharding
+from train import plan, sharding
 from train.config import defaults
-from train.objectives import classify, mae
-from train.step import make_step
+from train.program import Program
 
 SHAPE = "v5e:2x2"
 # Each device's examples: twice a prime that no parameter's size has, so whatever is a multiple of it carries examples.
@@ -24,24 +23,25 @@ MESHES = {
 }
 
 
-def objective(name):
-  return mae.Objective() if name.startswith("mae/") else classify.Objective(label_smoothing=0.1, mixup=0.8, cutmix=1.0)
-
-
 @functools.cache
 def compiled(name, mesh_name, **overrides):
   """The train step of a model on a mesh: its collectives, the mesh, the parameters' shapes, the memory."""
   chip, devices = plan.tpu_devices(SHAPE)
   mesh = sharding.make_mesh(**MESHES[mesh_name], devices=devices)
-  model = zoo.create(name, dtype="bfloat16", drop_path=0.1, dropout=0.1, **overrides)
-  inputs = zoo.family(name).inputs(model.config, 1)
-  params = jax.eval_shape(model.init, {"params": jax.random.key(0), "mask": jax.random.key(0)}, *inputs)["params"]
-  optimizer, _ = optim.make(params, 100, name="adamw", learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0)
   way = sharding.Jit(mesh)
-  batch = plan.image_batch(model.config, LOCAL * way.data_devices)
-  arguments = plan.abstract_arguments(model, inputs, optimizer, batch, mesh, ema=True)
-  step = make_step(objective(name), model, optimizer, ema_decay=0.99)
-  program = plan.compile_for(way.compile(step), *arguments)
+  config = defaults()
+  config.model = dict(name=name, dtype="bfloat16", drop_path=0.1, dropout=0.1, **overrides)
+  config.data = dict(name="images", image_size=zoo.create(name).config.image_size)
+  config.objective = dict(name="mae")
+  if name.startswith("vit/"):
+    config.objective = dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0)
+  config.optimizer = dict(name="adamw", learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0)
+  config.batch_size = LOCAL * way.data_devices
+  config.ema_decay = 0.99
+  made = Program(config, 100)
+  arguments = plan.abstract_arguments(made, mesh)
+  params = arguments[0].params
+  program = plan.compile_for(way.compile(made.step()), *arguments)
   return plan.collectives(program.as_text()), mesh, jax.tree.leaves(params), plan.hbm(program, chip)
 
 

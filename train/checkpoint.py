@@ -29,6 +29,7 @@ class Checkpoints:
     best: an evaluation metric such as "val/accuracy"; the checkpoint where it is best is kept too.
     mode: whether the best is the "max" or the "min".
     note: called with a sentence when a damaged checkpoint is passed over.
+    read_only: change nothing, for those who look at a run that may be going on.
   """
 
   def __init__(
@@ -40,21 +41,27 @@ class Checkpoints:
     best: str = "",
     mode: str = "max",
     note: Callable[[str], None] = print,
+    read_only: bool = False,
   ):
     if mode not in ("max", "min"):
       raise ValueError(f"config.checkpoint.mode is {mode!r}{nearest(mode, ('max', 'min'))}")
     if keep < 1:
       raise ValueError(f"config.checkpoint.keep is {keep}; wanted at least 1")
     self.workdir, self.every, self.best, self.note = Path(workdir), every, best, note
+    self.read_only = read_only
     self.directory = self.workdir / "checkpoints"
     sign = 1 if mode == "max" else -1
+    best_fn = (lambda metrics: sign * metrics[best]) if best else None
     kept = [policies.LatestN(keep)]
     if best:
-      kept.append(policies.BestN(get_metric_fn=lambda metrics: sign * metrics[best], n=1))
+      kept.append(policies.BestN(get_metric_fn=best_fn, n=1, keep_checkpoints_without_metrics=False))
     self._manager = ocp.CheckpointManager(
       self.directory.resolve(),
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+        best_fn=best_fn,
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
       ),
       item_names=("state", "meta"),
     )
@@ -63,6 +70,8 @@ class Checkpoints:
     """Raises ValueError where the disk cannot hold the state twice: the old one goes only when the new one is whole."""
     size = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(self.workdir).free
+    if self.steps:  # a run that goes on has its room
+      return
     if free < 2 * size:
       raise ValueError(
         f"{self.workdir} has {free / 1e9:.2f} GB free, two checkpoints of this run need {2 * size / 1e9:.2f} GB; "
@@ -142,7 +151,7 @@ class Checkpoints:
         reason = str(error).strip().partition("\n")[0][:200]
         self.note(f"the checkpoint of step {step} is damaged ({type(error).__name__}: {reason})")
         continue
-      for bad in damaged:
+      for bad in () if self.read_only else damaged:
         self._move_away(bad)
       if damaged:
         self.note(f"going on from the checkpoint of step {step}, the one before")

@@ -8,6 +8,7 @@ import json as json_module
 import os
 import platform
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -56,8 +57,9 @@ def train(config, overrides, workdir, no_resume, override_config, distributed, j
   workdir = Path(workdir or Path("runs") / Path(config).stem)
   result = loop.train(loaded, workdir, resume=not no_resume, override_config=override_config)
   if result["stopped"]:
+    words = ["zoo", "train", config, *overrides, *([f"--distributed={distributed}"] if distributed else [])]
     print(f"Stopped by {result['stopped']} after step {result['step']}; the checkpoint is written. To go on:")
-    print(f"  zoo train {' '.join([config, *overrides])} --workdir {workdir}")
+    print(" ", shlex.join([*words, "--workdir", str(workdir)]))
   else:
     _print_results(result, workdir)
   _write(json, result)
@@ -88,6 +90,7 @@ def show(source, what, image, out, overrides):
   from train import loop, pictures
 
   run, variables, _ = loop.open_run(source, overrides)
+  variables = run.parallel.host(variables)
   images = None if image is None else pictures.read_image(image, run.data)
   folder = Path(source) if Path(source).is_dir() else Path(".")
   for name in what or run.config.pictures:
@@ -123,6 +126,7 @@ def models(pattern, json):
 
 def plan(config, overrides, tpu, json):
   """Compile a config's training step for a TPU that need not be here; print memory, FLOPs, and whether it fits."""
+  os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu can compile for a described TPU or drive a real one, not both
   from train import config as configuration
   from train import plan
 

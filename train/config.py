@@ -5,6 +5,7 @@ name and the keyword arguments of what the name stands for: the component's sign
 """
 
 import ast
+import contextlib
 import importlib.util
 import pkgutil
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ from ml_collections import ConfigDict
 
 import configs
 from zoo.errors import nearest, type_fault
+
+COMPONENTS = ("model", "init", "data", "objective", "optimizer", "evals")
 
 
 def defaults() -> ConfigDict:
@@ -25,7 +28,7 @@ def defaults() -> ConfigDict:
       prng="threefry2x32",
       # `zoo.create(name, **rest)`.
       model=dict(name=""),
-      # Pretrained parameters to start from: `train.loop.pretrained`; an empty path for none.
+      # Pretrained parameters to start from: `zoo.weights.load_into(**config)`; an empty path for none.
       init=dict(path=""),
       # `train.data.NAME(**rest)`.
       data=dict(name=""),
@@ -56,7 +59,7 @@ def defaults() -> ConfigDict:
       pictures=("loss_curve",),
     )
   )
-  for component in ("model", "init", "data", "objective", "optimizer", "evals"):
+  for component in COMPONENTS:
     config[component].unlock()
   return config.lock()
 
@@ -79,7 +82,7 @@ def load(source: str, overrides: Iterable[str] = ()) -> ConfigDict:
   path = Path(source)
   if not path.suffix:
     path = path.with_suffix(".py")
-  if not path.exists() and path.stem in shipped():
+  if not path.exists() and path.stem in shipped() and path.parent in (Path("."), Path("configs")):
     path = Path(configs.__path__[0]) / path.name
   if not path.exists():
     raise ValueError(f"there is no config {source!r}, neither a file nor shipped{nearest(path.stem, shipped())}")
@@ -120,7 +123,9 @@ def apply(config: ConfigDict, override: str) -> None:
   if not isinstance(node, ConfigDict) or (node.is_locked and keys[-1] not in node):
     raise ValueError(f"config has no {path!r}{nearest(keys[-1], _keys(node))}")
   try:
-    node[keys[-1]] = value
+    # A component's schema is a signature, which is looked at when it is made; types are checked here for the rest.
+    with node.ignore_type() if keys[0] in COMPONENTS else contextlib.nullcontext():
+      node[keys[-1]] = value
   except TypeError as error:
     fault = type_fault(value, type(node[keys[-1]])) or f"{value!r}: {error}"
     raise ValueError(f"config.{path} is {fault}") from error

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from train import sharding
 from train.images import normalise
@@ -36,7 +37,7 @@ def loss(run, *, every: int = 0, split: str = "", batch_size: int = 0, objective
     batch_size: the training's if 0.
     objective: another than the training's, as in the config.
   """
-  objective = make_objective(objective) if objective else run.objective
+  objective = make_objective(ConfigDict(objective)) if objective else run.objective
   step = run.parallel.compile_eval(make_eval_step(objective, run.model, axis=run.parallel.axis))
 
   def evaluate(variables) -> dict[str, float]:
@@ -122,17 +123,15 @@ def logistic_regression(
   mean, std = train_ND.mean(0), train_ND.std(0) + 1e-6
   train_ND, test_MD = (train_ND - mean) / std, (test_MD - mean) / std
 
-  def objective(weights):
-    logits = train_ND @ weights["kernel"] + weights["bias"]
-    fit = optax.softmax_cross_entropy_with_integer_labels(logits, train_label_N).mean()
-    return fit + l2 * jnp.square(weights["kernel"]).sum()
-
-  solver = optax.lbfgs()
-  value_and_grad = optax.value_and_grad_from_state(objective)
-
   @jax.jit
-  def fit():
-    weights = {"kernel": jnp.zeros((train_ND.shape[1], num_classes)), "bias": jnp.zeros(num_classes)}
+  def fit(x_ND, label_N):
+    def objective(weights):
+      logits = x_ND @ weights["kernel"] + weights["bias"]
+      loss = optax.softmax_cross_entropy_with_integer_labels(logits, label_N).mean()
+      return loss + l2 * jnp.square(weights["kernel"]).sum()
+
+    solver = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(objective)
 
     def iterate(carry, _):
       weights, state = carry
@@ -140,10 +139,12 @@ def logistic_regression(
       updates, state = solver.update(grad, state, weights, value=value, grad=grad, value_fn=objective)
       return (optax.apply_updates(weights, updates), state), value
 
+    weights = {"kernel": jnp.zeros((x_ND.shape[1], num_classes)), "bias": jnp.zeros(num_classes)}
     (weights, _), _ = jax.lax.scan(iterate, (weights, solver.init(weights)), length=iterations)
     return weights
 
-  weights = jax.device_get(fit())
+  with jax.default_matmul_precision("highest"):  # a TPU's default, bf16, is too coarse for the line search
+    weights = jax.device_get(fit(train_ND, train_label_N))
   scores = []
   for x, label in ((test_MD, test_label_M), (train_ND, train_label_N)):
     scores.append(float(((x @ weights["kernel"] + weights["bias"]).argmax(1) == label).mean()))

@@ -207,7 +207,7 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
     state, result = _loop(run, state, first, checkpoints, log, stop, saved)
   if not result["stopped"]:
     result["pictures"] = {name: str(workdir / f"{name}.png") for name in config.pictures}
-    variables = run.parallel.host(eval_variables(state))
+    variables = run.parallel.host(eval_variables(state)) if config.pictures else {}
     if jax.process_index() == 0:
       for name, path in result["pictures"].items():
         pictures.draw(name, run, variables, workdir, Path(path))
@@ -233,7 +233,7 @@ def open_run(source: str, overrides: Iterable[str] = ()) -> tuple[Run, dict, int
   for override in overrides:
     configuration.apply(config, override)
   run = Run(config)
-  checkpoints = Checkpoints(workdir, **config.checkpoint)
+  checkpoints = Checkpoints(workdir, **config.checkpoint, read_only=True)
   found = checkpoints.restore(run.checkpointed())
   if not found:
     raise ValueError(f"the run in {source} has no checkpoint yet")
@@ -251,6 +251,10 @@ def _loop(
   source = run.data.train_batches(run.batch_size, config.seed, first, jax.process_index(), jax.process_count())
   corrupt = 0  # images left out so far, where the config asks for that
   results: dict = {}
+  if checkpoints.best and checkpoints.best.partition("/")[0] not in evaluations:
+    raise ValueError(
+      f"config.checkpoint.best: no evaluation {checkpoints.best!r}{nearest(checkpoints.best, evaluations)}"
+    )
 
   def put(batch: dict) -> dict:
     nonlocal corrupt
@@ -271,7 +275,6 @@ def _loop(
     checkpoints.save(parallel.gather(state), meta, flat)
 
   def run_evaluations(step: int, state: State) -> None:
-    results.clear()
     for name, (every, function) in evaluations.items():
       if step == run.total_steps or (every and step % every == 0):
         with meter.pause():
@@ -306,6 +309,7 @@ def _loop(
         if run.data.skip_corrupt:
           scalars["corrupt_images"] = corrupt
         log.train(step, scalars | {"learning_rate": float(run.schedule(step - 1))} | meter.read())
+      results.clear()  # a checkpoint is judged by its own step's metrics
       if evaluating:
         run_evaluations(step, state)
       if saving:

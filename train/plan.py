@@ -4,13 +4,12 @@ Needs no TPU: libtpu (extra [plan]) compiles for a described one.
 """
 
 import dataclasses
-import importlib
 import importlib.util
 import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -22,9 +21,9 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 import zoo
-from train import config as configuration
-from train import optim, rng, sharding
-from train.step import State, init_state, make_step
+from train import sharding
+from train.program import Program
+from train.step import State
 from zoo.errors import nearest
 
 # ---- chips
@@ -419,43 +418,15 @@ def hbm(compiled: jax.stages.Compiled, chip: Chip) -> Memory:
   )
 
 
-def image_batch(config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """The shapes of a batch of images for a model of this config, as the step gets it."""
-  B = batch_size
-  shapes = {
-    "image": ((B, *config.image_size, config.channels), np.uint8),
-    "label": ((B,), np.int32),
-    "valid": ((B,), np.bool_),
-    "id": ((B,), np.int32),
-  }
-  return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+def abstract_arguments(program: Program, mesh: Mesh) -> tuple[State, dict, jax.ShapeDtypeStruct]:
+  """Shapes and shardings of what a program's step gets: state, batch and root key; nothing is allocated."""
 
+  def place(tree, spec: PartitionSpec):
+    there = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=there), tree)
 
-def abstract_arguments(
-  model, inputs: Sequence, optimizer, batch: dict, mesh: Mesh, *, ema: bool = False, key_impl: str = "threefry2x32"
-) -> tuple[State, dict, jax.ShapeDtypeStruct]:
-  """Shapes and shardings of what the step gets: state, batch and root key; nothing is allocated.
-
-  Args:
-    model: a Linen module. inputs: shapes to initialise it with, `family.inputs(config, 1)`.
-    optimizer: an optax transformation.
-    batch: shapes of the global batch, such as `image_batch`.
-    mesh: from `train.sharding.make_mesh`.
-    ema: whether the state holds an average.
-    key_impl: of the root key.
-  """
-  key = jax.eval_shape(lambda: rng.root(0, key_impl))
-
-  def make_state(key, *inputs):
-    return init_state(model.init({"params": key, "mask": key}, *inputs), optimizer, ema)
-
-  def place(tree, shardings):
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
-
-  state = jax.eval_shape(make_state, key, *inputs)
-  cut, whole = NamedSharding(mesh, sharding.BATCH), NamedSharding(mesh, PartitionSpec())
-  placed = place(batch, jax.tree.map(lambda _: cut, batch))
-  return place(state, sharding.state_shardings(state, mesh)), placed, place(key, whole)
+  state = sharding.Jit(mesh).abstract(program.abstract_state())
+  return state, place(program.abstract_batch(), sharding.BATCH), place(program.abstract_key(), PartitionSpec())
 
 
 # ---- a config's run
@@ -547,27 +518,9 @@ def plan(config: ConfigDict, topology: str) -> Plan:
   sizes = {axis: config.parallel[axis] for axis in ("data", "fsdp", "tensor")}
   way = sharding.Jit(sharding.make_mesh(**sizes, devices=devices))
   sharding.check_batch(config.batch_size, way.data_devices, config.accumulate)
-  model = zoo.create(config.model.name, **configuration.kwargs(config.model))
-  inputs = zoo.family(config.model.name).inputs(model.config, 1)
-  key = jax.eval_shape(lambda: rng.root(0))
-  params = jax.eval_shape(model.init, {"params": key, "mask": key}, *inputs)["params"]
-  options = configuration.kwargs(config.optimizer)
   # How many steps an epoch has is the data's to know, and no matter here.
-  optimizer, _ = optim.make(params, config.steps or 10**6, name=config.optimizer.name, **options)
-  objective = importlib.import_module(f"train.objectives.{config.objective.name}").Objective
-  step = make_step(
-    objective(**configuration.kwargs(config.objective)),
-    model,
-    optimizer,
-    accumulate=config.accumulate,
-    ema_decay=config.ema_decay,
-    skip_nonfinite=config.skip_nonfinite,
-    freeze=lambda params: optim.stop_frozen(params, options.get("freeze", ())),
-  )
-  batch = image_batch(model.config, config.batch_size)
-  arguments = abstract_arguments(
-    model, inputs, optimizer, batch, way.mesh, ema=bool(config.ema_decay), key_impl=config.prng
-  )
+  made = Program(config, config.steps or 10**6)
+  step, arguments = made.step(), abstract_arguments(made, way.mesh)
   macs = count_macs(step, *arguments)
   start = time.perf_counter()
   try:
@@ -580,7 +533,7 @@ def plan(config: ConfigDict, topology: str) -> Plan:
     chips=len(devices),
     mesh=dict(way.mesh.shape),
     model=config.model.name,
-    parameters=count_parameters(params),
+    parameters=count_parameters(arguments[0].params),
     batch_size=config.batch_size,
     macs=macs,
     memory=memory,

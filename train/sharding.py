@@ -124,8 +124,11 @@ class Jit:
 
   def put_batch(self, batch: dict) -> dict:
     """The process's part of a batch to global arrays."""
-    sharding = NamedSharding(self.mesh, BATCH)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+    sharding, processes = NamedSharding(self.mesh, BATCH), jax.process_count()
+    return {
+      k: jax.make_array_from_process_local_data(sharding, v, (len(v) * processes, *v.shape[1:]))
+      for k, v in batch.items()
+    }
 
   def compile(self, step: Callable) -> Callable:
     """For `step(state, batch, key)`: the old state's memory becomes the new one's."""
@@ -140,7 +143,12 @@ class Jit:
 
   def compile_eval(self, step: Callable) -> Callable:
     """For `step(variables, batch)`."""
-    return jax.jit(step, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+
+    def by_batch(variables, batch):
+      with axes.cutting(lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, BATCH))):
+        return step(variables, batch)
+
+    return jax.jit(by_batch, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
 
   def gather(self, tree):
     """The whole arrays, as a checkpoint holds them: here as they are."""
@@ -149,7 +157,9 @@ class Jit:
   scatter = gather
 
   def host(self, tree):
-    """Scalars and other replicated arrays, on the host."""
+    """Whole arrays on the host; all processes must ask together for arrays that are cut."""
+    if not all(a.is_fully_replicated for a in jax.tree.leaves(tree) if isinstance(a, jax.Array)):
+      tree = jax.jit(lambda t: t, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(tree)
     return jax.device_get(tree)
 
 
@@ -223,10 +233,18 @@ def parallel(name: str = "jit", data: int = -1, fsdp: int = 1, tensor: int = 1) 
     ValueError: unknown name, or sizes that do not fit.
   """
   if name == "jit":
-    return Jit(make_mesh(data, fsdp, tensor))
+    mesh = make_mesh(data, fsdp, tensor)
+    if any(len({d.process_index for d in group}) > 1 for group in mesh.devices.reshape(-1, tensor)):
+      raise ValueError(
+        f"tensor={tensor} would cut one model over several processes, which read different data; wanted at most "
+        f"{jax.local_device_count()}; fsdp cuts parameters over any number"
+      )
+    return Jit(mesh)
   if name == "pmap":
     if (fsdp, tensor) != (1, 1) or data not in (-1, jax.device_count()):
       raise ValueError("pmap is data parallel over all devices: data=-1, fsdp=1, tensor=1; for other meshes use jit")
+    if jax.process_count() > 1:
+      raise ValueError("pmap is for one process; several processes run under jit")
     return Pmap()
   raise ValueError(f"unknown parallel {name!r}{nearest(name, ('jit', 'pmap'))}")
 
