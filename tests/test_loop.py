@@ -229,7 +229,7 @@ def test_a_gradient_that_is_no_number_leaves_no_checkpoint(tmp_path, monkeypatch
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [
-    (["checkpoint.best=tset/loss"], "no evaluation 'tset/loss'; did you mean 'test'"),
+    (["checkpoint.best=tset/loss"], "no evaluation 'tset'; did you mean 'test'"),
     (["optimizer.learning_rate=fast"], r"learning_rate is 'fast' \(str\); wanted float"),
     (["objective.name=maee"], "unknown objective 'maee'; did you mean 'mae'"),
     (["objective.mask_ration=0.5"], "no 'mask_ration'; did you mean 'mask_ratio'"),

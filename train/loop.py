@@ -251,10 +251,9 @@ def _loop(
   source = run.data.train_batches(run.batch_size, config.seed, first, jax.process_index(), jax.process_count())
   corrupt = 0  # images left out so far, where the config asks for that
   results: dict = {}
-  if checkpoints.best and checkpoints.best.partition("/")[0] not in evaluations:
-    raise ValueError(
-      f"config.checkpoint.best: no evaluation {checkpoints.best!r}{nearest(checkpoints.best, evaluations)}"
-    )
+  judge = checkpoints.best.partition("/")[0]
+  if judge and judge not in evaluations:
+    raise ValueError(f"config.checkpoint.best: no evaluation {judge!r}{nearest(judge, evaluations)}")
 
   def put(batch: dict) -> dict:
     nonlocal corrupt
