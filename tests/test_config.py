@@ -4,11 +4,18 @@ import ast
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import configs
+import zoo
 from train import cli, program
 from train import config as configuration
+from zoo.axes import flatten
+from zoo.stack import unstack_params
+from zoo.weights import load_into
 
 
 @pytest.mark.parametrize("name", configuration.shipped())
@@ -78,3 +85,23 @@ def test_the_command_reports(tmp_path, capsys):
   assert "no model matches 'vitt*'" in capsys.readouterr().err
   assert cli.main(["doctor", "--json", str(tmp_path / "doctor.json")]) == 0
   assert json.loads((tmp_path / "doctor.json").read_text())["backend"] == "cpu"
+
+
+@pytest.mark.parametrize("name", [n for n in configuration.shipped() if "finetune" in n or "linear" in n])
+def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
+  """The shipped names of what to leave out and to keep, on models of the same structure and a small size."""
+  small = dict(width=16, depth=2, mlp_dim=24, heads=2, patch=8, image_size=(16, 16))
+  shrink = [f"model.{k}={v}" for k, v in small.items()]
+  config = configuration.load(name, [*shrink, f"init.path={tmp_path / 'mae.safetensors'}", "data.image_size=16"])
+  model = zoo.create(config.model.name, **configuration.kwargs(config.model))
+  small |= dict(channels=model.config.channels, decoder_width=16, decoder_depth=1, decoder_mlp_dim=24, decoder_heads=2)
+  mae = zoo.create("mae/test", **small)
+  image = jnp.zeros((1, 16, 16, model.config.channels))
+  rngs = {"params": jax.random.key(0), "mask": jax.random.key(1)}
+  pretrained = jax.jit(mae.init)(rngs, image)
+  zoo.save(tmp_path / "mae.safetensors", "mae/test", small, pretrained)
+  fresh = jax.jit(model.init)({"params": jax.random.key(2)}, image)
+  variables = load_into(model, fresh, **configuration.kwargs(config.init))
+  encoder = unstack_params(variables["params"]["encoder"])
+  for path, leaf in flatten(encoder).items():
+    np.testing.assert_array_equal(leaf, flatten(pretrained["params"]["encoder"])[path], err_msg=path)
