@@ -113,6 +113,7 @@ def test_tensor_parallel_sums_activations(name):
 def config(**model):
   made = defaults()
   made.model = dict(name="vit/test", **model)
+  made.data = dict(name="images", image_size=zoo.create("vit/test", **model).config.image_size)
   made.objective = dict(name="classify")
   made.optimizer = dict(name="adamw", learning_rate=1e-3, warmup=0.1)
   made.batch_size = 64
