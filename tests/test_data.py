@@ -198,7 +198,6 @@ def test_worker_processes_make_the_same_batches_and_end_quietly_with_the_program
     assert not any(word in run.stderr for word in ("Traceback", "Exception", "leaked"))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no kill -9")
 def test_workers_end_when_the_program_is_killed(program):
   with subprocess.Popen([*program, "2", "wait"], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
     workers = [int(pid) for pid in process.stdout.readline().split()]
