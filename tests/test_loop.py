@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -173,6 +174,7 @@ def test_two_processes_train_what_one_does(environment, whole, tmp_path):
   processes = [start(environment, tmp_path, "--distributed", f"localhost:{port},{i},2") for i in (0, 1)]
   outputs = [process.communicate(timeout=300)[0] for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
+  assert ["checkpoint" in output for output in outputs] == [True, False]  # one tells for both
   np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
 
 
@@ -184,6 +186,22 @@ def test_another_config_is_an_error_that_lists_the_differences(whole):
   with pytest.raises(loop.Mismatch, match=r"optimizer.b2: 0.95 -> 0.99\n.*seed: 0 -> 1") as error:
     loop.train(load("optimizer.b2=0.99", "seed=1"), whole)
   assert "--override-config" in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("model.mlp_dim=32", r"params/encoder/block_00/mlp/up/kernel: \(16, 24\) there, \(16, 32\) wanted"),
+    ("optimizer={'name': 'sgd', 'learning_rate': 0.1}", r"opt_state/\S*mu/\S*: \(.*\) there, none wanted"),
+  ],
+)
+def test_a_checkpoint_of_another_state_is_told_and_left(whole, override, message):
+  """It is no damage, and nothing is moved away for it."""
+  before = sorted((whole / "checkpoints").rglob("*"))
+  with pytest.raises(ValueError, match=rf"step {STEPS} .* is of another model or optimizer") as error:
+    loop.train(load(override), whole, override_config=True)
+  assert re.search(message, str(error.value)), error.value
+  assert sorted((whole / "checkpoints").rglob("*")) == before
 
 
 def test_no_resume_refuses_a_work_directory_with_a_run(whole):
@@ -200,7 +218,7 @@ def test_unwritable_work_directory(tmp_path):
 def test_full_disk_is_told_before_the_first_step(tmp_path, monkeypatch):
   usage = namedtuple("usage", "total used free")
   monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
-  with pytest.raises(ValueError, match=r"0.00 GB free, two checkpoints of this run need"):
+  with pytest.raises(ValueError, match=r"0.00 GB free, 3 checkpoints of this run need"):
     loop.train(load(), tmp_path)
   assert not (tmp_path / "metrics.jsonl").exists()
 

@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from zoo.axes import flatten
 from zoo.errors import nearest
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
@@ -47,7 +48,7 @@ class Checkpoints:
       raise ValueError(f"config.checkpoint.mode is {mode!r}{nearest(mode, ('max', 'min'))}")
     if keep < 1:
       raise ValueError(f"config.checkpoint.keep is {keep}; wanted at least 1")
-    self.workdir, self.every, self.best, self.note = Path(workdir), every, best, note
+    self.workdir, self.every, self.keep, self.best, self.note = Path(workdir), every, keep, best, note
     self.read_only = read_only
     self.directory = self.workdir / "checkpoints"
     sign = 1 if mode == "max" else -1
@@ -67,21 +68,22 @@ class Checkpoints:
     )
 
   def check_room(self, state) -> None:
-    """Raises ValueError where the disk cannot hold the state twice: the old one goes only when the new one is whole."""
-    size = sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    """Raises ValueError where the disk cannot hold all checkpoints that are kept, and the one being written."""
+    # An old one goes only when the new one is whole. Those that are there already need no more room.
+    number = max(1, self.keep + bool(self.best) + 1 - len(self.steps))
+    size = number * sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(self.workdir).free
-    if self.steps:  # a run that goes on has its room
-      return
-    if free < 2 * size:
+    if free < size:
       raise ValueError(
-        f"{self.workdir} has {free / 1e9:.2f} GB free, two checkpoints of this run need {2 * size / 1e9:.2f} GB; "
-        "free some space or give another --workdir"
+        f"{self.workdir} has {free / 1e9:.2f} GB free, {number} checkpoints of this run need {size / 1e9:.2f} GB; "
+        "free some space, lower checkpoint.keep or give another --workdir"
       )
 
   @property
   def steps(self) -> list[int]:
-    """The steps there are checkpoints of."""
-    return sorted(self._manager.all_steps(read=True))
+    """The steps there are checkpoints of, those that are being written among them."""
+    # Not read from the disk again: a checkpoint that its thread is deleting at this moment would be a missing file.
+    return sorted(self._manager.all_steps())
 
   def save(self, state, meta: dict, metrics: dict | None = None) -> None:
     """Starts to write the state; training may go on at once.
@@ -113,6 +115,7 @@ class Checkpoints:
       raise self._unwritten(error) from error
 
   def _unwritten(self, error: Exception) -> ValueError:
+    self._manager.reload()  # forgets the one that was to be written
     whole = self.steps
     return ValueError(
       f"a checkpoint could not be written to {self.directory}: {error}. "
@@ -138,11 +141,12 @@ class Checkpoints:
       state and meta, or None where the run has no checkpoint.
 
     Raises:
-      ValueError: there are checkpoints, but none can be read.
+      ValueError: there are checkpoints, but none can be read; or one that can is of another model or optimiser.
     """
     wanted = ocp.args.Composite(state=ocp.args.StandardRestore(_as_dict(target)), meta=ocp.args.JsonRestore())
     damaged = []
     for step in reversed(self.steps):
+      self._check_same_state(step, target)
       try:
         items = self._manager.restore(step, args=wanted)
         restored = type(target)(**items.state)
@@ -162,6 +166,26 @@ class Checkpoints:
         "Start anew in another --workdir, or restore them from a backup"
       )
     return None
+
+  def _check_same_state(self, step: int, target) -> None:
+    """Raises ValueError where a checkpoint is of other arrays than `target`: no damage, and the older ones are too."""
+    try:
+      stored = ocp.StandardCheckpointer().metadata(self._manager.directory / str(step) / "state").item_metadata.tree
+    except Exception:  # damaged: reading the rest will tell how
+      return
+    there, here = ({k: tuple(v.shape) for k, v in flatten(tree).items()} for tree in (stored, _as_dict(target)))
+    faults = [
+      f"{path}: {there.get(path, 'missing')} there, {here.get(path, 'none')} wanted"
+      for path in sorted(there | here, key=lambda path: (not path.startswith("params/"), path))
+      if there.get(path) != here.get(path)
+    ]
+    if faults:
+      shown = faults[:10] + [f"and {len(faults) - 10} more"] * (len(faults) > 10)
+      raise ValueError(
+        f"the checkpoint of step {step} in {self.directory} is of another model or optimizer than the config:\n  "
+        + "\n  ".join(shown)
+        + "\nNothing was changed. Give its own config, or another --workdir (init.path takes over weights)."
+      )
 
   def _move_away(self, step: int) -> None:
     if jax.process_index() == 0:

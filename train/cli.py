@@ -50,12 +50,16 @@ def main(argv: list[str] | None = None) -> int:
 def train(config, overrides, workdir, no_resume, override_config, distributed, json):
   """Train, or go on with the run in the work directory."""
   _join(distributed)
+  import jax
+
   from train import config as configuration
   from train import loop
 
   loaded = configuration.load(config, overrides)
   workdir = Path(workdir or Path("runs") / Path(config).stem)
   result = loop.train(loaded, workdir, resume=not no_resume, override_config=override_config)
+  if jax.process_index():  # one of several tells
+    return
   if result["stopped"]:
     words = ["zoo", "train", config, *overrides, *([f"--distributed={distributed}"] if distributed else [])]
     print(f"Stopped by {result['stopped']} after step {result['step']}; the checkpoint is written. To go on:")
