@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo import layers
+from zoo import layers, masks
 
 KEY = {"params": jax.random.key(0)}
 
@@ -94,7 +94,7 @@ def attention(x, y, p):
 def test_attention_of_itself_and_of_others():
   x, y = draw(2, 5, 8), draw(2, 3, 8)
   for others in (None, y):
-    (out, weights), params = run(layers.Attention(heads=2), x, others)
+    (out, weights, _), params = run(layers.Attention(heads=2), x, others)
     assert params["q"]["kernel"].shape == (8, 2, 4) and params["out"]["kernel"].shape == (2, 4, 8)
     wanted, wanted_weights = attention(x, x if others is None else others, params)
     np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-5)
@@ -104,10 +104,33 @@ def test_attention_of_itself_and_of_others():
 def test_attention_dropout_needs_its_key():
   x = draw(2, 5, 8)
   layer = layers.Attention(heads=2, dropout=0.5)
-  (out, _), params = run(layer, x)
+  (out, *_), params = run(layer, x)
   np.testing.assert_allclose(out, attention(x, x, params)[0], rtol=1e-4, atol=1e-5)
-  (dropped, _), _ = run(layer, x, rngs={"dropout": jax.random.key(0)})
+  (dropped, *_), _ = run(layer, x, rngs={"dropout": jax.random.key(0)})
   assert (np.abs(dropped - out) > 1e-3).any()
+
+
+def test_queries_share_keys_and_values():
+  """As many heads with their keys and values repeated."""
+  x = draw(2, 5, 8)
+  (out, weights, cache), p = run(layers.Attention(heads=4, kv_heads=2), x)
+  assert cache.k_BSKH.shape == (2, 5, 2, 2) and p["k"]["kernel"].shape == (8, 2, 2)
+  repeated = jax.tree.map(lambda a: np.repeat(a, 2, -2), {m: p[m] for m in ("k", "v")})
+  wanted, wanted_weights = attention(x, x, p | repeated)
+  np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(weights, wanted_weights, rtol=1e-4, atol=1e-6)
+
+
+def test_token_by_token_with_a_cache():
+  x = draw(2, 5, 8)
+  layer = layers.Attention(heads=2)
+  params = layer.init(KEY, x)
+  whole, *_ = layer.apply(params, x, mask=masks.causal(5, 5))
+  cache = layers.Cache(*jnp.full((2, 2, 6, 2, 4), 7.0))  # longer than needed, and of what must not be seen
+  for i in range(5):
+    mask = masks.causal(1, 6, i)
+    out, _, cache = layer.apply(params, x[:, i : i + 1], mask=mask, cache=cache, index=jnp.int32(i))
+    np.testing.assert_allclose(out[:, 0], whole[:, i], rtol=1e-4, atol=1e-5)
 
 
 def test_heads_that_do_not_divide_the_width():
@@ -131,6 +154,20 @@ def test_block_is_pre_norm_with_two_residuals():
   np.testing.assert_allclose(out, x + hidden @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"], atol=1e-4)
   np.testing.assert_array_equal(aux[""], out)
   assert aux["weights"].shape == (2, 2, 5, 5)
+
+
+def test_decoder_block_normalises_sums():
+  """Post-norm, with cross-attention, written out."""
+  x, y = draw(2, 5, 8), draw(2, 3, 8)
+  block = layers.Block(heads=2, mlp_dim=6, activation="relu", epsilon=1e-5, order="post", cross=True)
+  (out, aux), p = run(block, x, None, layers.Context(memory=y))
+  x = layer_norm(x + attention(x, x, p["attn"])[0], p["norm1"], 1e-5)
+  looked, weights = attention(x, y, p["cross"])
+  x = layer_norm(x + looked, p["cross_norm"], 1e-5)
+  hidden = np.maximum(x @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"], 0)
+  x = layer_norm(x + hidden @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"], p["norm2"], 1e-5)
+  np.testing.assert_allclose(out, x, atol=1e-4)
+  np.testing.assert_allclose(aux["cross_weights"], weights, atol=1e-5)
 
 
 def test_patchify_cuts_row_by_row_with_channels_innermost():

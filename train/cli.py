@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
   except ValueError as error:
     print(f"zoo: {error}", file=sys.stderr)
     return 2
+  except KeyboardInterrupt:  # before or after training, which stops by itself and saves
+    print("zoo: interrupted", file=sys.stderr)
+    return 130
 
 
 def train(config, overrides, workdir, no_resume, override_config, distributed, json):

@@ -46,6 +46,8 @@ class Run(Program):
 
   def __init__(self, config: ConfigDict):
     check_call(sharding.parallel, config.parallel, "config.parallel")
+    if config.log_every < 1:
+      raise ValueError(f"config.log_every is {config.log_every}; wanted at least 1 step")
     self.parallel = sharding.parallel(**config.parallel)
     sharding.check_batch(config.batch_size, self.parallel.data_devices, config.accumulate, jax.process_count())
     self.data = data.make(config.data.name, **configuration.kwargs(config.data))
@@ -89,8 +91,11 @@ class Run(Program):
     check_patches((Y, X), fields.patch)
 
   def _count_steps(self, config: ConfigDict) -> int:
-    if bool(config.epochs) == bool(config.steps):
-      raise ValueError(f"config.epochs is {config.epochs} and config.steps is {config.steps}; set one of them")
+    if config.epochs < 0 or config.steps < 0 or bool(config.epochs) == bool(config.steps):
+      raise ValueError(
+        f"config.epochs is {config.epochs} and config.steps is {config.steps}; wanted one of them, and 0 for the "
+        "other, such as epochs=0 steps=1000"
+      )
     return config.steps or max(round(config.epochs * self.data.num_train / config.batch_size), 1)
 
   def start(self) -> State:
@@ -227,6 +232,8 @@ def open_run(source: str, overrides: Iterable[str] = ()) -> tuple[Run, dict, int
   if not (workdir / "config.json").exists():
     if workdir.is_dir():
       raise ValueError(f"{source} holds no run: there is no config.json in it")
+    if len(workdir.parts) > 1 and not workdir.suffix:
+      raise ValueError(f"there is no run in {source}, and no such directory")
     run = Run(configuration.load(source, overrides))
     return run, eval_variables(run.start()), 0
   config = configuration.restore(json.loads((workdir / "config.json").read_text()))

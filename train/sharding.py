@@ -15,7 +15,7 @@ from zoo.errors import nearest
 
 # Logical axis -> mesh axis; what is not named here is not cut. Vectors are not cut at all: gathering one costs more
 # than its bytes.
-MESH_AXES = {"embed": "fsdp", "features": "fsdp", "heads": "tensor", "mlp": "tensor"}
+MESH_AXES = {"embed": "fsdp", "features": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
 # The batch is cut over both; fsdp is data parallelism that also cuts the parameters (Rajbhandari et al. 2020).
 BATCH = PartitionSpec(("data", "fsdp"))
 
@@ -84,6 +84,8 @@ def state_shardings(state, mesh: Mesh):
 
 def check_batch(batch_size: int, devices: int, accumulate: int, processes: int = 1) -> None:
   """Raises ValueError, with global and per-device sizes, where the batch cannot be cut evenly."""
+  if batch_size < 1 or accumulate < 1:
+    raise ValueError(f"batch_size is {batch_size} and accumulate is {accumulate}; wanted at least 1 of both")
   share = devices * accumulate
   if batch_size % share or batch_size % processes:
     down, up = batch_size // share * share, -(-batch_size // share) * share

@@ -195,7 +195,9 @@ def reconstructions(
       _picture(axis, image)
   seen = patches - int(hidden[0].sum()) // model.config.patch**2
   note = "each patch's brightness and contrast are the original's, the rest is predicted"
-  _title(figure, f"Rebuilt from {seen} of {patches} patches", note if normalise_patches else "all pixels are predicted")
+  if not normalise_patches:
+    note = "all pixels are predicted, but only the hidden ones were trained"
+  _title(figure, f"Rebuilt from {seen} of {patches} patches", note)
   return figure
 
 
@@ -333,6 +335,8 @@ def position_table(model, variables: dict) -> np.ndarray:
     ValueError: the model adds none.
   """
   c = model.config
+  if not hasattr(c, "positions") or not hasattr(c, "grid"):
+    raise ValueError("the model has no grid of positions to compare")
   if c.positions in ("none", "relative"):
     raise ValueError(f"positions={c.positions!r} adds no position embeddings, so there is nothing to compare")
   module = Positions(c.positions, c.grid, c.width, c.class_token, c.resampling)
@@ -454,7 +458,7 @@ def loss_curve(log: str | os.PathLike) -> Figure:
       x, y = _series(entries, name)
       lines.append((re.sub(r"[/_]accuracy$", "", name).replace("/", " "), x, 100 * y, colour, points))
     _lines(axes[1], lines)
-    axes[1].set_ylabel("%")
+    axes[1].set_ylabel("accuracy, %")
   if len(rates):
     axes[-1].plot(rate_steps, rates, color=SOFT, linewidth=1.2)
     axes[-1].set_ylabel("learning\nrate")
@@ -475,7 +479,7 @@ def loss_curve(log: str | os.PathLike) -> Figure:
     figure,
     f"Loss over {int(steps.max()):,} steps",
     "training: every logged step, and smoothed" + (f"; {lost} not finite" if lost else "")
-    + (f"; ends at {last[-1]:.4g}" if len(last) else ""),
+    + (f" (which ends at {last[-1]:.4g})" if len(last) else ""),
   )  # fmt: skip
   return figure
 

@@ -43,6 +43,28 @@ def check_call(
     raise ValueError("\n".join(faults))
 
 
+def field_faults(config, choices: Mapping, least: Mapping, shares: Iterable[str]) -> list[str]:
+  """What is wrong with the fields of a config, a line each.
+
+  Args:
+    config: an object with the fields.
+    choices: field -> the values it may have.
+    least: number -> the fields that are at least that.
+    shares: fields that are 0 or more, and less than 1.
+  """
+  faults = [
+    f"{field} is {getattr(config, field)!r}{nearest(getattr(config, field), allowed)}"
+    for field, allowed in choices.items()
+    if getattr(config, field) not in allowed
+  ]
+  for number, fields in least.items():
+    faults += [
+      f"{f} is {getattr(config, f)}; wanted at least {number}" for f in fields if not getattr(config, f) >= number
+    ]
+  faults += [f"{f} is {getattr(config, f)}; wanted 0 <= {f} < 1" for f in shares if not 0 <= getattr(config, f) < 1]
+  return faults
+
+
 def type_fault(value, kind) -> str:
   """Says what is wrong with a value for a parameter annotated `kind`; "" if nothing, or for any but simple types."""
   fits = {

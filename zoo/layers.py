@@ -1,6 +1,8 @@
 """The parts every family is built of. Training or evaluation is told by the rngs: no `dropout` key, no dropout."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ ACTIVATIONS = {
   "gelu": functools.partial(jax.nn.gelu, approximate=False),
   "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
   "relu": jax.nn.relu,
+  "swish": jax.nn.silu,  # x sigmoid(x) (Ramachandran et al. 2017)
 }
 
 
@@ -63,6 +66,13 @@ def check_heads(width: int, heads: int) -> None:
     raise ValueError(f"{heads} heads do not divide the width {width}; try one of {fitting}")
 
 
+class Cache(NamedTuple):
+  """Keys and values [B, S, K, H] that later queries attend to."""
+
+  k_BSKH: jax.Array
+  v_BSKH: jax.Array
+
+
 class Attention(nn.Module):
   """Multi-head attention: queries from x [B, T, D], keys and values from y [B, S, D], to [B, T, D].
 
@@ -71,48 +81,64 @@ class Attention(nn.Module):
     dropout: share of attention weights dropped in training.
     relative_length: T for which to hold relative position keys (`positions.relative_scores`); 0 for none.
     dtype: compute type.
+    kv_heads: K; divides N, and each key and value head serves N / K query heads (Ainslie et al. 2023); 0 for N.
   """
 
   heads: int
   dropout: float = 0.0
   relative_length: int = 0
   dtype: jnp.dtype = jnp.float32
+  kv_heads: int = 0
 
   @nn.compact
   def __call__(
-    self, x_BTD: jax.Array, y_BSD: jax.Array | None = None, *, mask: jax.Array | None = None
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns the output [B, T, D] and the weights [B, N, T, S]; `y_BSD=None` is self-attention."""
+    self,
+    x_BTD: jax.Array,
+    y_BSD: jax.Array | None = None,
+    *,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    cache: Cache | None = None,
+    index: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array, Cache]:
+    """Attends; `y_BSD=None` is self-attention.
+
+    Args:
+      x_BTD: what asks.
+      y_BSD: what is looked at.
+      mask, bias: see `attention.attend`.
+      cache: keys and values from before, in place of those of `y_BSD`.
+      index: where in the cache to put the keys and values of `x_BTD` first, for decoding token by token.
+
+    Returns:
+      the output [B, T, D], the weights [B, N, T, S], and the keys and values attended to.
+    """
     width = expect(x_BTD=x_BTD, y_BSD=y_BSD)["D"]
     check_heads(width, self.heads)
-    y_BSD = x_BTD if y_BSD is None else y_BSD
-    project = functools.partial(
-      nn.DenseGeneral,
-      (self.heads, width // self.heads),
-      kernel_init=init.dense,
-      dtype=self.dtype,
-    )
-    q_BTNH, k_BSNH, v_BSNH = (
-      project(name="q")(x_BTD),
-      project(name="k")(y_BSD),
-      project(name="v")(y_BSD),
-    )
-    bias = None
+    kv_heads = self.kv_heads or self.heads
+
+    def project(name: str, heads: int, tokens: jax.Array) -> jax.Array:
+      features = (heads, width // self.heads)
+      return nn.DenseGeneral(features, kernel_init=init.dense, dtype=self.dtype, name=name)(tokens)
+
+    q_BTNH = project("q", self.heads, x_BTD)
+    if cache is None or index is not None:
+      y_BSD = x_BTD if y_BSD is None else y_BSD
+      new = Cache(project("k", kv_heads, y_BSD), project("v", kv_heads, y_BSD))
+      if cache is None:
+        cache = new
+      else:
+        cache = jax.tree.map(lambda old, n: jax.lax.dynamic_update_slice_in_dim(old, n, index, 1), cache, new)
     if self.relative_length:
       table = self.param("relative", init.position, (2 * self.relative_length - 1, width // self.heads))
-      bias = positions.relative_scores(q_BTNH, table)
+      scores = positions.relative_scores(q_BTNH, table)
+      bias = scores if bias is None else bias + scores
     key = self.make_rng("dropout") if self.dropout and self.has_rng("dropout") else None
     out_BTNH, weights = attend(
-      q_BTNH,
-      k_BSNH,
-      v_BSNH,
-      mask=mask,
-      bias=bias,
-      dropout_rate=self.dropout,
-      dropout_key=key,
+      q_BTNH, cache.k_BSKH, cache.v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout, dropout_key=key
     )
     out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=init.dense, dtype=self.dtype, name="out")
-    return out(out_BTNH), weights
+    return out(out_BTNH), weights, cache
 
 
 class Mlp(nn.Module):
@@ -131,8 +157,29 @@ class Mlp(nn.Module):
     return dense(x.shape[-1], name="down")(hidden)
 
 
+class Context(NamedTuple):
+  """What a block may look at beside its input; each may be missing.
+
+  Attributes:
+    mask: who may attend to whom, as in `attention.attend`. bias: added to the scores.
+    memory: [B, S, D] for cross-attention. memory_mask: which of it is real.
+    cache: (`Cache` of the block's own tokens, `Cache` of the memory). index: of the new tokens in the first of them.
+  """
+
+  mask: jax.Array | None = None
+  bias: jax.Array | None = None
+  memory: jax.Array | None = None
+  memory_mask: jax.Array | None = None
+  cache: tuple[Cache, Cache] | None = None
+  index: jax.Array | None = None
+
+
 class Block(nn.Module):
-  """A pre-norm Transformer encoder block (ViT, Dosovitskiy et al. 2021, eq. 2 and 3): [B, T, D] to [B, T, D]."""
+  """A Transformer block: [B, T, D] to [B, T, D]. Every sublayer's output is added to its input.
+
+  A "pre"-norm block normalises what goes into a sublayer (ViT, Dosovitskiy et al. 2021, eq. 2 and 3), a "post"-norm
+  block the sum (Vaswani et al. 2017, 3.1). With `cross` it also attends to a memory, between the two.
+  """
 
   heads: int
   mlp_dim: int
@@ -142,23 +189,57 @@ class Block(nn.Module):
   attention_dropout: float = 0.0
   relative_length: int = 0
   dtype: jnp.dtype = jnp.float32
+  order: str = "pre"
+  cross: bool = False
+  kv_heads: int = 0
 
   @nn.compact
   def __call__(
-    self, x_BTD: jax.Array, drop_path: float | jax.Array | None = None
+    self,
+    x_BTD: jax.Array,
+    drop_path: float | jax.Array | None = None,
+    shared: Context | None = None,
+    own: Context | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the output and, in a dict, the attention weights [B, N, T, T]."""
+    """Returns the output and, in a dict, the attention weights [B, N, T, S] and the caches.
+
+    Args:
+      x_BTD: the input.
+      drop_path: rate of stochastic depth.
+      shared, own: what all blocks look at, and what only this one does.
+    """
+    given = Context(*(a if b is None else b for a, b in zip(shared or Context(), own or Context(), strict=True)))
+    own_cache, memory_cache = given.cache or (None, None)
+
+    def attention(name: str) -> Attention:
+      relative = self.relative_length if name == "attn" else 0
+      return Attention(self.heads, self.attention_dropout, relative, self.dtype, self.kv_heads, name=name)
+
+    def add(x: jax.Array, sublayer: Callable, name: str, norm: str) -> tuple[jax.Array, tuple]:
+      """Residual, norm, dropout and stochastic depth around a sublayer; also what else that returns."""
+      norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=norm)
+      y, *rest = sublayer(norm(x) if self.order == "pre" else x)
+      y = Dropout(self.dropout, name=f"{name}_dropout")(y)
+      x = x + DropPath(name=f"{name}_drop_path")(y, drop_path)
+      return (x if self.order == "pre" else norm(x)), rest
+
+    def attend_self(x):
+      return attention("attn")(x, mask=given.mask, bias=given.bias, cache=own_cache, index=given.index)
+
+    def attend_memory(x):
+      return attention("cross")(x, given.memory, mask=given.memory_mask, cache=memory_cache)
+
+    def transform(x):
+      return (Mlp(self.mlp_dim, self.activation, self.dropout, self.dtype, name="mlp")(x),)
+
+    x_BTD, (weights, own_cache) = add(by_batch(x_BTD), attend_self, "attn", "norm1")
+    aux = {"weights": weights}
+    if self.cross:
+      x_BTD, (aux["cross_weights"], memory_cache) = add(x_BTD, attend_memory, "cross", "cross_norm")
+      aux["cache"] = (own_cache, memory_cache)
+    x_BTD, _ = add(x_BTD, transform, "mlp", "norm2")
     x_BTD = by_batch(x_BTD)
-    norm = functools.partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
-    attention = Attention(self.heads, self.attention_dropout, self.relative_length, self.dtype, name="attn")
-    mlp = Mlp(self.mlp_dim, self.activation, self.dropout, self.dtype, name="mlp")
-    y, weights = attention(norm(name="norm1")(x_BTD))
-    y = Dropout(self.dropout, name="attn_dropout")(y)
-    x_BTD = x_BTD + DropPath(name="attn_drop_path")(y, drop_path)
-    y = mlp(norm(name="norm2")(x_BTD))
-    y = Dropout(self.dropout, name="mlp_dropout")(y)
-    x_BTD = by_batch(x_BTD + DropPath(name="mlp_drop_path")(y, drop_path))
-    return x_BTD, {"": x_BTD, "weights": weights}
+    return x_BTD, {"": x_BTD, **aux}
 
 
 def check_patches(size_YX: tuple[int, int], patch: int) -> None:
@@ -213,7 +294,7 @@ class AttentionPool(nn.Module):
     sizes = expect(x_BTD=x_BTD)
     probe_D = self.param("probe", init.token, (sizes["D"],))
     probe_B1D = jnp.broadcast_to(probe_D, (sizes["B"], 1, sizes["D"])).astype(x_BTD.dtype)
-    x_B1D, _ = Attention(self.heads, dtype=self.dtype, name="attn")(probe_B1D, x_BTD)
+    x_B1D, *_ = Attention(self.heads, dtype=self.dtype, name="attn")(probe_B1D, x_BTD)
     y_B1D = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x_B1D)
     return (x_B1D + Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name="mlp")(y_B1D))[:, 0]
 

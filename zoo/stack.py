@@ -37,17 +37,22 @@ def remat_policy(name: str) -> Callable | None:
 def run_blocks(
   make_block: functools.partial,
   x: jax.Array,
+  shared=None,
   *,
   per_block: np.ndarray,
+  own=None,
   scan: bool = False,
   remat: str = "none",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Runs a block after another; called inside a compact module, whose children the blocks become.
 
   Args:
-    make_block: a `functools.partial` of a module class. Its call takes `(x, value)` and returns `(x, aux)`.
+    make_block: a `functools.partial` of a module class. Its call takes `(x, value, shared, own)` and returns
+      `(x, aux)`.
     x: the input of the first block.
+    shared: a tree of arrays that every block gets whole, such as masks.
     per_block: [L]; each block gets one value (its stochastic depth rate), None for 0.
+    own: a tree of arrays [L, ...], or a list of L trees; each block gets its part, such as the memory it reads.
     scan: compile one block and loop over stacked parameters, instead of unrolling.
     remat: what to keep for the backward pass: "none" keeps everything; else the name of a policy in
       `jax.checkpoint_policies`, such as "nothing_saveable" or "dots_with_no_batch_dims_saveable".
@@ -62,21 +67,29 @@ def run_blocks(
   aux = {}
   if not scan:
     for i, value in enumerate(per_block):
-      x, outputs = cls(name=f"block_{i:02d}", **kwargs)(x, float(value) or None)
+      part = own[i] if isinstance(own, list) else _slice(own, i)
+      x, outputs = cls(name=f"block_{i:02d}", **kwargs)(x, float(value) or None, shared, part)
       aux |= {f"block_{i:02d}/{k}".rstrip("/"): v for k, v in outputs.items()}
     return x, aux
   scanned = nn.scan(
     cls,
     variable_axes={"params": 0, "batch_stats": 0},
     split_rngs={"params": True, "dropout": True},
+    in_axes=(0, nn.broadcast, 0),
     length=len(per_block),
   )
   # All rates 0: hand over a constant, so that the blocks can leave stochastic depth out of the program.
   values = jnp.asarray(per_block, jnp.float32) if np.any(per_block) else None
-  x, outputs = scanned(name=STACKED, **kwargs)(x, values)
+  if isinstance(own, list):
+    own = jax.tree.map(lambda *parts: jnp.stack(parts), *own)
+  x, outputs = scanned(name=STACKED, **kwargs)(x, values, shared, own)
   for i in range(len(per_block)):
-    aux |= {f"block_{i:02d}/{k}".rstrip("/"): v[i] for k, v in outputs.items()}
+    aux |= {f"block_{i:02d}/{k}".rstrip("/"): v for k, v in _slice(outputs, i).items()}
   return x, aux
+
+
+def _slice(tree, i: int):
+  return jax.tree.map(lambda a: a[i], tree)
 
 
 def stack_params(params: dict) -> dict:

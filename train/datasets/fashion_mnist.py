@@ -52,7 +52,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   name = "fashion_mnist"
   VERSION = tfds.core.Version("3.0.1")  # the same examples as this version in TFDS
-  MANUAL_DOWNLOAD_INSTRUCTIONS = "Name the folder with the four IDX files (*-ubyte.gz): --source FOLDER."
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+    "Name the folder with the four IDX files (*-ubyte.gz; Debian's dataset-fashion-mnist has them): --source FOLDER."
+  )
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(

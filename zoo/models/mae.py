@@ -139,6 +139,8 @@ class Model(nn.Module):
     B, Y, X, _ = image_BYXC.shape
     grid = Y // c.patch, X // c.patch
     if noise_BP is None:
+      if not self.has_rng("mask"):
+        raise ValueError('an MAE needs an rng to hide patches by: rngs={"mask": key}, or noise_BP')
       noise_BP = jax.random.uniform(self.make_rng("mask"), (B, grid[0] * grid[1]))
     visible_BT, masked_BP, restore_BP = random_mask(noise_BP, mask_ratio)
     tokens_BTD, aux = vit.Encoder(c, name="encoder")(image_BYXC, visible_BT)

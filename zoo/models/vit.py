@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from zoo import init
 from zoo.axes import by_batch
-from zoo.errors import nearest
+from zoo.errors import field_faults
 from zoo.layers import (
   ACTIVATIONS,
   AttentionPool,
@@ -109,20 +109,12 @@ class Config:
       activation=tuple(ACTIVATIONS),
       dtype=("float32", "bfloat16"),
     )
-    faults = [
-      f"{field} is {getattr(self, field)!r}{nearest(getattr(self, field), allowed)}"
-      for field, allowed in choices.items()
-      if getattr(self, field) not in allowed
-    ]
-    for field in ("patch", "width", "depth", "mlp_dim", "heads", "channels"):
-      if getattr(self, field) < 1:
-        faults.append(f"{field} is {getattr(self, field)}; wanted at least 1")
-    for field in ("num_classes", "representation"):
-      if getattr(self, field) < 0:
-        faults.append(f"{field} is {getattr(self, field)}; wanted at least 0")
-    for field in ("dropout", "attention_dropout", "drop_path"):
-      if not 0 <= getattr(self, field) < 1:
-        faults.append(f"{field} is {getattr(self, field)}; wanted 0 <= {field} < 1")
+    faults = field_faults(
+      self,
+      choices,
+      {1: ("patch", "width", "depth", "mlp_dim", "heads", "channels"), 0: ("num_classes", "representation")},
+      ("dropout", "attention_dropout", "drop_path"),
+    )
     if self.pool == "cls" and not self.class_token:
       faults.append("pool='cls' needs class_token=True; without a class token use 'gap' or 'map'")
     if faults:
@@ -152,7 +144,8 @@ class Encoder(nn.Module):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`visible_BT` [B, T] are indices of the patches to encode; None for all."""
     c = self.config
-    expect(image_BYXC=image_BYXC)
+    if (channels := expect(image_BYXC=image_BYXC)["C"]) != c.channels:
+      raise ValueError(f"the images have {channels} channels, the model takes {c.channels}")
     patches = patchify(image_BYXC, c.patch)
     B, *grid, values = patches.shape
     positions_YXD, cls_position_D = Positions(c.positions, c.grid, c.width, c.class_token, c.resampling, name="pos")(

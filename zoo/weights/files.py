@@ -98,7 +98,8 @@ def load_into(
   ours = flatten_dict({k: unstack_params(v) for k, v in variables.items() if v}, sep="/")
   kept = {p: v for p, v in ours.items() if any(re.fullmatch(k, p.partition("/")[2]) for k in keep)}
   template = unflatten_dict({p: v for p, v in ours.items() if p not in kept}, sep="/")
-  filled = _converted(path, source, model, template, layout, ignore, resample)
+  hint = " (`ignore` leaves out parts of the file, `keep` parts of the model)"
+  filled = _converted(path, source, model, template, layout, ignore, resample, hint)
   every = kept | flatten_dict(filled, sep="/")
   return jax.tree.map(jnp.asarray, _stacked_as(model, unflatten_dict({p: every[p] for p in ours}, sep="/")))
 
@@ -195,7 +196,7 @@ _OURS = Transform(lambda t, shape: t, lambda a: a)
 _OUR_POSITIONS = Transform(lambda t, shape: t, lambda a: a, _refit)
 
 
-def _converted(path, source: Source, model, template: Mapping, layout, ignore, resample) -> dict:
+def _converted(path, source: Source, model, template: Mapping, layout, ignore, resample, hint: str = "") -> dict:
   """The file's tensors as variables of the model, with its blocks unrolled."""
   layout = layout or source.layout
   tables = _tables(model, template)
@@ -209,7 +210,7 @@ def _converted(path, source: Source, model, template: Mapping, layout, ignore, r
     template if layout == "zoo" else template.get("params", {}),
     ignore=[ignore] if isinstance(ignore, str) else ignore,
     resample=model.config.resampling if resample is True else resample or "",
-    about=f"{path} (layout {layout}{_likely(source.tensors, tables, layout)}) does not fit {_family(model)}",
+    about=f"{path} (layout {layout}{_likely(source.tensors, tables, layout)}) does not fit {_family(model)}{hint}",
   )
   return variables if layout == "zoo" else {"params": variables}
 

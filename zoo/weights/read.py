@@ -1,6 +1,7 @@
 """Files to tensors: `read(path)`, whatever the format."""
 
 import json
+import logging
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -147,6 +148,9 @@ def read_run(directory: str | Path, average: bool = False) -> Source:
     if not steps:
       raise WeightsError(str(directory), ["neither a Hugging Face directory (config.json) nor a run with checkpoints"])
     step = max(steps, key=lambda d: int(d.name))
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)  # Orbax warns of files that only its own managers write
   try:
     meta = json.loads((step / "meta" / "metadata").read_text())
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -165,6 +169,8 @@ def read_run(directory: str | Path, average: bool = False) -> Source:
     raise
   except Exception as error:  # Orbax and its stores raise all kinds
     raise WeightsError(str(step), [f"the checkpoint is truncated or corrupt: {error}"]) from error
+  finally:
+    logger.setLevel(level)
   model = dict(meta["model"] if "model" in meta else meta["config"]["model"])
   variables = {"params": state["ema" if average else "params"], **(state["variables"] or {})}
   tensors = flatten_dict({k: unstack_params(v) for k, v in variables.items()}, sep="/")
