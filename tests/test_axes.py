@@ -10,15 +10,22 @@ import zoo
 from zoo import axes
 
 # Each brings parameters that the plain variant does not have, or takes some away.
-COMBINATIONS = [
-  {},
-  dict(scan=True),
+IMAGES = [
   dict(pool="map"),
   dict(pool="gap", class_token=False, head_norm="layer", final_norm=False),
   dict(head_norm="batch", num_classes=0),
   dict(representation=5),
-  *(dict(positions=kind) for kind in ("none", "learned_2d", "sincos_2d", "relative")),
+  *(dict(positions=kind) for kind in ("none", "learned_2d", "sincos_2d")),
 ]
+COMBINATIONS = {
+  "mae": IMAGES,
+  "vit": [*IMAGES, dict(positions="relative")],  # an MAE sees a random choice of patches, which have no offsets
+  "transformer": [
+    dict(shared="none", head_bias=True, positions="learned"),
+    dict(head_bias=True, order="pre", final_norm=True),
+    dict(cross="mix", copy=True, kv_heads=1),
+  ],
+}
 
 
 def shape(*sizes):
@@ -32,8 +39,11 @@ def shapes(name, **overrides):
   return jax.eval_shape(functools.partial(model.init, rngs), *inputs)["params"]
 
 
-# An MAE cannot use relative positions.
-CASES = [(n, o) for n in zoo.names("*/test") for o in COMBINATIONS if n != "mae/test" or "relative" not in o.values()]
+CASES = [
+  (name, overrides)
+  for name in zoo.names("*/test")
+  for overrides in ({}, dict(scan=True), *COMBINATIONS[name.partition("/")[0]])
+]
 
 
 @pytest.mark.parametrize("name, overrides", CASES, ids=str)
@@ -47,8 +57,7 @@ def test_every_parameter_has_exactly_one_rule(name, overrides):
 
 
 def test_no_rule_is_idle():
-  paths = {p for n in zoo.names("*/test") for o in COMBINATIONS[:-1] for p in axes.flatten(shapes(n, **o))}
-  paths |= set(axes.flatten(shapes("vit/test", positions="relative")))
+  paths = {path for name, overrides in CASES for path in axes.flatten(shapes(name, **overrides))}
   for pattern, _ in axes.RULES:
     for part in pattern.split("|") if "(" not in pattern else [pattern]:
       assert any(axes.re.search(rf"(^|/)({part})$", path) for path in paths), part

@@ -27,6 +27,7 @@ from multiprocessing import connection, resource_tracker
 from pathlib import Path
 
 import grain
+import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
@@ -36,6 +37,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from train import augment, datasets
 from train.datasets._tensorflow import stand_in
 from zoo.errors import check_call, nearest
+from zoo.layers import check_patches
 
 Batch = dict[str, np.ndarray]
 
@@ -268,6 +270,8 @@ class Images:
   cache: bool | None = None
   skip_corrupt: bool = False
 
+  unit = "images"  # what the speed of training is counted in
+
   def __post_init__(self):
     size = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
     if not (len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
@@ -328,6 +332,35 @@ class Images:
   def class_names(self) -> list[str]:
     """What the labels mean."""
     return self.source().class_names
+
+  @staticmethod
+  def shapes(config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch, told by `config.data` and the model's config alone: the set need not be here."""
+    size = config["image_size"]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    shapes = dict(image=((batch_size, *size, model_config.channels), np.uint8), label=((batch_size,), np.int32))
+    shapes |= dict(valid=((batch_size,), np.bool_), id=((batch_size,), np.int32))
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+  def check_fit(self, model_config, objective) -> None:
+    """Raises ValueError where a model or an objective is for other images or classes than these."""
+    Y, X, C = self.image_shape
+    faults = []
+    if model_config.channels != C:
+      faults.append(
+        f"the model takes {model_config.channels} channels, the data has {C}: set model.channels or data.channels"
+      )
+    # An objective that makes labels of its own says how many classes they have.
+    own = getattr(objective, "num_classes", 0)
+    classes = own or self.num_classes
+    if 0 < model_config.num_classes < classes:
+      faults.append(
+        f"the model has {model_config.num_classes} classes, the {'objective' if own else 'data'} has labels up to "
+        f"{classes - 1}: set model.num_classes={classes}"
+      )
+    if faults:
+      raise ValueError("\n".join(faults))
+    check_patches((Y, X), model_config.patch)
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -554,13 +587,22 @@ def _join(pieces: Sequence[Batch]) -> Batch:
 KINDS = {"images": Images}
 
 
+def kind(name: str) -> type:
+  """What `config.data.name` stands for: what kind of data it is.
+
+  Raises:
+    ValueError: an unknown kind; the nearest is named.
+  """
+  if name not in KINDS:
+    raise ValueError(f"unknown data {name!r}{nearest(str(name), KINDS)}")
+  return KINDS[name]
+
+
 def make(name: str, **kwargs) -> Images:
   """`make(**config.data)`: the data by the name of its kind, "images", and the arguments of that.
 
   Raises:
     ValueError: an unknown kind or argument (the nearest is named), or a missing one.
   """
-  if name not in KINDS:
-    raise ValueError(f"unknown data {name!r}{nearest(str(name), KINDS)}")
-  check_call(KINDS[name], kwargs, f"config.data ({name})")
-  return KINDS[name](**kwargs)
+  check_call(kind(name), kwargs, f"config.data ({name})")
+  return kind(name)(**kwargs)

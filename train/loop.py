@@ -22,7 +22,6 @@ from train.checkpoint import Checkpoints
 from train.program import Program
 from train.step import State
 from zoo.errors import check_call, nearest
-from zoo.layers import check_patches
 from zoo.weights import load_into
 
 # Config keys that say how a run runs and not what it computes: a resumed run may have others.
@@ -52,7 +51,7 @@ class Run(Program):
     sharding.check_batch(config.batch_size, self.parallel.data_devices, config.accumulate, jax.process_count())
     self.data = data.make(config.data.name, **configuration.kwargs(config.data))
     super().__init__(config, self._count_steps(config))
-    self._check_fit()
+    self.data.check_fit(self.model.config, self.objective)
 
   def make_evaluations(self) -> dict[str, evaluate.Evaluation]:
     """Those of the config, by their names there."""
@@ -70,25 +69,6 @@ class Run(Program):
       check_call(make, options, f"config.evals.{name} ({component.name})", given=("run",))
       made[name] = make(self, **options)
     return made
-
-  def _check_fit(self) -> None:
-    fields, (Y, X, C) = self.model.config, self.data.image_shape
-    faults = []
-    if fields.channels != C:
-      faults.append(
-        f"the model takes {fields.channels} channels, the data has {C}: set model.channels or data.channels"
-      )
-    # An objective that makes labels of its own says how many classes they have.
-    own = getattr(self.objective, "num_classes", 0)
-    classes = own or self.data.num_classes
-    if 0 < fields.num_classes < classes:
-      faults.append(
-        f"the model has {fields.num_classes} classes, the {'objective' if own else 'data'} has labels up to "
-        f"{classes - 1}: set model.num_classes={classes}"
-      )
-    if faults:
-      raise ValueError("\n".join(faults))
-    check_patches((Y, X), fields.patch)
 
   def _count_steps(self, config: ConfigDict) -> int:
     if config.epochs < 0 or config.steps < 0 or bool(config.epochs) == bool(config.steps):
@@ -204,7 +184,7 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
   first = int(run.parallel.host(state.step))
   _write_json(workdir / "config.json", saved)
 
-  with metrics.Log(workdir, run.total_steps, first) as log, StopSignal() as stop:
+  with metrics.Log(workdir, run.total_steps, first, run.data.unit) as log, StopSignal() as stop:
     for text in notes:
       log.note(text)
     if found:
@@ -256,7 +236,7 @@ def _loop(
   evaluations = run.make_evaluations()
   key = parallel.put(rng.root(config.seed, config.prng))
   source = run.data.train_batches(run.batch_size, config.seed, first, jax.process_index(), jax.process_count())
-  corrupt = 0  # images left out so far, where the config asks for that
+  corrupt = 0  # examples left out so far, where the config asks for that
   results: dict = {}
   judge = checkpoints.best.partition("/")[0]
   if judge and judge not in evaluations:
@@ -287,18 +267,19 @@ def _loop(
           results[name] = function(eval_variables(state))
         log.eval(step, name, results[name])
 
-  meter = metrics.Meter(run.batch_size, 2 * run.count_macs())
-  step_function = None
+  meter = metrics.Meter(run.batch_size, 2 * run.count_macs(), run.data.unit)
+  programs = {}  # one for each shape of a batch; images have but one
   pending: deque = deque()
   step = first
   with contextlib.closing(sharding.prefetch(source, put)) as batches:
     while step < run.total_steps and not stop.now(step):
       with meter.waiting():
         batch = next(batches)
-      if step_function is None:
+      shapes = tuple(array.shape for array in batch.values())
+      if shapes not in programs:
         with meter.compiling():
-          step_function = parallel.compile(run.step(axis=parallel.axis)).lower(state, batch, key).compile()
-      state, values = step_function(state, batch, key)
+          programs[shapes] = parallel.compile(run.step(axis=parallel.axis)).lower(state, batch, key).compile()
+      state, values = programs[shapes](state, batch, key)
       step += 1
       meter.step()
       pending.append((step, values))
@@ -313,7 +294,7 @@ def _loop(
       if logging:
         scalars = {k: float(v) for k, v in parallel.host(values).items()}
         if run.data.skip_corrupt:
-          scalars["corrupt_images"] = corrupt
+          scalars[f"corrupt_{run.data.unit}"] = corrupt
         log.train(step, scalars | {"learning_rate": float(run.schedule(step - 1))} | meter.read())
       results.clear()  # a checkpoint is judged by its own step's metrics
       if evaluating:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 import zoo
 from train import config as configuration
-from train import objectives, optim, rng
+from train import data, objectives, optim, rng
 from train.step import State, init_state, make_step
 from zoo.errors import check_call, nearest
 
@@ -68,12 +68,8 @@ class Program:
 
   def abstract_batch(self) -> dict:
     """Shapes of the global batch."""
-    B, c = self.batch_size, self.model.config
-    size = self.config.data.image_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    shapes = dict(image=((B, *size, c.channels), "uint8"), label=((B,), "int32"), valid=((B,), "bool"))
-    shapes["id"] = ((B,), "int32")
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    kind = data.kind(self.config.data.name)
+    return kind.shapes(self.config.data, self.model.config, self.batch_size)
 
 
 def make_objective(component: ConfigDict):

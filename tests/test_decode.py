@@ -1,0 +1,222 @@
+"""Decoding: each way against its definition, on a small language whose every sequence can be listed."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from zoo import decode
+
+PAD, BOS, EOS, WORDS, LENGTH, ROWS = 0, 2, 3, 4, 4, 5
+VOCAB = 24
+SPECIAL = dict(bos=BOS, eos=EOS, pad=PAD, max_length=LENGTH)
+
+
+def language(seed=0):
+  """Logits [B, T, V, V] of the next token by place and last token; only four words and the end ever come."""
+  logits = np.random.default_rng(seed).normal(0, 2, (ROWS, LENGTH, VOCAB, VOCAB)).astype(np.float32)
+  logits[..., [t for t in range(VOCAB) if t != EOS and not WORDS <= t < WORDS + 4]] = -1e9
+  return logits
+
+
+def step(memory, cache, token_B, index):
+  """The cache holds what was read, as a model's would, so that a beam that keeps another's cache is found out."""
+  written = cache.at[:, index].set(token_B)
+  row = jnp.arange(len(token_B))
+  return memory[row, index, written[row, index]], written
+
+
+def run(method, logits, **options):
+  function = functools.partial(method, step, **SPECIAL, **options)
+  decoded = jax.jit(function)(jnp.asarray(logits), jnp.zeros((len(logits), LENGTH), jnp.int32))
+  return np.asarray(decoded.token_BNT), np.asarray(decoded.score_BN)
+
+
+def log_softmax(x):
+  return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
+
+
+def every_sequence(logits_TVV):
+  """All there are, with the logarithm of their probability; those cut off at the greatest length too."""
+  gains = log_softmax(logits_TVV.astype(np.float64))
+  for length in range(1, LENGTH + 1):
+    ends = [EOS] if length < LENGTH else [EOS, *range(WORDS, WORDS + 4)]
+    for tokens in itertools.product(*[range(WORDS, WORDS + 4)] * (length - 1), ends):
+      before = (BOS, *tokens[:-1])
+      yield tokens, sum(gains[t, a, b] for t, (a, b) in enumerate(zip(before, tokens, strict=True)))
+
+
+def filled(tokens):
+  return [*tokens, *[PAD] * (LENGTH - len(tokens))]
+
+
+def test_greedy_takes_the_most_probable():
+  logits = language()
+  tokens, scores = run(decode.greedy, logits)
+  for b in range(ROWS):
+    last, wanted, total = BOS, [], 0.0
+    while len(wanted) < LENGTH and last != EOS:
+      gains = log_softmax(logits[b, len(wanted), last])
+      last = int(gains.argmax())
+      wanted, total = [*wanted, last], total + gains[last]
+    assert tokens[b, 0].tolist() == filled(wanted)
+    np.testing.assert_allclose(scores[b, 0], total, rtol=1e-5)
+
+
+def test_a_beam_of_one_is_greedy():
+  for seed in range(5):
+    tokens, scores = run(decode.greedy, language(seed))
+    beam, beam_scores = run(decode.beam_search, language(seed), beam=1, alpha=0.0)
+    np.testing.assert_array_equal(beam, tokens)
+    np.testing.assert_allclose(beam_scores, scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("penalty", "alpha"), [("gnmt", 0.6), ("power", 1.0), ("power", 0.0), ("gnmt", 2.0)])
+def test_a_beam_wide_enough_finds_the_best_of_all(penalty, alpha):
+  """Of four words, 16 beginnings are all there are of two; a beam of 24 loses nothing that matters of three."""
+  divisor = dict(gnmt=lambda n: ((5 + n) / 6) ** alpha, power=lambda n: n**alpha)[penalty]
+  for seed in range(3):
+    logits = language(seed)
+    logits[..., WORDS + 2 : WORDS + 4] = -1e9  # of two words: at most 8 beginnings, 16 ends
+    tokens, scores = run(decode.beam_search, logits, beam=24, n_best=3, alpha=alpha, penalty=penalty)
+    for b in range(ROWS):
+      ranked = sorted(((total / divisor(len(s)), s) for s, total in every_sequence(logits[b])), reverse=True)
+      np.testing.assert_allclose(scores[b], [score for score, _ in ranked[:3]], rtol=1e-4)
+      assert tokens[b].tolist() == [filled(s) for _, s in ranked[:3]]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 3.0])
+def test_stopping_early_changes_nothing(alpha):
+  for seed in range(5):
+    logits = language(seed)
+    logits[:, 0, BOS, EOS] += 3  # so that there is something to stop for
+    ours, plain = (run(decode.beam_search, logits, beam=3, n_best=3, alpha=alpha, early_stop=s) for s in (True, False))
+    np.testing.assert_array_equal(ours[0], plain[0])
+    np.testing.assert_allclose(ours[1], plain[1], rtol=1e-6)
+
+
+def test_stopping_early_stops():
+  """Where the end is certain at once, one step is enough."""
+  logits = language()
+  logits[:, 0, BOS, :] = -1e9
+  logits[:, 0, BOS, EOS] = 0
+  steps = []
+
+  def counted(memory, cache, token_B, index):
+    jax.debug.callback(lambda _: steps.append(1), index)
+    return step(memory, cache, token_B, index)
+
+  for method, options in ((decode.greedy, {}), (decode.beam_search, dict(beam=1))):
+    steps.clear()
+    jax.block_until_ready(
+      method(counted, jnp.asarray(logits), jnp.zeros((ROWS, LENGTH), jnp.int32), **SPECIAL, **options)
+    )
+    jax.effects_barrier()
+    assert len(steps) == 1
+
+
+def test_samples_have_the_model_s_distribution():
+  logits = np.repeat(language()[:1], 4000, 0)
+  tokens, scores = run(decode.sample, logits, key=jax.random.key(0))
+  found = [tuple(t for t in row if t != PAD) for row in tokens[:, 0].tolist()]
+  likely = sorted(every_sequence(logits[0]), key=lambda pair: -pair[1])[:10]
+  for sequence, total in likely:
+    assert abs(found.count(sequence) / 4000 - np.exp(total)) < 0.03
+  by_sequence = dict(every_sequence(logits[0]))
+  np.testing.assert_allclose(scores[:50, 0], [by_sequence[s] for s in found[:50]], rtol=1e-4)
+
+
+def test_what_is_improbable_is_left_out():
+  logits = np.log(np.array([[0.5, 0.25, 0.15, 0.1]], np.float32))
+
+  def kept(**options):
+    return np.isfinite(decode.keep_probable(jnp.asarray(logits), **options))[0].tolist()
+
+  assert kept() == [True] * 4
+  assert kept(top_k=2) == [True, True, False, False]
+  assert kept(top_p=0.6) == [True, True, False, False]
+  assert kept(top_p=0.4) == [True, False, False, False]  # the first is always in
+  assert kept(top_k=3, top_p=0.99) == [True, True, True, False]
+
+
+def test_a_cold_sample_is_greedy():
+  tokens, _ = run(decode.sample, language(), key=jax.random.key(0), temperature=1e-3)
+  np.testing.assert_array_equal(tokens, run(decode.greedy, language())[0])
+
+
+def test_arguments_that_make_no_sense():
+  with pytest.raises(ValueError, match="a beam of 25 is larger than the vocabulary of 24"):
+    run(decode.beam_search, language(), beam=25)
+  with pytest.raises(ValueError, match="unknown penalty 'gmnt'; did you mean 'gnmt'"):
+    run(decode.beam_search, language(), penalty="gmnt")
+  with pytest.raises(ValueError, match="n_best=5"):
+    run(decode.beam_search, language(), n_best=5)
+  with pytest.raises(ValueError, match="temperature=0"):
+    run(decode.sample, language(), key=jax.random.key(0), temperature=0.0)
+
+
+# ---- with a Transformer ----
+
+
+@functools.cache
+def translator(**overrides):
+  model = zoo.create("transformer/test", **overrides)
+  source = np.random.default_rng(0).integers(4, 29, (4, 9)).astype(np.int32)
+  for row, length in enumerate((9, 4, 1, 6)):
+    source[row, length:] = model.config.pad
+  shapes = jax.eval_shape(model.init, {"params": jax.random.key(0)}, source, source)
+  draw = np.random.default_rng(1)
+  return model, jax.tree.map(lambda s: draw.normal(0, 0.4, s.shape).astype(np.float32), shapes), source
+
+
+def of_model(method, source, length=8, **options):
+  model, variables, _ = translator()
+  c = model.config
+  parts = decode.stepper(model, variables, source, length)
+  return method(*parts, bos=c.bos, eos=c.eos, pad=c.pad, max_length=length, **options)
+
+
+def test_the_cache_changes_nothing():
+  """Greedy decoding by the whole decoder over the whole target, again for each token."""
+  model, variables, source = translator()
+  decoded = of_model(decode.greedy, source)
+  whole = jax.jit(lambda target: model.apply(variables, source, target)[0])
+  target = np.full((4, 9), model.config.pad, np.int32)
+  target[:, 0], done = model.config.bos, np.zeros(4, bool)
+  for i in range(8):
+    target[:, i + 1] = np.where(done, model.config.pad, np.asarray(whole(target)[:, i]).argmax(-1))
+    done |= target[:, i + 1] == model.config.eos
+  np.testing.assert_array_equal(decoded.token_BNT[:, 0], target[:, 1:])
+
+
+@pytest.mark.parametrize(("method", "options"), [(decode.greedy, {}), (decode.beam_search, dict(beam=3, n_best=2))])
+def test_a_sequence_is_decoded_as_if_alone(method, options):
+  _, _, source = translator()
+  together = of_model(method, source, **options)
+  for row, length in ((1, 4), (2, 1)):
+    alone = of_model(method, source[row : row + 1, :length], **options)
+    np.testing.assert_array_equal(together.token_BNT[row], alone.token_BNT[0])
+    np.testing.assert_allclose(together.score_BN[row], alone.score_BN[0], rtol=1e-4)
+
+
+def test_a_beam_follows_its_own_cache():
+  """Scores of a beam are those of its tokens, read in one go."""
+  model, variables, source = translator()
+  c = model.config
+  decoded = of_model(decode.beam_search, source, beam=4, n_best=4, alpha=0.0)
+  for n in range(4):
+    tokens = np.asarray(decoded.token_BNT[:, n])
+    before = np.concatenate([np.full((4, 1), c.bos), tokens[:, :-1]], 1)
+    logits, _ = model.apply(variables, source, before)
+    gains = np.take_along_axis(log_softmax(np.asarray(logits)), tokens[..., None], -1)[..., 0]
+    real = np.cumsum(tokens == c.eos, 1) - (tokens == c.eos) == 0
+    np.testing.assert_allclose(decoded.score_BN[:, n], (gains * real).sum(1), rtol=1e-4)
+
+
+def test_decoding_stays_within_the_model():
+  with pytest.raises(ValueError, match="max_length is 17; wanted 1 to the model's 16"):
+    of_model(decode.greedy, translator()[2], length=17)

@@ -1,0 +1,160 @@
+"""The Transformer: who sees what, several sequences in a row, what the decoder reads, copies."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from zoo import copying
+from zoo.models.transformer import Row
+
+SOURCE = np.random.default_rng(0).integers(4, 29, (3, 7)).astype(np.int32)
+TARGET = np.random.default_rng(1).integers(4, 29, (3, 6)).astype(np.int32)
+SMALL = dict(width=12, mlp_dim=20, depth=2, decoder_depth=2)
+
+
+@functools.cache
+def drawn(**overrides):
+  """A small model, all of its parameters random."""
+  model = zoo.create("transformer/test", **SMALL | overrides)
+  shapes = jax.eval_shape(model.init, {"params": jax.random.key(0)}, SOURCE, TARGET)
+  draw = np.random.default_rng(2)
+  return model, jax.tree.map(lambda s: draw.normal(0, 0.4, s.shape).astype(np.float32), shapes)
+
+
+def logits(source=SOURCE, target=TARGET, rows=(), **overrides):
+  model, variables = drawn(**overrides)
+  return np.asarray(model.apply(variables, source, target, *rows)[0])
+
+
+@pytest.mark.parametrize("order", ["post", "pre"])
+def test_a_token_knows_no_later_one(order):
+  """By gradients of every output to every embedded target."""
+  model, variables = drawn(order=order, final_norm=order == "pre", shared="none")
+
+  def read(table):
+    params = variables["params"] | {"target_embed": {"embedding": table}}
+    target = jnp.arange(6)[None]  # every place has a token, and a row of the table, of its own
+    return model.apply({"params": params}, SOURCE[:1], target)[0][0].sum(-1)
+
+  influence_TV = np.abs(jax.jacobian(read)(variables["params"]["target_embed"]["embedding"])).max(-1)[:, :6]
+  assert (influence_TV[np.triu_indices(6, 1)] == 0).all()
+  assert (influence_TV[np.tril_indices(6)] > 1e-6).all()
+
+
+def test_padding_is_not_seen():
+  source = SOURCE.copy()
+  source[0, 4:] = 0
+  np.testing.assert_allclose(logits(source)[:1], logits(SOURCE[:1, :4], TARGET[:1]), rtol=1e-4, atol=1e-5)
+  assert np.abs(logits(source)[0] - logits()[0]).max() > 1e-3
+
+
+def test_sequences_that_share_a_row_do_not_know_each_other():
+  """Packed, two pairs and padding give what each gives alone."""
+  source = np.array([[*SOURCE[0, :3], *SOURCE[1, :2], 0, 0]], np.int32)
+  target = np.array([[*TARGET[0, :2], *TARGET[1, :3], 0]], np.int32)
+  of_source = Row(np.array([[1, 1, 1, 2, 2, 0, 0]]), np.array([[0, 1, 2, 0, 1, 0, 0]]))
+  of_target = Row(np.array([[1, 1, 2, 2, 2, 0]]), np.array([[0, 1, 0, 1, 2, 0]]))
+  for overrides in (dict(), dict(positions="learned", cross="mix")):
+    packed = logits(source, target, (of_source, of_target), **overrides)[0]
+    one, two = (logits(SOURCE[i : i + 1, : 3 - i], TARGET[i : i + 1, : 2 + i], **overrides)[0] for i in (0, 1))
+    np.testing.assert_allclose(packed[:2], one, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(packed[2:5], two, rtol=1e-4, atol=1e-5)
+
+
+def test_which_layer_the_decoder_reads():
+  """All choices by hand: a decoder over given memories, as its cross-attention finds them in aux."""
+  for cross in ("last", "layer", "mix"):
+    model, variables = drawn(cross=cross)
+    encoded, aux = model.apply(variables, SOURCE, method="encode")
+    blocks = [np.asarray(aux["block_00"]), np.asarray(aux["block_01"])]
+    if cross == "last":
+      np.testing.assert_array_equal(encoded.memory, aux["tokens"])
+      np.testing.assert_allclose(aux["tokens"], blocks[1], rtol=1e-6)  # post-norm: the last block has normalised
+    elif cross == "layer":
+      for memory, block in zip(encoded.memory, blocks, strict=True):
+        np.testing.assert_array_equal(memory, block)
+    else:
+      share = jax.nn.softmax(variables["params"]["mix"])
+      for memory, s in zip(encoded.memory, share, strict=True):
+        np.testing.assert_allclose(memory, s[0] * blocks[0] + s[1] * blocks[1], rtol=1e-5, atol=1e-6)
+  assert np.abs(logits(cross="last") - logits(cross="layer")).max() > 1e-3
+
+
+def test_scan_is_a_loop():
+  for overrides in (dict(), dict(cross="mix", kv_heads=1), dict(cross="layer", order="pre", final_norm=True)):
+    model, variables = drawn(**overrides)
+    stacked = {"params": zoo.stack.stack_params(variables["params"])}
+    scanned = zoo.create("transformer/test", **SMALL | overrides, scan=True, remat="dots_saveable")
+    output, aux = scanned.apply(stacked, SOURCE, TARGET)
+    wanted, wanted_aux = model.apply(variables, SOURCE, TARGET)
+    np.testing.assert_allclose(output, wanted, rtol=1e-4, atol=1e-5)
+    assert jax.tree.structure(aux) == jax.tree.structure(wanted_aux)
+
+
+def test_shared_matrices():
+  for shared, count in (("all", 1), ("target", 2), ("none", 3)):
+    _, variables = drawn(shared=shared)
+    tables = [p for p in jax.tree.leaves(variables) if 29 in p.shape]
+    assert len(tables) == count
+
+
+def test_copies_are_a_mixture_of_two_distributions():
+  rng = np.random.default_rng(0)
+  words, state = rng.normal(size=(2, 3, 5)).astype(np.float32), rng.normal(size=(2, 3, 4)).astype(np.float32)
+  source = np.array([[1, 6, 1, 4], [0, 0, 5, 2]])  # 5 and 6 are outside the vocabulary
+  weights = np.asarray(jax.nn.softmax(rng.normal(size=(2, 3, 4)).astype(np.float32)))
+  layer = copying.Copies(slots=2)
+  variables = layer.init(jax.random.key(0), words, weights, source, state)
+  mixed = np.exp(layer.apply(variables, words, weights, source, state))
+  np.testing.assert_allclose(mixed.sum(-1), 1, rtol=1e-5)
+  gate = jax.nn.sigmoid(state @ variables["params"]["gate"]["kernel"] + variables["params"]["gate"]["bias"])
+  wanted = np.concatenate([gate * jax.nn.softmax(words), np.zeros((2, 3, 2))], -1)
+  for b, t, s in np.ndindex(2, 3, 4):
+    wanted[b, t, source[b, s]] += (1 - gate[b, t, 0]) * weights[b, t, s]
+  np.testing.assert_allclose(mixed, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_word_outside_the_vocabulary_can_be_copied():
+  """The model gives it probability, reads it as unknown, and learns: all gradients are finite."""
+  model, variables = drawn(copy=True, copy_slots=2)
+  source, target = SOURCE.copy(), TARGET.copy()
+  source[0, 2], target[0, 3] = 29, 29
+
+  def loss(variables):
+    log_probability, _ = model.apply(variables, source, target)
+    return log_probability[0, 2, 29], log_probability
+
+  grads, log_probability = jax.grad(loss, has_aux=True)(variables)
+  assert log_probability.shape == (3, 6, 31)
+  assert log_probability[0, 2, 29] > -10 > -50 > log_probability[1, 2, 29]  # the second source does not have it
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+  unknown = source.copy()
+  unknown[0, 2] = 1
+  encoded = [model.apply(variables, s, method="encode")[0].memory for s in (source, unknown)]
+  np.testing.assert_array_equal(*encoded)
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    (dict(cross="layer", decoder_depth=3), "depth is 2 and decoder_depth 3"),
+    (dict(order="pre"), "order='pre' needs final_norm=True"),
+    (dict(order="prae"), "order is 'prae'; did you mean 'pre'"),
+    (dict(eos=29), "eos is token 29 of a vocabulary of 29"),
+    (dict(copy_slots=3), "copy_slots is 3 without copy=True"),
+    (dict(heads=5), "5 heads do not divide the width 12"),
+    (dict(kv_heads=2), "3 query heads cannot share 2 key heads"),
+  ],
+)
+def test_configs_that_cannot_be(overrides, message):
+  with pytest.raises(ValueError, match=message):
+    logits(**overrides)
+
+
+def test_a_row_that_is_too_long():
+  with pytest.raises(ValueError, match="a source row has 17 tokens; the model's max_length is 16"):
+    logits(np.ones((1, 17), np.int32))

@@ -1,0 +1,341 @@
+"""Transformer (Vaswani et al. 2017, "Attention Is All You Need"): from the tokens of one sequence to those of another.
+
+An encoder reads the source; a decoder, which sees the target up to each place and attends to the encoder's output, says
+what comes next.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from zoo import init, masks
+from zoo.axes import by_batch
+from zoo.copying import Copies
+from zoo.errors import field_faults
+from zoo.layers import ACTIVATIONS, Block, Cache, Context, Dropout, LayerNorm, check_heads
+from zoo.positions import sincos_1d
+from zoo.shapes import expect
+from zoo.stack import run_blocks
+
+# Vaswani et al. 2017, table 3; vocabulary as in 5.1. "nano" is for the bundled verses, on a CPU.
+VARIANTS = {
+  "base": dict(width=512, depth=6, decoder_depth=6, mlp_dim=2048, heads=8),
+  "big": dict(width=1024, depth=6, decoder_depth=6, mlp_dim=4096, heads=16, dropout=0.3),
+  "nano": dict(width=128, depth=3, decoder_depth=3, mlp_dim=512, heads=4, vocab=4000, max_length=128),
+  "test": dict(width=24, depth=2, decoder_depth=3, mlp_dim=40, heads=3, vocab=29, max_length=16, dropout=0.0),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+  """Hyperparameters.
+
+  Attributes:
+    width: D. depth: L of the encoder. decoder_depth: L of the decoder. mlp_dim: F. heads: N.
+    kv_heads: K, see `zoo.layers.Attention`; 0 for N.
+    vocab: V. max_length: the longest source or target, in tokens.
+    pad, bos, eos: tokens that fill up a row, begin a target and end a sequence.
+    order: "post" or "pre", see `zoo.layers.Block`. final_norm: normalise after the last block, which "pre" needs.
+    cross: what block i of the decoder attends to: "last" is the encoder's output (Vaswani), "layer" the output of the
+      encoder's block i, "mix" a learned mean of all blocks' outputs, another for each i (Bapna et al. 2018, 3.1).
+    positions: "sincos" (3.5), "learned" or "none".
+    shared: "all" uses one matrix for source, target and output (3.4), "target" one for target and output, "none" three.
+    scale_embedding: times sqrt(D) (3.4). head_bias: added to the logits.
+    copy: mix the distribution with copies of source tokens (`zoo.copying`). copy_slots: see there.
+    dropout: of embeddings, MLPs and block outputs. attention_dropout: of attention weights.
+    activation: one of `zoo.layers.ACTIVATIONS`. epsilon: of the layer norms.
+    scan: compile one block for all. remat: what the backward pass recomputes (`zoo.stack.run_blocks`).
+    dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
+  """
+
+  width: int = 512
+  depth: int = 6
+  decoder_depth: int = 6
+  mlp_dim: int = 2048
+  heads: int = 8
+  kv_heads: int = 0
+  vocab: int = 37000
+  max_length: int = 512
+  pad: int = 0
+  bos: int = 2
+  eos: int = 3
+  order: str = "post"
+  final_norm: bool = False
+  cross: str = "last"
+  positions: str = "sincos"
+  shared: str = "all"
+  scale_embedding: bool = True
+  head_bias: bool = False
+  copy: bool = False
+  copy_slots: int = 0
+  dropout: float = 0.1
+  attention_dropout: float = 0.0
+  activation: str = "relu"
+  epsilon: float = 1e-5
+  scan: bool = False
+  remat: str = "none"
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    choices = dict(
+      order=("post", "pre"),
+      cross=("last", "layer", "mix"),
+      positions=("sincos", "learned", "none"),
+      shared=("all", "target", "none"),
+      activation=tuple(ACTIVATIONS),
+      dtype=("float32", "bfloat16"),
+    )
+    at_least = {
+      1: ("width", "depth", "decoder_depth", "mlp_dim", "heads", "vocab", "max_length"),
+      0: ("kv_heads", "pad", "bos", "eos", "copy_slots"),
+    }
+    faults = field_faults(self, choices, at_least, ("dropout", "attention_dropout"))
+    if self.cross == "layer" and self.depth != self.decoder_depth:
+      faults.append(f"cross='layer' pairs the blocks, but depth is {self.depth} and decoder_depth {self.decoder_depth}")
+    if self.order == "pre" and not self.final_norm:
+      faults.append("order='pre' needs final_norm=True: nothing else normalises the last block's output")
+    for name in ("pad", "bos", "eos"):
+      if getattr(self, name) >= self.vocab:
+        faults.append(f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab}")
+    if self.copy_slots and not self.copy:
+      faults.append(f"copy_slots is {self.copy_slots} without copy=True")
+    if faults:
+      raise ValueError("\n".join(faults))
+    check_heads(self.width, self.heads)
+
+
+def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """The shapes `Model` is called with: source and target tokens."""
+  tokens = jax.ShapeDtypeStruct((batch, min(config.max_length, 64)), jnp.int32)
+  return tokens, tokens
+
+
+class Row(NamedTuple):
+  """What a row of tokens holds.
+
+  Attributes:
+    segment_BT: number of the sequence that a token belongs to, 0 for padding; None: all that is not `pad` is one.
+    position_BT: place of the token in its sequence; None: its place in the row.
+  """
+
+  segment_BT: jax.Array | None = None
+  position_BT: jax.Array | None = None
+
+
+ROW = Row()  # one sequence from the beginning, filled up with `pad`
+
+
+class Encoded(NamedTuple):
+  """What the decoder reads: tokens and segments of the source, and the memory, [B, S, D] or one a decoder block."""
+
+  source_BS: jax.Array
+  segment_BS: jax.Array
+  memory: jax.Array | list[jax.Array]
+
+
+class Stack(nn.Module):
+  """Blocks [B, T, D] to [B, T, D], and a last norm."""
+
+  config: Config
+  depth: int
+  cross: bool = False
+
+  @nn.compact
+  def __call__(
+    self, x_BTD: jax.Array, shared: Context, own: list[Context] | None = None
+  ) -> tuple[jax.Array, list[jax.Array], dict[str, jax.Array]]:
+    """Returns the output, the output of every block as later blocks may read it, and aux."""
+    c = self.config
+    block = functools.partial(
+      Block,
+      heads=c.heads,
+      kv_heads=c.kv_heads,
+      mlp_dim=c.mlp_dim,
+      activation=c.activation,
+      epsilon=c.epsilon,
+      dropout=c.dropout,
+      attention_dropout=c.attention_dropout,
+      dtype=jnp.dtype(c.dtype),
+      order=c.order,
+      cross=self.cross,
+    )
+    x_BTD, aux = run_blocks(block, x_BTD, shared, per_block=np.zeros(self.depth), own=own, scan=c.scan, remat=c.remat)
+    outputs = [aux[f"block_{i:02d}"] for i in range(self.depth)]
+    if c.final_norm:
+      norm = LayerNorm(epsilon=c.epsilon, dtype=jnp.dtype(c.dtype), name="norm")
+      x_BTD, outputs = norm(x_BTD), [norm(y) for y in outputs]
+    return x_BTD, outputs, aux
+
+
+class Model(nn.Module):
+  """Source tokens [B, S] and target tokens [B, T] to the logits [B, T, V] of the next target tokens.
+
+  `encode` and `decode` are the halves of a call; `start` and `step` decode token by token, with a cache.
+  """
+
+  config: Config
+
+  def setup(self):
+    c = self.config
+
+    def table(name: str, length: int = c.vocab, deviation: float = c.width**-0.5) -> nn.Embed:
+      # With deviation D^-1/2, times sqrt(D) on the way in, embeddings and logits have variance 1 at the start.
+      return nn.Embed(length, c.width, embedding_init=nn.initializers.normal(deviation), name=name)
+
+    if c.shared == "all":
+      self.source_embed = self.target_embed = table("embed")
+    else:
+      self.source_embed, self.target_embed = table("source_embed"), table("target_embed")
+    if c.positions == "learned":
+      self.source_position = table("source_position", c.max_length, 0.02)
+      self.target_position = table("target_position", c.max_length, 0.02)
+    if c.cross == "mix":
+      # Equal weights at first: the mean of all layers.
+      self.mix = self.param("mix", nn.initializers.zeros, (c.decoder_depth, c.depth))
+    self.encoder = Stack(c, c.depth, name="encoder")
+    self.decoder = Stack(c, c.decoder_depth, cross=True, name="decoder")
+    self.dropout = Dropout(c.dropout, name="dropout")
+    if c.shared == "none":
+      self.head = nn.Dense(c.vocab, use_bias=c.head_bias, kernel_init=init.dense, name="head")
+    elif c.head_bias:
+      self.head_bias = self.param("head_bias", nn.initializers.zeros, (c.vocab,))
+    if c.copy:
+      self.copies = Copies(c.copy_slots, name="copies")
+
+  def __call__(
+    self, source_BS: jax.Array, target_BT: jax.Array, source: Row = ROW, target: Row = ROW
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Logits of every target token from those before it; rng `dropout` turns dropout on.
+
+    Args:
+      source_BS: tokens, with `eos` at the end of each sequence.
+      target_BT: tokens, with `bos` at the beginning of each sequence.
+      source, target: where sequences are, if several share a row or padding is not `pad`.
+
+    Returns:
+      logits [B, T, V] in float32 (with `copy` V is vocab + copy_slots), and aux: "tokens" [B, S, D] of the encoder,
+      its "block_00", ..., "block_00/weights", and the same of the decoder as "decoder/block_00", with
+      "decoder/block_00/cross_weights" [B, N, T, S]; "decoder/alignment" [B, T, S] is the last of these, all heads'
+      mean.
+
+    Raises:
+      ValueError: a row is longer than `max_length`.
+    """
+    encoded, aux = self.encode(source_BS, source)
+    logits_BTV, decoder_aux = self.decode(target_BT, encoded, target)
+    return logits_BTV, aux | {f"decoder/{k}": v for k, v in decoder_aux.items()}
+
+  def encode(self, source_BS: jax.Array, row: Row = ROW) -> tuple[Encoded, dict[str, jax.Array]]:
+    """What the decoder reads, and the encoder's part of aux."""
+    c = self.config
+    expect(source_BS=source_BS)
+    segment_BS = (source_BS != c.pad).astype(jnp.int32) if row.segment_BT is None else row.segment_BT
+    x_BSD = self._embed(source_BS, row.position_BT, "source")
+    mask = masks.same_segment(segment_BS, segment_BS) & (segment_BS > 0)[:, None, None]
+    memory, outputs, aux = self.encoder(x_BSD, Context(mask=mask))
+    aux |= {"embedded": x_BSD, "tokens": memory}
+    if c.cross == "layer":
+      memory = outputs
+    if c.cross == "mix":
+      share = jax.nn.softmax(self.mix)
+      memory = [sum(share[i, j].astype(y.dtype) * y for j, y in enumerate(outputs)) for i in range(c.decoder_depth)]
+    return Encoded(source_BS, segment_BS, memory), aux
+
+  def decode(
+    self, target_BT: jax.Array, encoded: Encoded, row: Row = ROW, *, causal: bool = True
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Logits [B, T, V] and the decoder's part of aux; see `__call__`. Not `causal`, every place sees every other."""
+    sizes = expect(target_BT=target_BT)
+    segment_BT = jnp.ones_like(target_BT) if row.segment_BT is None else row.segment_BT
+    x_BTD = self._embed(target_BT, row.position_BT, "target")
+    mask = masks.same_segment(segment_BT, segment_BT) & (segment_BT > 0)[:, None, None]
+    if causal:
+      mask &= masks.causal(sizes["T"], sizes["T"])
+    shared = Context(mask=mask, memory_mask=masks.same_segment(segment_BT, encoded.segment_BS))
+    own = None
+    if isinstance(encoded.memory, list):
+      own = [Context(memory=memory) for memory in encoded.memory]
+    else:
+      shared = shared._replace(memory=encoded.memory)
+    x_BTD, _, aux = self.decoder(x_BTD, shared, own)
+    aux["alignment"] = aux[f"block_{self.config.decoder_depth - 1:02d}/cross_weights"].mean(1)
+    return self._predict(x_BTD, encoded.source_BS, aux["alignment"]), aux
+
+  def start(self, source_BS: jax.Array, max_length: int) -> tuple[dict, list[Cache]]:
+    """What decoding token by token needs (`zoo.decode`).
+
+    Args:
+      source_BS: tokens, filled up with `pad`.
+      max_length: of what will be decoded, in tokens.
+
+    Returns:
+      memory, which stays as it is: every block's keys and values of the source; and the cache of the targets, of which
+      there is nothing yet. The first axis of all their arrays is B.
+    """
+    c = self.config
+    encoded, _ = self.encode(source_BS)
+    first_B1 = jnp.full((len(source_BS), 1), c.bos, jnp.int32)
+    _, aux = self.decode(first_B1, encoded)
+    own, memory = zip(*(aux[f"block_{i:02d}/cache"] for i in range(c.decoder_depth)), strict=True)
+    # Room for the tokens to come: what is not written yet is masked.
+    cache = jax.tree.map(lambda a: jnp.zeros((len(a), max_length, *a.shape[2:]), a.dtype), list(own))
+    return dict(blocks=list(memory), source=source_BS, segment=encoded.segment_BS), cache
+
+  def step(
+    self, memory: dict, cache: list[Cache], token_B: jax.Array, index: jax.Array
+  ) -> tuple[jax.Array, list[Cache]]:
+    """One token of each target.
+
+    Args:
+      memory: from `start`.
+      cache: from `start`, or from the step before.
+      token_B: the tokens at place `index`; `bos` at place 0.
+      index: int32 scalar.
+
+    Returns:
+      logits [B, V] of the tokens at `index` + 1, and the cache with this token in it.
+    """
+    x_B1D = self._embed(token_B[:, None], jnp.full((len(token_B), 1), index), "target")
+    mask = masks.causal(1, cache[0].k_BSKH.shape[1], index)
+    shared = Context(mask=mask, memory_mask=(memory["segment"] > 0)[:, None, None], index=index)
+    own = [Context(cache=caches) for caches in zip(cache, memory["blocks"], strict=True)]
+    x_B1D, _, aux = self.decoder(x_B1D, shared, own)
+    cache = [aux[f"block_{i:02d}/cache"][0] for i in range(len(cache))]
+    weights_BNTS = aux[f"block_{len(cache) - 1:02d}/cross_weights"]
+    return self._predict(x_B1D, memory["source"], weights_BNTS.mean(1))[:, 0], cache
+
+  def _embed(self, token_BT: jax.Array, position_BT: jax.Array | None, side: str) -> jax.Array:
+    c = self.config
+    length = token_BT.shape[1]
+    if length > c.max_length:
+      raise ValueError(f"a {side} row has {length} tokens; the model's max_length is {c.max_length}")
+    # Source words outside the vocabulary have numbers beyond it (`copying`); they are read as token 1, "unknown".
+    token_BT = jnp.where(token_BT < c.vocab, token_BT, 1) if c.copy else token_BT
+    x_BTD = getattr(self, f"{side}_embed")(token_BT)
+    if c.scale_embedding:
+      x_BTD = x_BTD * c.width**0.5
+    if position_BT is None:
+      position_BT = jnp.arange(length)[None]
+    if c.positions == "sincos":
+      x_BTD = x_BTD + jnp.asarray(sincos_1d(np.arange(c.max_length), c.width))[position_BT]
+    elif c.positions == "learned":
+      x_BTD = x_BTD + getattr(self, f"{side}_position")(position_BT)
+    return by_batch(self.dropout(x_BTD.astype(c.dtype)))
+
+  def _predict(self, x_BTD: jax.Array, source_BS: jax.Array, alignment_BTS: jax.Array) -> jax.Array:
+    c = self.config
+    if c.shared == "none":
+      logits_BTV = self.head(x_BTD.astype(jnp.float32))
+    else:
+      table_VD = self.target_embed.embedding.astype(x_BTD.dtype)
+      logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+      if c.head_bias:
+        logits_BTV = logits_BTV + self.head_bias
+    if c.copy:
+      logits_BTV = self.copies(logits_BTV, alignment_BTS, source_BS, x_BTD)
+    return by_batch(logits_BTV)
