@@ -10,6 +10,7 @@ import zoo
 from zoo import axes
 from zoo.pooling import KINDS as POOLINGS
 from zoo.pooling import Pooling, WindowDense
+from zoo.positions import RelativeBias
 
 # Each brings parameters that the plain variant does not have, or takes some away.
 COMBINATIONS = [
@@ -51,6 +52,7 @@ def test_every_parameter_has_exactly_one_rule(name, overrides):
 # Layers with parameters that no family has in its `test` variant, and what to call them with.
 LAYERS = {
   **{kind: (Pooling(kind, hidden=5), [shape(2, 3, 4), shape(2, 6, 4), shape(2, 6, 7)]) for kind in POOLINGS},
+  "relative_bias": (RelativeBias(3), [jax.ShapeDtypeStruct((1, 4), np.int32)] * 2),
   "window": (WindowDense(5, window=2), [shape(2, 3, 4)]),
 }
 

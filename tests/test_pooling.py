@@ -82,6 +82,9 @@ def test_bfloat16_leaves_parameters_and_weights_float32(kind):
   out, weights = layer.apply(variables, q, k, v)
   assert (out.dtype, weights.dtype) == (jnp.bfloat16, jnp.float32)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+  program = jax.make_jaxpr(layer.apply)(variables, q, k, v)
+  products = [e for e in program.eqns if e.primitive.name == "dot_general"]
+  assert products and all(x.aval.dtype == jnp.bfloat16 for e in products for x in e.invars)
   exact, _ = Pooling(kind, hidden=A).apply(variables, q, k, v)
   np.testing.assert_allclose(out.astype(np.float32), exact, atol=0.05)
 

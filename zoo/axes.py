@@ -22,6 +22,7 @@ RULES = (
   (r"mlp/down/kernel", ("mlp", "embed")),
   (r"mlp/down/bias", ("embed",)),
   (r"(norm|norm1|norm2|head_norm)/(scale|bias)", ("embed",)),
+  (r"buckets", ("buckets", "heads")),
   (r"bilinear", ("query_embed", "key_embed")),
   (r"query", ("query_embed", "attention_hidden")),
   (r"key", ("key_embed", "attention_hidden")),
