@@ -190,8 +190,8 @@ def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, base: float = 10000.0) ->
   if positions_BT.shape not in ((1, x_BTNH.shape[1]), x_BTNH.shape[:2]):
     raise ShapeError(f"positions_BT {positions_BT.shape} does not fit x_BTNH {x_BTNH.shape}; B may be 1")
   frequency = (base ** -(np.arange(width // 2, dtype=np.float64) / (width // 2))).astype(np.float32)
-  angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency
-  first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, -1)
+  angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency  # so the products are float32 too
+  first, second = jnp.split(x_BTNH, 2, -1)
   turned = (first * jnp.cos(angle) - second * jnp.sin(angle), second * jnp.cos(angle) + first * jnp.sin(angle))
   return jnp.concatenate(turned, -1).astype(x_BTNH.dtype)
 
