@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from test_layers import KEY, draw, run
 
 from zoo import norms
@@ -117,6 +118,54 @@ def test_with_settled_statistics_the_backward_pass_is_the_exact_one():
   of_x, change = our_pull(jnp.asarray(cotangent))
   np.testing.assert_allclose(of_x, pull(cotangent)[0], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(change, 0, atol=1e-6)  # and nu is where it wants to be
+
+
+class Layers(nn.Module):
+  """Three times a dense layer and a PowerNorm, in a loop or a scan, as `zoo.stack` runs blocks."""
+
+  scan: bool
+
+  @nn.compact
+  def __call__(self, x):
+    if not self.scan:
+      for i in range(3):
+        x, _ = Block(name=f"block_{i:02d}")(x, None)
+      return x
+    stacked = nn.scan(
+      nn.remat(Block), variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=3
+    )
+    return stacked(name="blocks")(x, None)[0]
+
+
+class Block(nn.Module):
+  @nn.compact
+  def __call__(self, x, _):
+    return PowerNorm(name="norm")(nn.Dense(4, name="up")(x)), None
+
+
+def test_gradient_statistics_come_out_of_a_scan_and_of_many_devices():
+  x = draw(8, 3, 4)
+  params = {"up": {"kernel": draw(3, 4, 4), "bias": draw(3, 4)}, "norm": {"scale": 1 + draw(3, 4), "bias": draw(3, 4)}}
+  statistics = {"norm": {"square": np.square(draw(3, 4)) + 1, "gradient": draw(3, 4)}}
+
+  def loss(scan, statistics, x):
+    def layout(tree):
+      return {"blocks": tree} if scan else {f"block_{i:02d}": jax.tree.map(lambda a, i=i: a[i], tree) for i in range(3)}
+
+    variables = {"params": layout(params), "batch_stats": layout(statistics)}
+    y, rest = Layers(scan).apply(variables, x, mutable=["batch_stats"])
+    new = rest["batch_stats"]
+    if not scan:
+      new = {"blocks": jax.tree.map(lambda *blocks: jnp.stack(blocks), *(new[name] for name in sorted(new)))}
+    return jnp.sin(y).sum(), new["blocks"]
+
+  step = jax.jit(jax.grad(loss, (1, 2), has_aux=True), static_argnums=0)
+  wanted = step(False, statistics, x)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  cut = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+  for found in (step(True, statistics, x), step(True, statistics, cut)):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, wanted)
+  assert all((np.abs(g) > 1e-4).any() for g in jax.tree.leaves(wanted[0][0]["norm"]["gradient"]))
 
 
 def test_power_norm_evaluates_with_the_running_mean():

@@ -14,7 +14,7 @@ from zoo.errors import nearest
 
 
 class LayerNorm(nn.LayerNorm):
-  """Layer normalisation (Ba et al. 2016, eq. 4), statistics in float32 whatever the compute type.
+  """Layer normalisation (Ba et al. 2016, eq. 3), statistics in float32 whatever the compute type.
 
   The variance is the mean of the squared deviations: E[x^2] - E[x]^2, Linen's default, loses digits that the
   comparison with published implementations needs.
