@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from zoo import masks
-from zoo.attention import attend, dot_product_scores, masked_softmax
+from zoo.attention import (
+  additive_scores,
+  attend,
+  attention_pool,
+  dot_product_scores,
+  dot_scores,
+  gaussian_scores,
+  general_scores,
+  masked_softmax,
+  uniform_scores,
+)
 from zoo.shapes import ShapeError
 
 B, T, S, N, H = 2, 5, 7, 4, 3
@@ -119,3 +129,65 @@ def test_heads_that_cannot_be_shared():
 def test_disagreeing_shapes():
   with pytest.raises(ShapeError, match=r"H is 4 in k_BSKH but 3 before it.*q_BTNH \(2, 5, 4, 3\)"):
     attend(draw(B, T, N, H), draw(B, S, N, 4), draw(B, S, N, H))
+
+
+def test_values_whose_heads_cannot_be_shared():
+  with pytest.raises(ValueError, match=r"4 query heads cannot share 3 key heads evenly; try one of \[1, 2, 4\]"):
+    attention_pool(draw(B, 4, T, S), draw(B, S, 3, H))
+
+
+# ---- score functions of one head
+
+Q, E, A = 4, 6, 5
+
+
+def pair_by_pair(score, q, k):
+  """[B, 1, T, S]: the score of every pair of vectors, in float64."""
+  return np.array([[[[score(x, y) for y in keys] for x in queries]] for queries, keys in zip(q, k, strict=True)])
+
+
+def test_scores_are_their_formulas():
+  q, k, wide = (draw(B, n, d).astype(np.float64) for n, d in ((T, Q), (S, Q), (S, E)))
+  bilinear, query, key, score = draw(Q, E), draw(Q, A), draw(E, A), draw(A)
+  cases = [
+    (dot_scores(q, k), lambda x, y: x @ y, k),
+    (general_scores(q, wide, bilinear), lambda x, y: x @ bilinear @ y, wide),
+    (additive_scores(q, wide, query, key, score), lambda x, y: score @ np.tanh(query.T @ x + key.T @ y), wide),
+    (gaussian_scores(q, k, 0.7), lambda x, y: -np.sum((0.7 * (x - y)) ** 2) / 2, k),
+    (gaussian_scores(q, k, draw(Q)), lambda x, y: -np.sum((draw(Q) * (x - y)) ** 2) / 2, k),
+    (uniform_scores(q, wide), lambda x, y: 0.0, wide),
+  ]
+  for scores, formula, keys in cases:
+    assert scores.shape == (B, 1, T, S) and scores.dtype == jnp.float32
+    np.testing.assert_allclose(scores, pair_by_pair(formula, q, keys), rtol=1e-5, atol=1e-5)
+
+
+def test_gaussian_scores_keep_their_digits_far_from_zero():
+  near = gaussian_scores(jnp.full((1, 1, 1), 1e4), jnp.full((1, 1, 1), 1e4 + 0.125))
+  np.testing.assert_allclose(near, -(0.125**2) / 2)
+
+
+def test_gaussian_attention_is_kernel_regression():
+  x, y, new = np.sort(draw(1, 40, 1), 1), draw(1, 40, 1, seed=1), draw(1, 9, 1, seed=2)
+  out, _ = attention_pool(gaussian_scores(new, x, 3.0), y[:, :, None])
+  kernel = np.exp(-((3 * (new[0] - x[0].T)) ** 2) / 2)  # [9, 40]
+  np.testing.assert_allclose(out[0, :, 0], kernel @ y[0] / kernel.sum(1, keepdims=True), rtol=1e-4)
+  # A narrow kernel finds the nearest neighbour, a wide one the average.
+  nearest, _ = attention_pool(gaussian_scores(x, x, 1e4), y[:, :, None])
+  np.testing.assert_allclose(nearest[:, :, 0], y, rtol=1e-5)
+  average, _ = attention_pool(gaussian_scores(x, x, 0.0), y[:, :, None])
+  np.testing.assert_allclose(average[0, :, 0, 0], np.full(40, y.mean()), rtol=1e-5)
+
+
+def test_uniform_scores_average_what_is_valid():
+  q, k, v, lengths = draw(B, T, Q), draw(B, S, E), draw(B, S, 1, H), np.array([3, 5])
+  out, _ = attention_pool(uniform_scores(q, k), v, mask=masks.valid_length(lengths, S))
+  for b, length in enumerate(lengths):
+    np.testing.assert_allclose(out[b, :, 0], np.tile(v[b, :length, 0].mean(0), (T, 1)), rtol=1e-5, atol=1e-6)
+
+
+def test_scores_refuse_widths_that_do_not_fit():
+  with pytest.raises(ShapeError, match="Q is 6 in k_BSQ but 4 before it"):
+    dot_scores(draw(B, T, Q), draw(B, S, E))
+  with pytest.raises(ShapeError, match="E is 5 in bilinear_QE but 6 before it"):
+    general_scores(draw(B, T, Q), draw(B, S, E), draw(Q, 5))

@@ -8,6 +8,9 @@ import pytest
 
 import zoo
 from zoo import axes
+from zoo.pooling import KINDS as POOLINGS
+from zoo.pooling import Pooling, WindowDense
+from zoo.positions import RelativeBias
 
 # Each brings parameters that the plain variant does not have, or takes some away.
 IMAGES = [
@@ -56,8 +59,27 @@ def test_every_parameter_has_exactly_one_rule(name, overrides):
     assert (node[0] == "layers") == ("/blocks/" in path)
 
 
+# Layers with parameters that no family has in its `test` variant, and what to call them with.
+LAYERS = {
+  **{kind: (Pooling(kind, hidden=5), [shape(2, 3, 4), shape(2, 6, 4), shape(2, 6, 7)]) for kind in POOLINGS},
+  "relative_bias": (RelativeBias(3), [jax.ShapeDtypeStruct((1, 4), np.int32)] * 2),
+  "window": (WindowDense(5, window=2), [shape(2, 3, 4)]),
+}
+
+
+def layer_shapes(name):
+  layer, inputs = LAYERS[name]
+  return {name: jax.eval_shape(layer.init, jax.random.key(0), *inputs).get("params", {})}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_parameter_of_a_layer_has_exactly_one_rule(name):
+  axes.logical_axes(layer_shapes(name))
+
+
 def test_no_rule_is_idle():
   paths = {path for name, overrides in CASES for path in axes.flatten(shapes(name, **overrides))}
+  paths |= {p for name in LAYERS for p in axes.flatten(layer_shapes(name))}
   for pattern, _ in axes.RULES:
     for part in pattern.split("|") if "(" not in pattern else [pattern]:
       assert any(axes.re.search(rf"(^|/)({part})$", path) for path in paths), part

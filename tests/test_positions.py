@@ -1,15 +1,45 @@
 """Closed forms of `zoo.positions`."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.positions import RESAMPLINGS, relative_scores, resample, sincos_1d, sincos_2d
+from zoo import masks
+from zoo.attention import attend
+from zoo.positions import (
+  RESAMPLINGS,
+  RelativeBias,
+  alibi_bias,
+  alibi_slopes,
+  relative_bucket,
+  relative_scores,
+  resample,
+  rotary,
+  sincos_1d,
+  sincos_2d,
+)
+from zoo.shapes import ShapeError
+
+
+def draw(*shape, seed=0):
+  return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
 def test_sincos_1d_by_hand():
   table = sincos_1d(np.array([0, 3]), 4)
   np.testing.assert_allclose(table, [[0, 0, 1, 1], [np.sin(3), np.sin(0.03), np.cos(3), np.cos(0.03)]], atol=1e-7)
+
+
+@pytest.mark.parametrize("shift", [1, 7, 100])
+def test_a_shift_of_sincos_1d_is_one_rotation_wherever_it_starts(shift):
+  width, positions = 16, np.arange(50)
+  frequency = 10000.0 ** -(np.arange(8) / 8)
+  turn = np.zeros((width, width))  # each pair (sin, cos) turned by shift * frequency
+  for i, angle in enumerate(shift * frequency):
+    turn[np.ix_([i, i + 8], [i, i + 8])] = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+  np.testing.assert_allclose(turn @ turn.T, np.eye(width), atol=1e-12)
+  np.testing.assert_allclose(sincos_1d(positions + shift, width), sincos_1d(positions, width) @ turn.T, atol=1e-6)
 
 
 def test_sincos_2d_has_the_column_first_and_then_the_row():
@@ -77,3 +107,108 @@ def test_relative_scores_are_the_naive_double_loop():
 def test_relative_scores_of_another_length():
   with pytest.raises(ValueError, match="made for 5 tokens and got 4"):
     relative_scores(jnp.ones((1, 4, 1, 2)), jnp.ones((9, 2)))
+
+
+def test_rotary_turns_each_pair_by_hand():
+  x, positions = draw(2, 3, 2, 4), np.array([[0, 1, 5], [7, 7, 2]])
+  turned = rotary(jnp.asarray(x), jnp.asarray(positions), base=100.0)
+  for b, t, n, i in np.ndindex(2, 3, 2, 2):
+    angle = positions[b, t] * 100.0 ** (-i / 2)
+    a, c = x[b, t, n, i], x[b, t, n, i + 2]
+    wanted = [a * np.cos(angle) - c * np.sin(angle), c * np.cos(angle) + a * np.sin(angle)]
+    np.testing.assert_allclose(turned[b, t, n, [i, i + 2]], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_rotary_keeps_lengths_and_scores_depend_on_the_offset_alone():
+  q, k, positions = draw(1, 5, 2, 8), draw(1, 6, 2, 8, seed=1), np.array([[0, 3, 4, 9, 20, 21]])
+  turned = rotary(q, positions[:, :5])
+  np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-5)
+
+  def scores(shift):
+    return jnp.einsum("BTNH,BSNH->BNTS", rotary(q, positions[:, :5] + shift), rotary(k, positions + shift))
+
+  np.testing.assert_allclose(scores(0), scores(1000), atol=2e-3)
+  # By the offset, and not merely by the contents: other offsets give other scores.
+  assert np.abs(scores(0) - jnp.einsum("BTNH,BSNH->BNTS", q, k)).max() > 0.1
+
+
+def test_rotary_packed_and_cached_is_rotary_of_each_sequence():
+  q, k, v = draw(1, 7, 2, 4), draw(1, 7, 2, 4, seed=1), draw(1, 7, 2, 4, seed=2)
+
+  @jax.jit
+  def run(q, k, v, query, key, mask):
+    return attend(rotary(q, query), rotary(k, key), v, mask=mask)[0]
+
+  alone = []
+  for start, stop in ((0, 3), (3, 7)):
+    one, length = slice(start, stop), stop - start
+    positions = np.arange(length)[None]
+    alone.append(run(q[:, one], k[:, one], v[:, one], positions, positions, masks.causal(length, length)))
+  positions, segments = np.array([[0, 1, 2, 0, 1, 2, 3]]), jnp.array([[0, 0, 0, 1, 1, 1, 1]])
+  mask = masks.causal(7, 7) & masks.same_segment(segments, segments)
+  packed = run(q, k, v, positions, positions, mask)
+  np.testing.assert_allclose(packed, np.concatenate(alone, 1), rtol=1e-4, atol=1e-6)
+  # The last query by itself, against keys that were turned when they came.
+  last = run(q[:, -1:], k[:, 3:], v[:, 3:], np.array([[3]]), np.arange(4)[None], masks.causal(1, 4, offset=3))
+  np.testing.assert_allclose(last, alone[1][:, -1:], rtol=1e-4, atol=1e-6)
+
+
+def test_rotary_keeps_the_type_but_computes_in_float32():
+  x, positions = draw(1, 2, 1, 4).astype(jnp.bfloat16), np.array([[1000, 1001]])
+  turned = rotary(x, positions)
+  assert turned.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(turned, rotary(x.astype(jnp.float32), positions).astype(jnp.bfloat16))
+
+
+def test_rotary_faults():
+  with pytest.raises(ValueError, match="even head width, got 3"):
+    rotary(jnp.ones((1, 2, 1, 3)), jnp.zeros((1, 2), int))
+  with pytest.raises(ShapeError, match=r"positions_BT \(3, 2\) does not fit x_BTNH \(2, 2, 1, 4\)"):
+    rotary(jnp.ones((2, 2, 1, 4)), jnp.zeros((3, 2), int))
+
+
+def test_alibi_slopes_by_hand():
+  np.testing.assert_allclose(alibi_slopes(8), 2.0 ** -np.arange(1, 9))  # the paper's: 1/2, 1/4, ..., 1/256
+  np.testing.assert_allclose(alibi_slopes(4), [2**-2, 2**-4, 2**-6, 2**-8])
+  np.testing.assert_allclose(alibi_slopes(6), [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])
+  np.testing.assert_allclose(alibi_slopes(1), [2**-8])
+
+
+def test_alibi_bias_falls_with_the_distance():
+  bias = alibi_bias(2, jnp.array([[5, 0]]), jnp.array([[0, 4, 6]]))
+  np.testing.assert_allclose(bias, -np.array([[[[5, 1, 1], [0, 4, 6]]]]) * np.array([2**-4, 2**-8])[:, None, None])
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_buckets(bidirectional):
+  offset = np.arange(-200, 201)
+  bucket = np.asarray(relative_bucket(jnp.asarray(offset), 32, 128, bidirectional))
+  ahead = 16 if bidirectional else 32
+  before = bucket[offset <= 0][::-1]  # by distance
+  np.testing.assert_array_equal(before[: ahead // 2], np.arange(ahead // 2))  # a bucket each
+  assert (np.diff(before) >= 0).all() and (before[128:] == ahead - 1).all() and before[127] == ahead - 1
+  assert set(before) == set(range(ahead))
+  # In the logarithmic half the borders are a geometric series from the first to the largest distance.
+  borders = np.flatnonzero(np.diff(before)) + 1
+  wanted = ahead / 2 * (128 / (ahead / 2)) ** (np.arange(ahead // 2) / (ahead / 2))
+  assert (np.abs(borders[ahead // 2 - 1 :] - wanted) < 1).all()
+  after = bucket[offset >= 0]
+  np.testing.assert_array_equal(after[1:], before[1:] + ahead if bidirectional else np.zeros(200))
+
+
+def test_buckets_too_few():
+  with pytest.raises(ValueError, match="2 buckets up to distance 128: wanted at least 4 buckets"):
+    relative_bucket(jnp.arange(3), 2)
+  with pytest.raises(ValueError, match=r"32 buckets up to distance 8: .* above 8"):
+    relative_bucket(jnp.arange(3), 32, 8)
+
+
+def test_relative_bias_is_its_table():
+  layer = RelativeBias(heads=3, buckets=8, max_distance=20)
+  query, key = jnp.array([[0, 4], [30, 2]]), jnp.array([[0, 1, 2], [9, 3, 0]])
+  variables = layer.init(jax.random.key(0), query, key)
+  bias, table = np.asarray(layer.apply(variables, query, key)), np.asarray(variables["params"]["buckets"])
+  assert bias.shape == (2, 3, 2, 3) and table.shape == (8, 3)
+  bucket = np.asarray(relative_bucket(key[:, None] - query[:, :, None], 8, 20))
+  for b, n, t, s in np.ndindex(*bias.shape):
+    assert bias[b, n, t, s] == table[bucket[b, t, s], n]

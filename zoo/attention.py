@@ -1,7 +1,18 @@
-"""Attention: scores, a masked softmax over the keys, a weighted sum of the values.
+"""Attention, said once: scores, a masked softmax over the keys, a weighted sum of the values.
 
-Pure functions of q, k and v. Layers that hold parameters are in `zoo/layers.py`; fused TPU kernels go behind
-`attend`, whose plain form here is what they are tested against.
+Pure functions of queries, keys and values. A score function says how well a query and a key fit, as [B, N, T, S];
+`attention_pool` makes weights of scores and sums the values by them, whatever the scores were made of:
+
+    scaled dot product  `dot_product_scores`  many heads; what Transformers have, with `attend` for the whole
+    dot product         `dot_scores`          Luong et al. 2015, "dot"
+    bilinear            `general_scores`      Luong et al. 2015, "general"
+    additive            `additive_scores`     Bahdanau et al. 2015
+    Gaussian kernel     `gaussian_scores`     Nadaraya 1964 and Watson 1964: regression by the neighbours
+    none                `uniform_scores`      average pooling: every key is as good as any other
+
+All but the first have one head, N = 1, so that masks and weights have the same axes everywhere. Layers that hold
+parameters are in `zoo/layers.py` and `zoo/pooling.py`; fused TPU kernels go behind `attend`, whose plain form here is
+what they are tested against.
 """
 
 import jax
@@ -48,6 +59,13 @@ def masked_softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Arra
   return numerators / total
 
 
+def check_shared_heads(heads: int, key_heads: int) -> None:
+  """Raises ValueError where N query heads cannot share K key heads evenly; it names numbers that can."""
+  if heads % key_heads:
+    fitting = [k for k in range(1, heads + 1) if heads % k == 0]
+    raise ValueError(f"{heads} query heads cannot share {key_heads} key heads evenly; try one of {fitting}")
+
+
 def dot_product_scores(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
   """Scaled dot products, q k^T / sqrt(H) (Vaswani et al. 2017, eq. 1).
 
@@ -64,11 +82,127 @@ def dot_product_scores(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
   q_BTNH = q_BTNH * sizes["H"] ** -0.5  # on q, the smaller operand, rather than on the scores
   if sizes["N"] == sizes["K"]:
     return jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSKH, preferred_element_type=jnp.float32)
-  if sizes["N"] % sizes["K"]:
-    raise ValueError(f"{sizes['N']} query heads cannot share {sizes['K']} key heads evenly")
+  check_shared_heads(sizes["N"], sizes["K"])
   q_BTKGH = q_BTNH.reshape(*q_BTNH.shape[:2], sizes["K"], -1, sizes["H"])
   scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
   return scores.reshape(sizes["B"], sizes["N"], sizes["T"], sizes["S"])
+
+
+def dot_scores(q_BTQ: jax.Array, k_BSQ: jax.Array) -> jax.Array:
+  """Dot products as they are, q^T k (Luong et al. 2015, 3.1, "dot").
+
+  Returns:
+    [B, 1, T, S] float32
+  """
+  expect(q_BTQ=q_BTQ, k_BSQ=k_BSQ)
+  return jnp.einsum("BTQ,BSQ->BTS", q_BTQ, k_BSQ, preferred_element_type=jnp.float32)[:, None]
+
+
+def general_scores(q_BTQ: jax.Array, k_BSE: jax.Array, bilinear_QE: jax.Array) -> jax.Array:
+  """A bilinear form, q^T W k, for queries and keys of any widths (Luong et al. 2015, 3.1, "general").
+
+  Args:
+    q_BTQ, k_BSE: queries and keys.
+    bilinear_QE: W.
+
+  Returns:
+    [B, 1, T, S] float32
+  """
+  expect(q_BTQ=q_BTQ, k_BSE=k_BSE, bilinear_QE=bilinear_QE)
+  return dot_scores(jnp.einsum("BTQ,QE->BTE", q_BTQ, bilinear_QE), k_BSE)
+
+
+def additive_scores(
+  q_BTQ: jax.Array, k_BSE: jax.Array, query_QA: jax.Array, key_EA: jax.Array, score_A: jax.Array
+) -> jax.Array:
+  """A small network of query and key, v^T tanh(W_q q + W_k k) (Bahdanau et al. 2015, A.1.2; no biases there).
+
+  Args:
+    q_BTQ, k_BSE: queries and keys, of any widths.
+    query_QA, key_EA: W_q and W_k, to A hidden units.
+    score_A: v.
+
+  Returns:
+    [B, 1, T, S] float32. Needs memory for B x T x S x A hidden units, A times that of a dot product.
+  """
+  expect(q_BTQ=q_BTQ, k_BSE=k_BSE, query_QA=query_QA, key_EA=key_EA, score_A=score_A)
+  q_BTA, k_BSA = jnp.einsum("BTQ,QA->BTA", q_BTQ, query_QA), jnp.einsum("BSE,EA->BSA", k_BSE, key_EA)
+  hidden_BTSA = jnp.tanh(q_BTA[:, :, None] + k_BSA[:, None])
+  return jnp.einsum("BTSA,A->BTS", hidden_BTSA, score_A, preferred_element_type=jnp.float32)[:, None]
+
+
+def gaussian_scores(q_BTQ: jax.Array, k_BSQ: jax.Array, inverse_width: float | jax.Array = 1.0) -> jax.Array:
+  """The logarithm of a Gaussian kernel, -|w (q - k)|^2 / 2 (Nadaraya 1964, Watson 1964).
+
+  With these scores attention is kernel regression: a query's value is the mean of its neighbours' values, each
+  weighted by how near its key is.
+
+  Args:
+    q_BTQ, k_BSQ: points; Q = 1 for scalars.
+    inverse_width: w, the inverse of the kernel's standard deviation: a scalar, or [Q] for one along each coordinate.
+
+  Returns:
+    [B, 1, T, S] float32
+  """
+  expect(q_BTQ=q_BTQ, k_BSQ=k_BSQ)
+  # The differences themselves: |q|^2 - 2 q k + |k|^2 is faster, but has no digits left where q and k are near.
+  distance_BTSQ = inverse_width * (q_BTQ[:, :, None] - k_BSQ[:, None]).astype(jnp.float32)
+  return -0.5 * jnp.square(distance_BTSQ).sum(-1)[:, None]
+
+
+def uniform_scores(q_BTQ: jax.Array, k_BSE: jax.Array) -> jax.Array:
+  """No attention: all scores are 0, so what is pooled is the average of the values a query may see.
+
+  Returns:
+    [B, 1, T, S] float32
+  """
+  sizes = expect(q_BTQ=q_BTQ, k_BSE=k_BSE)
+  return jnp.zeros((sizes["B"], 1, sizes["T"], sizes["S"]), jnp.float32)
+
+
+def attention_pool(
+  scores_BNTS: jax.Array,
+  v_BSKH: jax.Array,
+  *,
+  mask: jax.Array | None = None,
+  dropout_rate: float = 0.0,
+  dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Weights from scores, and the values summed by them (Vaswani et al. 2017, eq. 1; Bahdanau et al. 2015, eq. 5, 6).
+
+  Args:
+    scores_BNTS: from any score function.
+    v_BSKH: values; K divides N.
+    mask: bool, broadcastable to [B, N, T, S], True = may attend.
+    dropout_rate: share of the weights set to 0 (the rest grows to keep the mean); needs `dropout_key`.
+    dropout_key: None for evaluation.
+
+  Returns:
+    output [B, T, N, H] in the type of v, and the weights [B, N, T, S] in float32, before dropout. A query that
+    may see nothing gets 0.
+
+  Raises:
+    ValueError: N is no multiple of K.
+  """
+  sizes = expect(scores_BNTS=scores_BNTS, v_BSKH=v_BSKH)
+  check_shared_heads(sizes["N"], sizes["K"])
+  numerators_BNTS, total_BNT1 = masked_exp(scores_BNTS, mask)
+  kept_BNTS = numerators_BNTS
+  if dropout_rate and dropout_key is not None:
+    keep = jax.random.bernoulli(dropout_key, 1 - dropout_rate, kept_BNTS.shape)
+    kept_BNTS = jnp.where(keep, kept_BNTS / (1 - dropout_rate), 0.0)
+  kept_BNTS = kept_BNTS.astype(v_BSKH.dtype)
+  if sizes["N"] == sizes["K"]:
+    sums_BNTH = jnp.einsum("BNTS,BSNH->BNTH", kept_BNTS, v_BSKH)
+  else:
+    kept_BKGTS = kept_BNTS.reshape(sizes["B"], sizes["K"], -1, sizes["T"], sizes["S"])
+    sums_BNTH = jnp.einsum("BKGTS,BSKH->BKGTH", kept_BKGTS, v_BSKH).reshape(
+      sizes["B"], sizes["N"], sizes["T"], sizes["H"]
+    )
+  # Divided after the sum, which has H columns where the weights have S (as in Dao et al. 2022): less to divide, and
+  # a shorter backward pass.
+  out_BNTH = (sums_BNTH / total_BNT1).astype(v_BSKH.dtype)
+  return out_BNTH.swapaxes(1, 2), numerators_BNTS / total_BNT1
 
 
 def attend(
@@ -94,24 +228,8 @@ def attend(
     output [B, T, N, H] in the type of v, and the weights [B, N, T, S] in float32, before dropout. A query that
     may see nothing gets 0.
   """
-  sizes = expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
+  expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
   scores_BNTS = dot_product_scores(q_BTNH, k_BSKH)
   if bias is not None:
     scores_BNTS = scores_BNTS + bias
-  numerators_BNTS, total_BNT1 = masked_exp(scores_BNTS, mask)
-  kept_BNTS = numerators_BNTS
-  if dropout_rate and dropout_key is not None:
-    keep = jax.random.bernoulli(dropout_key, 1 - dropout_rate, kept_BNTS.shape)
-    kept_BNTS = jnp.where(keep, kept_BNTS / (1 - dropout_rate), 0.0)
-  kept_BNTS = kept_BNTS.astype(v_BSKH.dtype)
-  if sizes["N"] == sizes["K"]:
-    sums_BNTH = jnp.einsum("BNTS,BSNH->BNTH", kept_BNTS, v_BSKH)
-  else:
-    kept_BKGTS = kept_BNTS.reshape(sizes["B"], sizes["K"], -1, sizes["T"], sizes["S"])
-    sums_BNTH = jnp.einsum("BKGTS,BSKH->BKGTH", kept_BKGTS, v_BSKH).reshape(
-      sizes["B"], sizes["N"], sizes["T"], sizes["H"]
-    )
-  # Divided after the sum, which has H columns where the weights have S (as in Dao et al. 2022): less to divide, and
-  # a shorter backward pass.
-  out_BNTH = (sums_BNTH / total_BNT1).astype(v_BSKH.dtype)
-  return out_BNTH.swapaxes(1, 2), numerators_BNTS / total_BNT1
+  return attention_pool(scores_BNTS, v_BSKH, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from zoo import init, positions
 from zoo.attention import attend
 from zoo.axes import by_batch
+from zoo.norms import LayerNorm
 from zoo.shapes import expect
 
 # GELU (Hendrycks & Gimpel 2016) exactly, as PyTorch and BERT have it, and as approximated by JAX's default.
@@ -21,16 +22,6 @@ ACTIVATIONS = {
   "relu": jax.nn.relu,
   "swish": jax.nn.silu,  # x sigmoid(x) (Ramachandran et al. 2017)
 }
-
-
-class LayerNorm(nn.LayerNorm):
-  """Layer normalisation (Ba et al. 2016), statistics in float32 whatever the compute type.
-
-  The variance is the mean of the squared deviations: E[x^2] - E[x]^2, Linen's default, loses digits that the
-  comparison with published implementations needs.
-  """
-
-  use_fast_variance: bool = False
 
 
 class Dropout(nn.Module):

@@ -1,4 +1,4 @@
-"""Where a token stands: sin-cos and learned tables, relative offsets, and resampling to another grid."""
+"""Where a token stands: tables to add, rotations, scores for relative offsets, and resampling to another grid."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 from flax import linen as nn
 
 from zoo import init
-from zoo.shapes import expect
+from zoo.shapes import ShapeError, expect
 
 # What `Positions.kind` may be; "relative" lives in the attention layers instead (`relative_scores`).
 KINDS = ("none", "learned_1d", "learned_2d", "sincos_2d", "relative")
@@ -161,3 +161,130 @@ def relative_scores(q_BTNH: jax.Array, table_OH: jax.Array) -> jax.Array:
   keys_TTH = table_OH[offset_TT].astype(q_BTNH.dtype)
   scores = jnp.einsum("BTNH,TSH->BNTS", q_BTNH, keys_TTH, preferred_element_type=jnp.float32)
   return scores * sizes["H"] ** -0.5
+
+
+def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, base: float = 10000.0) -> jax.Array:
+  """Turns queries or keys by angles that grow with their position (RoPE; Su et al. 2021, eq. 34).
+
+  The dot product of a query and a key so turned depends on their positions by the difference alone. Positions are an
+  argument, so packed rows and decoding with a cache need nothing special.
+
+  Features i and i + H/2 are a pair, turned by position * base^(-2i / H), as in GPT-NeoX and Llama; the paper pairs
+  2i and 2i + 1. The two are one after a permutation of the features of q and k, which weights have to be given when
+  they come from the other.
+
+  Args:
+    x_BTNH: queries, or keys with their own lengths and heads; H is even.
+    positions_BT: int, in tokens; B may be 1.
+    base: of the geometric series of frequencies, 1 to nearly 1 / base.
+
+  Returns:
+    [B, T, N, H] in the type of x; computed in float32
+
+  Raises:
+    ValueError: H is odd.
+  """
+  width = expect(x_BTNH=x_BTNH)["H"]
+  if width % 2:
+    raise ValueError(f"rotary positions turn pairs of features: wanted an even head width, got {width}")
+  if positions_BT.shape not in ((1, x_BTNH.shape[1]), x_BTNH.shape[:2]):
+    raise ShapeError(f"positions_BT {positions_BT.shape} does not fit x_BTNH {x_BTNH.shape}; B may be 1")
+  frequency = (base ** -(np.arange(width // 2, dtype=np.float64) / (width // 2))).astype(np.float32)
+  angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency  # so the products are float32 too
+  first, second = jnp.split(x_BTNH, 2, -1)
+  turned = (first * jnp.cos(angle) - second * jnp.sin(angle), second * jnp.cos(angle) + first * jnp.sin(angle))
+  return jnp.concatenate(turned, -1).astype(x_BTNH.dtype)
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+  """How fast each head forgets with distance: 2^(-8/N), 2^(-16/N), ..., 2^-8 (ALiBi; Press et al. 2022, 3).
+
+  Where N is no power of two: the slopes of the next lower power, then every second one of the next higher, from its
+  first, as in the paper's released code.
+
+  Returns:
+    [N] float32
+  """
+  power = 2 ** int(np.log2(heads))
+
+  def geometric(heads):
+    return 2.0 ** (-8 / heads * np.arange(1, heads + 1))
+
+  return np.concatenate([geometric(power), geometric(2 * power)[::2][: heads - power]]).astype(np.float32)
+
+
+def alibi_bias(heads: int, query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
+  """Scores fall linearly with distance, -slope |t - s|, instead of any position in the input (Press et al. 2022, 3).
+
+  Args:
+    heads: N.
+    query_BT, key_BS: int, positions in tokens; B may be 1. The paper's models are causal and never meet t < s.
+
+  Returns:
+    [B, N, T, S] float32, the `bias` of `zoo.attention.attend`
+  """
+  expect(query_BT=query_BT, key_BS=key_BS)
+  distance_BTS = jnp.abs(query_BT[:, :, None] - key_BS[:, None]).astype(jnp.float32)
+  return -alibi_slopes(heads)[:, None, None] * distance_BTS[:, None]
+
+
+def relative_bucket(
+  offset: jax.Array, buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
+) -> jax.Array:
+  """The bucket of an offset: one for each small distance, then wider and wider ones (T5; Raffel et al. 2020, 2.1).
+
+  Bidirectional, half of the buckets is for keys before the query and half for those after it; else all are for keys
+  before it, and what comes after shares bucket 0 with the query itself. Of those for one direction the first half
+  has a distance each, the other half is spaced logarithmically; the last takes `max_distance` and beyond.
+
+  Args:
+    offset: int, key position - query position, in tokens.
+    buckets: how many there are.
+    max_distance: in tokens.
+    bidirectional: whether queries see what comes after them.
+
+  Returns:
+    int32 like `offset`, 0 to buckets - 1
+
+  Raises:
+    ValueError: fewer than two buckets for a direction, or a `max_distance` that is reached before the last begins.
+  """
+  ahead = buckets // 2 if bidirectional else buckets
+  exact = ahead // 2
+  if exact < 1 or max_distance <= exact:
+    least = 4 if bidirectional else 2
+    raise ValueError(
+      f"{buckets} buckets up to distance {max_distance}: wanted at least {least} buckets, and a largest distance "
+      f"above {exact}, the distances that have a bucket each"
+    )
+  # Looked up by distance, from a constant: no device's logarithm decides on which side of a border a distance falls.
+  distance = np.arange(max_distance + 1)
+  logarithm = np.log(np.maximum(distance, exact) / exact) / np.log(max_distance / exact)
+  spaced = exact + np.floor(logarithm * (ahead - exact) + 1e-9).astype(int)
+  table = np.where(distance < exact, distance, np.minimum(spaced, ahead - 1)).astype(np.int32)
+  steps = jnp.abs(offset) if bidirectional else jnp.maximum(-offset, 0)
+  bucket = jnp.asarray(table)[jnp.minimum(steps, max_distance)]
+  return bucket + jnp.where(offset > 0, ahead, 0) if bidirectional else bucket
+
+
+class RelativeBias(nn.Module):
+  """A learned score for every bucket of offsets and every head (T5; Raffel et al. 2020, 2.1): [B, N, T, S].
+
+  Attributes:
+    heads: N.
+    buckets, max_distance, bidirectional: see `relative_bucket`.
+  """
+
+  heads: int
+  buckets: int = 32
+  max_distance: int = 128
+  bidirectional: bool = True
+
+  @nn.compact
+  def __call__(self, query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
+    """From positions in tokens, int; B may be 1. The result is the `bias` of `zoo.attention.attend`, float32."""
+    expect(query_BT=query_BT, key_BS=key_BS)
+    table = self.param("buckets", init.position, (self.buckets, self.heads))
+    offset_BTS = key_BS[:, None] - query_BT[:, :, None]
+    bucket_BTS = relative_bucket(offset_BTS, self.buckets, self.max_distance, self.bidirectional)
+    return jnp.moveaxis(table[bucket_BTS], -1, 1)

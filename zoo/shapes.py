@@ -5,6 +5,7 @@
     S key length       F MLP width        C channels
     N heads            V classes, words   P patches of an image
     K key/value heads  L layers           W windows
+    Q query width      E key width        A hidden width of an additive score
 
 An argument called `q_BTNH` is an array of rank 4 whose axes are B, T, N and H.
 """

@@ -1,0 +1,107 @@
+"""Attention of one head with parameters of its own, and what there was before attention.
+
+Every kind has one call, `(q_BTQ, k_BSE, v_BSD, *, mask=None) -> (out [B, T, D], weights [B, 1, T, S])`, so a model
+may choose by name. The scores are functions of `zoo/attention.py`; what is here holds their parameters.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zoo import init
+from zoo.attention import additive_scores, attention_pool, dot_scores, gaussian_scores, general_scores, uniform_scores
+from zoo.errors import nearest
+from zoo.shapes import expect
+
+KINDS = ("average", "gaussian", "dot", "scaled_dot", "general", "additive")
+
+
+class Pooling(nn.Module):
+  """Queries [B, T, Q], keys [B, S, E] and values [B, S, D] to [B, T, D], with the weights [B, 1, T, S].
+
+  Attributes:
+    kind: "average" (no attention), "gaussian" (kernel regression with a learned width), "dot" and "scaled_dot"
+      (without and with a division by sqrt(Q)), "general" (a learned bilinear form), "additive" (a learned layer);
+      the first and the last two take queries and keys of different widths.
+    hidden: A, of "additive".
+    dropout: share of attention weights dropped in training.
+    dtype: compute type.
+  """
+
+  kind: str
+  hidden: int = 0
+  dropout: float = 0.0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, q_BTQ: jax.Array, k_BSE: jax.Array, v_BSD: jax.Array, *, mask: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """`mask` is bool, broadcastable to [B, 1, T, S], True = may attend (`zoo.masks`)."""
+    expect(q_BTQ=q_BTQ, k_BSE=k_BSE, v_BSD=v_BSD)
+    q_BTQ, k_BSE, v_BSD = (x.astype(self.dtype) for x in (q_BTQ, k_BSE, v_BSD))
+    key = self.make_rng("dropout") if self.dropout and self.has_rng("dropout") else None
+    out_BT1D, weights = attention_pool(
+      self._scores(q_BTQ, k_BSE), v_BSD[:, :, None], mask=mask, dropout_rate=self.dropout, dropout_key=key
+    )
+    return out_BT1D[:, :, 0], weights
+
+  def _scores(self, q_BTQ: jax.Array, k_BSE: jax.Array) -> jax.Array:
+    query, key = q_BTQ.shape[-1], k_BSE.shape[-1]
+    match self.kind:
+      case "average":
+        return uniform_scores(q_BTQ, k_BSE)
+      case "gaussian":
+        return gaussian_scores(q_BTQ, k_BSE, self.param("inverse_width", nn.initializers.ones, ()))
+      case "dot":
+        return dot_scores(q_BTQ, k_BSE)
+      case "scaled_dot":
+        return dot_scores(q_BTQ * query**-0.5, k_BSE)
+      case "general":
+        return general_scores(q_BTQ, k_BSE, self._matrix("bilinear", query, key))
+      case "additive":
+        if self.hidden < 1:
+          raise ValueError(f"additive attention has {self.hidden} hidden units; wanted at least 1")
+        # Glorot's uniform initialiser wants a matrix: v is one of a single column.
+        score_A = self._matrix("score", self.hidden, 1)[:, 0]
+        query_QA, key_EA = self._matrix("query", query, self.hidden), self._matrix("key", key, self.hidden)
+        return additive_scores(q_BTQ, k_BSE, query_QA, key_EA, score_A)
+    raise ValueError(f"unknown attention {self.kind!r}{nearest(self.kind, KINDS)}")
+
+  def _matrix(self, name: str, *shape: int) -> jax.Array:
+    return self.param(name, init.dense, shape).astype(self.dtype)
+
+
+class WindowDense(nn.Module):
+  """A fixed window of neighbours, concatenated, through a dense layer: tokens [B, T, D] to [B, T, features].
+
+  How a token saw its neighbours before attention (Bengio et al. 2003, eq. 1, with the words before it; Collobert et
+  al. 2011, 3.3.1, with those on both sides): the weights belong to the places in the window, whatever stands there,
+  and nothing from outside comes in.
+
+  Attributes:
+    features: width of the output.
+    window: a token sees those less than `window` away, on both sides, or with `causal` on the left alone: as many
+      as `zoo.masks.window` shows it.
+    causal: whether the tokens after it are left out.
+    dtype: compute type.
+  """
+
+  features: int
+  window: int
+  causal: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> jax.Array:
+    """`real_BT` is bool, False for padding, which counts as 0, like what is beyond the ends."""
+    sizes = expect(x_BTD=x_BTD, real_BT=real_BT)
+    if self.window < 1:
+      raise ValueError(f"a window of {self.window} tokens; wanted at least 1, the token itself")
+    if real_BT is not None:
+      x_BTD = jnp.where(real_BT[..., None], x_BTD, 0)
+    before, after = self.window - 1, 0 if self.causal else self.window - 1
+    padded = jnp.pad(x_BTD, ((0, 0), (before, after), (0, 0)))
+    shifted = [padded[:, i : i + sizes["T"]] for i in range(before + 1 + after)]
+    dense = nn.Dense(self.features, kernel_init=init.dense, dtype=self.dtype, name="window")
+    return dense(jnp.concatenate(shifted, -1))
