@@ -42,6 +42,8 @@ setup(
     "safetensors>=0.8",
     "tensorboardX>=2.6.5",
     "rich>=15",
+    "tokenizers>=0.23.3",
+    "sacrebleu>=2.6",
   ],
   extras_require=EXTRAS,
   entry_points={"console_scripts": ["zoo = train.cli:main"]},

@@ -142,11 +142,11 @@ def plan(config, overrides, tpu, json):
   _write(json, result.as_dict())
 
 
-def prepare(name, data_dir, source):
-  """Build a data set as ArrayRecord files: any TFDS name, or a local one such as fashion_mnist."""
+def prepare(name, data_dir, source, vocab_size, tokenizer):
+  """Build a data set as ArrayRecord files, with a tokenizer for translations: any TFDS name, or a local one."""
   from train import data
 
-  print(data.prepare(name, data_dir, source))
+  print(data.prepare(name, data_dir, source, vocab_size, tokenizer))
 
 
 def configs(json):
@@ -262,9 +262,11 @@ VERBS: Mapping = {
   | {"--tpu": dict(default="v5e:2x4", metavar="TYPE:SHAPE", help="such as v5e:2x4, v5p:2x2x2, v6e:4x4")}
   | _JSON,
   prepare: {
-    "name": dict(help="such as cifar10, imagenet2012, fashion_mnist"),
+    "name": dict(help="such as cifar10, imagenet2012, fashion_mnist, wmt14_translate/de-en, parallel_text/en-es"),
     "--data-dir": dict(required=True, metavar="DIR", help="where the data set goes, DIR/NAME/..."),
     "--source": dict(metavar="DIR", help="where local files are, for sets that are made of them"),
+    "--vocab-size": dict(type=int, metavar="N", help="tokens of a translation set's tokenizer; 32000 if not given"),
+    "--tokenizer": dict(metavar="KIND", help="of a translation set: bpe (if not given) or unigram"),
   },
   doctor: _JSON,
 }

@@ -50,20 +50,14 @@ PIECE = 64
 # Data sets on disk.
 
 
-class Source:
-  """A split of an image classification set: `source[i]` is (encoded image, label), in the order on disk.
+class Records:
+  """The records of a split on disk, in the order there; what one holds is up to `parse`.
 
-  Attributes: `dataset`, `split`, `num_classes`, `class_names`, `shape_YXC` (None where it varies).
+  Attributes: `dataset`, `split`, `data_dir`, `builder`.
   """
 
   def __init__(self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder):
-    self.dataset, self.split, self._data_dir = dataset, split, data_dir
-    features, keys = dict(builder.info.features), builder.info.supervised_keys
-    self._image, self._label = keys if keys and len(keys) == 2 else ("image", "label")
-    image, label = features.get(self._image), features.get(self._label)
-    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
-      raise ValueError(f"{dataset!r} has no images with one label each: its features are {features}")
-    self.shape_YXC, self.num_classes, self.class_names = image.shape, label.num_classes, label.names
+    self.dataset, self.split, self.data_dir, self.builder = dataset, split, data_dir, builder
     try:
       self._files = builder.info.splits[split].file_instructions
     except ValueError as error:
@@ -71,17 +65,21 @@ class Source:
       raise ValueError(f"{dataset!r} has no split {split!r} ({error}){known}") from error
     self._ends = np.cumsum([file.take for file in self._files]).tolist()
 
+  def parse(self, values: Mapping) -> tuple:
+    """An example, from its features as TFDS stores them."""
+    raise NotImplementedError
+
   def __len__(self) -> int:
     return self._ends[-1] if self._ends else 0
 
-  def __getitem__(self, index: int) -> tuple[bytes, int]:
+  def __getitem__(self, index: int) -> tuple:
     file, place = self._find(index)
     try:
       return self._parse(self._reader(file).read([place])[0])
     except Exception as error:
       raise ValueError(f"cannot read {self.where(index)}: {error}") from error
 
-  def __iter__(self) -> Iterator[tuple[bytes, int]]:
+  def __iter__(self) -> Iterator[tuple]:
     """All in order: many records at a time, which is several times as fast as one by one."""
     for file in self._files:
       for first in range(file.skip, file.skip + file.take, 1024):
@@ -91,9 +89,8 @@ class Source:
           raise ValueError(f"cannot read record {first} or one of the next in {file.filename}: {error}") from error
         yield from map(self._parse, records)
 
-  def _parse(self, record: bytes) -> tuple[bytes, int]:
-    values = tf_example_pb2.Example.FromString(record).features.feature
-    return values[self._image].bytes_list.value[0], values[self._label].int64_list.value[0]
+  def _parse(self, record: bytes) -> tuple:
+    return self.parse(tf_example_pb2.Example.FromString(record).features.feature)
 
   def where(self, index: int) -> str:
     """The file and the place in it where an example is, for error messages."""
@@ -116,14 +113,34 @@ class Source:
       )
     )
 
+
+class Source(Records):
+  """A split of an image classification set: `source[i]` is (encoded image, label).
+
+  Attributes: `num_classes`, `class_names`, `shape_YXC` (None where it varies).
+  """
+
+  def __init__(self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder):
+    features, keys = dict(builder.info.features), builder.info.supervised_keys
+    self._image, self._label = keys if keys and len(keys) == 2 else ("image", "label")
+    image, label = features.get(self._image), features.get(self._label)
+    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+      raise ValueError(f"{dataset!r} has no images with one label each: its features are {features}")
+    self.shape_YXC, self.num_classes, self.class_names = image.shape, label.num_classes, label.names
+    super().__init__(dataset, split, data_dir, builder)
+
+  def parse(self, values: Mapping) -> tuple[bytes, int]:
+    """The image file and the label."""
+    return values[self._image].bytes_list.value[0], values[self._label].int64_list.value[0]
+
   def __reduce__(self):
     # A worker process opens its own files.
-    return make_source, (self.dataset, self.split, self._data_dir)
+    return make_source, (self.dataset, self.split, self.data_dir)
 
 
 @functools.lru_cache
 def make_source(dataset: str, split: str, data_dir: str | None = None) -> Source:
-  """Opens a split.
+  """Opens a split of images.
 
   Args:
     dataset: a bundled set ("fashion_mnist_small"), a builder in `train/datasets/`, or any name in TFDS.
@@ -131,7 +148,16 @@ def make_source(dataset: str, split: str, data_dir: str | None = None) -> Source
     data_dir: where prepared sets are; by default where TFDS keeps them.
 
   Raises:
-    ValueError: no such set (the nearest is named), one that is not prepared (and how to), no such split, no labels.
+    ValueError: see `open_builder`; no such split, no images with labels.
+  """
+  return Source(dataset, split, data_dir, open_builder(dataset, data_dir))
+
+
+def open_builder(dataset: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
+  """Opens a set that is prepared, or bundled; for the arguments see `make_source`.
+
+  Raises:
+    ValueError: no such set (the nearest is named), one that is not prepared (and how to).
   """
   base = re.split("[/:]", dataset)[0]
   folder = Path(datasets.__path__[0]) if base in bundled() else data_dir
@@ -148,7 +174,7 @@ def make_source(dataset: str, split: str, data_dir: str | None = None) -> Source
       f"{builder.data_path} is in {builder.info.file_format.value} files, which have no random access. To prepare"
       f" it as ArrayRecord, in another folder: zoo prepare {dataset} --data-dir FOLDER"
     )
-  return Source(dataset, split, data_dir, builder)
+  return builder
 
 
 def bundled() -> list[str]:
@@ -173,16 +199,23 @@ def _check_name(name: str) -> None:
     )
 
 
-def prepare(name: str, data_dir: str, source: str | None = None) -> str:
+def prepare(
+  name: str, data_dir: str, source: str | None = None, vocab_size: int | None = None, tokenizer: str | None = None
+) -> str:
   """Builds a set as ArrayRecord in `data_dir`, downloading what is needed; returns the set's folder.
+
+  A set of translations gets a tokenizer, trained on its split "train", once: every run is to use the same.
 
   Args:
     name: a builder in `train/datasets/`, or any name in TFDS.
     data_dir: where the set goes.
     source: the folder with files that only a person may download, by default `data_dir/downloads/manual`.
+    vocab_size: of the tokenizer; by default 32,000.
+    tokenizer: its kind, "bpe" (the default) or "unigram".
 
   Raises:
-    ValueError: no such set (the nearest is named), or one that cannot be built here, and why.
+    ValueError: no such set (the nearest is named), or one that cannot be built here, and why; another tokenizer is
+      there already; a tokenizer for a set without translations.
   """
   base = re.split("[/:]", name)[0]
   _check_name(base)
@@ -194,6 +227,8 @@ def prepare(name: str, data_dir: str, source: str | None = None) -> str:
     with stand_in():
       if base in local():
         make_builder = importlib.import_module(f"train.datasets.{base}").Builder
+        if "/" in name:
+          make_builder = functools.partial(make_builder, config=name.partition("/")[2])
       else:
         make_builder = functools.partial(tfds.builder, name)
       builder = make_builder(data_dir=data_dir, file_format="array_record")
@@ -209,6 +244,9 @@ def prepare(name: str, data_dir: str, source: str | None = None) -> str:
     ) from error
   except (AssertionError, OSError) as error:  # files that are missing, a download that failed, a full disk
     raise ValueError(f"cannot prepare {name!r}: {error}") from error
+  from train.text import pairs  # which builds on this module
+
+  pairs.prepare_tokenizer(name, data_dir, builder, vocab_size, tokenizer)
   return str(builder.data_path)
 
 
@@ -478,11 +516,7 @@ class _Part:
   seed: int | None  # in training
 
   def __post_init__(self):
-    b, p, count = self.batch_size, self.process_index, self.process_count
-    if b < 1 or b % count:
-      raise ValueError(f"batch_size={b} cannot be shared by {count} processes: wanted a multiple of {count}")
-    if not 0 <= p < count:
-      raise ValueError(f"process_index={p} of {count} processes")
+    check_share(self.batch_size, self.process_index, self.process_count)
 
   @property
   def size(self) -> int:
@@ -535,6 +569,15 @@ class _Part:
     return Batches(work, pieces)
 
 
+def check_share(batch_size: int, process_index: int, process_count: int) -> None:
+  """Raises ValueError where the processes cannot share a batch evenly."""
+  if batch_size < 1 or batch_size % process_count:
+    wanted = f"wanted a multiple of {process_count}"
+    raise ValueError(f"batch_size={batch_size} cannot be shared by {process_count} processes: {wanted}")
+  if not 0 <= process_index < process_count:
+    raise ValueError(f"process_index={process_index} of {process_count} processes")
+
+
 class Batches(Iterator[Batch]):
   """An iterator over batches; `close()`, its deletion, or the end of the program ends its threads and workers."""
 
@@ -584,22 +627,24 @@ def _join(pieces: Sequence[Batch]) -> Batch:
   return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
 
 
-KINDS = {"images": Images}
+# Where each kind of data is. Those that build on this module cannot be imported before it.
+KINDS = {"images": "train.data.Images", "pairs": "train.text.pairs.Pairs"}
 
 
 def kind(name: str) -> type:
-  """What `config.data.name` stands for: what kind of data it is.
+  """The class of a kind of data: "images" or "pairs".
 
   Raises:
     ValueError: an unknown kind; the nearest is named.
   """
   if name not in KINDS:
     raise ValueError(f"unknown data {name!r}{nearest(str(name), KINDS)}")
-  return KINDS[name]
+  module, _, attribute = KINDS[name].rpartition(".")
+  return getattr(importlib.import_module(module), attribute)
 
 
-def make(name: str, **kwargs) -> Images:
-  """`make(**config.data)`: the data by the name of its kind, "images", and the arguments of that.
+def make(name: str, **kwargs):
+  """`make(**config.data)`: the data by the name of its kind and the arguments of that.
 
   Raises:
     ValueError: an unknown kind or argument (the nearest is named), or a missing one.

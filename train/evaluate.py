@@ -18,6 +18,7 @@ from train import sharding
 from train.images import normalise
 from train.program import make_objective
 from train.step import make_eval_step
+from train.text import translate
 
 
 class Evaluation(NamedTuple):
@@ -151,13 +152,50 @@ def logistic_regression(
   return tuple(scores)
 
 
-def device_batches(run, split: str, batch_size: int) -> Iterator[dict]:
+def device_batches(run, split: str, batch_size: int, limit: int | None = None) -> Iterator[dict]:
   """The batches of a split on the devices, every example once, padding marked by `valid`."""
   share = run.parallel.data_devices * jax.process_count()
   batch_size = -(-batch_size // share) * share
   batches = run.data.eval_batches(
-    batch_size, split or None, process_index=jax.process_index(), process_count=jax.process_count()
+    batch_size, split or None, process_index=jax.process_index(), process_count=jax.process_count(), limit=limit
   )
   # From the place in the batch to the place in the split: an example's masks must not depend on the batch size.
   batches = (batch | {"id": batch["id"] + n * batch_size} for n, batch in enumerate(batches))
   return sharding.prefetch(batches, run.parallel.put_batch)
+
+
+def translation(
+  run,
+  *,
+  every: int = 0,
+  split: str = "",
+  batch_size: int = 0,
+  limit: int = 0,
+  max_length: int = 0,
+  beam: int = 1,
+  alpha: float = 0.6,
+) -> Evaluation:
+  """BLEU (Papineni et al. 2002) and chrF (Popovic 2015) of a split's translations, by sacrebleu on detokenised text.
+
+  Args:
+    run: the training.
+    every: steps between two evaluations; 0 for only the last.
+    split: of the data; the evaluation split if empty.
+    batch_size: sentences decoded together; the training's if 0.
+    limit: only the first so many; 0 for all.
+    max_length: of a translation, in tokens; the data's if 0.
+    beam: see `zoo.decode.beam_search`; 1 is greedy.
+    alpha: of the length penalty.
+
+  Returns:
+    an evaluation of "bleu" and "chrf", 0 to 100, and "sentences_per_second" of decoding, once it is compiled.
+  """
+  translator = translate.Translator(run, max_length or run.data.target_length, beam, alpha)
+
+  def evaluate(variables) -> dict[str, float]:
+    pairs = run.data.references(split or run.data.eval_split)[: limit or None]
+    batches = device_batches(run, split, batch_size or run.batch_size, limit or None)
+    found, speed = translator(variables, batches)
+    return translate.score(found, [target for _, target in pairs]) | {"sentences_per_second": speed}
+
+  return Evaluation(every, evaluate)

@@ -45,10 +45,10 @@ def make(source: str, output: str | Path) -> Path:
   return folder
 
 
-def repack(shard: Path) -> None:
+def repack(shard: Path, options: str = "group_size:16") -> None:
   """Writes 16 records to a group, where TFDS writes one: a group costs 90 bytes, a fifth of such an image."""
   records = array_record_module.ArrayRecordReader(str(shard)).read_all()
-  writer = array_record_module.ArrayRecordWriter(str(shard), "group_size:16")
+  writer = array_record_module.ArrayRecordWriter(str(shard), options)
   for record in records:
     writer.write(record)
   writer.close()

@@ -1,0 +1,108 @@
+"""Translation, or any sequence to sequence: cross-entropy of each target token from those before it."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from train import rng
+from train.objectives import Loss
+from zoo.models.transformer import Row
+from zoo.shapes import expect
+
+
+@dataclass(frozen=True)
+class Objective:
+  """Cross-entropy by teacher forcing: what the decoder reads is the true target.
+
+  Attributes:
+    label_smoothing: share of the target spread over all tokens (Vaswani et al. 2017, 5.4).
+    scheduled_sampling: share of the tokens that the decoder reads, in training, which are its own instead of the true
+      ones (Bengio et al. 2015). They come from a first pass over the true ones, which runs over all places at once
+      (Mihaylova & Martins 2019, 3); no gradient goes through the choice.
+    guided_attention: weight of a loss on attention far from the diagonal (Tachibana et al. 2018, 4.1).
+    guided_width: how far is near, as a share of the lengths; g in their eq. 7.
+  """
+
+  label_smoothing: float = 0.0
+  scheduled_sampling: float = 0.0
+  guided_attention: float = 0.0
+  guided_width: float = 0.2
+
+  def __post_init__(self):
+    for name in ("label_smoothing", "scheduled_sampling"):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f"config.objective: {name} is {getattr(self, name)}; wanted 0 <= {name} < 1")
+
+  def __call__(self, model, variables, batch, key=None) -> Loss:
+    """Sums over the target tokens; `key=None` evaluates: no smoothing, sampling, guiding or dropout."""
+    source, target = rows(batch)
+    target_BT, weight_BT = batch["target"], token_weights(batch)
+    inputs_BT = shift(target_BT, target.position_BT, model.config.bos)
+    collections = [name for name in variables if name != "params"] if key is not None else []
+    rngs = {}
+    if key is not None:
+      keys = rng.streams(rng.per_batch(key, batch["id"]), "dropout", "first_dropout", "sampling")
+      rngs = {"dropout": keys["dropout"]}
+
+    def read(inputs_BT, rngs):
+      arguments = batch["source"], inputs_BT, source, target
+      if key is None:
+        return model.apply(variables, *arguments), {}
+      return model.apply(variables, *arguments, rngs=rngs, mutable=collections)
+
+    if self.scheduled_sampling and key is not None:
+      (logits_BTV, _), _ = read(inputs_BT, {"dropout": keys["first_dropout"]})
+      own_BT = shift(jax.lax.stop_gradient(logits_BTV).argmax(-1), target.position_BT, model.config.bos)
+      swap_BT = jax.random.bernoulli(keys["sampling"], self.scheduled_sampling, inputs_BT.shape)
+      inputs_BT = jnp.where(swap_BT, own_BT, inputs_BT)
+    (logits_BTV, aux), rest = read(inputs_BT, rngs)
+    log_probability_BTV = jax.nn.log_softmax(logits_BTV)
+    nll_BT = -jnp.take_along_axis(log_probability_BTV, target_BT[..., None], -1)[..., 0]
+    loss_BT = nll_BT
+    if self.label_smoothing and key is not None:
+      # Over the vocabulary's words alone: places for words outside of it are mostly impossible.
+      uniform_BT = -log_probability_BTV[..., : model.config.vocab].mean(-1)
+      loss_BT = (1 - self.label_smoothing) * nll_BT + self.label_smoothing * uniform_BT
+    if self.guided_attention and key is not None:
+      far_BTS = off_diagonal(source, target, self.guided_width)
+      loss_BT = loss_BT + self.guided_attention * (far_BTS * aux["decoder/alignment"]).sum(-1)
+    hit_BT = logits_BTV.argmax(-1) == target_BT
+    metrics = {"accuracy": (weight_BT * hit_BT).sum(), "nll": (weight_BT * nll_BT).sum()}
+    return Loss((weight_BT * loss_BT).sum(), weight_BT.sum(), metrics, rest)
+
+
+def rows(batch: dict) -> tuple[Row, Row]:
+  """Where the sequences of a batch are: in its sources, in its targets."""
+  return tuple(Row(batch[f"{side}_segment"], batch[f"{side}_position"]) for side in ("source", "target"))
+
+
+def token_weights(batch: dict) -> jax.Array:
+  """[B, T] float32: 1 for the target tokens that count, 0 for padding."""
+  return ((batch["target_segment"] > 0) & batch["valid"][:, None]).astype(jnp.float32)
+
+
+def shift(target_BT: jax.Array, position_BT: jax.Array, bos: int) -> jax.Array:
+  """What the decoder reads when it says the target: the token before, `bos` where a sequence begins."""
+  expect(target_BT=target_BT, position_BT=position_BT)
+  return jnp.where(position_BT == 0, bos, jnp.roll(target_BT, 1, 1))
+
+
+def off_diagonal(source: Row, target: Row, width: float) -> jax.Array:
+  """How far from the diagonal each pair of places is: 1 - exp(-(t/T - s/S)^2 / (2 g^2)) (Tachibana et al. 2018, eq. 7).
+
+  Args:
+    source, target: rows, each of one or several sequences.
+    width: g.
+
+  Returns:
+    [B, T, S], 0 on the diagonal and near 1 far from it
+  """
+
+  def share(row: Row) -> jax.Array:
+    """A token's place in its sequence, from 0 to 1."""
+    same_BTT = row.segment_BT[:, :, None] == row.segment_BT[:, None, :]
+    return row.position_BT / same_BTT.sum(-1)
+
+  distance_BTS = share(target)[:, :, None] - share(source)[:, None, :]
+  return 1 - jnp.exp(-jnp.square(distance_BTS) / (2 * width**2))
