@@ -485,7 +485,7 @@ def test_unknown_model(name):
     (dict(pool="mean"), "pool is 'mean'.*There are: cls, gap, map"),
     (dict(head_norm="group"), "head_norm is 'group'.*There are: none, layer, batch"),
     (dict(class_token=False), "pool='cls' needs class_token=True"),
-    (dict(activation="swish"), "activation is 'swish'.*There are: gelu, gelu_tanh, relu"),
+    (dict(activation="softplus"), "activation is 'softplus'.*There are: gelu, gelu_tanh, relu"),
     (dict(dtype="float16"), "dtype is 'float16'; did you mean 'bfloat16'"),
     (dict(patch=0, depth=-1), "patch is 0; wanted at least 1\ndepth is -1"),
     (dict(num_classes=-1), "num_classes is -1; wanted at least 0"),

@@ -92,6 +92,36 @@ def eval(source, evaluations, overrides, json):
   _write(json, {"step": step, **result})
 
 
+def translate(run, text, file, out, beam, alpha, picture, json):
+  """Translate texts, or the lines of a file, with a trained run; draw which words each word was read from."""
+  from train import loop, show
+  from train.text import translate
+
+  if bool(text) == bool(file):
+    raise ValueError("wanted TEXT or --file FILE, and not both")
+  if beam < 1:
+    raise ValueError(f"--beam is {beam}; wanted at least 1")
+  if file:
+    try:
+      text = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+      raise ValueError(f"cannot read {file}: {error}") from error
+  trained, variables, _ = loop.open_run(run)
+  if not hasattr(trained.data, "tokenizer"):
+    raise ValueError(f"{run} is no translator: it was trained on {trained.config.data.name}")
+  translator = translate.Translator(trained, trained.data.target_length, beam, alpha)
+  found, _ = translator(variables, translate.read_lines(trained, text))
+  if out:
+    Path(out).write_text("".join(f"{line}\n" for line in found), encoding="utf-8")
+  else:
+    print(*found, sep="\n")
+  if picture:
+    host = trained.parallel.host(variables)
+    show.alignment(*translate.align(trained, host, text[0], found[0]), path=picture)
+    print(picture, file=sys.stderr)
+  _write(json, [{"source": source, "translation": target} for source, target in zip(text, found, strict=True)])
+
+
 def show(source, what, image, out, overrides):
   """Draw pictures of a run as PNG: reconstructions, attention, positions, loss curves."""
   from train import loop, pictures
@@ -256,6 +286,16 @@ VERBS: Mapping = {
     "--image": dict(metavar="FILE", help="a picture of one's own"),
     "--out": dict(metavar="DIR", help="where to write; the work directory if not given"),
   },
+  translate: {
+    "run": dict(metavar="WORKDIR", help="a run's work directory"),
+    "text": dict(nargs="*", metavar="TEXT", help="to translate"),
+    "--file": dict(metavar="FILE", help="translate its lines"),
+    "--out": dict(metavar="FILE", help="write the translations there, a line each"),
+    "--beam": dict(type=int, default=4, help="sequences followed at once; 1 is greedy"),
+    "--alpha": dict(type=float, default=0.6, help="of the length penalty"),
+    "--picture": dict(metavar="PNG", help="draw which words of the first text each word of its translation looked at"),
+  }
+  | _JSON,
   models: {"pattern": dict(nargs="?", default="*", help="such as 'vit/*16'")} | _JSON,
   configs: _JSON,
   plan: _CONFIG

@@ -325,6 +325,30 @@ def attention_rollout(
   return figure
 
 
+@_drawing
+def alignment(weights_TS: np.ndarray, target: Sequence[str], source: Sequence[str]) -> Figure:
+  """Where in the source a translation looked when it said each token (as in Bahdanau et al. 2015, figure 3).
+
+  Args:
+    weights_TS: attention; each row sums to 1.
+    target, source: the tokens.
+  """
+  expect(weights_TS=weights_TS)
+  cell, left, top, edge = 0.22, 1.3, 1.6, 0.2
+  width, height = max(left + cell * len(source) + edge, 4.8), top + cell * len(target) + edge
+  figure = Figure(figsize=(width, height))
+  box = left / width, edge / height, cell * len(source) / width, cell * len(target) / height
+  axis = figure.add_axes(box)
+  axis.imshow(weights_TS, cmap="Blues", vmin=0, interpolation="nearest", aspect="auto")
+  axis.set_xticks(range(len(source)), source, rotation=60, ha="left", rotation_mode="anchor")
+  axis.set_yticks(range(len(target)), target)
+  axis.xaxis.tick_top()
+  axis.tick_params(length=0)
+  axis.spines[:].set_visible(False)
+  _title(figure, "What the translation looked at", "a row for each token of it; dark is most")
+  return figure
+
+
 # ---- positions
 
 

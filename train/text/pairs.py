@@ -292,11 +292,15 @@ class Pairs:
     """Tokens: all are below it."""
     return self.tokenizer.get_vocab_size()
 
+  def clean(self, text: str) -> str:
+    """A text as the model has learned to read it."""
+    return text.lower() if self.lowercase else text
+
   def texts(self, split: str) -> Iterator[tuple[str, str]]:
     """(source, target) of every example of a split, in the order on disk."""
     lines = Lines(self.dataset, split, self.data_dir, self._builder, (self.source, self.target))
     for pair in lines.texts():
-      yield tuple(text.lower() for text in pair) if self.lowercase else pair
+      yield tuple(map(self.clean, pair))
 
   def references(self, split: str | None = None) -> list[tuple[str, str]]:
     """(source, target) of the examples that `eval_batches` has, in that order; whole, where those are cut."""

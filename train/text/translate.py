@@ -1,7 +1,7 @@
 """Text to text with a trained model: decoding in batches, and what the translations are worth."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -46,6 +46,52 @@ class Translator:
         seconds, counted = seconds + time.perf_counter() - begin, counted + int(valid_B.sum())
       texts += detokenise(self.run.data.tokenizer, token_BT[valid_B], self.run.model.config.eos)
     return texts, counted / seconds if seconds else float("nan")
+
+
+def read_lines(run, texts: Sequence[str], batch_size: int = 32) -> Iterator[dict]:
+  """Batches of sources on the devices, one text a row; rows that are left over are not valid.
+
+  Args:
+    run: `train.loop.Run`.
+    texts: to translate.
+    batch_size: rows in a batch, or the next number that the devices can share.
+
+  Raises:
+    ValueError: empty lines, or lines that are longer than the model's; all are named by their number, from 1.
+  """
+  limit = run.data.source_length
+  encoded = [e.ids for e in run.data.tokenizer.encode_batch([run.data.clean(text) for text in texts])]
+  faults = [f"line {i} is empty" for i, text in enumerate(texts, 1) if not text.strip()]
+  faults += [f"line {i} has {len(ids)} tokens; at most {limit}" for i, ids in enumerate(encoded, 1) if len(ids) > limit]
+  if faults:
+    raise ValueError("\n".join(faults))
+  size = -(-min(batch_size, len(texts)) // run.parallel.data_devices) * run.parallel.data_devices
+  for first in range(0, len(texts), size):
+    ids = encoded[first : first + size]
+    source_BS = np.full((size, limit), run.model.config.pad, np.int32)
+    for row, tokens in zip(source_BS, ids, strict=False):
+      row[: len(tokens)] = tokens
+    yield run.parallel.put_batch(dict(source=source_BS, valid=np.arange(size) < len(ids)))
+
+
+def align(run, variables: dict, source: str, target: str) -> tuple[np.ndarray, list[str], list[str]]:
+  """Which source tokens each target token of a translation was read from.
+
+  Returns:
+    the decoder's attention [T, S] (the last layer's, the mean of all heads), and the tokens of target and source.
+
+  Raises:
+    ValueError: the model has no attention.
+  """
+  tokenizer, c = run.data.tokenizer, run.model.config
+  ids = [tokenizer.encode(run.data.clean(text)).ids for text in (source, target)]
+  source_BS, target_BT = (np.array([side], np.int32) for side in ids)
+  inputs_BT = np.concatenate([[[c.bos]], target_BT[:, :-1]], 1).astype(np.int32)
+  _, aux = jax.jit(run.model.apply)(variables, source_BS, inputs_BT)
+  if "decoder/alignment" not in aux:
+    raise ValueError(f"{run.config.model.name} has no attention, so there is no alignment to draw")
+  words = [[tokenizer.decode([i], skip_special_tokens=False) for i in side] for side in ids]
+  return np.asarray(aux["decoder/alignment"][0]), words[1], words[0]
 
 
 def detokenise(tokenizer, token_BT: np.ndarray, eos: int) -> list[str]:
