@@ -26,7 +26,7 @@ COMBINATIONS = {
   "transformer": [
     dict(shared="none", head_bias=True, positions="learned"),
     dict(head_bias=True, order="pre", final_norm=True),
-    dict(cross="mix", copy=True, kv_heads=1),
+    dict(cross="mix", copy=True, kv_heads=1, positions="t5"),
   ],
 }
 

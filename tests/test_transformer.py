@@ -5,10 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import zoo
-from zoo import copying
+from train.objectives import translate
+from train.step import init_state, make_step
+from zoo import axes, copying
 from zoo.models.transformer import Row
 
 SOURCE = np.random.default_rng(0).integers(4, 29, (3, 7)).astype(np.int32)
@@ -58,11 +61,59 @@ def test_sequences_that_share_a_row_do_not_know_each_other():
   target = np.array([[*TARGET[0, :2], *TARGET[1, :3], 0]], np.int32)
   of_source = Row(np.array([[1, 1, 1, 2, 2, 0, 0]]), np.array([[0, 1, 2, 0, 1, 0, 0]]))
   of_target = Row(np.array([[1, 1, 2, 2, 2, 0]]), np.array([[0, 1, 0, 1, 2, 0]]))
-  for overrides in (dict(), dict(positions="learned", cross="mix")):
+  for overrides in (dict(), dict(positions="learned", cross="mix"), dict(positions="t5"), dict(positions="rotary")):
     packed = logits(source, target, (of_source, of_target), **overrides)[0]
     one, two = (logits(SOURCE[i : i + 1, : 3 - i], TARGET[i : i + 1, : 2 + i], **overrides)[0] for i in (0, 1))
     np.testing.assert_allclose(packed[:2], one, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(packed[2:5], two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["sincos", "learned", "rotary", "alibi", "t5", "none"])
+def test_a_step_is_a_place_of_the_whole(positions):
+  model, variables = drawn(positions=positions)
+  wanted, _ = model.apply(variables, SOURCE, TARGET)
+  memory, cache = model.apply(variables, SOURCE, 8, method="start")
+  step = jax.jit(functools.partial(model.apply, method="step"))
+  for i in range(6):
+    logits_BV, cache = step(variables, memory, cache, TARGET[:, i], jnp.int32(i))
+    np.testing.assert_allclose(logits_BV, wanted[:, i], rtol=1e-4, atol=1e-5)
+
+
+def test_where_a_token_stands_matters():
+  """But with no positions at all; the encoder is looked at, for the decoder's mask tells places too."""
+  order = np.array([2, 0, 1, 3, 4, 5, 6])
+  for positions in ("sincos", "learned", "rotary", "alibi", "t5", "none"):
+    model, variables = drawn(positions=positions)
+    one, two = (np.asarray(model.apply(variables, s, method="encode")[0].memory) for s in (SOURCE, SOURCE[:, order]))
+    difference = np.abs(one[:, order] - two).max()
+    assert difference < 1e-5 if positions == "none" else difference > 1e-3, positions
+
+
+@pytest.mark.parametrize("norm", ["rms", "batch", "power"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_norms_other_than_by_layer(norm, scan):
+  """Trained by the step: those that keep statistics change them, forward and backward; padding is in none of them."""
+  overrides = SMALL | dict(norm=norm, order="pre", final_norm=True, scan=scan)
+  model = zoo.create("transformer/test", **overrides)
+  variables = model.init({"params": jax.random.key(0)}, SOURCE, TARGET)
+  optimizer = optax.sgd(0.1)
+  valid, zeros = np.ones(3, bool), np.zeros((3, 1), int)
+  batch = dict(source=SOURCE, target=TARGET, valid=valid, id=np.arange(3))
+  for side, length in (("source", 7), ("target", 6)):
+    batch |= {f"{side}_segment": np.ones((3, length), int), f"{side}_position": zeros + np.arange(length)}
+  step = jax.jit(make_step(translate.Objective(), model, optimizer))
+  state, metrics = step(init_state(variables, optimizer), batch, jax.random.key(1))
+  state, later = step(state, batch, jax.random.key(1))
+  assert later["loss"] < metrics["loss"]
+  statistics = axes.flatten(state.variables)
+  assert bool(statistics) == (norm != "rms")
+  begun = axes.flatten({k: v for k, v in variables.items() if k != "params"})
+  for path, value in statistics.items():
+    assert np.abs(value - begun[path]).max() > 1e-6, path  # "gradient" too, which comes from the backward pass
+  wanted, _ = model.apply({"params": state.params, **state.variables}, SOURCE, TARGET)
+  padded = np.pad(SOURCE, ((0, 0), (0, 4)))
+  again, _ = model.apply({"params": state.params, **state.variables}, padded, TARGET)
+  np.testing.assert_allclose(again, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_which_layer_the_decoder_reads():

@@ -24,7 +24,7 @@ OPTIMIZERS = {
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt")
 
 # Vectors that scale, shift or stand for something are not decayed towards zero.
-NO_DECAY = (r"bias$", r"(norm\w*|scale)(/|$)", r"(^|/)pos/", r"(^|/)(cls|probe|mask|relative)$")
+NO_DECAY = (r"bias$", r"(norm\w*|scale)(/|$)", r"(^|/)pos/", r"(^|/)(cls|probe|mask|relative|buckets|inverse_width)$")
 
 
 def make_schedule(

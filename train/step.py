@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zoo.norms import add_gradients
+
 
 class State(NamedTuple):
   """All that training changes.
@@ -79,10 +81,11 @@ def make_step(
 
     def add_part(carry, part):
       grads, totals, variables = carry
-      part_grads, loss = jax.grad(sums, has_aux=True)(state.params, variables, part, key)
+      (part_grads, changes), loss = jax.grad(sums, (0, 1), has_aux=True)(state.params, variables, part, key)
       part_totals = {"loss": loss.total, "weight": loss.weight, **loss.metrics}
       added = jax.tree.map(jnp.add, (grads, totals), (part_grads, part_totals))
-      return (*added, loss.variables), None
+      # Some norms keep statistics of the backward pass, which leave it as gradients; those of all others are 0.
+      return (*added, add_gradients(loss.variables, changes)), None
 
     def zeros(batch):
       _, loss = jax.eval_shape(sums, state.params, state.variables, batch, key)

@@ -54,7 +54,7 @@ def stepper(model: nn.Module, variables: dict, source_BS: jax.Array, max_length:
   if model.config.scan:
     # A loop over the blocks writes each cache in place, where a scan would copy them all.
     model = model.clone(config=replace(model.config, scan=False))
-    variables = variables | {"params": unstack_params(variables["params"])}
+    variables = {collection: unstack_params(tree) for collection, tree in variables.items()}
   memory, cache = model.apply(variables, source_BS, max_length, method="start")
   return partial(model.apply, variables, method="step"), memory, cache
 

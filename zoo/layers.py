@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo import init, positions
+from zoo import init, norms, positions
 from zoo.attention import attend
 from zoo.axes import by_batch
 from zoo.norms import LayerNorm
@@ -73,6 +73,7 @@ class Attention(nn.Module):
     relative_length: T for which to hold relative position keys (`positions.relative_scores`); 0 for none.
     dtype: compute type.
     kv_heads: K; divides N, and each key and value head serves N / K query heads (Ainslie et al. 2023); 0 for N.
+    rotary: turn queries and keys by their positions (`positions.rotary`).
   """
 
   heads: int
@@ -80,6 +81,7 @@ class Attention(nn.Module):
   relative_length: int = 0
   dtype: jnp.dtype = jnp.float32
   kv_heads: int = 0
+  rotary: bool = False
 
   @nn.compact
   def __call__(
@@ -89,6 +91,7 @@ class Attention(nn.Module):
     *,
     mask: jax.Array | None = None,
     bias: jax.Array | None = None,
+    position_BT: jax.Array | None = None,
     cache: Cache | None = None,
     index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array, Cache]:
@@ -98,6 +101,7 @@ class Attention(nn.Module):
       x_BTD: what asks.
       y_BSD: what is looked at.
       mask, bias: see `attention.attend`.
+      position_BT: of the tokens of `x_BTD`, for `rotary`, which is for self-attention.
       cache: keys and values from before, in place of those of `y_BSD`.
       index: where in the cache to put the keys and values of `x_BTD` first, for decoding token by token.
 
@@ -113,9 +117,13 @@ class Attention(nn.Module):
       return nn.DenseGeneral(features, kernel_init=init.dense, dtype=self.dtype, name=name)(tokens)
 
     q_BTNH = project("q", self.heads, x_BTD)
+    if self.rotary:
+      q_BTNH = positions.rotary(q_BTNH, position_BT)
     if cache is None or index is not None:
       y_BSD = x_BTD if y_BSD is None else y_BSD
       new = Cache(project("k", kv_heads, y_BSD), project("v", kv_heads, y_BSD))
+      if self.rotary:
+        new = new._replace(k_BSKH=positions.rotary(new.k_BSKH, position_BT))
       if cache is None:
         cache = new
       else:
@@ -155,6 +163,7 @@ class Context(NamedTuple):
     mask: who may attend to whom, as in `attention.attend`. bias: added to the scores.
     memory: [B, S, D] for cross-attention. memory_mask: which of it is real.
     cache: (`Cache` of the block's own tokens, `Cache` of the memory). index: of the new tokens in the first of them.
+    position: [B, T], for rotary attention. real: [B, T] bool, False for padding, for norms over all tokens.
   """
 
   mask: jax.Array | None = None
@@ -163,6 +172,8 @@ class Context(NamedTuple):
   memory_mask: jax.Array | None = None
   cache: tuple[Cache, Cache] | None = None
   index: jax.Array | None = None
+  position: jax.Array | None = None
+  real: jax.Array | None = None
 
 
 class Block(nn.Module):
@@ -183,6 +194,8 @@ class Block(nn.Module):
   order: str = "pre"
   cross: bool = False
   kv_heads: int = 0
+  rotary: bool = False
+  norm: str = "layer"
 
   @nn.compact
   def __call__(
@@ -203,19 +216,21 @@ class Block(nn.Module):
     own_cache, memory_cache = given.cache or (None, None)
 
     def attention(name: str) -> Attention:
-      relative = self.relative_length if name == "attn" else 0
-      return Attention(self.heads, self.attention_dropout, relative, self.dtype, self.kv_heads, name=name)
+      of_itself = name == "attn"
+      relative, rotary = self.relative_length if of_itself else 0, self.rotary and of_itself
+      return Attention(self.heads, self.attention_dropout, relative, self.dtype, self.kv_heads, rotary, name=name)
 
     def add(x: jax.Array, sublayer: Callable, name: str, norm: str) -> tuple[jax.Array, tuple]:
       """Residual, norm, dropout and stochastic depth around a sublayer; also what else that returns."""
-      norm = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=norm)
+      norm = functools.partial(norms.norm(self.norm, self.epsilon, self.dtype, norm), real=given.real)
       y, *rest = sublayer(norm(x) if self.order == "pre" else x)
       y = Dropout(self.dropout, name=f"{name}_dropout")(y)
       x = x + DropPath(name=f"{name}_drop_path")(y, drop_path)
       return (x if self.order == "pre" else norm(x)), rest
 
     def attend_self(x):
-      return attention("attn")(x, mask=given.mask, bias=given.bias, cache=own_cache, index=given.index)
+      where = dict(position_BT=given.position, cache=own_cache, index=given.index)
+      return attention("attn")(x, mask=given.mask, bias=given.bias, **where)
 
     def attend_memory(x):
       return attention("cross")(x, given.memory, mask=given.memory_mask, cache=memory_cache)

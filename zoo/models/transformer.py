@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo import init, masks
+from zoo import init, masks, norms
 from zoo.axes import by_batch
 from zoo.copying import Copies
 from zoo.errors import field_faults
-from zoo.layers import ACTIVATIONS, Block, Cache, Context, Dropout, LayerNorm, check_heads
-from zoo.positions import sincos_1d
+from zoo.layers import ACTIVATIONS, Block, Cache, Context, Dropout, check_heads
+from zoo.positions import RelativeBias, alibi_bias, sincos_1d
 from zoo.shapes import expect
 from zoo.stack import run_blocks
 
@@ -43,7 +43,9 @@ class Config:
     order: "post" or "pre", see `zoo.layers.Block`. final_norm: normalise after the last block, which "pre" needs.
     cross: what block i of the decoder attends to: "last" is the encoder's output (Vaswani), "layer" the output of the
       encoder's block i, "mix" a learned mean of all blocks' outputs, another for each i (Bapna et al. 2018, 3.1).
-    positions: "sincos" (3.5), "learned" or "none".
+    positions: added to the embeddings, "sincos" (3.5) or "learned"; or told by self-attention, "rotary", "alibi" or
+      "t5" (`zoo.positions`); or "none".
+    norm: kind of all norms, see `zoo.norms`.
     shared: "all" uses one matrix for source, target and output (3.4), "target" one for target and output, "none" three.
     scale_embedding: times sqrt(D) (3.4). head_bias: added to the logits.
     copy: mix the distribution with copies of source tokens (`zoo.copying`). copy_slots: see there.
@@ -68,6 +70,7 @@ class Config:
   final_norm: bool = False
   cross: str = "last"
   positions: str = "sincos"
+  norm: str = "layer"
   shared: str = "all"
   scale_embedding: bool = True
   head_bias: bool = False
@@ -85,7 +88,8 @@ class Config:
     choices = dict(
       order=("post", "pre"),
       cross=("last", "layer", "mix"),
-      positions=("sincos", "learned", "none"),
+      positions=("sincos", "learned", "rotary", "alibi", "t5", "none"),
+      norm=tuple(norms.KINDS),
       shared=("all", "target", "none"),
       activation=tuple(ACTIVATIONS),
       dtype=("float32", "bfloat16"),
@@ -99,6 +103,8 @@ class Config:
       faults.append(f"cross='layer' pairs the blocks, but depth is {self.depth} and decoder_depth {self.decoder_depth}")
     if self.order == "pre" and not self.final_norm:
       faults.append("order='pre' needs final_norm=True: nothing else normalises the last block's output")
+    if self.norm in ("batch", "power") and self.cross != "last" and self.final_norm:
+      faults.append(f"norm={self.norm!r} keeps statistics of one layer, but cross={self.cross!r} would norm several")
     for name in ("pad", "bos", "eos"):
       if getattr(self, name) >= self.vocab:
         faults.append(f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab}")
@@ -149,7 +155,7 @@ class Stack(nn.Module):
   def __call__(
     self, x_BTD: jax.Array, shared: Context, own: list[Context] | None = None
   ) -> tuple[jax.Array, list[jax.Array], dict[str, jax.Array]]:
-    """Returns the output, the output of every block as later blocks may read it, and aux."""
+    """Returns the output, the output of every block, if the decoder reads them all, and aux."""
     c = self.config
     block = functools.partial(
       Block,
@@ -163,12 +169,14 @@ class Stack(nn.Module):
       dtype=jnp.dtype(c.dtype),
       order=c.order,
       cross=self.cross,
+      rotary=c.positions == "rotary",
+      norm=c.norm,
     )
     x_BTD, aux = run_blocks(block, x_BTD, shared, per_block=np.zeros(self.depth), own=own, scan=c.scan, remat=c.remat)
-    outputs = [aux[f"block_{i:02d}"] for i in range(self.depth)]
+    outputs = [aux[f"block_{i:02d}"] for i in range(self.depth)] if c.cross != "last" else []
     if c.final_norm:
-      norm = LayerNorm(epsilon=c.epsilon, dtype=jnp.dtype(c.dtype), name="norm")
-      x_BTD, outputs = norm(x_BTD), [norm(y) for y in outputs]
+      norm = norms.norm(c.norm, c.epsilon, jnp.dtype(c.dtype), "norm")
+      x_BTD, outputs = norm(x_BTD, shared.real), [norm(y) for y in outputs]
     return x_BTD, outputs, aux
 
 
@@ -194,6 +202,9 @@ class Model(nn.Module):
     if c.positions == "learned":
       self.source_position = table("source_position", c.max_length, 0.02)
       self.target_position = table("target_position", c.max_length, 0.02)
+    if c.positions == "t5":
+      self.source_bias = RelativeBias(c.heads, name="source_bias")
+      self.target_bias = RelativeBias(c.heads, bidirectional=False, name="target_bias")
     if c.cross == "mix":
       # Equal weights at first: the mean of all layers.
       self.mix = self.param("mix", nn.initializers.zeros, (c.decoder_depth, c.depth))
@@ -235,9 +246,12 @@ class Model(nn.Module):
     c = self.config
     expect(source_BS=source_BS)
     segment_BS = (source_BS != c.pad).astype(jnp.int32) if row.segment_BT is None else row.segment_BT
-    x_BSD = self._embed(source_BS, row.position_BT, "source")
+    position_BS = jnp.arange(source_BS.shape[1])[None] if row.position_BT is None else row.position_BT
+    x_BSD = self._embed(source_BS, position_BS, "source")
     mask = masks.same_segment(segment_BS, segment_BS) & (segment_BS > 0)[:, None, None]
-    memory, outputs, aux = self.encoder(x_BSD, Context(mask=mask))
+    bias = self._bias(position_BS, position_BS, "source")
+    context = Context(mask=mask, bias=bias, position=position_BS, real=segment_BS > 0)
+    memory, outputs, aux = self.encoder(x_BSD, context)
     aux |= {"embedded": x_BSD, "tokens": memory}
     if c.cross == "layer":
       memory = outputs
@@ -252,11 +266,18 @@ class Model(nn.Module):
     """Logits [B, T, V] and the decoder's part of aux; see `__call__`. Not `causal`, every place sees every other."""
     sizes = expect(target_BT=target_BT)
     segment_BT = jnp.ones_like(target_BT) if row.segment_BT is None else row.segment_BT
-    x_BTD = self._embed(target_BT, row.position_BT, "target")
+    position_BT = jnp.arange(sizes["T"])[None] if row.position_BT is None else row.position_BT
+    x_BTD = self._embed(target_BT, position_BT, "target")
     mask = masks.same_segment(segment_BT, segment_BT) & (segment_BT > 0)[:, None, None]
     if causal:
       mask &= masks.causal(sizes["T"], sizes["T"])
-    shared = Context(mask=mask, memory_mask=masks.same_segment(segment_BT, encoded.segment_BS))
+    shared = Context(
+      mask=mask,
+      bias=self._bias(position_BT, position_BT, "target"),
+      memory_mask=masks.same_segment(segment_BT, encoded.segment_BS),
+      position=position_BT,
+      real=segment_BT > 0,
+    )
     own = None
     if isinstance(encoded.memory, list):
       own = [Context(memory=memory) for memory in encoded.memory]
@@ -300,16 +321,29 @@ class Model(nn.Module):
     Returns:
       logits [B, V] of the tokens at `index` + 1, and the cache with this token in it.
     """
-    x_B1D = self._embed(token_B[:, None], jnp.full((len(token_B), 1), index), "target")
-    mask = masks.causal(1, cache[0].k_BSKH.shape[1], index)
-    shared = Context(mask=mask, memory_mask=(memory["segment"] > 0)[:, None, None], index=index)
+    length, position_11 = cache[0].k_BSKH.shape[1], jnp.full((1, 1), index)
+    x_B1D = self._embed(token_B[:, None], position_11, "target")
+    shared = Context(
+      mask=masks.causal(1, length, index),
+      bias=self._bias(position_11, jnp.arange(length)[None], "target"),
+      memory_mask=(memory["segment"] > 0)[:, None, None],
+      index=index,
+      position=position_11,
+    )
     own = [Context(cache=caches) for caches in zip(cache, memory["blocks"], strict=True)]
     x_B1D, _, aux = self.decoder(x_B1D, shared, own)
     cache = [aux[f"block_{i:02d}/cache"][0] for i in range(len(cache))]
     weights_BNTS = aux[f"block_{len(cache) - 1:02d}/cross_weights"]
     return self._predict(x_B1D, memory["source"], weights_BNTS.mean(1))[:, 0], cache
 
-  def _embed(self, token_BT: jax.Array, position_BT: jax.Array | None, side: str) -> jax.Array:
+  def _bias(self, query_BT: jax.Array, key_BS: jax.Array, side: str) -> jax.Array | None:
+    """What positions add to the scores of self-attention."""
+    c = self.config
+    if c.positions == "alibi":
+      return alibi_bias(c.heads, query_BT, key_BS)
+    return getattr(self, f"{side}_bias")(query_BT, key_BS) if c.positions == "t5" else None
+
+  def _embed(self, token_BT: jax.Array, position_BT: jax.Array, side: str) -> jax.Array:
     c = self.config
     length = token_BT.shape[1]
     if length > c.max_length:
@@ -319,8 +353,6 @@ class Model(nn.Module):
     x_BTD = getattr(self, f"{side}_embed")(token_BT)
     if c.scale_embedding:
       x_BTD = x_BTD * c.width**0.5
-    if position_BT is None:
-      position_BT = jnp.arange(length)[None]
     if c.positions == "sincos":
       x_BTD = x_BTD + jnp.asarray(sincos_1d(np.arange(c.max_length), c.width))[position_BT]
     elif c.positions == "learned":

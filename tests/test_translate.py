@@ -1,0 +1,137 @@
+"""The translation objective: cross-entropy of the right tokens, and each training trick by its effect."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from train.objectives import translate
+from zoo.models.transformer import Row
+
+B, S, T, V = 3, 7, 6, 29
+
+
+def batch(lengths=((7, 6), (4, 3), (5, 5)), valid=(True, True, True)):
+  """One pair a row, each ending with </s>."""
+  made = dict(valid=np.array(valid), id=np.arange(B))
+  for side, size, which in (("source", S, 0), ("target", T, 1)):
+    place = np.arange(size)[None].repeat(B, 0)
+    real = place < np.array([pair[which] for pair in lengths])[:, None]
+    tokens = np.random.default_rng(which).integers(4, V, (B, size))
+    made |= {side: np.where(real, tokens, 0), f"{side}_segment": real.astype(int), f"{side}_position": place * real}
+  return made
+
+
+class Model:
+  """Remembers what it was given, and says what it was told to."""
+
+  def __init__(self, *logits, alignment=None):
+    self.config, self.calls, self.logits = zoo.create("transformer/test").config, [], list(logits)
+    self.alignment = alignment
+
+  def apply(self, variables, source, inputs, source_row, target_row, rngs=None, mutable=None):
+    self.calls.append(np.asarray(inputs))
+    logits = self.logits[min(len(self.calls), len(self.logits)) - 1]
+    out = logits, {"decoder/alignment": self.alignment}
+    return out if mutable is None else (out, {})
+
+
+def draw(*shape):
+  return np.random.default_rng(shape).normal(size=shape).astype(np.float32)
+
+
+def log_softmax(x):
+  return np.asarray(jax.nn.log_softmax(x))
+
+
+def test_cross_entropy_of_the_tokens_that_are_there():
+  logits, data = draw(B, T, V), batch(valid=(True, True, False))
+  model = Model(logits)
+  loss = translate.Objective(label_smoothing=0.3)(model, {}, data)  # evaluation: not smoothed
+  wanted = [-log_softmax(logits)[b, t, data["target"][b, t]] for b, n in ((0, 6), (1, 3)) for t in range(n)]
+  assert loss.weight == len(wanted) == 9
+  np.testing.assert_allclose([loss.total, loss.metrics["nll"]], sum(wanted), rtol=1e-5)
+  hits = sum(logits[b, t].argmax() == data["target"][b, t] for b, n in ((0, 6), (1, 3)) for t in range(n))
+  assert loss.metrics["accuracy"] == hits
+  np.testing.assert_array_equal(model.calls[0][:, 0], model.config.bos)
+  np.testing.assert_array_equal(model.calls[0][0, 1:], data["target"][0, :-1])
+
+
+def test_every_sequence_of_a_row_begins_with_its_own_beginning():
+  position = np.array([[0, 1, 2, 0, 1, 0]])
+  assert translate.shift(np.array([[5, 6, 3, 7, 3, 0]]), position, 2).tolist() == [[2, 5, 6, 2, 7, 2]]
+
+
+def test_label_smoothing_is_a_mean_over_all_words():
+  logits, data = draw(B, T, V), batch()
+  loss = translate.Objective(label_smoothing=0.1)(Model(logits), {}, data, jax.random.key(0))
+  target = 0.9 * np.eye(V)[data["target"]] + 0.1 / V
+  wanted = -(target * log_softmax(logits)).sum(-1)[data["target_segment"] > 0].sum()
+  np.testing.assert_allclose(loss.total, wanted, rtol=1e-5)
+  assert loss.metrics["nll"] != loss.total
+
+
+def test_scheduled_sampling_reads_its_own_tokens():
+  """At the rate asked for, shifted as the true ones are; none of the gradient goes through them."""
+  lengths = ((S, T),) * B
+  logits = draw(B, T, V)
+  own = np.concatenate([np.full((B, 1), 2), logits.argmax(-1)[:, :-1]], 1)
+  true = np.concatenate([np.full((B, 1), 2), batch(lengths)["target"][:, :-1]], 1)
+  swapped = []
+  for seed in range(60):
+    model = Model(logits)
+    translate.Objective(scheduled_sampling=0.3)(model, {}, batch(lengths), jax.random.key(seed))
+    first, second = model.calls
+    np.testing.assert_array_equal(first, true)
+    assert ((second == true) | (second == own)).all()
+    swapped.append((second == own)[true != own])
+  assert abs(np.mean(swapped) - 0.3) < 0.05
+  model = Model(logits)
+  translate.Objective(scheduled_sampling=0.3)(model, {}, batch(lengths))
+  assert len(model.calls) == 1  # not in evaluation
+
+
+def test_guided_attention_wants_the_diagonal():
+  data = batch(((6, 6), (6, 6), (6, 6)))
+  rows = translate.rows(data)
+  far = np.asarray(translate.off_diagonal(*rows, 0.2))
+  assert far.shape == (B, T, S)
+  np.testing.assert_allclose(far[0].diagonal(), 0, atol=1e-6)
+  np.testing.assert_allclose(far[0, 0, 3], 1 - np.exp(-((3 / 6) ** 2) / (2 * 0.2**2)), rtol=1e-5)
+  straight, crossed = np.eye(T, S)[None].repeat(B, 0), np.eye(T, S)[None, ::-1].repeat(B, 0)
+  objective, logits = translate.Objective(guided_attention=2.0), np.zeros((B, T, V), np.float32)
+  key = jax.random.key(0)
+  losses = [objective(Model(logits, alignment=a), {}, data, key).total for a in (straight, crossed)]
+  assert losses[0] < losses[1]
+  np.testing.assert_allclose(losses[0], 18 * np.log(V), rtol=1e-5)
+
+
+def test_guidance_is_by_sequence_where_several_share_a_row():
+  rows = [Row(np.array([[1, 1, 2, 2, 2]]), np.array([[0, 1, 0, 1, 2]]))] * 2
+  far = np.asarray(translate.off_diagonal(*rows, 0.2))[0]
+  np.testing.assert_allclose(far[:2, :2].diagonal(), 0, atol=1e-6)
+  np.testing.assert_allclose(far[2:, 2:].diagonal(), 0, atol=1e-6)
+
+
+def test_padding_and_company_change_nothing():
+  """With a model: a packed row's loss is the sum of its pairs'."""
+  model = zoo.create("transformer/test")
+  data = batch()
+  variables = model.init({"params": jax.random.key(0)}, jnp.asarray(data["source"]), jnp.asarray(data["target"]))
+  whole = translate.Objective()(model, variables, data)
+  pairs = [{k: v[b : b + 1] for k, v in data.items()} for b in range(B)]
+  parts = [translate.Objective()(model, variables, pair) for pair in pairs]
+  np.testing.assert_allclose(whole.total, sum(p.total for p in parts), rtol=1e-5)
+  packed = dict(valid=np.array([True]), id=np.arange(1))
+  for side in ("source", "target"):
+    real = [data[f"{side}_segment"][b] > 0 for b in range(B)]
+    packed[side] = np.concatenate([data[side][b][real[b]] for b in range(B)])[None]
+    packed[f"{side}_position"] = np.concatenate([np.arange(r.sum()) for r in real])[None]
+    packed[f"{side}_segment"] = np.concatenate([np.full(r.sum(), b + 1) for b, r in enumerate(real)])[None]
+  np.testing.assert_allclose(translate.Objective()(model, variables, packed).total, whole.total, rtol=1e-5)
+
+
+def test_shares_that_make_no_sense():
+  with pytest.raises(ValueError, match=r"label_smoothing is 1.5; wanted 0 <= label_smoothing < 1"):
+    translate.Objective(label_smoothing=1.5)
