@@ -417,6 +417,35 @@ def _no_tokenizer_for_images():
   return str(error.value)
 
 
+def test_wmt_is_prepared_without_tensorflow(tmp_path, monkeypatch):
+  from tensorflow_datasets.translate import wmt
+
+  files = tmp_path / "files"
+  texts = {"de": [f"Haus {i}, groß." for i in range(9)], "en": [f"House {i}, great." for i in range(9)]}
+  for name in ("europarl_v7", "newstest2013", "newstest2014"):
+    for path in wmt.DATASET_MAP[name].get_path("de"):
+      (files / path).parent.mkdir(parents=True, exist_ok=True)
+      language = next(part for part in reversed(path.split(".")) if part in texts)
+      lines = [f'<seg id="{i}">{t}</seg>' if path.endswith("sgm") else t for i, t in enumerate(texts[language])]
+      (files / path).write_text("\n".join(lines))
+  found = dict(train=["europarl_v7"], validation=["newstest2013"], test=["newstest2014"])
+  monkeypatch.setattr(wmt.WmtTranslate, "subsets", property(lambda self: found))
+  monkeypatch.setattr(
+    tfds.download.DownloadManager,
+    "download_and_extract",
+    lambda self, urls: {k: [str(files)] * len(v) for k, v in urls.items()} if isinstance(urls, dict) else [],
+  )
+  monkeypatch.setattr(wmt.SubDataset, "get_url", lambda self, source: ["https://host/file"])
+  folder = str(tmp_path / "data")
+  (tmp_path / "data" / "downloads" / "manual").mkdir(parents=True)
+  data.prepare("wmt14_translate/de-en", folder, vocab_size=300)
+  pairs = data.make(
+    "pairs", dataset="wmt14_translate/de-en", data_dir=folder, source="en", target="de", eval_split="test"
+  )
+  assert sorted(pairs.references()) == sorted(zip(texts["en"], texts["de"], strict=True))
+  assert pairs.num_train == pairs.num_eval == 9
+
+
 class Wmt(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """As TFDS's WMT sets are: translations at the top, no tokenizer."""
 
@@ -457,6 +486,7 @@ def test_a_set_of_tfds_wants_a_tokenizer_and_names_a_text_that_is_no_text(tmp_pa
   ("kwargs", "words"),
   [
     (dict(dataset="verses_en_e"), ["'verses_en_e'", "verses_en_es"]),
+    (dict(dataset="wmt14_translat/de-en"), ["'wmt14_translat'", "wmt14_translate"]),
     (dict(dataset="fashion_mnist_small"), ["'fashion_mnist_small' has no translations"]),
     (dict(source="eng"), ["no language 'eng'", "did you mean 'en'", "es"]),
     (dict(target="en"), ["both 'en'"]),
