@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -270,12 +272,15 @@ def test_a_row_takes_pairs_while_both_sides_have_room(monkeypatch):
   assert sorted(pairs) == list(range(500)) and all(len(row) for row in rows)
   for row in rows:
     assert lengths[0, row].sum() <= 40 and lengths[1, row].sum() <= 50
-  # First fit: what begins a row had no room in any of the seven before it, as they are in the end or were before.
-  order = np.random.default_rng(0).permutation(500).tolist()
-  for i, row in enumerate(rows):
-    for before in rows[max(0, i - 7) : i]:
-      then = [pair for pair in before if order.index(pair) < order.index(row[0])]
-      assert (lengths[:, [*then, row[0]]].sum(1) > (40, 50)).any()
+  naive = []
+  for pair in np.random.default_rng(0).permutation(500).tolist():
+    for row in naive[-7:]:
+      if (lengths[:, [*row, pair]].sum(1) <= (40, 50)).all():
+        row.append(pair)
+        break
+    else:
+      naive.append([pair])
+  assert [row.tolist() for row in rows] == naive
 
 
 def test_bucket_edges_are_the_cheapest():
@@ -412,6 +417,43 @@ def _no_tokenizer_for_images():
   with pytest.raises(ValueError) as error:
     text_pairs.prepare_tokenizer("fashion_mnist", None, builder, 500, None)
   return str(error.value)
+
+
+def test_wmt_is_known_without_tensorflow():
+  # In a process of its own: here another test has imported it.
+  program = "from train import data; data.make('pairs', dataset='wmt14_translat/de-en').num_train"
+  root = str(Path(data.__file__).parents[1])
+  run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=120)
+  assert "unknown data set 'wmt14_translat'; near it: wmt14_translate" in run.stderr
+
+
+def test_wmt_is_prepared_without_tensorflow(tmp_path, monkeypatch):
+  from tensorflow_datasets.translate import wmt
+
+  files = tmp_path / "files"
+  texts = {"de": [f"Haus {i}, groß." for i in range(9)], "en": [f"House {i}, great." for i in range(9)]}
+  for name in ("europarl_v7", "newstest2013", "newstest2014"):
+    for path in wmt.DATASET_MAP[name].get_path("de"):
+      (files / path).parent.mkdir(parents=True, exist_ok=True)
+      language = next(part for part in reversed(path.split(".")) if part in texts)
+      lines = [f'<seg id="{i}">{t}</seg>' if path.endswith("sgm") else t for i, t in enumerate(texts[language])]
+      (files / path).write_text("\n".join(lines))
+  found = dict(train=["europarl_v7"], validation=["newstest2013"], test=["newstest2014"])
+  monkeypatch.setattr(wmt.WmtTranslate, "subsets", property(lambda self: found))
+  monkeypatch.setattr(
+    tfds.download.DownloadManager,
+    "download_and_extract",
+    lambda self, urls: {k: [str(files)] * len(v) for k, v in urls.items()} if isinstance(urls, dict) else [],
+  )
+  monkeypatch.setattr(wmt.SubDataset, "get_url", lambda self, source: ["https://host/file"])
+  folder = str(tmp_path / "data")
+  (tmp_path / "data" / "downloads" / "manual").mkdir(parents=True)
+  data.prepare("wmt14_translate/de-en", folder, vocab_size=300)
+  pairs = data.make(
+    "pairs", dataset="wmt14_translate/de-en", data_dir=folder, source="en", target="de", eval_split="test"
+  )
+  assert sorted(pairs.references()) == sorted(zip(texts["en"], texts["de"], strict=True))
+  assert pairs.num_train == pairs.num_eval == 9
 
 
 class Wmt(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -189,6 +189,8 @@ def local() -> list[str]:
 
 
 def _check_name(name: str) -> None:
+  # Without TensorFlow TFDS ends the registration of its sets at the first module that wants it, before this one.
+  importlib.import_module("tensorflow_datasets.translate")
   known = [*bundled(), *local(), *tfds.list_builders(with_community_datasets=False)]
   if name not in known:
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
