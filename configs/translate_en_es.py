@@ -1,4 +1,7 @@
-"""Translates English to Spanish, learned from the 31,000 bundled verses."""
+"""Translates English to Spanish, learned from the 31,000 bundled verses.
+
+zoo train translate_en_es
+"""
 
 from train.config import defaults
 

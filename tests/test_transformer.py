@@ -16,7 +16,7 @@ from zoo.models.transformer import Row
 
 SOURCE = np.random.default_rng(0).integers(4, 29, (3, 7)).astype(np.int32)
 TARGET = np.random.default_rng(1).integers(4, 29, (3, 6)).astype(np.int32)
-SMALL = dict(width=12, mlp_dim=20, depth=2, decoder_depth=2)
+SMALL = dict(width=16, mlp_dim=20, depth=2, decoder_depth=2)
 
 
 @functools.cache
@@ -197,8 +197,8 @@ def test_a_word_outside_the_vocabulary_can_be_copied():
     (dict(order="prae"), "order is 'prae'; did you mean 'pre'"),
     (dict(eos=29), "eos is token 29 of a vocabulary of 29"),
     (dict(copy_slots=3), "copy_slots is 3 without copy=True"),
-    (dict(heads=5), "5 heads do not divide the width 12"),
-    (dict(kv_heads=2), "3 query heads cannot share 2 key heads"),
+    (dict(heads=5), "5 heads do not divide the width 16"),
+    (dict(kv_heads=3), "4 query heads cannot share 3 key heads"),
   ],
 )
 def test_configs_that_cannot_be(overrides, message):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo.norms import add_gradients
+from zoo.norms import STATISTICS, add_gradients
 
 
 class State(NamedTuple):
@@ -72,8 +72,8 @@ def make_step(
     the step; its metrics are scalars: loss, the objective's metrics (means), grad_norm, param_norm, weight.
   """
 
-  def sums(params, variables, part, key):
-    loss = objective(model, {"params": freeze(params), **variables}, part, key)
+  def sums(params, statistics, variables, part, key):
+    loss = objective(model, {"params": freeze(params), **variables, **statistics}, part, key)
     return loss.total, loss
 
   def step(state: State, batch: dict, root_key: jax.Array) -> tuple[State, dict]:
@@ -81,14 +81,17 @@ def make_step(
 
     def add_part(carry, part):
       grads, totals, variables = carry
-      (part_grads, changes), loss = jax.grad(sums, (0, 1), has_aux=True)(state.params, variables, part, key)
+      # Some norms keep statistics of the backward pass, which leave it as gradients; those of all others are 0.
+      statistics = {name: tree for name, tree in variables.items() if name == STATISTICS}
+      gradient = jax.grad(sums, (0, 1), has_aux=True)
+      (part_grads, changes), loss = gradient(state.params, statistics, variables, part, key)
       part_totals = {"loss": loss.total, "weight": loss.weight, **loss.metrics}
       added = jax.tree.map(jnp.add, (grads, totals), (part_grads, part_totals))
-      # Some norms keep statistics of the backward pass, which leave it as gradients; those of all others are 0.
-      return (*added, add_gradients(loss.variables, changes)), None
+      changed = {name: add_gradients(loss.variables[name], change) for name, change in changes.items()}
+      return (*added, loss.variables | changed), None
 
     def zeros(batch):
-      _, loss = jax.eval_shape(sums, state.params, state.variables, batch, key)
+      _, loss = jax.eval_shape(sums, state.params, {}, state.variables, batch, key)
       totals = {"loss": loss.total, "weight": loss.weight, **loss.metrics}
       return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (state.params, totals))
 

@@ -12,6 +12,8 @@ from flax import linen as nn
 
 from zoo.errors import nearest
 
+STATISTICS = "batch_stats"  # the collection of running statistics; Flax's own name for it
+
 
 class LayerNorm(nn.LayerNorm):
   """Layer normalisation (Ba et al. 2016, eq. 3), statistics in float32 whatever the compute type.
@@ -48,7 +50,7 @@ class BatchNorm(nn.BatchNorm):
   def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
     """Tokens [..., D] to [..., D]."""
     mask = None if real is None else real[..., None]
-    return super().__call__(x, use_running_average=not self.is_mutable_collection("batch_stats"), mask=mask)
+    return super().__call__(x, use_running_average=not self.is_mutable_collection(STATISTICS), mask=mask)
 
 
 class PowerNorm(nn.Module):
@@ -83,10 +85,10 @@ class PowerNorm(nn.Module):
     features = x.shape[-1:]
     scale = self.param("scale", nn.initializers.ones, features)
     bias = self.param("bias", nn.initializers.zeros, features)
-    square = self.variable("batch_stats", "square", jnp.ones, features)  # psi^2
-    gradient = self.variable("batch_stats", "gradient", jnp.zeros, features)  # nu
+    square = self.variable(STATISTICS, "square", jnp.ones, features)  # psi^2
+    gradient = self.variable(STATISTICS, "gradient", jnp.zeros, features)  # nu
     x = x.astype(jnp.float32)
-    if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+    if self.is_mutable_collection(STATISTICS) and not self.is_initializing():
       batch_square = token_mean(jnp.square(x), real)
       normal = power_normalise(
         x, real, square.value + self.epsilon, batch_square + self.epsilon, gradient.value, 1 - self.momentum

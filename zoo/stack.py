@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from zoo.axes import STACKED
 from zoo.errors import nearest
+from zoo.norms import STATISTICS
 
 _UNSTACKED = re.compile(r"block_\d+")
 
@@ -73,7 +74,7 @@ def run_blocks(
     return x, aux
   scanned = nn.scan(
     cls,
-    variable_axes={"params": 0, "batch_stats": 0},
+    variable_axes={"params": 0, STATISTICS: 0},
     split_rngs={"params": True, "dropout": True},
     in_axes=(0, nn.broadcast, 0),
     length=len(per_block),

@@ -27,7 +27,7 @@ VARIANTS = {
   "base": dict(width=512, depth=6, decoder_depth=6, mlp_dim=2048, heads=8),
   "big": dict(width=1024, depth=6, decoder_depth=6, mlp_dim=4096, heads=16, dropout=0.3),
   "nano": dict(width=128, depth=3, decoder_depth=3, mlp_dim=512, heads=4, vocab=4000, max_length=128),
-  "test": dict(width=24, depth=2, decoder_depth=3, mlp_dim=40, heads=3, vocab=29, max_length=16, dropout=0.0),
+  "test": dict(width=24, depth=2, decoder_depth=3, mlp_dim=40, heads=4, vocab=29, max_length=16, dropout=0.0),
 }
 
 

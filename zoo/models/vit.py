@@ -26,6 +26,7 @@ from zoo.layers import (
   drop_path_rates,
   patchify,
 )
+from zoo.norms import STATISTICS
 from zoo.positions import KINDS, RESAMPLINGS, Positions
 from zoo.shapes import expect
 from zoo.stack import run_blocks
@@ -219,7 +220,7 @@ class Model(nn.Module):
     elif c.head_norm == "batch":
       # Training is when somebody keeps the running statistics. Their momentum, 0.9, is PyTorch's 0.1.
       x_BD = nn.BatchNorm(
-        use_running_average=not self.is_mutable_collection("batch_stats"),
+        use_running_average=not self.is_mutable_collection(STATISTICS),
         momentum=0.9,
         epsilon=1e-6,
         use_bias=False,
