@@ -243,3 +243,29 @@ def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
   model, variables = model_and_variables("vit/test")
   assert isinstance(show.attention_rollout(model, variables, images(model)), Figure)
   assert not list(tmp_path.iterdir())
+
+
+# ---- texts
+
+
+def test_heads_shows_every_head_of_every_block(tmp_path):
+  weights = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 3, 5))
+  figure = show.heads(weights, list("abcde"), list("wxyz"), path=tmp_path / "heads.png")
+  drawn(tmp_path / "heads.png")
+  shown = [axis.images[0].get_array() for axis in figure.axes]
+  np.testing.assert_array_equal(shown, weights.reshape(6, 5, 4))
+  assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list("abcde")
+  assert [t.get_text() for t in figure.axes[2].get_xticklabels()] == list("wxyz")
+
+
+def test_beam_tree_has_a_node_for_each_beginning_and_no_crossing(tmp_path):
+  followed = [[("a",), ("b",)], [("b", "c"), ("a", "d"), ("b", "e")], [("a", "d", "."), ("b", "e", ".")]]
+  figure = show.beam_tree(followed, ("b", "e", "."), path=tmp_path / "tree.png")
+  drawn(tmp_path / "tree.png")
+  words = {t.get_text(): t for t in figure.axes[0].texts if t.get_text() != "."}
+  assert {*words} == {"<s>", *"abcde"} and len(figure.axes[0].texts) == 8
+  assert {w for w, t in words.items() if t.get_weight() == "bold"} == {"<s>", "b", "e"}
+  heights = {w: t.get_position()[1] for w, t in words.items()}
+  assert heights["d"] == heights["a"] < heights["c"] < heights["e"]  # children under their own parents
+  with pytest.raises(ValueError, match="extends none of the beginnings"):
+    show.beam_tree([[("a",)], [("b", "c")]], ("a",))

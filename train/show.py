@@ -349,6 +349,88 @@ def alignment(weights_TS: np.ndarray, target: Sequence[str], source: Sequence[st
   return figure
 
 
+@_drawing
+def heads(weights_LNTS: np.ndarray, target: Sequence[str], source: Sequence[str]) -> Figure:
+  """Every head of every block over one pair of texts: a row for each block, a panel for each head.
+
+  Args:
+    weights_LNTS: attention weights, first block first; rows sum to 1.
+    target: the tokens that look. source: those that are looked at.
+  """
+  sizes = expect(weights_LNTS=weights_LNTS)
+  rows, columns, gap, left, top, edge = sizes["L"], sizes["N"], 0.14, 1.2, 1.3, 0.15
+  cell = max(0.15, 1.2 / max(len(source), len(target)))
+  across, down = cell * len(source), cell * len(target)
+  width, height = max(left + columns * (across + gap) + edge, 4.8), top + rows * (down + gap) + edge
+  figure = Figure(figsize=(width, height))
+  for row, column in np.ndindex(rows, columns):
+    x, y = left + column * (across + gap), height - top - (row + 1) * down - row * gap
+    axis = figure.add_axes([x / width, y / height, across / width, down / height])
+    axis.imshow(weights_LNTS[row, column], cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    axis.spines[:].set(visible=True, color=FAINT)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0, pad=2, labelsize=7)
+    axis.set_xticks(range(len(source)), source if row == 0 else [""] * len(source))
+    axis.set_yticks(range(len(target)), target if column == 0 else [""] * len(target))
+    for label in axis.get_xticklabels():
+      label.set(rotation=60, ha="left", rotation_mode="anchor")
+  count = " and ".join(f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((rows, "block"), (columns, "head")))
+  _title(figure, f"Where {count} look", "a row of panels for each block; a row in a panel is a token, dark is most")
+  return figure
+
+
+@_drawing
+def beam_tree(followed: Sequence[Sequence[tuple[str, ...]]], best: tuple[str, ...]) -> Figure:
+  """The beginnings that a beam search followed, as a tree from left to right, and the sequence it chose.
+
+  Args:
+    followed: for each place the beginnings that were kept there, as tuples of tokens; each extends one from the place
+      before. Those that have ended need not come again.
+    best: the tokens of what was chosen.
+
+  Raises:
+    ValueError: a beginning that extends none.
+  """
+  children: dict[tuple, list[tuple]] = {(): []}
+  for beginnings in followed:
+    for b in beginnings:
+      if b[:-1] not in children:
+        raise ValueError(f"{b} extends none of the beginnings before it: {[c for c in children if len(c) < len(b)]}")
+      if b not in children:
+        children[b] = []
+        children[b[:-1]].append(b)
+
+  # What nobody extends gets a line of its own; a parent stands in the middle of its children, so no lines cross.
+  height: dict[tuple, float] = {}
+  lines = 0
+
+  def place(node: tuple) -> float:
+    nonlocal lines
+    if children[node]:
+      found = [place(child) for child in children[node]]
+      height[node] = (found[0] + found[-1]) / 2
+    else:
+      height[node], lines = float(lines), lines + 1
+    return height[node]
+
+  place(())
+  depth = max(map(len, children))
+  figure = Figure(figsize=(max(1.1 * (depth + 0.6), 4.8), 0.24 * lines + 0.85))
+  bottom, top = 0.1 / figure.get_figheight(), 0.62 / figure.get_figheight()
+  axis = figure.add_axes([0, bottom, 1, 1 - bottom - top])
+  axis.set(xlim=(-0.3, depth + 0.7), ylim=(lines - 0.4, -0.6))
+  axis.axis("off")
+  for node in children:
+    chosen = best[: len(node)] == node
+    if node:
+      ends = [len(node) - 0.38, len(node) - 0.05], [height[node[:-1]], height[node]]
+      axis.plot(*ends, color=COLOURS[0] if chosen else FAINT, linewidth=1.8 if chosen else 0.9, zorder=2 + chosen)
+    style = dict(color=INK, weight="bold") if chosen else dict(color=SOFT)
+    axis.text(len(node), height[node], node[-1] if node else "<s>", size=8, va="center", zorder=4, **style)
+  _title(figure, "What the beam search followed", "a column for each place; bold is what it chose")
+  return figure
+
+
 # ---- positions
 
 
