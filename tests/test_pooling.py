@@ -89,6 +89,26 @@ def test_bfloat16_leaves_parameters_and_weights_float32(kind):
   np.testing.assert_allclose(out.astype(np.float32), exact, atol=0.05)
 
 
+def test_a_width_that_is_given_is_no_parameter():
+  q, k, v = inputs("gaussian")
+  (out, weights), p = run(Pooling("gaussian", width=0.5, learn_width=False), q, k, v)
+  assert not p
+  wanted = naive("gaussian", {"inverse_width": 2.0}, q, k, v, np.full((B, T, S), True))
+  np.testing.assert_allclose(out, wanted[0], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(weights, wanted[1], rtol=1e-4, atol=1e-5)
+  # A learned one begins there, and its parameter at 1, whatever the units of the points are.
+  learned, variables = Pooling("gaussian", width=0.5).init_with_output(KEY, q, k, v)
+  assert variables["params"]["inverse_width"] == 1
+  np.testing.assert_allclose(learned[0], out, rtol=1e-6)
+
+
+def test_points_are_told_apart_before_anything_is_rounded():
+  """Years in bfloat16 are multiples of 8."""
+  year, v = np.arange(1990, 1998, dtype=np.float32)[None, :, None], draw(1, 8, D)
+  _, weights = Pooling("gaussian", width=0.1, dtype=jnp.bfloat16, learn_width=False).apply({}, year, year, v)
+  np.testing.assert_allclose(weights[0, 0], np.eye(8), atol=1e-6)
+
+
 def test_dropout_needs_its_key():
   q, k, v = inputs("dot")
   layer = Pooling("dot", dropout=0.5)

@@ -20,16 +20,20 @@ class Pooling(nn.Module):
   """Queries [B, T, Q], keys [B, S, E] and values [B, S, D] to [B, T, D], with the weights [B, 1, T, S].
 
   Attributes:
-    kind: "average" (no attention), "gaussian" (kernel regression with a learned width), "dot" and "scaled_dot"
+    kind: "average" (no attention), "gaussian" (kernel regression), "dot" and "scaled_dot"
       (without and with a division by sqrt(Q)), "general" (a learned bilinear form), "additive" (a learned layer);
       the first and the last two take queries and keys of different widths.
     hidden: A, of "additive".
+    width: of the kernel of "gaussian": its standard deviation, in units of the queries and keys; at first, if learned.
+    learn_width: whether the width of "gaussian" is learned, as a factor on its inverse, or stays.
     dropout: share of attention weights dropped in training.
     dtype: compute type.
   """
 
   kind: str
   hidden: int = 0
+  width: float = 1.0
+  learn_width: bool = True
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
 
@@ -39,7 +43,9 @@ class Pooling(nn.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """`mask` is bool, broadcastable to [B, 1, T, S], True = may attend (`zoo.masks`)."""
     expect(q_BTQ=q_BTQ, k_BSE=k_BSE, v_BSD=v_BSD)
-    q_BTQ, k_BSE, v_BSD = (x.astype(self.dtype) for x in (q_BTQ, k_BSE, v_BSD))
+    v_BSD = v_BSD.astype(self.dtype)
+    if self.kind != "gaussian":  # whose distances come before any rounding: near points are not to become one
+      q_BTQ, k_BSE = q_BTQ.astype(self.dtype), k_BSE.astype(self.dtype)
     key = self.make_rng("dropout") if self.dropout and self.has_rng("dropout") else None
     out_BT1D, weights = attention_pool(
       self._scores(q_BTQ, k_BSE), v_BSD[:, :, None], mask=mask, dropout_rate=self.dropout, dropout_key=key
@@ -52,7 +58,8 @@ class Pooling(nn.Module):
       case "average":
         return uniform_scores(q_BTQ, k_BSE)
       case "gaussian":
-        return gaussian_scores(q_BTQ, k_BSE, self.param("inverse_width", nn.initializers.ones, ()))
+        factor = self.param("inverse_width", nn.initializers.ones, ()) if self.learn_width else 1.0
+        return gaussian_scores(q_BTQ, k_BSE, factor / self.width)
       case "dot":
         return dot_scores(q_BTQ, k_BSE)
       case "scaled_dot":
