@@ -30,9 +30,13 @@ def compiled(name, mesh_name, **overrides):
   mesh = sharding.make_mesh(**MESHES[mesh_name], devices=devices)
   way = sharding.Jit(mesh)
   config = defaults()
-  config.model = dict(name=name, dtype="bfloat16", dropout=0.1, **overrides)
+  config.model = dict(name=name, dtype="bfloat16", **overrides)
   family = name.partition("/")[0]
-  if family in ("vit", "mae"):
+  if hasattr(zoo.create(name).config, "dropout"):
+    config.model.dropout = 0.1
+  if family == "kernel_regression":
+    config.data = dict(name="points", dataset="engel")
+  elif family in ("vit", "mae"):
     config.model.drop_path = 0.1
     config.data = dict(name="images", image_size=zoo.create(name).config.image_size)
   else:
@@ -40,6 +44,7 @@ def compiled(name, mesh_name, **overrides):
   config.objective = {
     "vit": dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0),
     "mae": dict(name="mae"),
+    "kernel_regression": dict(name="regress"),
   }.get(family, dict(name="translate", label_smoothing=0.1))
   config.optimizer = dict(name="adamw", learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0)
   config.batch_size = LOCAL * way.data_devices
@@ -57,7 +62,8 @@ def moved(found, *ops, axis=None):
   return sum(c.elements * c.count for c in wanted)
 
 
-MODELS = zoo.names("*/test")
+# The one parameter of a kernel is less than the metrics, which cross devices too: it has a test of its own.
+MODELS = [name for name in zoo.names("*/test") if name != "kernel_regression/test"]
 
 
 @pytest.mark.parametrize("mesh_name", MESHES)
@@ -87,6 +93,16 @@ def test_fsdp_gathers_parameters_and_sums_gradients(name):
   # Once for the forward pass and at most once more for the backward pass.
   assert 0.9 * cut <= moved(found, "all-gather") <= 2 * cut
   assert moved(found, "all-reduce", "reduce-scatter", "collective-permute") >= 0.9 * sum(p.size for p in params)
+
+
+@pytest.mark.parametrize("mesh_name", MESHES)
+def test_kernel_regression_sums_scalars(mesh_name):
+  found, mesh, params, memory = compiled("kernel_regression/test", mesh_name)
+  between = [c for c in found if c.crosses(mesh, "data") or c.crosses(mesh, "fsdp")]
+  # The gradient, the loss, its weight and a metric; the points themselves stay where they are.
+  assert {c.op for c in found} == {"all-reduce"} and moved(between, "all-reduce") == moved(found, "all-reduce")
+  assert [p.size for p in params] == [1] and {size for c in found for size in c.sizes} == {1}
+  assert 2 <= moved(found, "all-reduce") <= 4 and memory.fits
 
 
 # A size at which XLA finds it worth while to cut activations along the width instead of gathering parameters.

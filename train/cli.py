@@ -281,7 +281,8 @@ VERBS: Mapping = {
     "what": dict(
       nargs="*",
       metavar="PICTURE",
-      help="loss_curve, reconstructions, attention_maps, attention_rollout, position_similarity",
+      help="loss_curve, reconstructions, attention_maps, attention_rollout, position_similarity; of points "
+      "regression_curve, attention_heat_map, kernel_widths",
     ),
     "--image": dict(metavar="FILE", help="a picture of one's own"),
     "--out": dict(metavar="DIR", help="where to write; the work directory if not given"),

@@ -22,7 +22,7 @@ import re
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 
@@ -598,6 +598,12 @@ class Batches(Iterator[Batch]):
     self._finalize()
 
 
+def stream(make: Callable[[int], Batch], first: int, end: int = 2**62) -> Batches:
+  """The batches `make(step)` of the steps from `first` to before `end`, made by a thread ahead of time."""
+  work = grain.MapDataset.range(first, end).map(make)
+  return Batches(work.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)), 1)
+
+
 def _close(iterator: list[grain.DatasetIterator]) -> None:
   iterator.pop().close()
 
@@ -630,11 +636,11 @@ def _join(pieces: Sequence[Batch]) -> Batch:
 
 
 # Where each kind of data is. Those that build on this module cannot be imported before it.
-KINDS = {"images": "train.data.Images", "pairs": "train.text.pairs.Pairs"}
+KINDS = {"images": "train.data.Images", "pairs": "train.text.pairs.Pairs", "points": "train.points.Points"}
 
 
 def kind(name: str) -> type:
-  """The class of a kind of data: "images" or "pairs".
+  """The class of a kind of data: "images", "pairs" or "points".
 
   Raises:
     ValueError: an unknown kind; the nearest is named.

@@ -4,11 +4,19 @@ import functools
 from pathlib import Path
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+import zoo
 from train import show
 from train.augment import decode
+from train.objectives.regress import Objective
 from zoo.errors import nearest
+from zoo.models.kernel_regression import kernel_width
+
+# So many points are enough to judge a width by, or to draw.
+MOST = 1000
 
 
 def draw(name: str, run, variables: dict, workdir: Path, path: Path, images: np.ndarray | None = None) -> None:
@@ -26,7 +34,9 @@ def draw(name: str, run, variables: dict, workdir: Path, path: Path, images: np.
   """
   if name not in PICTURES:
     raise ValueError(f"unknown picture {name!r}{nearest(name, PICTURES)}")
-  if images is None and name not in ("loss_curve", "position_similarity"):
+  if images is None and name not in ("loss_curve", "position_similarity", *OF_POINTS):
+    if not hasattr(run.data, "image_shape"):
+      raise ValueError(f"{name} is a picture of images, and {run.config.data.name} are none")
     images = examples(run.data)
   PICTURES[name](run, variables, workdir, images, path=path)
 
@@ -94,10 +104,70 @@ def _position_similarity(run, variables, workdir, images, *, path):
   show.position_similarity(show.position_table(run.model, variables), path=path)
 
 
+def _points(run):
+  """The data of a run on points."""
+  if not hasattr(run.data, "table"):
+    raise ValueError(f"{run.config.data.name} are no points; the picture is for regression")
+  return run.data
+
+
+def predict(run, variables: dict, x_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """What a regression predicts at these x, in the units of its file: [T], and the attention weights [T, S]."""
+  points = _points(run)
+  of_one = points.collate("train", np.zeros(1, int))
+  x_1T = (x_T - points.origin).astype(np.float32)[None]
+  y_1T, aux = jax.jit(run.model.apply)(variables, x_1T, of_one["keys"], of_one["values"])
+  return np.asarray(y_1T[0]), np.asarray(aux["weights"][0])
+
+
+def width_errors(points, split: str, widths: np.ndarray) -> np.ndarray:
+  """The root mean squared error that kernel regression with each of these widths has on a split of points."""
+  batch = next(points.eval_batches(min(len(points.rows(split)), MOST), split))
+  model = zoo.create("kernel_regression/learned", width=1.0)  # one program for all widths
+
+  def error(width):
+    loss = Objective()(model, {"params": {"pool": {"inverse_width": 1 / width}}}, batch)
+    return jnp.sqrt(loss.total / loss.weight)
+
+  return np.asarray(jax.jit(lambda widths: jax.lax.map(error, widths))(widths.astype(np.float32)))
+
+
+def _regression_curve(run, variables, workdir, images, *, path):
+  points = _points(run)
+  splits = {split: points.split(split) for split in ("train", "test")}
+  x = np.linspace(points.table.x.min(), points.table.x.max(), 1000)
+  width = kernel_width(run.model.config, variables)
+  about = run.config.model.name + (f", kernel width {width:.3g}" if np.isfinite(width) else "")
+  show.regression_curve((x, predict(run, variables, x)[0]), splits, names=points.table.names, about=about, path=path)
+
+
+def _attention_heat_map(run, variables, workdir, images, *, path):
+  points = _points(run)
+  x_T, key_S = points.split("test")[0][:MOST], points.split("train")[0]
+  show.attention_heat_map(predict(run, variables, x_T)[1], x_T, key_S, name=points.table.names[0], path=path)
+
+
+def _kernel_widths(run, variables, workdir, images, *, path):
+  points = _points(run)
+  x, y = points.split("train")
+  widths = np.geomspace(np.ptp(x) / 1000, np.ptp(x), 60)
+  errors = {"leaving one out": width_errors(points, "train", widths), "test": width_errors(points, "test", widths)}
+  width = kernel_width(run.model.config, variables)
+  # The mean of all others is n / (n - 1) times as far from a point as the mean of all.
+  average = float(y.std() * len(y) / (len(y) - 1))
+  show.kernel_widths(widths, errors, width=width, average=average, names=points.table.names, path=path)
+
+
+OF_POINTS = {
+  "regression_curve": _regression_curve,
+  "attention_heat_map": _attention_heat_map,
+  "kernel_widths": _kernel_widths,
+}
 PICTURES = {
   "loss_curve": _loss_curve,
   "reconstructions": _reconstructions,
   "attention_maps": functools.partial(_attention, show.attention_maps),
   "attention_rollout": functools.partial(_attention, show.attention_rollout),
   "position_similarity": _position_similarity,
+  **OF_POINTS,
 }

@@ -164,7 +164,7 @@ def _describe(name: str) -> ModelFacts:
   rngs = {"params": key, "mask": key}
   variables = jax.eval_shape(model.init, rngs, *inputs)
   macs = count_macs(lambda v, key, *x: model.apply(v, *x, rngs={"mask": key})[0], variables, key, *inputs)
-  return ModelFacts(name, count_parameters(variables["params"]), macs, tuple(x.shape for x in inputs))
+  return ModelFacts(name, count_parameters(variables.get("params", {})), macs, tuple(x.shape for x in inputs))
 
 
 # ---- collectives, read from the optimised program

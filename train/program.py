@@ -52,7 +52,8 @@ class Program:
     key = rng.root(self.config.seed, self.config.prng)
     shapes = zoo.family(self.config.model.name).inputs(self.model.config, 1)
     zeros = [jnp.zeros(s.shape, s.dtype) for s in shapes]
-    return self.model.init(rng.streams(key, "params", "mask"), *zeros)
+    # Linen leaves out what is empty; without parameters there is still a tree of them.
+    return {"params": {}} | self.model.init(rng.streams(key, "params", "mask"), *zeros)
 
   def make_state(self, variables: dict) -> State:
     """The state of step 0 with these variables."""

@@ -16,7 +16,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import grain
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
@@ -388,7 +387,7 @@ class Pairs:
       rows = [pairs[ends[row - 1] if row else 0 : ends[row]] if row >= 0 else () for row in mine]
       return collate(corpus, rows, *self.batch_shapes[shapes[place]], process_index * part)
 
-    return _stream(make, first_step, 2**62)
+    return data.stream(make, first_step)
 
   def eval_batches(
     self,
@@ -419,7 +418,7 @@ class Pairs:
       rows = [(i,) if i < end else () for i in range(first, first + part)]
       return collate(corpus, rows, self.source_length, self.target_length, process_index * part)
 
-    return _stream(make, 0, -(-end // batch_size))
+    return data.stream(make, 0, -(-end // batch_size))
 
 
 class _Epochs:
@@ -520,9 +519,3 @@ def collate(
         start = here.stop
     batch |= {name: tokens, f"{name}_segment": segments, f"{name}_position": positions}
   return batch
-
-
-def _stream(make, first: int, end: int) -> data.Batches:
-  """Batches made by a thread ahead of time."""
-  work = grain.MapDataset.range(first, end).map(make)
-  return data.Batches(work.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)), 1)

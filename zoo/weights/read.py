@@ -155,8 +155,8 @@ def read_run(directory: str | Path, average: bool = False) -> Source:
     meta = json.loads((step / "meta" / "metadata").read_text())
     with ocp.PyTreeCheckpointer() as checkpointer:
       tree = checkpointer.metadata(step / "state").item_metadata.tree
-      wanted = {"params": tree["ema" if average else "params"], "variables": tree.get("variables") or {}}
-      if not wanted["params"]:
+      wanted = {"params": tree["ema" if average else "params"] or {}, "variables": tree.get("variables") or {}}
+      if average and not wanted["params"]:
         raise WeightsError(str(step), ["the run kept no moving average; leave average out"])
       if average:
         wanted["ema"] = wanted.pop("params")

@@ -1,0 +1,41 @@
+"""Kernel regression of what 235 households spend on food, by their income, with the kernel's width learned.
+
+    zoo train kernel_regression
+
+Takes 10 seconds on 2 CPU cores. The mean squared error of the 35 households that are left for the test, and of the
+other 200 predicting each other, each left out once, in francs a year squared:
+
+    model                     leaving one out    test
+    average                            78,250  68,800
+    gaussian, width 20                 20,810   7,095
+    gaussian, width 50                 18,160   5,218
+    gaussian, width 150                15,930   6,306
+    gaussian, width 500                29,760  22,110
+    learned, from width 500            15,930   6,249
+
+The width that is learned, 146, is the one whose error on leaving one out is least. The few rich households, far from
+each other, weigh most in it: among the others, of whom the test is made, a narrower one would do. A width that is given
+has nothing to train:
+
+    zoo train kernel_regression model.name=kernel_regression/gaussian model.width=50.0 steps=1 --workdir runs/width_50
+    zoo train kernel_regression model.name=kernel_regression/average steps=1 --workdir runs/average
+
+Points of one's own: data.dataset=FILE.csv, with two columns, x and y, and a batch_size of at most all that is trained
+on; all of them, as here, make the gradient that of the leave-one-out error itself.
+"""
+
+from train.config import defaults
+
+
+def get_config():
+  config = defaults()
+  config.model = dict(name="kernel_regression/learned", width=500.0)
+  config.data = dict(name="points", dataset="engel", test_share=0.15)
+  config.objective = dict(name="regress")
+  config.batch_size = 200
+  config.steps = 300
+  config.optimizer = dict(name="adamw", learning_rate=0.1, b2=0.95)
+  config.evals = dict(leave_one_out=dict(name="loss", split="train"), test=dict(name="loss"))
+  config.checkpoint.every = 100
+  config.pictures = ("loss_curve", "regression_curve", "attention_heat_map", "kernel_widths")
+  return config
