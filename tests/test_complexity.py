@@ -56,4 +56,7 @@ def test_the_table_and_the_picture(measured, tmp_path):
   assert "| self-attention | n^2 d | 2.00 | 1.00 | 0.00 | 1 | 0.00 | 1 | 0.00 |" in table
   figure = bench_complexity.draw(measured, 16, 5)
   assert [axis.get_title() for axis in figure.axes] == ["operations", "sequential steps", "path length"]
+  legends = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes]
+  assert [texts[0] for texts in legends] == [f"self-attention: $n^{{{p}}}$" for p in ("2.00", "0.00", "0.00")]
+  assert legends[1][1] == "recurrent: $n^{1.00}$"
   figure.savefig(tmp_path / "complexity.png")

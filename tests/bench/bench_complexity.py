@@ -4,7 +4,7 @@ Operations are the multiply-adds of the traced program, sequential steps the tri
 often information has to be passed on from the first position to the last. A slope is the exponent of a power law
 fitted to them: 2 for n^2, 1 for n, 0 for what does not grow.
 
-python tests/bench/bench_complexity.py [--width 64] [--kernel 5] [--png FILE]
+python tests/bench/bench_complexity.py [--width 64] [--kernel 5] [--plot FILE.png]
 """
 
 import argparse
@@ -155,23 +155,27 @@ def table(measured: dict[str, dict]) -> str:
 
 
 def draw(measured: dict[str, dict], width: int, kernel: int) -> Figure:
-  """Costs over the length, both logarithmic: a straight line's steepness is the exponent."""
+  """Costs over the length, both logarithmic: a straight line's steepness is the exponent, which the legend tells."""
   with matplotlib.rc_context(show.STYLE):
-    figure = Figure(figsize=(8.4, 3.2))
-    axes = figure.subplots(1, 3, gridspec_kw=dict(left=0.07, right=0.985, top=0.76, bottom=0.27, wspace=0.25))
+    figure = Figure(figsize=(9.6, 4.2))
+    axes = figure.subplots(1, 3, gridspec_kw=dict(left=0.055, right=0.99, top=0.79, bottom=0.34, wspace=0.2))
     for axis, cost in zip(axes, ("operations", "sequential steps", "path length"), strict=True):
       for i, (name, result) in enumerate(measured.items()):
+        power = round(result["slopes"][f"{cost} in n"], 2) + 0.0  # no "-0.00"
         # Lines that lie on each other stay visible: each thinner than the one before.
         axis.loglog(LENGTHS, result["costs"][cost], color=show.COLOURS[i], linewidth=4.2 - i, marker="o", markersize=3,
-                    label=name)  # fmt: skip
+                    label=f"{name}: $n^{{{power:.2f}}}$")  # fmt: skip
       axis.set(title=cost, xlabel="length n")
       axis.set_xticks(LENGTHS, [str(n) for n in LENGTHS])
       axis.minorticks_off()
       axis.tick_params(length=0)
       axis.grid(axis="y", color=show.FAINT, linewidth=0.6)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=len(measured))
-    figure.text(0.012, 0.96, "What a layer costs as sequences grow", size=11, weight="bold", va="top")
-    figure.text(0.012, 0.885, f"width d = {width}, kernel k = {kernel}", size=8, color=show.SOFT, va="top")
+      axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    figure.text(0.012, 0.97, "What a layer costs as sequences grow", size=11, weight="bold", va="top")
+    about = (
+      f"width d = {width}, kernel k = {kernel}; operations are multiply-adds; below, the power of n that fits best"
+    )
+    figure.text(0.012, 0.91, about, size=8, color=show.SOFT, va="top")
   return figure
 
 
@@ -180,13 +184,13 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--width", type=int, default=64)
   parser.add_argument("--kernel", type=int, default=5)
-  parser.add_argument("--png", help="where to write the picture")
+  parser.add_argument("--plot", metavar="FILE.png", help="where to write the picture")
   options = parser.parse_args()
   measured = measure(options.width, options.kernel)
   print(table(measured))
-  if options.png:
+  if options.plot:
     with matplotlib.rc_context(show.STYLE):
-      draw(measured, options.width, options.kernel).savefig(options.png)
+      draw(measured, options.width, options.kernel).savefig(options.plot)
 
 
 if __name__ == "__main__":
