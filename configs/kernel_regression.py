@@ -13,9 +13,9 @@ other 200 predicting each other, each left out once, in francs a year squared:
     gaussian, width 500                29,760  22,110
     learned, from width 500            15,930   6,249
 
-The width that is learned, 146, is the one whose error on leaving one out is least. The few rich households, far from
-each other, weigh most in it: among the others, of whom the test is made, a narrower one would do. A width that is given
-has nothing to train:
+The width that is learned, 146, is the one whose error on leaving one out is least. The 16 households with more than
+1,700 francs, far from each other, make 57 % of that error; the width that is best for the others is 88. A width that is
+given has nothing to train:
 
     zoo train kernel_regression model.name=kernel_regression/gaussian model.width=50.0 steps=1 --workdir runs/width_50
     zoo train kernel_regression model.name=kernel_regression/average steps=1 --workdir runs/average
