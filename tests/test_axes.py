@@ -29,6 +29,11 @@ COMBINATIONS = {
     dict(cross="mix", copy=True, kv_heads=1, positions="t5"),
   ],
   "kernel_regression": [],
+  "seq2seq": [
+    dict(cell="lstm", attention="none", head_bias=True),
+    dict(attention="general", head="copy", bidirectional=False, input_feeding=True),
+    dict(attend="after", head="pointer"),
+  ],
 }
 
 

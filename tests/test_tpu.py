@@ -121,6 +121,9 @@ def test_fsdp_is_data_parallel_at_any_size():
 def test_tensor_parallel_sums_activations(name):
   found, mesh, _, _ = compiled(name, "tensor")
   between = [c for c in found if c.crosses(mesh, "tensor")]
+  if name.startswith("seq2seq/"):
+    assert not between  # nothing of a recurrent model is cut along this axis, see zoo/axes.py
+    return
   assert {c.op for c in between} == {"all-reduce"}
   # Megatron (Shoeybi et al. 2019, 3): a sum for each sublayer forward, and one backward, or three where XLA does not
   # add the gradients through q, k and v first. It may send several arrays at once, so it is these that are counted.

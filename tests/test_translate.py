@@ -1,5 +1,7 @@
 """The translation objective: cross-entropy of the right tokens, and each training trick by its effect."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,17 +25,23 @@ def batch(lengths=((7, 6), (4, 3), (5, 5)), valid=(True, True, True)):
   return made
 
 
+OWN = 1  # what the model below would rather read, a token that no target has
+
+
 class Model:
   """Remembers what it was given, and says what it was told to."""
 
-  def __init__(self, *logits, alignment=None):
-    self.config, self.calls, self.logits = zoo.create("transformer/test").config, [], list(logits)
-    self.alignment = alignment
+  def __init__(self, logits, alignment=None):
+    self.config, self.calls, self.logits = zoo.create("transformer/test").config, [], logits
+    self.aux = {} if alignment is None else {"decoder/alignment": alignment}
 
-  def apply(self, variables, source, inputs, source_row, target_row, rngs=None, mutable=None):
+  def apply(self, variables, source, inputs, *rest, rngs=None, mutable=None, method=None):
     self.calls.append(np.asarray(inputs))
-    logits = self.logits[min(len(self.calls), len(self.logits)) - 1]
-    out = logits, {"decoder/alignment": self.alignment}
+    out = self.logits, self.aux
+    if method == "mixed_inputs":
+      own, *rest = rest
+      out = jnp.where(own, OWN, inputs)
+    assert all(isinstance(row, Row) for row in rest) and len(rest) == 2
     return out if mutable is None else (out, {})
 
 
@@ -73,23 +81,66 @@ def test_label_smoothing_is_a_mean_over_all_words():
 
 
 def test_scheduled_sampling_reads_its_own_tokens():
-  """At the rate asked for, shifted as the true ones are; none of the gradient goes through them."""
-  lengths = ((S, T),) * B
-  logits = draw(B, T, V)
-  own = np.concatenate([np.full((B, 1), 2), logits.argmax(-1)[:, :-1]], 1)
-  true = np.concatenate([np.full((B, 1), 2), batch(lengths)["target"][:, :-1]], 1)
+  """At the rate asked for, and never where a sequence begins; not in evaluation."""
+  logits, data = draw(B, T, V), batch(((S, T),) * B)
+  true = np.concatenate([np.full((B, 1), 2), data["target"][:, :-1]], 1)
   swapped = []
   for seed in range(60):
     model = Model(logits)
-    translate.Objective(scheduled_sampling=0.3)(model, {}, batch(lengths), jax.random.key(seed))
+    translate.Objective(scheduled_sampling=0.3)(model, {}, data, jax.random.key(seed))
     first, second = model.calls
     np.testing.assert_array_equal(first, true)
-    assert ((second == true) | (second == own)).all()
-    swapped.append((second == own)[true != own])
+    assert ((second == true) | (second == OWN)).all() and (second[:, 0] == 2).all()
+    swapped.append(second[:, 1:] == OWN)
   assert abs(np.mean(swapped) - 0.3) < 0.05
   model = Model(logits)
-  translate.Objective(scheduled_sampling=0.3)(model, {}, batch(lengths))
-  assert len(model.calls) == 1  # not in evaluation
+  translate.Objective(scheduled_sampling=0.3)(model, {}, data)
+  assert len(model.calls) == 1
+
+
+SMALL = {
+  "transformer/test": dict(width=8, heads=2, mlp_dim=8, depth=1, decoder_depth=1),
+  "seq2seq/test": dict(width=8, embed_dim=6, depth=1),
+}
+
+
+@functools.cache
+def small(name):
+  model, data = zoo.create(name, **SMALL[name]), batch()
+  arrays = [jnp.asarray(data[side]) for side in ("source", "target")]
+  return model, jax.jit(model.init)({"params": jax.random.key(0)}, *arrays)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_gradient_goes_through_the_choice(name):
+  """With a model: the gradient is that of reading, by teacher forcing, what it has chosen."""
+  (model, variables), data = small(name), batch()
+
+  class Spy:
+    config = model.config
+
+    def apply(self, *arguments, **options):
+      out = model.apply(*arguments, **options)
+      if options.get("method"):
+        self.mixed = out[0]
+      return out
+
+  class Reader(Spy):
+    def apply(self, variables, source, inputs, *rest, **options):
+      return model.apply(variables, source, mixed, *rest, **options)
+
+  @functools.partial(jax.jit, static_argnums=1)
+  @functools.partial(jax.grad, has_aux=True)
+  def gradient(variables, case):
+    objective, model = (
+      (translate.Objective(scheduled_sampling=0.5), Spy()) if case else (translate.Objective(), Reader())
+    )
+    return objective(model, variables, data, jax.random.key(3)).total, getattr(model, "mixed", None)
+
+  found, mixed = gradient(variables, True)
+  assert (mixed != translate.shift(data["target"], data["target_position"], 2)).any()
+  wanted, _ = gradient(variables, False)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
 
 
 def test_guided_attention_wants_the_diagonal():
@@ -105,6 +156,8 @@ def test_guided_attention_wants_the_diagonal():
   losses = [objective(Model(logits, alignment=a), {}, data, key).total for a in (straight, crossed)]
   assert losses[0] < losses[1]
   np.testing.assert_allclose(losses[0], 18 * np.log(V), rtol=1e-5)
+  with pytest.raises(ValueError, match="guided_attention guides attention, of which this model has none"):
+    objective(Model(logits), {}, data, key)
 
 
 def test_guidance_is_by_sequence_where_several_share_a_row():
@@ -114,22 +167,21 @@ def test_guidance_is_by_sequence_where_several_share_a_row():
   np.testing.assert_allclose(far[2:, 2:].diagonal(), 0, atol=1e-6)
 
 
-def test_padding_and_company_change_nothing():
+@pytest.mark.parametrize("name", SMALL)
+def test_padding_and_company_change_nothing(name):
   """With a model: a packed row's loss is the sum of its pairs'."""
-  model = zoo.create("transformer/test")
-  data = batch()
-  variables = model.init({"params": jax.random.key(0)}, jnp.asarray(data["source"]), jnp.asarray(data["target"]))
-  whole = translate.Objective()(model, variables, data)
+  (model, variables), data = small(name), batch()
+  loss = jax.jit(lambda data: translate.Objective()(model, variables, data).total)
+  whole = loss(data)
   pairs = [{k: v[b : b + 1] for k, v in data.items()} for b in range(B)]
-  parts = [translate.Objective()(model, variables, pair) for pair in pairs]
-  np.testing.assert_allclose(whole.total, sum(p.total for p in parts), rtol=1e-5)
+  np.testing.assert_allclose(whole, sum(loss(pair) for pair in pairs), rtol=1e-5)
   packed = dict(valid=np.array([True]), id=np.arange(1))
   for side in ("source", "target"):
     real = [data[f"{side}_segment"][b] > 0 for b in range(B)]
     packed[side] = np.concatenate([data[side][b][real[b]] for b in range(B)])[None]
     packed[f"{side}_position"] = np.concatenate([np.arange(r.sum()) for r in real])[None]
     packed[f"{side}_segment"] = np.concatenate([np.full(r.sum(), b + 1) for b, r in enumerate(real)])[None]
-  np.testing.assert_allclose(translate.Objective()(model, variables, packed).total, whole.total, rtol=1e-5)
+  np.testing.assert_allclose(loss(packed), whole, rtol=1e-5)
 
 
 def test_shares_that_make_no_sense():

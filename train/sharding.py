@@ -15,7 +15,10 @@ from zoo.errors import nearest
 
 # Logical axis -> mesh axis; what is not named here is not cut. Vectors are not cut at all: gathering one costs more
 # than its bytes.
-MESH_AXES = {"embed": "fsdp", "features": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
+MESH_AXES = {
+  **dict.fromkeys(("embed", "features", "query_embed", "key_embed"), "fsdp"),
+  **dict.fromkeys(("heads", "kv_heads", "mlp"), "tensor"),
+}
 # The batch is cut over both; fsdp is data parallelism that also cuts the parameters (Rajbhandari et al. 2020).
 BATCH = PartitionSpec(("data", "fsdp"))
 
@@ -132,11 +135,17 @@ class Jit:
       for k, v in batch.items()
     }
 
+  def _cutting(self):
+    def put(spec: PartitionSpec) -> Callable:
+      return lambda tree: jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
+
+    return axes.cutting(put(BATCH), put(PartitionSpec()))
+
   def compile(self, step: Callable) -> Callable:
     """For `step(state, batch, key)`: the old state's memory becomes the new one's."""
 
     def in_place(state, batch, key):
-      with axes.cutting(lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, BATCH))):
+      with self._cutting():
         new, metrics = step(state, batch, key)
       # The new state lies as the old one did: left to itself, the compiler may cut a bias that came whole.
       return jax.lax.with_sharding_constraint(new, state_shardings(new, self.mesh)), metrics
@@ -147,7 +156,7 @@ class Jit:
     """For `step(variables, batch)`."""
 
     def by_batch(variables, batch):
-      with axes.cutting(lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, BATCH))):
+      with self._cutting():
         return step(variables, batch)
 
     return jax.jit(by_batch, out_shardings=NamedSharding(self.mesh, PartitionSpec()))

@@ -113,20 +113,21 @@ def general_scores(q_BTQ: jax.Array, k_BSE: jax.Array, bilinear_QE: jax.Array) -
 
 
 def additive_scores(
-  q_BTQ: jax.Array, k_BSE: jax.Array, query_QA: jax.Array, key_EA: jax.Array, score_A: jax.Array
+  q_BTQ: jax.Array, k_BSE: jax.Array, query_QA: jax.Array, key_EA: jax.Array | None, score_A: jax.Array
 ) -> jax.Array:
   """A small network of query and key, v^T tanh(W_q q + W_k k) (Bahdanau et al. 2015, A.1.2; no biases there).
 
   Args:
     q_BTQ, k_BSE: queries and keys, of any widths.
-    query_QA, key_EA: W_q and W_k, to A hidden units.
+    query_QA, key_EA: W_q and W_k, to A hidden units; W_k is None where the keys have gone through it already.
     score_A: v.
 
   Returns:
     [B, 1, T, S] float32. Needs memory for B x T x S x A hidden units, A times that of a dot product.
   """
   expect(q_BTQ=q_BTQ, k_BSE=k_BSE, query_QA=query_QA, key_EA=key_EA, score_A=score_A)
-  q_BTA, k_BSA = jnp.einsum("BTQ,QA->BTA", q_BTQ, query_QA), jnp.einsum("BSE,EA->BSA", k_BSE, key_EA)
+  q_BTA = jnp.einsum("BTQ,QA->BTA", q_BTQ, query_QA)
+  k_BSA = k_BSE if key_EA is None else jnp.einsum("BSE,EA->BSA", k_BSE, key_EA)
   hidden_BTSA = jnp.tanh(q_BTA[:, :, None] + k_BSA[:, None])
   return jnp.einsum("BTSA,A->BTS", hidden_BTSA, score_A, preferred_element_type=jnp.float32)[:, None]
 

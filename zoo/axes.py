@@ -46,6 +46,17 @@ RULES = (
   (r"copies/gate/kernel", ("embed", "gate")),
   (r"copies/gate/bias", ("gate",)),
   (r"mix", ("decoder_layers", "encoder_layers")),
+  # Recurrent kernels are not cut along the state ("tensor"): every place of every row would have to wait for the other
+  # devices' parts of the state of the place before.
+  (r"(forward|backward|cell)_00/i./kernel", ("cell_input", "embed")),
+  (r"(forward|backward|cell)_(?!00)\d\d/i./kernel", ("layer_input", "embed")),
+  (r"(forward|backward|cell)_\d\d/h./kernel", ("state", "embed")),
+  (r"(forward|backward|cell)_\d\d/[ih]./bias", ("embed",)),
+  (r"bridge_\d\d/dense/kernel", ("last_states", "embed")),
+  (r"bridge_\d\d/dense/bias", ("embed",)),
+  (r"keys/kernel", ("key_embed", "attention_hidden")),
+  (r"readout/kernel", ("features", "readout")),
+  (r"readout/bias", ("readout",)),
   (r"head/kernel", ("features", "classes")),
   (r"head/bias", ("classes",)),
   (r"decoder/embed/kernel", ("encoder_embed", "embed")),
@@ -59,6 +70,7 @@ RULES = (
 STACKED = "blocks"
 
 _cut = contextvars.ContextVar("cut", default=lambda x: x)
+_gather = contextvars.ContextVar("gather", default=lambda x: x)
 
 
 def by_batch(x: jax.Array) -> jax.Array:
@@ -70,14 +82,20 @@ def by_batch(x: jax.Array) -> jax.Array:
   return _cut.get()(x)
 
 
+def whole(params):
+  """Marks parameters as cut no longer: for a loop over places, which would gather them at each place anew."""
+  return _gather.get()(params)
+
+
 @contextlib.contextmanager
-def cutting(cut: Callable[[jax.Array], jax.Array]) -> Iterator[None]:
-  """While a program is traced here, `by_batch` is `cut`."""
-  token = _cut.set(cut)
+def cutting(cut: Callable[[jax.Array], jax.Array], gather: Callable[[jax.Array], jax.Array]) -> Iterator[None]:
+  """While a program is traced here, `by_batch` is `cut` and `whole` is `gather`."""
+  tokens = _cut.set(cut), _gather.set(gather)
   try:
     yield
   finally:
-    _cut.reset(token)
+    _cut.reset(tokens[0])
+    _gather.reset(tokens[1])
 
 
 def path_name(path) -> str:

@@ -1,4 +1,6 @@
-"""Copying: a distribution over words, mixed with one over the places of the source (See et al. 2017, 2.2)."""
+"""Copying: a distribution over the places of the source, as one over words (Vinyals et al. 2015, eq. 3), or mixed with
+one over all words (See et al. 2017, 2.2).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,25 @@ from flax import linen as nn
 
 from zoo import init
 from zoo.shapes import expect
+
+
+def copied(weights_BTS: jax.Array, source_BS: jax.Array, size: int) -> jax.Array:
+  """A distribution over places as one over tokens: all places of a token count together (Kadlec et al. 2016, eq. 3).
+
+  Args:
+    weights_BTS: attention to the source; a row of them sums to 1.
+    source_BS: tokens, below `size`.
+    size: how many tokens there are.
+
+  Returns:
+    [B, T, size] float32, the logarithms of the probabilities; -87 for a token that is nowhere.
+  """
+  expect(weights_BTS=weights_BTS, source_BS=source_BS)
+  # Scattered by a matrix product, which a TPU does faster than adding into places.
+  places_BSV = jax.nn.one_hot(source_BS, size, dtype=jnp.float32)
+  sums_BTV = jnp.einsum("BTS,BSV->BTV", weights_BTS.astype(jnp.float32), places_BSV)
+  # A floor, so that the gradient of a token that is nowhere is 0 and no nan.
+  return jnp.log(jnp.maximum(sums_BTV, jnp.finfo(jnp.float32).tiny))
 
 
 class Copies(nn.Module):
@@ -37,9 +58,5 @@ class Copies(nn.Module):
     gate = nn.Dense(1, kernel_init=init.dense, name="gate")(state_BTD.astype(jnp.float32))
     words = jax.nn.log_softmax(logits_BTV.astype(jnp.float32)) + jax.nn.log_sigmoid(gate)
     words = jnp.pad(words, ((0, 0), (0, 0), (0, self.slots)), constant_values=-jnp.inf)
-    # Scattered by a matrix product, which a TPU does faster than adding into places.
-    places_BSV = jax.nn.one_hot(source_BS, sizes["V"] + self.slots, dtype=jnp.float32)
-    copied = jnp.einsum("BTS,BSV->BTV", weights_BTS.astype(jnp.float32), places_BSV)
-    floor = jnp.finfo(jnp.float32).tiny  # a token that is nowhere has probability 0, and its gradient no nan
-    copied = jnp.log(jnp.maximum(copied, floor)) + jax.nn.log_sigmoid(-gate)
-    return jnp.logaddexp(words, copied)
+    places = copied(weights_BTS, source_BS, sizes["V"] + self.slots) + jax.nn.log_sigmoid(-gate)
+    return jnp.logaddexp(words, places)

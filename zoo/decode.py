@@ -51,7 +51,7 @@ def stepper(model: nn.Module, variables: dict, source_BS: jax.Array, max_length:
   """
   if not 0 < max_length <= model.config.max_length:
     raise ValueError(f"max_length is {max_length}; wanted 1 to the model's {model.config.max_length}")
-  if model.config.scan:
+  if getattr(model.config, "scan", False):
     # A loop over the blocks writes each cache in place, where a scan would copy them all.
     model = model.clone(config=replace(model.config, scan=False))
     variables = {collection: unstack_params(tree) for collection, tree in variables.items()}

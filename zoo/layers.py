@@ -311,6 +311,12 @@ def choose_tokens(x_BPD: jax.Array, index_BT: jax.Array) -> jax.Array:
   return jnp.take_along_axis(x_BPD, index_BT[..., None], axis=1)
 
 
+def tied_logits(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
+  """How well each word's embedding fits: [B, T, V], summed in float32 (Press & Wolf 2017, 2)."""
+  expect(x_BTD=x_BTD, table_VD=table_VD)
+  return jnp.einsum("BTD,VD->BTV", x_BTD, table_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+
+
 def drop_path_rates(maximum: float, depth: int) -> np.ndarray:
   """[L]: the rate grows linearly from 0 at the first block to `maximum` at the last (Huang et al. 2016, eq. 4)."""
   return np.linspace(0, maximum, depth)

@@ -28,6 +28,7 @@ class Pooling(nn.Module):
     learn_width: whether the width of "gaussian" is learned, as a factor on its inverse, or stays.
     dropout: share of attention weights dropped in training.
     dtype: compute type.
+    keys_ready: of "additive": the keys have gone through their matrix already, once for many calls, and are A wide.
   """
 
   kind: str
@@ -36,6 +37,7 @@ class Pooling(nn.Module):
   learn_width: bool = True
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
+  keys_ready: bool = False
 
   @nn.compact
   def __call__(
@@ -71,7 +73,8 @@ class Pooling(nn.Module):
           raise ValueError(f"additive attention has {self.hidden} hidden units; wanted at least 1")
         # Glorot's uniform initialiser wants a matrix: v is one of a single column.
         score_A = self._matrix("score", self.hidden, 1)[:, 0]
-        query_QA, key_EA = self._matrix("query", query, self.hidden), self._matrix("key", key, self.hidden)
+        query_QA = self._matrix("query", query, self.hidden)
+        key_EA = None if self.keys_ready else self._matrix("key", key, self.hidden)
         return additive_scores(q_BTQ, k_BSE, query_QA, key_EA, score_A)
     raise ValueError(f"unknown attention {self.kind!r}{nearest(self.kind, KINDS)}")
 

@@ -18,8 +18,8 @@ class Objective:
   Attributes:
     label_smoothing: share of the target spread over all tokens (Vaswani et al. 2017, 5.4).
     scheduled_sampling: share of the tokens that the decoder reads, in training, which are its own instead of the true
-      ones (Bengio et al. 2015). They come from a first pass over the true ones, which runs over all places at once
-      (Mihaylova & Martins 2019, 3); no gradient goes through the choice.
+      ones (Bengio et al. 2015); how it finds them is for the model to say (`mixed_inputs`). No gradient goes through
+      the choice.
     guided_attention: weight of a loss on attention far from the diagonal (Tachibana et al. 2018, 4.1).
     guided_width: how far is near, as a share of the lengths; g in their eq. 7.
   """
@@ -45,18 +45,18 @@ class Objective:
       keys = rng.streams(rng.per_batch(key, batch["id"]), "dropout", "first_dropout", "sampling")
       rngs = {"dropout": keys["dropout"]}
 
-    def read(inputs_BT, rngs):
-      arguments = batch["source"], inputs_BT, source, target
+    def read(*arguments, rngs, variables=variables, **options):
       if key is None:
         return model.apply(variables, *arguments), {}
-      return model.apply(variables, *arguments, rngs=rngs, mutable=collections)
+      return model.apply(variables, *arguments, rngs=rngs, mutable=collections, **options)
 
     if self.scheduled_sampling and key is not None:
-      (logits_BTV, _), _ = read(inputs_BT, {"dropout": keys["first_dropout"]})
-      own_BT = shift(jax.lax.stop_gradient(logits_BTV).argmax(-1), target.position_BT, model.config.bos)
-      swap_BT = jax.random.bernoulli(keys["sampling"], self.scheduled_sampling, inputs_BT.shape)
-      inputs_BT = jnp.where(swap_BT, own_BT, inputs_BT)
-    (logits_BTV, aux), rest = read(inputs_BT, rngs)
+      own_BT = jax.random.bernoulli(keys["sampling"], self.scheduled_sampling, inputs_BT.shape)
+      own_BT &= target.position_BT > 0  # what a sequence begins with is nobody's choice
+      fixed, first = jax.lax.stop_gradient(variables), {"dropout": keys["first_dropout"]}
+      mixed = batch["source"], inputs_BT, own_BT, source, target
+      inputs_BT, _ = read(*mixed, rngs=first, variables=fixed, method="mixed_inputs")
+    (logits_BTV, aux), rest = read(batch["source"], inputs_BT, source, target, rngs=rngs)
     log_probability_BTV = jax.nn.log_softmax(logits_BTV)
     nll_BT = -jnp.take_along_axis(log_probability_BTV, target_BT[..., None], -1)[..., 0]
     loss_BT = nll_BT
@@ -65,6 +65,8 @@ class Objective:
       uniform_BT = -log_probability_BTV[..., : model.config.vocab].mean(-1)
       loss_BT = (1 - self.label_smoothing) * nll_BT + self.label_smoothing * uniform_BT
     if self.guided_attention and key is not None:
+      if "decoder/alignment" not in aux:
+        raise ValueError("config.objective: guided_attention guides attention, of which this model has none")
       far_BTS = off_diagonal(source, target, self.guided_width)
       loss_BT = loss_BT + self.guided_attention * (far_BTS * aux["decoder/alignment"]).sum(-1)
     hit_BT = logits_BTV.argmax(-1) == target_BT

@@ -17,7 +17,7 @@ from zoo import init, masks, norms
 from zoo.axes import by_batch
 from zoo.copying import Copies
 from zoo.errors import field_faults
-from zoo.layers import ACTIVATIONS, Block, Cache, Context, Dropout, check_heads
+from zoo.layers import ACTIVATIONS, Block, Cache, Context, Dropout, check_heads, tied_logits
 from zoo.positions import RelativeBias, alibi_bias, sincos_1d
 from zoo.shapes import expect
 from zoo.stack import run_blocks
@@ -336,6 +336,24 @@ class Model(nn.Module):
     weights_BNTS = aux[f"block_{len(cache) - 1:02d}/cross_weights"]
     return self._predict(x_B1D, memory["source"], weights_BNTS.mean(1))[:, 0], cache
 
+  def mixed_inputs(
+    self, source_BS: jax.Array, inputs_BT: jax.Array, own_BT: jax.Array, source: Row = ROW, target: Row = ROW
+  ) -> jax.Array:
+    """What the decoder reads when some tokens are its own (Bengio et al. 2015), all places at once.
+
+    Its own are those that it says after the true ones before them (Mihaylova & Martins 2019, 3).
+
+    Args:
+      source_BS, inputs_BT, source, target: as `__call__` has them.
+      own_BT: bool, True where the token shall be the decoder's own; never where a sequence begins.
+
+    Returns:
+      tokens [B, T]
+    """
+    expect(inputs_BT=inputs_BT, own_BT=own_BT)
+    logits_BTV, _ = self(source_BS, inputs_BT, source, target)
+    return jnp.where(own_BT, jnp.roll(logits_BTV.argmax(-1), 1, 1), inputs_BT)
+
   def _bias(self, query_BT: jax.Array, key_BS: jax.Array, side: str) -> jax.Array | None:
     """What positions add to the scores of self-attention."""
     c = self.config
@@ -364,8 +382,7 @@ class Model(nn.Module):
     if c.shared == "none":
       logits_BTV = self.head(x_BTD.astype(jnp.float32))
     else:
-      table_VD = self.target_embed.embedding.astype(x_BTD.dtype)
-      logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32)
+      logits_BTV = tied_logits(x_BTD, self.target_embed.embedding)
       if c.head_bias:
         logits_BTV = logits_BTV + self.head_bias
     if c.copy:

@@ -1,0 +1,18 @@
+"""Translates English to Spanish with a recurrent network and attention, learned from the 31,000 bundled verses.
+
+zoo train seq2seq_en_es
+
+The same without attention, so that the decoder knows a verse by one state alone:
+
+zoo train seq2seq_en_es "model={'name': 'seq2seq/nano_distracted'}" --workdir runs/distracted
+"""
+
+from configs import translate_en_es
+
+
+def get_config():
+  config = translate_en_es.get_config()
+  # Additive attention has attention_dim hidden units for each pair of tokens: the backward pass computes them again.
+  config.model = dict(name="seq2seq/nano_bahdanau", remat="nothing_saveable")
+  config.optimizer.clip_norm = 1.0  # gradients of long sequences explode now and then (Pascanu et al. 2013)
+  return config
