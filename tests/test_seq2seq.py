@@ -172,7 +172,7 @@ def test_attention_is_its_formula(kind):
 
   run = jax.jit(lambda p, state, x: seq2seq.CELLS[c.cell](c.width).apply({"params": p}, state, x))
   for t in range(6):
-    x = p["embed" if c.shared == "all" else "target_embed"]["embedding"][TARGET[0, t]]
+    x = p["embed" if c.shared == "all" else "target_embed"]["embedding"][TARGET[0, t]] * 6**0.5
     if c.attend == "before":
       weights, context = look(hidden(cells[-1]))
     x = np.concatenate([x, fed] if c.input_feeding else [x, context] if c.attend == "before" else [x])[None]

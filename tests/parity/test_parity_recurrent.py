@@ -59,7 +59,7 @@ def test_states_and_outputs(cell, bidirectional, depth):
 
   states, start, aux = jax.jit(run)(params)
   source, target = (
-    torch.tensor(np.asarray(params[f"{side}_embed"]["embedding"])[tokens])
+    torch.tensor(np.asarray(params[f"{side}_embed"]["embedding"])[tokens] * 6**0.5)
     for side, tokens in (("source", SOURCE), ("target", TARGET))
   )
   packed = torch.nn.utils.rnn.pack_padded_sequence(source, LENGTHS, batch_first=True)

@@ -325,6 +325,7 @@ class Model(nn.Module):
     c = self.config
 
     def table(name: str) -> nn.Embed:
+      # As in the Transformer: times sqrt(E) on the way in, embeddings and logits have variance 1 at the start.
       return nn.Embed(c.vocab, c.embed_dim, embedding_init=nn.initializers.normal(c.embed_dim**-0.5), name=name)
 
     if c.shared == "all":
@@ -476,7 +477,7 @@ class Model(nn.Module):
     c = self.config
     # Source words outside the vocabulary have numbers beyond it (`copying`); they are read as token 1, "unknown".
     token_BT = jnp.where(token_BT < c.vocab, token_BT, 1) if c.copy_slots else token_BT
-    x_BTE = getattr(self, f"{side}_embed")(token_BT)
+    x_BTE = getattr(self, f"{side}_embed")(token_BT) * c.embed_dim**0.5
     return by_batch(self.dropout(x_BTE.astype(c.dtype)))
 
   def _predict(self, x_BTR: jax.Array, source_BS: jax.Array, weights_BTS: jax.Array | None) -> jax.Array:
