@@ -46,6 +46,8 @@ RULES = (
   (r"copies/gate/kernel", ("embed", "gate")),
   (r"copies/gate/bias", ("gate",)),
   (r"mix", ("decoder_layers", "encoder_layers")),
+  (r"length/kernel", ("embed", "lengths")),
+  (r"length/bias", ("lengths",)),
   (r"head/kernel", ("features", "classes")),
   (r"head/bias", ("classes",)),
   (r"decoder/embed/kernel", ("encoder_embed", "embed")),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from train import rng
-from train.objectives import Loss
+from train.objectives import Loss, apply
 from zoo.models.transformer import Row
 from zoo.shapes import expect
 
@@ -39,17 +39,13 @@ class Objective:
     source, target = rows(batch)
     target_BT, weight_BT = batch["target"], token_weights(batch)
     inputs_BT = shift(target_BT, target.position_BT, model.config.bos)
-    collections = [name for name in variables if name != "params"] if key is not None else []
-    rngs = {}
+    rngs = None
     if key is not None:
       keys = rng.streams(rng.per_batch(key, batch["id"]), "dropout", "first_dropout", "sampling")
       rngs = {"dropout": keys["dropout"]}
 
     def read(inputs_BT, rngs):
-      arguments = batch["source"], inputs_BT, source, target
-      if key is None:
-        return model.apply(variables, *arguments), {}
-      return model.apply(variables, *arguments, rngs=rngs, mutable=collections)
+      return apply(model, variables, batch["source"], inputs_BT, source, target, rngs=rngs)
 
     if self.scheduled_sampling and key is not None:
       (logits_BTV, _), _ = read(inputs_BT, {"dropout": keys["first_dropout"]})
@@ -57,13 +53,8 @@ class Objective:
       swap_BT = jax.random.bernoulli(keys["sampling"], self.scheduled_sampling, inputs_BT.shape)
       inputs_BT = jnp.where(swap_BT, own_BT, inputs_BT)
     (logits_BTV, aux), rest = read(inputs_BT, rngs)
-    log_probability_BTV = jax.nn.log_softmax(logits_BTV)
-    nll_BT = -jnp.take_along_axis(log_probability_BTV, target_BT[..., None], -1)[..., 0]
-    loss_BT = nll_BT
-    if self.label_smoothing and key is not None:
-      # Over the vocabulary's words alone: places for words outside of it are mostly impossible.
-      uniform_BT = -log_probability_BTV[..., : model.config.vocab].mean(-1)
-      loss_BT = (1 - self.label_smoothing) * nll_BT + self.label_smoothing * uniform_BT
+    smoothing = self.label_smoothing if key is not None else 0.0
+    nll_BT, loss_BT = cross_entropy(logits_BTV, target_BT, smoothing, model.config.vocab)
     if self.guided_attention and key is not None:
       far_BTS = off_diagonal(source, target, self.guided_width)
       loss_BT = loss_BT + self.guided_attention * (far_BTS * aux["decoder/alignment"]).sum(-1)
@@ -80,6 +71,20 @@ def rows(batch: dict) -> tuple[Row, Row]:
 def token_weights(batch: dict) -> jax.Array:
   """[B, T] float32: 1 for the target tokens that count, 0 for padding."""
   return ((batch["target_segment"] > 0) & batch["valid"][:, None]).astype(jnp.float32)
+
+
+def cross_entropy(
+  logits_BTV: jax.Array, target_BT: jax.Array, smoothing: float, vocab: int
+) -> tuple[jax.Array, jax.Array]:
+  """[B, T]: minus the logarithm of each target token's probability, and the same with label smoothing."""
+  expect(logits_BTV=logits_BTV, target_BT=target_BT)
+  log_probability_BTV = jax.nn.log_softmax(logits_BTV)
+  nll_BT = -jnp.take_along_axis(log_probability_BTV, target_BT[..., None], -1)[..., 0]
+  if not smoothing:
+    return nll_BT, nll_BT
+  # Over the vocabulary's words alone: places for words outside of it are mostly impossible.
+  uniform_BT = -log_probability_BTV[..., :vocab].mean(-1)
+  return nll_BT, (1 - smoothing) * nll_BT + smoothing * uniform_BT
 
 
 def shift(target_BT: jax.Array, position_BT: jax.Array, bos: int) -> jax.Array:

@@ -247,9 +247,13 @@ class Pairs:
     return arrays
 
   def check_fit(self, model_config, objective) -> None:
-    """Raises ValueError where a model has not the words, the length or the special tokens of these texts."""
-    del objective
+    """Raises ValueError where a model has not the words, the length or the special tokens of these texts.
+
+    And where rows hold several pairs, and the objective wants one (its `one_pair_a_row`).
+    """
     faults = []
+    if self.batching == "pack" and getattr(objective, "one_pair_a_row", False):
+      faults.append("data.batching='pack' puts several pairs into a row, the objective wants one: 'bucket' or 'pad'")
     if model_config.vocab < self.vocab_size:
       faults.append(
         f"the model has {model_config.vocab} words, the tokenizer {self.vocab_size}: set model.vocab={self.vocab_size}"

@@ -16,7 +16,8 @@ class Translator:
   Args:
     run: `train.loop.Run`, of data that has a `tokenizer`.
     max_length: of a translation, in tokens.
-    beam: sequences followed at once (`zoo.decode.beam_search`); 1 is greedy.
+    beam: sequences followed at once (`zoo.decode.beam_search`); 1 is greedy. Of a model that says all tokens at once,
+      how many lengths are tried (`zoo.decode.parallel`).
     alpha: of the length penalty.
   """
 
@@ -26,11 +27,14 @@ class Translator:
     special = dict(bos=c.bos, eos=c.eos, pad=c.pad, max_length=max_length)
 
     def translate(variables, batch):
-      parts = decode.stepper(run.model, variables, batch["source"], max_length)
-      if beam > 1:
-        decoded = decode.beam_search(*parts, beam=beam, alpha=alpha, **special)
+      if hasattr(run.model, "emit"):
+        decoded = decode.parallel(run.model, variables, batch["source"], max_length, beam)
       else:
-        decoded = decode.greedy(*parts, **special)
+        parts = decode.stepper(run.model, variables, batch["source"], max_length)
+        if beam > 1:
+          decoded = decode.beam_search(*parts, beam=beam, alpha=alpha, **special)
+        else:
+          decoded = decode.greedy(*parts, **special)
       out = decoded.token_BNT[:, 0], batch["valid"]
       return jax.lax.all_gather(out, axis, tiled=True) if axis else out
 
@@ -91,7 +95,8 @@ def align(run, variables: dict, source: str, target: str) -> tuple[np.ndarray, l
   if "decoder/alignment" not in aux:
     raise ValueError(f"{run.config.model.name} has no attention, so there is no alignment to draw")
   words = [[tokenizer.decode([i], skip_special_tokens=False) for i in side] for side in ids]
-  return np.asarray(aux["decoder/alignment"][0]), words[1], words[0]
+  # A model that cuts its targets has more places than this one needs.
+  return np.asarray(aux["decoder/alignment"][0])[: len(words[1])], words[1], words[0]
 
 
 def detokenise(tokenizer, token_BT: np.ndarray, eos: int) -> list[str]:
