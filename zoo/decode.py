@@ -94,7 +94,7 @@ def sample(
 
   Args:
     step, memory, cache: see the module's beginning.
-    key: of the randomness.
+    key: of the randomness; one, or [B], one for each sequence.
     bos, eos, pad, max_length: see `greedy`.
     temperature: of the softmax; below 1 the probable gets more probable.
     top_k: only the k most probable tokens (Fan et al. 2018, 5.1); 0 for all.
@@ -110,6 +110,10 @@ def sample(
 
   def choose(logits_BV, index):
     logits_BV = keep_probable(logits_BV / temperature, top_k, top_p)
+    if key.ndim:
+      return jax.vmap(lambda key, logits_V: jax.random.categorical(jax.random.fold_in(key, index), logits_V))(
+        key, logits_BV
+      )
     return jax.random.categorical(jax.random.fold_in(key, index), logits_BV)
 
   return _token_by_token(step, memory, cache, choose, bos, eos, pad, max_length)
