@@ -114,8 +114,8 @@ def translate(run, text, file, split, out, beam, alpha, picture, json, overrides
   translator = translate.Translator(trained, trained.data.target_length, beam, alpha)
   found = translate.translate_lines(translator, variables, text, strict=not split)
   if split and (empty := sum(not line for line in found)):
-    what = "empty: of sources that are empty or too long, or told by nothing"
-    print(f"{empty} of {len(found)} translations are {what}", file=sys.stderr)
+    what = f"{empty} of {len(found)} translations are empty"
+    print(f"{what}; sources that are empty or too long have no other", file=sys.stderr)
   if out:
     # A translation is a line, whatever it holds.
     Path(out).write_text("".join(line.replace("\n", " ") + "\n" for line in found), encoding="utf-8")

@@ -27,7 +27,7 @@ inputs = transformer.inputs  # the shapes that `Model` is called with
 
 @dataclass(frozen=True)
 class Config(transformer.Config):
-  """Hyperparameters; those of a Transformer, and
+  """Hyperparameters: those of a Transformer, and how long its targets are.
 
   Attributes:
     length: who says how long the target is. "classifier" reads the mean of the encoder's output and tells the
