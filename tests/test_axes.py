@@ -21,6 +21,7 @@ IMAGES = [
   *(dict(positions=kind) for kind in ("none", "learned_2d", "sincos_2d")),
 ]
 COMBINATIONS = {
+  "nat": [dict(length="cut"), dict(shared="none", cross="mix", copy=True, positions="t5")],
   "mae": IMAGES,
   "vit": [*IMAGES, dict(positions="relative")],  # an MAE sees a random choice of patches, which have no offsets
   "transformer": [

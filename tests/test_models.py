@@ -66,6 +66,11 @@ def seq2seq_count(gates, E, D, L, vocab, A=0, *, tables=3, ways=1, fed=0):
   return tables * vocab * E + encoder + bridge + decoder + attention
 
 
+def nat_count(D, L, DL, F, vocab, difference=20):
+  """A Transformer, and a classifier of lengths."""
+  return transformer_count(D, L, DL, F, vocab) + (D + 1) * (2 * difference + 1)
+
+
 TI, S, M, BASE = (192, 12, 768), (384, 12, 1536), (512, 12, 2048), (768, 12, 3072)
 L, H, G_SMALL, G = (1024, 24, 4096), (1280, 32, 5120), (1408, 40, 6144), (1664, 48, 8192)
 COUNTS = {
@@ -108,6 +113,9 @@ COUNTS = {
   "mae/h14": 656_613_964,
   "mae/nano4": mae_count(4, 96, 4, 192, 48, 1, 96, channels=1),
   "mae/test": mae_count(4, 24, 3, 40, 16, 2, 28),
+  "nat/base": nat_count(512, 6, 6, 2048, 37_000),
+  "nat/nano": nat_count(128, 3, 3, 512, 4000),
+  "nat/test": nat_count(24, 2, 3, 40, 29, 3),
   "transformer/base": 63_082_496,  # "65 million" in Vaswani et al. 2017, table 3
   "transformer/big": transformer_count(1024, 6, 6, 4096, 37_000),
   "transformer/nano": transformer_count(128, 3, 3, 512, 4000),
@@ -190,7 +198,8 @@ def check_gradients(name, **overrides):
 
   def loss(params):
     output, aux = model.apply(variables | {"params": params}, *inputs)
-    return jnp.square(output).mean(), (output, aux)
+    told = [output, aux["length"]] if "length" in aux else [output]  # a second head's output is in aux
+    return sum(jnp.square(o).mean() for o in told), (output, aux)
 
   grads, (output, aux) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
   assert np.isfinite(output).all() and output.dtype == jnp.float32

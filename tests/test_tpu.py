@@ -45,6 +45,7 @@ def compiled(name, mesh_name, **overrides):
     "vit": dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0),
     "mae": dict(name="mae"),
     "kernel_regression": dict(name="regress"),
+    "nat": dict(name="nat", label_smoothing=0.1),
   }.get(family, dict(name="translate", label_smoothing=0.1))
   config.optimizer = dict(name="adamw", learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0)
   config.batch_size = LOCAL * way.data_devices
@@ -128,7 +129,9 @@ def test_tensor_parallel_sums_activations(name):
   # Megatron (Shoeybi et al. 2019, 3): a sum for each sublayer forward, and one backward, or three where XLA does not
   # add the gradients through q, k and v first. It may send several arrays at once, so it is these that are counted.
   config = zoo.create(name).config
-  sublayers = 2 * config.depth + (3 if name.startswith("transformer/") else 2) * getattr(config, "decoder_depth", 0)
+  sublayers = 2 * config.depth + (3 if name.startswith(("transformer/", "nat/")) else 2) * getattr(
+    config, "decoder_depth", 0
+  )
   forward, backward = (
     sum(c.count for c in between for size in c.sizes if size % LOCAL == 0 and ("transpose(" in c.source) == back)
     for back in (False, True)

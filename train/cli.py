@@ -92,13 +92,13 @@ def eval(source, evaluations, overrides, json):
   _write(json, {"step": step, **result})
 
 
-def translate(run, text, file, out, beam, alpha, picture, json):
-  """Translate texts, or the lines of a file, with a trained run; draw which words each word was read from."""
+def translate(run, text, file, split, out, beam, alpha, picture, json, overrides):
+  """Translate texts, the lines of a file or a split with a trained run; draw which words each word was read from."""
   from train import loop, show
   from train.text import translate
 
-  if bool(text) == bool(file):
-    raise ValueError("wanted TEXT or --file FILE, and not both")
+  if sum(map(bool, (text, file, split))) != 1:
+    raise ValueError("wanted one of TEXT, --file FILE and --split SPLIT")
   if beam < 1:
     raise ValueError(f"--beam is {beam}; wanted at least 1")
   if file:
@@ -106,13 +106,19 @@ def translate(run, text, file, out, beam, alpha, picture, json):
       text = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
       raise ValueError(f"cannot read {file}: {error}") from error
-  trained, variables, _ = loop.open_run(run)
+  trained, variables, _ = loop.open_run(run, overrides)
   if not hasattr(trained.data, "tokenizer"):
     raise ValueError(f"{run} is no translator: it was trained on {trained.config.data.name}")
+  if split:
+    text = [source for source, _ in trained.data.texts(split)]
   translator = translate.Translator(trained, trained.data.target_length, beam, alpha)
-  found, _ = translator(variables, translate.read_lines(trained, text))
+  found = translate.translate_lines(translator, variables, text, strict=not split)
+  if split and (empty := sum(not line for line in found)):
+    what = f"{empty} of {len(found)} translations are empty"
+    print(f"{what}; sources that are empty or too long have no other", file=sys.stderr)
   if out:
-    Path(out).write_text("".join(f"{line}\n" for line in found), encoding="utf-8")
+    # A translation is a line, whatever it holds.
+    Path(out).write_text("".join(line.replace("\n", " ") + "\n" for line in found), encoding="utf-8")
   else:
     print(*found, sep="\n")
   if picture:
@@ -120,6 +126,14 @@ def translate(run, text, file, out, beam, alpha, picture, json):
     show.alignment(*translate.align(trained, host, text[0], found[0]), path=picture)
     print(picture, file=sys.stderr)
   _write(json, [{"source": source, "translation": target} for source, target in zip(text, found, strict=True)])
+
+
+def average(run, last, out):
+  """Write the mean of a run's last checkpoints as one file of weights, for init.path and `zoo.load`."""
+  from zoo import weights
+
+  steps = weights.average(run, out, last=last)
+  print(f"{out}: the mean of the checkpoints of steps {', '.join(map(str, steps))}")
 
 
 def show(source, what, image, out, overrides):
@@ -288,15 +302,21 @@ VERBS: Mapping = {
     "--out": dict(metavar="DIR", help="where to write; the work directory if not given"),
   },
   translate: {
-    "run": dict(metavar="WORKDIR", help="a run's work directory"),
+    "run": dict(metavar="WORKDIR|CONFIG", help=_SOURCE["source"]["help"]),
     "text": dict(nargs="*", metavar="TEXT", help="to translate"),
     "--file": dict(metavar="FILE", help="translate its lines"),
+    "--split": dict(metavar="SPLIT", help="translate a split of the run's data, in the order on disk"),
     "--out": dict(metavar="FILE", help="write the translations there, a line each"),
     "--beam": dict(type=int, default=4, help="sequences followed at once; 1 is greedy"),
     "--alpha": dict(type=float, default=0.6, help="of the length penalty"),
     "--picture": dict(metavar="PNG", help="draw which words of the first text each word of its translation looked at"),
   }
   | _JSON,
+  average: {
+    "run": dict(metavar="WORKDIR", help="a run's work directory, with checkpoint.keep checkpoints"),
+    "--last": dict(type=int, default=5, metavar="N", help="how many of the last checkpoints to average"),
+    "--out": dict(required=True, metavar="FILE.safetensors", help="where to write the weights"),
+  },
   models: {"pattern": dict(nargs="?", default="*", help="such as 'vit/*16'")} | _JSON,
   configs: _JSON,
   plan: _CONFIG

@@ -59,9 +59,10 @@ def defaults() -> ConfigDict:
       pictures=("loss_curve",),
     )
   )
-  for component in COMPONENTS:
+  config.lock()
+  for component in COMPONENTS:  # after the whole, which locks its parts
     config[component].unlock()
-  return config.lock()
+  return config
 
 
 def shipped() -> list[str]:

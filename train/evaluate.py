@@ -184,7 +184,7 @@ def translation(
     batch_size: sentences decoded together; the training's if 0.
     limit: only the first so many; 0 for all.
     max_length: of a translation, in tokens; the data's if 0.
-    beam: see `zoo.decode.beam_search`; 1 is greedy.
+    beam: see `train.text.translate.Translator`; 1 is greedy.
     alpha: of the length penalty.
 
   Returns:

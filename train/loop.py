@@ -81,9 +81,9 @@ class Run(Program):
   def start(self) -> State:
     """The state of step 0, on the devices: from the seed, then whatever `config.init` replaces."""
     options = configuration.kwargs(self.config.init)
+    check_call(load_into, options, "config.init", given=("model", "variables"))
     if not options["path"]:
       return self.parallel.init(lambda: self.make_state(self.make_variables()))
-    check_call(load_into, options, "config.init", given=("model", "variables"))
     variables = load_into(self.model, jax.device_get(jax.jit(self.make_variables)()), **options)
     return self.parallel.init(self.make_state, jax.device_get(variables))
 
@@ -202,6 +202,9 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
 def open_run(source: str, overrides: Iterable[str] = ()) -> tuple[Run, dict, int]:
   """A run from its work directory, or from a config (with `init.path` for pretrained parameters).
 
+  Where `init.path` is among the overrides, a work directory tells the config alone, and the parameters are those of
+  `init`.
+
   Returns:
     the run, its variables (the average of the parameters where there is one) on the devices, and the step.
 
@@ -217,9 +220,15 @@ def open_run(source: str, overrides: Iterable[str] = ()) -> tuple[Run, dict, int
     run = Run(configuration.load(source, overrides))
     return run, eval_variables(run.start()), 0
   config = configuration.restore(json.loads((workdir / "config.json").read_text()))
+  overrides = list(overrides)
+  given = any(override.startswith("init.path=") for override in overrides)
+  if given:
+    config.init = configuration.defaults().init  # what the run itself left out or kept is no matter here
   for override in overrides:
     configuration.apply(config, override)
   run = Run(config)
+  if given:
+    return run, eval_variables(run.start()), 0
   checkpoints = Checkpoints(workdir, **config.checkpoint, read_only=True)
   found = checkpoints.restore(run.checkpointed())
   if not found:

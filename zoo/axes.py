@@ -57,6 +57,8 @@ RULES = (
   (r"keys/kernel", ("key_embed", "attention_hidden")),
   (r"readout/kernel", ("features", "readout")),
   (r"readout/bias", ("readout",)),
+  (r"length/kernel", ("embed", "lengths")),
+  (r"length/bias", ("lengths",)),
   (r"head/kernel", ("features", "classes")),
   (r"head/bias", ("classes",)),
   (r"decoder/embed/kernel", ("encoder_embed", "embed")),

@@ -6,7 +6,7 @@ Everything here is a function of such a model's step,
 
 where `memory` stays as it is and `cache` grows; the first axis of all their arrays is B. `stepper` makes it of a model
 of the zoo. All loops are `lax.while_loop`s of static shapes that end as soon as every sequence has ended, so they may
-be compiled, and a step costs what one token costs.
+be compiled, and a step costs what one token costs. `parallel` is for models that say all tokens at once.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,8 @@ class Decoded(NamedTuple):
 
   Attributes:
     token_BNT: [B, n, T] int32, with `eos` where it ended and `pad` after that.
-    score_BN: [B, n] float32, the logarithm of the probability (in a beam search, over the length penalty).
+    score_BN: [B, n] float32, the logarithm of the probability (in a beam search, over the length penalty; of tokens
+      said at once, the mean).
   """
 
   token_BNT: jax.Array
@@ -49,14 +50,19 @@ def stepper(model: nn.Module, variables: dict, source_BS: jax.Array, max_length:
   Raises:
     ValueError: `max_length` is more than the model's.
   """
-  if not 0 < max_length <= model.config.max_length:
-    raise ValueError(f"max_length is {max_length}; wanted 1 to the model's {model.config.max_length}")
+  check_length(model, max_length)
   if getattr(model.config, "scan", False):
     # A loop over the blocks writes each cache in place, where a scan would copy them all.
     model = model.clone(config=replace(model.config, scan=False))
     variables = {collection: unstack_params(tree) for collection, tree in variables.items()}
   memory, cache = model.apply(variables, source_BS, max_length, method="start")
   return partial(model.apply, variables, method="step"), memory, cache
+
+
+def check_length(model: nn.Module, max_length: int) -> None:
+  """Raises ValueError where a model cannot say so many tokens."""
+  if not 0 < max_length <= model.config.max_length:
+    raise ValueError(f"max_length is {max_length}; wanted 1 to the model's {model.config.max_length}")
 
 
 def greedy(step: Step, memory, cache, *, bos: int, eos: int, pad: int, max_length: int) -> Decoded:
@@ -88,7 +94,7 @@ def sample(
 
   Args:
     step, memory, cache: see the module's beginning.
-    key: of the randomness.
+    key: of the randomness; one, or [B], one for each sequence.
     bos, eos, pad, max_length: see `greedy`.
     temperature: of the softmax; below 1 the probable gets more probable.
     top_k: only the k most probable tokens (Fan et al. 2018, 5.1); 0 for all.
@@ -104,6 +110,10 @@ def sample(
 
   def choose(logits_BV, index):
     logits_BV = keep_probable(logits_BV / temperature, top_k, top_p)
+    if key.ndim:
+      return jax.vmap(lambda key, logits_V: jax.random.categorical(jax.random.fold_in(key, index), logits_V))(
+        key, logits_BV
+      )
     return jax.random.categorical(jax.random.fold_in(key, index), logits_BV)
 
   return _token_by_token(step, memory, cache, choose, bos, eos, pad, max_length)
@@ -242,3 +252,36 @@ def beam_search(
   start = (jnp.int32(0), jnp.full((B, beam), bos, jnp.int32), empty_BKT, first_BK, empty_BKT, nothing_BK, cache)
   _, _, _, _, kept_BKT, kept_BK, _ = jax.lax.while_loop(goes_on, proceed, start)
   return Decoded(kept_BKT[:, :n_best], kept_BK[:, :n_best])
+
+
+def parallel(model: nn.Module, variables: dict, source_BS: jax.Array, max_length: int, lengths: int = 1) -> Decoded:
+  """All tokens at once: at each place the most probable one, as if the others were not (Gu et al. 2018, 3.4, argmax).
+
+  Of several lengths the sequences are scored by the mean logarithm of their tokens' probabilities (Ghazvininejad et
+  al. 2019, 3.3), where Gu et al. have another model judge.
+
+  Args:
+    model: has the methods `propose` and `emit`, as `zoo.models.nat`.
+    variables: its variables.
+    source_BS: tokens, filled up with `pad`.
+    max_length: of what is decoded, in tokens, with `eos`.
+    lengths: n, how many lengths to try, the most probable ones; a model that cuts at its `eos` has but one.
+
+  Raises:
+    ValueError: `max_length` is more than the model's, or there are not so many lengths.
+  """
+  c = model.config
+  check_length(model, max_length)
+  encoded, length_BN = model.apply(variables, source_BS, max_length, lengths, method="propose")
+  B, n = length_BN.shape
+  encoded = jax.tree.map(lambda a: jnp.repeat(a, n, 0), encoded)
+  logits, _ = model.apply(variables, encoded, length_BN.reshape(-1), max_length, method="emit")
+  logits_BNTV = logits[:, :max_length].reshape(B, n, max_length, -1)
+  token_BNT = logits_BNTV.argmax(-1).astype(jnp.int32)
+  ended_BNT = jnp.cumsum(token_BNT == c.eos, -1) - (token_BNT == c.eos) > 0
+  real_BNT = ~ended_BNT & (jnp.arange(max_length) < length_BN[..., None])
+  gain_BNT = jax.nn.log_softmax(logits_BNTV).max(-1)
+  score_BN = (gain_BNT * real_BNT).sum(-1) / real_BNT.sum(-1)
+  order_BN = jnp.argsort(-score_BN, 1)
+  token_BNT = jnp.take_along_axis(jnp.where(real_BNT, token_BNT, c.pad), order_BN[..., None], 1)
+  return Decoded(token_BNT, jnp.take_along_axis(score_BN, order_BN, 1))

@@ -52,8 +52,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       yield i, dict(zip(self.languages, pair, strict=True))
 
 
-def _lines(file: Path) -> Iterator[str]:
-  """Only a line feed ends a line: Unicode has other separators, which stand in texts."""
+def read_lines(file: Path) -> Iterator[str]:
+  """The lines of a file; only a line feed ends one, since Unicode has other separators, which stand in texts."""
   with file.open("rb") as lines:
     for number, line in enumerate(lines, 1):
       try:
@@ -70,12 +70,12 @@ def _aligned(one: Path, other: Path) -> Iterator[tuple[str, str]]:
   if len(set(counts.values())) != 1:
     found = " and ".join(f"{name} has {count:,} lines" for name, count in counts.items())
     raise ValueError(f"{found}; wanted equally many, since each line translates the line of that number in the other")
-  for pair in zip(_lines(one), _lines(other), strict=True):
+  for pair in zip(read_lines(one), read_lines(other), strict=True):
     yield pair[0].strip(), pair[1].strip()
 
 
 def _columns(file: Path) -> Iterator[tuple[str, str]]:
-  for number, line in enumerate(_lines(file), 1):
+  for number, line in enumerate(read_lines(file), 1):
     columns = line.split("\t")
     if len(columns) < 2:
       raise ValueError(f"{file}, line {number}, has no tab; wanted a text, a tab and its translation: {line[:80]!r}")

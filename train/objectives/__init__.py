@@ -19,3 +19,19 @@ class Loss(NamedTuple):
   weight: jax.Array
   metrics: dict[str, jax.Array]
   variables: dict
+
+
+def apply(model, variables: dict, *inputs, rngs: dict | None = None, **options) -> tuple[tuple, dict]:
+  """What a model returns, and its collections other than parameters as they are after that.
+
+  Args:
+    model: to apply.
+    variables: its variables.
+    *inputs: what it is called with.
+    rngs: by name; None evaluates, so that no collection changes.
+    **options: of `model.apply`, such as another method.
+  """
+  if rngs is None:
+    return model.apply(variables, *inputs, **options), {}
+  collections = [name for name in variables if name != "params"]
+  return model.apply(variables, *inputs, rngs=rngs, mutable=collections, **options)

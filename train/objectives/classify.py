@@ -8,7 +8,7 @@ import optax
 
 from train import rng
 from train.images import normalise
-from train.objectives import Loss
+from train.objectives import Loss, apply
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,15 @@ class Objective:
     image_BYXC = normalise(batch["image"], self.mean, self.std)
     target_BV = jax.nn.one_hot(batch["label"], model.config.num_classes)
     weight_B = batch["valid"].astype(jnp.float32)
-    if key is None:
-      logits_BV, _ = model.apply(variables, image_BYXC)
-      rest = {}
-    else:
+    rngs = None
+    if key is not None:
       keys = rng.streams(rng.per_batch(key, batch["id"]), "dropout", "mix")
       if self.label_smoothing:
         target_BV = optax.smooth_labels(target_BV, self.label_smoothing)
       if self.mixup or self.cutmix:
         image_BYXC, target_BV, weight_B = mix(keys["mix"], image_BYXC, target_BV, weight_B, self.mixup, self.cutmix)
-      collections = [name for name in variables if name != "params"]
-      (logits_BV, _), rest = model.apply(variables, image_BYXC, rngs={"dropout": keys["dropout"]}, mutable=collections)
+      rngs = {"dropout": keys["dropout"]}
+    (logits_BV, _), rest = apply(model, variables, image_BYXC, rngs=rngs)
     loss_B = optax.softmax_cross_entropy(logits_BV, target_BV)
     hit_BK = jax.lax.top_k(logits_BV, min(5, logits_BV.shape[1]))[1] == batch["label"][:, None]
     metrics = {"accuracy": (weight_B * hit_BK[:, 0]).sum(), "top5": (weight_B * hit_BK.any(1)).sum()}

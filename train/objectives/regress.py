@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from train import rng
-from train.objectives import Loss
+from train.objectives import Loss, apply
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,9 @@ class Objective:
 
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the valid points; `key=None` evaluates: no dropout."""
-    rngs = {} if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    collections = [name for name in variables if name != "params"] if key is not None else False
-    arguments = batch["x"][:, None], batch["keys"], batch["values"], batch["seen"][:, None]
-    out = model.apply(variables, *arguments, rngs=rngs, mutable=collections)
-    (y_B1, _), rest = (out, {}) if key is None else out
+    rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
+    points = batch["x"][:, None], batch["keys"], batch["values"], batch["seen"][:, None]
+    (y_B1, _), rest = apply(model, variables, *points, rngs=rngs)
     error_B = y_B1[:, 0] - batch["y"]
     weight_B = batch["valid"].astype(jnp.float32)
     metrics = {"absolute_error": (weight_B * jnp.abs(error_B)).sum()}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from train import rng
-from train.objectives import Loss
+from train.objectives import Loss, apply
 from zoo.models.transformer import Row
 from zoo.shapes import expect
 
@@ -39,31 +39,20 @@ class Objective:
     source, target = rows(batch)
     target_BT, weight_BT = batch["target"], token_weights(batch)
     inputs_BT = shift(target_BT, target.position_BT, model.config.bos)
-    collections = [name for name in variables if name != "params"] if key is not None else []
-    rngs = {}
+    rngs = None
     if key is not None:
       keys = rng.streams(rng.per_batch(key, batch["id"]), "dropout", "first_dropout", "sampling")
       rngs = {"dropout": keys["dropout"]}
-
-    def read(*arguments, rngs, variables=variables, **options):
-      if key is None:
-        return model.apply(variables, *arguments), {}
-      return model.apply(variables, *arguments, rngs=rngs, mutable=collections, **options)
 
     if self.scheduled_sampling and key is not None:
       own_BT = jax.random.bernoulli(keys["sampling"], self.scheduled_sampling, inputs_BT.shape)
       own_BT &= target.position_BT > 0  # what a sequence begins with is nobody's choice
       fixed, first = jax.lax.stop_gradient(variables), {"dropout": keys["first_dropout"]}
       mixed = batch["source"], inputs_BT, own_BT, source, target
-      inputs_BT, _ = read(*mixed, rngs=first, variables=fixed, method="mixed_inputs")
-    (logits_BTV, aux), rest = read(batch["source"], inputs_BT, source, target, rngs=rngs)
-    log_probability_BTV = jax.nn.log_softmax(logits_BTV)
-    nll_BT = -jnp.take_along_axis(log_probability_BTV, target_BT[..., None], -1)[..., 0]
-    loss_BT = nll_BT
-    if self.label_smoothing and key is not None:
-      # Over the vocabulary's words alone: places for words outside of it are mostly impossible.
-      uniform_BT = -log_probability_BTV[..., : model.config.vocab].mean(-1)
-      loss_BT = (1 - self.label_smoothing) * nll_BT + self.label_smoothing * uniform_BT
+      inputs_BT, _ = apply(model, fixed, *mixed, rngs=first, method="mixed_inputs")
+    (logits_BTV, aux), rest = apply(model, variables, batch["source"], inputs_BT, source, target, rngs=rngs)
+    smoothing = self.label_smoothing if key is not None else 0.0
+    nll_BT, loss_BT = cross_entropy(logits_BTV, target_BT, smoothing, model.config.vocab)
     if self.guided_attention and key is not None:
       if "decoder/alignment" not in aux:
         raise ValueError("config.objective: guided_attention guides attention, of which this model has none")
@@ -82,6 +71,20 @@ def rows(batch: dict) -> tuple[Row, Row]:
 def token_weights(batch: dict) -> jax.Array:
   """[B, T] float32: 1 for the target tokens that count, 0 for padding."""
   return ((batch["target_segment"] > 0) & batch["valid"][:, None]).astype(jnp.float32)
+
+
+def cross_entropy(
+  logits_BTV: jax.Array, target_BT: jax.Array, smoothing: float, vocab: int
+) -> tuple[jax.Array, jax.Array]:
+  """[B, T]: minus the logarithm of each target token's probability, and the same with label smoothing."""
+  expect(logits_BTV=logits_BTV, target_BT=target_BT)
+  log_probability_BTV = jax.nn.log_softmax(logits_BTV)
+  nll_BT = -jnp.take_along_axis(log_probability_BTV, target_BT[..., None], -1)[..., 0]
+  if not smoothing:
+    return nll_BT, nll_BT
+  # Over the vocabulary's words alone: places for words outside of it are mostly impossible.
+  uniform_BT = -log_probability_BTV[..., :vocab].mean(-1)
+  return nll_BT, (1 - smoothing) * nll_BT + smoothing * uniform_BT
 
 
 def shift(target_BT: jax.Array, position_BT: jax.Array, bos: int) -> jax.Array:

@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from tokenizers import Tokenizer
 
 from train import data
+from train.datasets.parallel_text import read_lines
 from train.text import tokenizer as tokenizers
 from zoo.errors import nearest
 
@@ -147,11 +148,11 @@ class Corpus:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(pairs: "Pairs", split: str, too_long: str) -> Corpus:
-  """Tokenises a split, once for all who ask."""
+def _read(pairs: "Pairs", split: str, too_long: str, targets: str = "") -> Corpus:
+  """Tokenises a split, once for all who ask; `targets` is a file with others than its own."""
   limits = pairs.source_length, pairs.target_length
   tokens, lengths, empty, long = ([], []), ([], []), 0, 0
-  texts = pairs.texts(split)
+  texts = pairs.texts(split, targets)
   while chunk := list(itertools.islice(texts, 4096)):
     full = [pair for pair in chunk if all(pair)]
     empty += len(chunk) - len(full)
@@ -197,6 +198,9 @@ class Pairs:
     buckets: how many lengths there are; each is a program to compile.
     too_long: "drop" leaves training pairs above the limits out, "cut" cuts them. In evaluation they are cut.
     lowercase: make all text lower-case, references too.
+    train_targets: a file with a line for each example of the training split, in the order on disk, to be learned in
+      the place of its own target, such as a teacher's translations (sequence-level distillation; Kim & Rush 2016,
+      3.2). A pair whose line is empty is left out.
 
   Raises:
     ValueError: any of the above is not what it should be, before anything is read.
@@ -214,6 +218,7 @@ class Pairs:
   buckets: int = 4
   too_long: str = "drop"
   lowercase: bool = False
+  train_targets: str = ""
 
   unit = "pairs"  # what the speed of training is counted in
   skip_corrupt = False  # a damaged file is an error: a text that cannot be read cannot be left out by itself
@@ -247,9 +252,13 @@ class Pairs:
     return arrays
 
   def check_fit(self, model_config, objective) -> None:
-    """Raises ValueError where a model has not the words, the length or the special tokens of these texts."""
-    del objective
+    """Raises ValueError where a model has not the words, the length or the special tokens of these texts.
+
+    And where rows hold several pairs, and the objective wants one (its `one_pair_a_row`).
+    """
     faults = []
+    if self.batching == "pack" and getattr(objective, "one_pair_a_row", False):
+      faults.append("data.batching='pack' puts several pairs into a row, the objective wants one: 'bucket' or 'pad'")
     if model_config.vocab < self.vocab_size:
       faults.append(
         f"the model has {model_config.vocab} words, the tokenizer {self.vocab_size}: set model.vocab={self.vocab_size}"
@@ -295,10 +304,30 @@ class Pairs:
     """A text as the model has learned to read it."""
     return text.lower() if self.lowercase else text
 
-  def texts(self, split: str) -> Iterator[tuple[str, str]]:
-    """(source, target) of every example of a split, in the order on disk."""
+  def texts(self, split: str, targets: str = "") -> Iterator[tuple[str, str]]:
+    """(source, target) of every example of a split, in the order on disk.
+
+    Args:
+      split: of the data.
+      targets: a file whose lines take the place of the targets.
+
+    Raises:
+      ValueError: the file cannot be read, or has not a line for each example; both numbers are told.
+    """
     lines = Lines(self.dataset, split, self.data_dir, self._builder, (self.source, self.target))
-    for pair in lines.texts():
+    pairs = lines.texts()
+    if targets:
+      try:
+        given = list(read_lines(Path(targets)))
+      except OSError as error:
+        raise ValueError(f"cannot read data.train_targets: {error}") from error
+      if len(given) != len(lines):
+        raise ValueError(
+          f"{targets} has {len(given):,} lines, {self.dataset!r} {split!r} {len(lines):,} examples; wanted equally "
+          "many in data.train_targets, since each line is the target of the example of that number"
+        )
+      pairs = ((source, line.strip()) for (source, _), line in zip(pairs, given, strict=True))
+    for pair in pairs:
       yield tuple(map(self.clean, pair))
 
   def references(self, split: str | None = None) -> list[tuple[str, str]]:
@@ -307,7 +336,9 @@ class Pairs:
 
   def corpus(self, split: str | None = None) -> Corpus:
     """The training split in tokens, or another one as evaluation has it."""
-    return _read(self, self.train_split, self.too_long) if split is None else _read(self, split, "cut")
+    if split is None:
+      return _read(self, self.train_split, self.too_long, self.train_targets)
+    return _read(self, split, "cut")
 
   def counts(self) -> dict[str, int]:
     """Of the training split: the pairs that are used, those that are empty, and those that are too long."""

@@ -16,7 +16,8 @@ class Translator:
   Args:
     run: `train.loop.Run`, of data that has a `tokenizer`.
     max_length: of a translation, in tokens.
-    beam: sequences followed at once (`zoo.decode.beam_search`); 1 is greedy.
+    beam: sequences followed at once (`zoo.decode.beam_search`); 1 is greedy. Of a model that says all tokens at once,
+      how many lengths are tried (`zoo.decode.parallel`).
     alpha: of the length penalty.
   """
 
@@ -26,11 +27,14 @@ class Translator:
     special = dict(bos=c.bos, eos=c.eos, pad=c.pad, max_length=max_length)
 
     def translate(variables, batch):
-      parts = decode.stepper(run.model, variables, batch["source"], max_length)
-      if beam > 1:
-        decoded = decode.beam_search(*parts, beam=beam, alpha=alpha, **special)
+      if hasattr(run.model, "emit"):
+        decoded = decode.parallel(run.model, variables, batch["source"], max_length, beam)
       else:
-        decoded = decode.greedy(*parts, **special)
+        parts = decode.stepper(run.model, variables, batch["source"], max_length)
+        if beam > 1:
+          decoded = decode.beam_search(*parts, beam=beam, alpha=alpha, **special)
+        else:
+          decoded = decode.greedy(*parts, **special)
       out = decoded.token_BNT[:, 0], batch["valid"]
       return jax.lax.all_gather(out, axis, tiled=True) if axis else out
 
@@ -48,27 +52,46 @@ class Translator:
     return texts, counted / seconds if seconds else float("nan")
 
 
-def read_lines(run, texts: Sequence[str], batch_size: int = 32) -> Iterator[dict]:
-  """Batches of sources on the devices, one text a row; rows that are left over are not valid.
+def translate_lines(
+  translator: Translator, variables: dict, texts: Sequence[str], *, batch_size: int = 32, strict: bool = True
+) -> list[str]:
+  """The translations of texts, in their order; texts of similar length are decoded together.
 
   Args:
-    run: `train.loop.Run`.
+    translator: of a run.
+    variables: of its model.
     texts: to translate.
     batch_size: rows in a batch, or the next number that the devices can share.
+    strict: raise where a text cannot be translated; else its translation is empty.
 
   Raises:
-    ValueError: empty lines, or lines that are longer than the model's; all are named by their number, from 1.
+    ValueError: texts that are empty, or longer than the data's; all are named by their number, from 1.
   """
+  run = translator.run
   limit = run.data.source_length
   encoded = [e.ids for e in run.data.tokenizer.encode_batch([run.data.clean(text) for text in texts])]
-  faults = [f"line {i} is empty" for i, text in enumerate(texts, 1) if not text.strip()]
-  faults += [f"line {i} has {len(ids)} tokens; at most {limit}" for i, ids in enumerate(encoded, 1) if len(ids) > limit]
-  if faults:
-    raise ValueError("\n".join(faults))
-  size = -(-min(batch_size, len(texts)) // run.parallel.data_devices) * run.parallel.data_devices
-  for first in range(0, len(texts), size):
-    ids = encoded[first : first + size]
-    source_BS = np.full((size, limit), run.model.config.pad, np.int32)
+  faults = {i: f"line {i + 1} is empty" for i, text in enumerate(texts) if not text.strip()}
+  faults |= {
+    i: f"line {i + 1} has {len(ids)} tokens; at most {limit}" for i, ids in enumerate(encoded) if len(ids) > limit
+  }
+  if faults and strict:
+    raise ValueError("\n".join(faults[i] for i in sorted(faults)))
+  order = sorted((i for i in range(len(texts)) if i not in faults), key=lambda i: len(encoded[i]))
+  found, _ = translator(variables, _batches(run, [encoded[i] for i in order], batch_size))
+  translations = dict(zip(order, found, strict=True))
+  return [translations.get(i, "") for i in range(len(texts))]
+
+
+def _batches(run, sources: Sequence[Sequence[int]], batch_size: int) -> Iterator[dict]:
+  """Batches of sources on the devices, one a row, in order; rows that are left over are not valid."""
+  size = -(-max(min(batch_size, len(sources)), 1) // run.parallel.data_devices) * run.parallel.data_devices
+  # Of four lengths at most: each is a program to compile.
+  limit = run.data.source_length
+  quarter = -(-limit // 4)
+  for first in range(0, len(sources), size):
+    ids = sources[first : first + size]
+    length = min(-(-max(map(len, ids)) // quarter) * quarter, limit)
+    source_BS = np.full((size, length), run.model.config.pad, np.int32)
     for row, tokens in zip(source_BS, ids, strict=False):
       row[: len(tokens)] = tokens
     yield run.parallel.put_batch(dict(source=source_BS, valid=np.arange(size) < len(ids)))
@@ -91,7 +114,8 @@ def align(run, variables: dict, source: str, target: str) -> tuple[np.ndarray, l
   if "decoder/alignment" not in aux:
     raise ValueError(f"{run.config.model.name} has no attention, so there is no alignment to draw")
   words = [[tokenizer.decode([i], skip_special_tokens=False) for i in side] for side in ids]
-  return np.asarray(aux["decoder/alignment"][0]), words[1], words[0]
+  # A model that cuts its targets has more places than this one needs.
+  return np.asarray(aux["decoder/alignment"][0])[: len(words[1])], words[1], words[0]
 
 
 def detokenise(tokenizer, token_BT: np.ndarray, eos: int) -> list[str]:

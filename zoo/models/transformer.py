@@ -187,6 +187,7 @@ class Model(nn.Module):
   """
 
   config: Config
+  causal = True  # whether a target token sees only those before it
 
   def setup(self):
     c = self.config
@@ -204,7 +205,7 @@ class Model(nn.Module):
       self.target_position = table("target_position", c.max_length, 0.02)
     if c.positions == "t5":
       self.source_bias = RelativeBias(c.heads, name="source_bias")
-      self.target_bias = RelativeBias(c.heads, bidirectional=False, name="target_bias")
+      self.target_bias = RelativeBias(c.heads, bidirectional=not self.causal, name="target_bias")
     if c.cross == "mix":
       # Equal weights at first: the mean of all layers.
       self.mix = self.param("mix", nn.initializers.zeros, (c.decoder_depth, c.depth))
@@ -260,16 +261,14 @@ class Model(nn.Module):
       memory = [sum(share[i, j].astype(y.dtype) * y for j, y in enumerate(outputs)) for i in range(c.decoder_depth)]
     return Encoded(source_BS, segment_BS, memory), aux
 
-  def decode(
-    self, target_BT: jax.Array, encoded: Encoded, row: Row = ROW, *, causal: bool = True
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Logits [B, T, V] and the decoder's part of aux; see `__call__`. Not `causal`, every place sees every other."""
+  def decode(self, target_BT: jax.Array, encoded: Encoded, row: Row = ROW) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Logits [B, T, V] and the decoder's part of aux; see `__call__`."""
     sizes = expect(target_BT=target_BT)
     segment_BT = jnp.ones_like(target_BT) if row.segment_BT is None else row.segment_BT
     position_BT = jnp.arange(sizes["T"])[None] if row.position_BT is None else row.position_BT
     x_BTD = self._embed(target_BT, position_BT, "target")
     mask = masks.same_segment(segment_BT, segment_BT) & (segment_BT > 0)[:, None, None]
-    if causal:
+    if self.causal:
       mask &= masks.causal(sizes["T"], sizes["T"])
     shared = Context(
       mask=mask,

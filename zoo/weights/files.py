@@ -19,7 +19,7 @@ import zoo
 from zoo.errors import nearest
 from zoo.positions import resample as resample_table
 from zoo.stack import stack_params, unstack_params
-from zoo.weights.read import Source, read
+from zoo.weights.read import Source, checkpoints_of, read
 from zoo.weights.table import Rule, Transform, WeightsError, convert, matcher, write_back
 
 
@@ -144,6 +144,37 @@ def save(path: str | Path, model_name: str, overrides: Mapping, variables: Mappi
     _check_collections(layout, variables)
     tensors = write_back(variables["params"], tables[layout])
   _write(path, safetensors.save(tensors, metadata))
+
+
+def average(run: str | Path, path: str | Path, *, last: int) -> list[int]:
+  """Writes the mean of a training run's last checkpoints as a file of weights (Vaswani et al. 2017, 6.1).
+
+  Of a run that keeps a moving average of its parameters, it is the parameters themselves that are averaged.
+
+  Args:
+    run: its work directory.
+    path: of the file, as for `save`.
+    last: how many checkpoints, at least 1. Only one at a time is in memory, and the sum.
+
+  Returns:
+    the steps that the mean is of.
+
+  Raises:
+    WeightsError: there are fewer checkpoints, or one cannot be read. A ValueError.
+  """
+  steps = checkpoints_of(run)
+  if not 1 <= last <= len(steps):
+    there = f"{len(steps)} checkpoint{'s' * (len(steps) > 1)}, of steps {', '.join(d.name for d in steps)}"
+    fault = f"there are {there}; wanted 1 <= last <= {len(steps)}, and last is {last}; a run keeps checkpoint.keep"
+    raise WeightsError(str(run), [fault])
+  sums: dict[str, np.ndarray] = {}
+  for step in steps[-last:]:
+    source = read(step)
+    # In float64 the sum is exact, so that the mean of equal numbers is the number.
+    sums = {key: sums.get(key, 0) + np.asarray(tensor, np.float64) for key, tensor in source.tensors.items()}
+  variables = unflatten_dict({key: value / last for key, value in sums.items()}, sep="/")
+  save(path, source.model, source.overrides, variables)
+  return [int(step.name) for step in steps[-last:]]
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -126,6 +126,20 @@ def _huggingface(directory: Path) -> Source:
   return Source(tensors, "huggingface", config=config)
 
 
+def checkpoints_of(directory: str | Path) -> list[Path]:
+  """The checkpoints of a training run, by its work directory or the directory of its checkpoints; the oldest first.
+
+  Raises:
+    WeightsError: there is none.
+  """
+  directory = Path(directory).resolve()
+  parent = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
+  steps = [d for d in parent.iterdir() if d.name.isdigit() and (d / "state").is_dir()] if parent.is_dir() else []
+  if not steps:
+    raise WeightsError(str(directory), ["neither a Hugging Face directory (config.json) nor a run with checkpoints"])
+  return sorted(steps, key=lambda d: int(d.name))
+
+
 def read_run(directory: str | Path, average: bool = False) -> Source:
   """The newest checkpoint of a training run, or the one named.
 
@@ -141,13 +155,8 @@ def read_run(directory: str | Path, average: bool = False) -> Source:
   import jax
   import orbax.checkpoint as ocp
 
-  directory = Path(directory).resolve()
-  if not (step := directory).joinpath("state").is_dir():
-    parent = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
-    steps = [d for d in parent.iterdir() if d.name.isdigit() and (d / "state").is_dir()]
-    if not steps:
-      raise WeightsError(str(directory), ["neither a Hugging Face directory (config.json) nor a run with checkpoints"])
-    step = max(steps, key=lambda d: int(d.name))
+  if not (step := Path(directory).resolve()).joinpath("state").is_dir():
+    step = checkpoints_of(directory)[-1]
   logger = logging.getLogger("absl")
   level = logger.level
   logger.setLevel(logging.ERROR)  # Orbax warns of files that only its own managers write

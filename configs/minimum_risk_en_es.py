@@ -1,0 +1,24 @@
+"""Trains a translator of the bundled verses on towards BLEU, by minimum-risk training.
+
+    zoo train translate_en_es
+    zoo train minimum_risk_en_es
+
+"bleu" in its metrics is the expectation over samples, sentence by sentence and from 0 to 1; that of the evaluation
+"test" is the corpus's, of greedy translations.
+"""
+
+from configs import translate_en_es
+
+
+def get_config():
+  config = translate_en_es.get_config()
+  config.init.path = "runs/translate_en_es"
+  config.model.dropout = 0.0
+  config.objective = dict(name="minimum_risk", samples=8, sharpness=0.05)
+  config.batch_size = 16
+  config.epochs = 0.0
+  config.steps = 500
+  config.optimizer.learning_rate = 1e-4
+  config.evals.val.every = 100
+  config.checkpoint.every = 100
+  return config

@@ -1,0 +1,278 @@
+"""The non-autoregressive Transformer: what it reads, how long its targets are, its loss, its decoding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import zoo
+from train import data
+from train.objectives import nat, translate
+from train.step import init_state, make_step
+from zoo import axes, decode
+from zoo.models.nat import length_class, uniform_copy
+
+PAD, EOS, V, MAX = 0, 3, 29, 16
+SMALL = dict(width=16, mlp_dim=20, depth=1, decoder_depth=1)
+LENGTHS = ((7, 6), (4, 5), (5, 2))
+
+
+def batch(lengths=LENGTHS, size=(7, 6), valid=None):
+  """One pair a row, each ending with </s>; the same tokens whatever the size."""
+  B = len(lengths)
+  made = dict(valid=np.ones(B, bool) if valid is None else np.array(valid), id=np.arange(B))
+  for which, side in enumerate(("source", "target")):
+    place = np.arange(size[which])[None].repeat(B, 0)
+    length = np.array([pair[which] for pair in lengths])[:, None]
+    tokens = np.random.default_rng(which).integers(4, V, (B, MAX))[:, : size[which]]
+    tokens = np.where(place == length - 1, EOS, np.where(place < length, tokens, PAD)).astype(np.int32)
+    real = (place < length).astype(np.int32)
+    made |= {side: tokens, f"{side}_segment": real, f"{side}_position": place * real}
+  return made
+
+
+@functools.cache
+def drawn(**overrides):
+  """A small model, all of its parameters random; biases are small, for else every place says the same."""
+  model = zoo.create("nat/test", **SMALL | overrides)
+  pair = batch()
+  shapes = jax.eval_shape(model.init, {"params": jax.random.key(0)}, pair["source"], pair["target"])
+  draw = np.random.default_rng(2)
+
+  def parameter(path, shape):
+    value = draw.normal(0, 0.05 if path.endswith("bias") else 0.4, shape.shape)
+    return jnp.asarray(value + path.endswith("scale"), jnp.float32)
+
+  return model, axes.map_with_path(parameter, shapes)
+
+
+@functools.cache
+def applied(**overrides):
+  """The same, compiled: outputs of sources and targets."""
+  model, variables = drawn(**overrides)
+  return functools.partial(jax.jit(model.apply), variables)
+
+
+def log_softmax(x):
+  return np.asarray(jax.nn.log_softmax(jnp.asarray(x)))
+
+
+# ---- the model
+
+
+def test_source_tokens_are_copied_evenly():
+  """Round(S t / T) by floats, which are exact here; halves go up."""
+  for S, T in ((7, 6), (4, 5), (5, 2), (3, 9), (9, 3), (6, 6), (1, 4), (4, 1), (2, 16)):
+    found = np.asarray(uniform_copy(jnp.array([S]), jnp.array([T]), 16))[0]
+    wanted = [max(1, int(np.floor(S * t / T + 0.5))) - 1 for t in range(1, T + 1)]
+    assert found[:T].tolist() == wanted
+    assert wanted[-1] == S - 1 and found.max() == S - 1 and (np.diff(found) >= 0).all()
+    if S == T:
+      assert wanted == list(range(S))
+
+
+@pytest.mark.parametrize("length", ["classifier", "cut"])
+def test_no_target_is_read(length):
+  apply, pair = applied(length=length), batch()
+  other = np.where(pair["target"] > 0, 9, 0)
+  one, two = (apply(pair["source"], target)[0] for target in (pair["target"], other))
+  np.testing.assert_array_equal(one, two)
+  assert one.shape == (3, MAX if length == "cut" else 6, V)
+
+
+@pytest.mark.parametrize("positions", ["sincos", "t5"])
+def test_every_place_reads_every_copied_token(positions):
+  """By gradients of every output to every row of the decoder's table; the source's table is another."""
+  model, variables = drawn(shared="none", positions=positions)
+  source, target = np.arange(4, 10)[None], np.ones((1, 6), np.int32)
+
+  def read(table):
+    params = variables["params"] | {"target_embed": {"embedding": table}}
+    return model.apply({"params": params}, source, target)[0][0].sum(-1)
+
+  influence_TV = np.abs(jax.jit(jax.jacobian(read))(variables["params"]["target_embed"]["embedding"])).max(-1)
+  assert (influence_TV[:, 4:10] > 1e-6).all() and not influence_TV[:, 10:].any()
+  # Places are told apart on both sides: what stands there turned around gives another result at each.
+  apply = applied(shared="none", positions=positions)
+  before, after = (np.asarray(apply(s, target)[0]) for s in (source, source[:, ::-1]))
+  assert np.abs(before - after[:, ::-1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("length", ["classifier", "cut"])
+def test_padding_is_not_seen(length):
+  _, variables = drawn(length=length)
+  one, two = (applied(length=length)(b["source"], b["target"]) for b in (batch(), batch(size=(11, 9))))
+  for row, (_, T) in enumerate(LENGTHS):
+    T = MAX if length == "cut" else T
+    np.testing.assert_allclose(one[0][row, :T], two[0][row, :T], rtol=1e-4, atol=1e-5)
+  if length == "classifier":
+    np.testing.assert_allclose(one[1]["length"], two[1]["length"], rtol=1e-4, atol=1e-5)
+    tokens = np.asarray(one[1]["tokens"])
+    means = np.stack([tokens[row, :S].mean(0) for row, (S, _) in enumerate(LENGTHS)])
+    head = variables["params"]["length"]
+    np.testing.assert_allclose(one[1]["length"], means @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
+
+
+# ---- the loss
+
+
+class Model:
+  """Says what it was told to."""
+
+  emit = None
+
+  def __init__(self, logits, length_logits=None, length="classifier"):
+    self.config = zoo.create("nat/test", length=length).config
+    self.out = logits, {"length": length_logits}
+
+  def apply(self, variables, source, target, source_row, target_row, rngs=None, mutable=None):
+    return self.out if mutable is None else (self.out, {})
+
+
+def test_the_loss_is_the_likelihood_of_length_and_tokens():
+  rng = np.random.default_rng(0)
+  logits, lengths = rng.normal(size=(3, 6, V)).astype("f"), rng.normal(size=(3, 7)).astype("f")
+  lengths[0, 2] = 9  # the first sentence's is told right: one less than the source's
+  pair = batch(valid=(True, True, False))
+  loss = nat.Objective()(Model(logits, lengths), {}, pair)
+  nll = -sum(log_softmax(logits)[b, t, pair["target"][b, t]] for b, n in ((0, 6), (1, 5)) for t in range(n))
+  length_nll = -sum(log_softmax(lengths)[b, c] for b, c in ((0, 3 - 1), (1, 3 + 1)))
+  assert loss.weight == 11
+  np.testing.assert_allclose([loss.total, loss.metrics["nll"]], [nll + length_nll, nll], rtol=1e-5)
+  right = [lengths[0].argmax() == 2, lengths[1].argmax() == 4]
+  assert loss.metrics["length_accuracy"] == 6 * right[0] + 5 * right[1] and right[0]
+  twice = nat.Objective(length_weight=2.0)(Model(logits, lengths), {}, pair)
+  np.testing.assert_allclose(twice.total, nll + 2 * length_nll, rtol=1e-5)
+  smooth = nat.Objective(label_smoothing=0.1)(Model(logits, lengths), {}, pair, jax.random.key(0))
+  target = 0.9 * np.eye(V)[pair["target"]] + 0.1 / V
+  wanted = -(target * log_softmax(logits)).sum(-1)[:2][pair["target_segment"][:2] > 0].sum()
+  np.testing.assert_allclose(smooth.total, wanted + length_nll, rtol=1e-5)
+  # What is longer or shorter than the classifier knows counts as the most it knows.
+  assert length_class(jnp.array([9, 1, 5]), jnp.array([2, 8, 6]), 3).tolist() == [0, 6, 4]
+
+
+def test_a_model_that_cuts_learns_to_have_ended():
+  logits = np.random.default_rng(0).normal(size=(3, MAX, V)).astype("f")
+  logits[1, :, EOS] = -9
+  logits[1, 4, EOS] = 9  # so the second sentence's length is told right
+  logits[0, 0, EOS] = 9  # and the first one's is not
+  pair = batch(valid=(True, True, False))
+  loss = nat.Objective()(Model(logits, length="cut"), {}, pair)
+  target = np.full((2, MAX), EOS)
+  for b, n in ((0, 6), (1, 5)):
+    target[b, :n] = pair["target"][b, :n]
+  nll = -np.take_along_axis(log_softmax(logits)[:2], target[..., None], -1)[..., 0]
+  np.testing.assert_allclose(loss.total, nll.sum(), rtol=1e-5)
+  # Metrics and weight are of the target's own tokens, and so comparable with other models'.
+  np.testing.assert_allclose(loss.metrics["nll"], nll[0, :6].sum() + nll[1, :5].sum(), rtol=1e-5)
+  assert loss.weight == 11 and loss.metrics["length_accuracy"] == 5
+
+
+@pytest.mark.parametrize("length", ["classifier", "cut"])
+def test_the_sum_over_rows_is_the_whole_whatever_the_padding(length):
+  model, variables = drawn(length=length)
+  loss = jax.jit(lambda b: nat.Objective()(model, variables, b))
+  whole = loss(batch())
+  wide = batch(size=(11, 9))
+  rows = [loss({k: v[i : i + 1] for k, v in wide.items()}) for i in range(3)]
+  np.testing.assert_allclose(whole.total, sum(r.total for r in rows), rtol=1e-5)
+  for name, value in whole.metrics.items():
+    np.testing.assert_allclose(value, sum(r.metrics[name] for r in rows), rtol=1e-5, err_msg=name)
+
+
+def test_what_does_not_fit():
+  pairs = data.make("pairs", dataset="verses_en_es", batching="pack", source_length=16, target_length=16)
+  config = zoo.create("nat/test", vocab=4000).config
+  with pytest.raises(ValueError, match=r"data\.batching='pack' puts several pairs into a row, the objective wants one"):
+    pairs.check_fit(config, nat.Objective())
+  pairs.check_fit(config, translate.Objective())
+  model = zoo.create("transformer/test")
+  with pytest.raises(ValueError, match="objective 'nat' is for models that say all tokens at once"):
+    nat.Objective()(model, {}, batch())
+  with pytest.raises(ValueError, match="length is 'cutt'; did you mean 'cut'"):
+    zoo.create("nat/test", length="cutt")
+  with pytest.raises(ValueError, match=r"label_smoothing is 1.0; wanted 0 <= label_smoothing < 1"):
+    nat.Objective(label_smoothing=1.0)
+
+
+# ---- decoding
+
+
+def decoded(lengths=1, max_length=8, **overrides):
+  model, variables = drawn(**overrides)
+  run = jax.jit(functools.partial(decode.parallel, model, max_length=max_length, lengths=lengths))
+  return jax.tree.map(np.asarray, run(variables, batch()["source"]))
+
+
+@pytest.mark.parametrize("lengths", [1, 3])
+def test_the_most_probable_token_of_each_place_at_the_most_probable_lengths(lengths):
+  """Each length by itself."""
+  source = batch()["source"]
+  tokens, scores = decoded(lengths)
+  for row, (S, _) in enumerate(LENGTHS):
+    found = []
+    length_logits = np.asarray(applied()(source, np.ones((3, 8), np.int32))[1]["length"][row])
+    for number in np.argsort(-length_logits)[:lengths]:
+      T = min(max(S + number - 3, 1), 8)
+      places = (np.arange(8) < T).astype(np.int32)[None].repeat(3, 0)
+      gains = log_softmax(applied()(source, places)[0][row, :T])
+      best = gains.argmax(-1).tolist()
+      T = best.index(EOS) + 1 if EOS in best else T
+      found.append((gains.max(-1)[:T].mean(), [*best[:T], *[PAD] * (8 - T)]))
+    found.sort(reverse=True)
+    np.testing.assert_allclose(scores[row], [score for score, _ in found], rtol=1e-4)
+    assert tokens[row].tolist() == [best for _, best in found]
+
+
+def test_what_is_cut_ends_with_its_end():
+  source = batch()["source"]
+  logits = np.asarray(applied(length="cut")(source, source)[0])
+  end = int(logits[0, 2].argmax())  # any word may be the end: this one is not in all rows
+  for max_length in (5, MAX):
+    tokens, scores = decoded(4, max_length, length="cut", eos=end)
+    assert tokens.shape == (3, 1, max_length)
+    lengths = []
+    for row in range(3):
+      best = logits[row, :max_length].argmax(-1).tolist()
+      n = best.index(end) + 1 if end in best else max_length
+      lengths.append(n)
+      assert tokens[row, 0].tolist() == [*best[:n], *[PAD] * (max_length - n)]
+      np.testing.assert_allclose(scores[row, 0], log_softmax(logits)[row, :n].max(-1).mean(), rtol=1e-4)
+    assert len(set(lengths)) > 1, "the test shows nothing"
+
+
+def test_decoding_that_cannot_be():
+  with pytest.raises(ValueError, match="max_length is 17; wanted 1 to the model's 16"):
+    decoded(max_length=17)
+  with pytest.raises(ValueError, match="8 lengths are to be tried; the model tells 7 apart"):
+    decoded(lengths=8)
+  model, variables = drawn()
+  with pytest.raises(ValueError, match="says all tokens at once"):
+    decode.stepper(model, variables, batch()["source"], 8)
+
+
+@pytest.mark.parametrize("length", ["classifier", "cut"])
+def test_it_learns_to_translate_word_by_word(length):
+  """A language of other words, one more at the end: from the step to the decoder."""
+  model = zoo.create("nat/test", width=32, mlp_dim=64, depth=1, decoder_depth=1, length=length, max_length=8)
+  rng = np.random.default_rng(0)
+
+  def language(count=32):
+    made = batch([(n, n + 1) for n in rng.integers(2, 7, count)], size=(6, 7))
+    words = np.where(made["source"] > EOS, rng.integers(4, 12, made["source"].shape), made["source"]).astype(np.int32)
+    other = np.pad(np.where(words == EOS, 25, np.where(words > EOS, words + 10, PAD)), ((0, 0), (0, 1)))
+    return made | dict(source=words, target=np.where(made["target"] == EOS, EOS, other).astype(np.int32))
+
+  pair = language()
+  variables = jax.jit(model.init)({"params": jax.random.key(0)}, pair["source"], pair["target"])
+  optimizer = optax.adam(5e-3)
+  step, state = jax.jit(make_step(nat.Objective(), model, optimizer)), init_state(variables, optimizer)
+  for _ in range(200):
+    state, metrics = step(state, language(), jax.random.key(0))
+  assert metrics["accuracy"] > 0.9 and metrics["length_accuracy"] > 0.9
+  new = language()
+  found = jax.jit(lambda v, s: decode.parallel(model, v, s, 7))({"params": state.params}, new["source"])
+  assert (found.token_BNT[:, 0] == new["target"]).all(1).mean() > 0.7

@@ -1,0 +1,71 @@
+"""Non-autoregressive translation: cross-entropy of all target tokens at once, and of the target's length."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import optax
+
+from train import rng
+from train.objectives import Loss, apply
+from train.objectives.translate import cross_entropy, rows, token_weights
+from zoo.models.nat import length_class
+
+
+@dataclass(frozen=True)
+class Objective:
+  """Minus the logarithm of a target's probability, p(T | x) p(y_1 | x, T) ... p(y_T | x, T) (Gu et al. 2018, eq. 3).
+
+  The model is told the true length. One that cuts (`zoo.models.nat`, length="cut") learns to say `eos` at every place
+  after the target's end: were those places left to themselves, then a sentence whose `eos` is missed would go on with
+  words from nowhere, while so the next place ends it.
+
+  Attributes:
+    label_smoothing: share of the target spread over all tokens (Vaswani et al. 2017, 5.4).
+    length_weight: of the length's cross-entropy; 1 for the likelihood as it is.
+  """
+
+  label_smoothing: float = 0.0
+  length_weight: float = 1.0
+  one_pair_a_row = True  # what the data must not pack
+
+  def __post_init__(self):
+    if not 0 <= self.label_smoothing < 1:
+      raise ValueError(f"config.objective: label_smoothing is {self.label_smoothing}; wanted 0 <= label_smoothing < 1")
+
+  def __call__(self, model, variables, batch, key=None) -> Loss:
+    """Sums over the target tokens; `key=None` evaluates: no smoothing or dropout.
+
+    The metric length_accuracy is the share of target tokens whose sentence's length is told right.
+
+    Raises:
+      ValueError: a model that reads the target, which would tell it what to say.
+    """
+    if not hasattr(model, "emit"):
+      raise ValueError("objective 'nat' is for models that say all tokens at once, such as nat/base; not for this one")
+    source, target = rows(batch)
+    weight_BT = token_weights(batch)
+    rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
+    (logits_BTV, aux), rest = apply(model, variables, batch["source"], batch["target"], source, target, rngs=rngs)
+    # A model that cuts has more places than the row: beyond the target's end it is to say `eos`.
+    beyond = ((0, 0), (0, logits_BTV.shape[1] - weight_BT.shape[1]))
+    target_BT, weight_BT = jnp.pad(batch["target"], beyond), jnp.pad(weight_BT, beyond)
+    end_BT = ~jnp.pad(target.segment_BT > 0, beyond)
+    target_BT = jnp.where(end_BT, model.config.eos, target_BT)
+    smoothing = self.label_smoothing if key is not None else 0.0
+    nll_BT, loss_BT = cross_entropy(logits_BTV, target_BT, smoothing, model.config.vocab)
+    hit_BT = logits_BTV.argmax(-1) == target_BT
+    length_B = (target.segment_BT > 0).sum(1)
+    if model.config.length == "cut":
+      total = (batch["valid"][:, None] * loss_BT).sum()
+      right_B = (logits_BTV.argmax(-1) == model.config.eos).argmax(1) + 1 == length_B
+    else:
+      class_B = length_class((source.segment_BT > 0).sum(1), length_B, model.config.length_difference)
+      length_nll_B = optax.softmax_cross_entropy_with_integer_labels(aux["length"], class_B)
+      total = (weight_BT * loss_BT).sum() + self.length_weight * (batch["valid"] * length_nll_B).sum()
+      right_B = aux["length"].argmax(1) == class_B
+    metrics = {
+      "accuracy": (weight_BT * hit_BT).sum(),
+      "nll": (weight_BT * nll_BT).sum(),
+      "length_accuracy": (weight_BT * right_B[:, None]).sum(),
+    }
+    return Loss(total, weight_BT.sum(), metrics, rest)
