@@ -50,6 +50,24 @@ def test_who_only_looks_changes_nothing(tmp_path):
   assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_mean_of_the_last(tmp_path):
+  writer = Checkpoints(tmp_path, keep=3)
+  save(writer, {2: None, 3: None, 7: None, 9: None})
+  writer.close()
+  reader = Checkpoints(tmp_path, read_only=True)
+  np.testing.assert_allclose(reader.mean_params(state(0), 3)["w"], (3 + 7 + 9) / 3, rtol=1e-6)
+  np.testing.assert_array_equal(reader.mean_params(state(0), 1)["w"], 9)
+  for count in (20, -1):
+    with pytest.raises(
+      ValueError, match=rf"the mean of {count} checkpoints is wanted; .* has those of steps \[.*7, 9\]"
+    ):
+      reader.mean_params(state(0), count)
+  for path in (tmp_path / "checkpoints" / "7" / "state").rglob("d/*"):
+    path.write_bytes(b"")
+  with pytest.raises(ValueError, match=r"checkpoint of step 7 in .* cannot be read"):
+    reader.mean_params(state(0), 2)
+
+
 def test_settings_that_cannot_be(tmp_path):
   with pytest.raises(ValueError, match="mode is 'mac'; did you mean 'max'"):
     Checkpoints(tmp_path, mode="mac")

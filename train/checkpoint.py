@@ -143,7 +143,7 @@ class Checkpoints:
     Raises:
       ValueError: there are checkpoints, but none can be read; or one that can is of another model or optimiser.
     """
-    wanted = ocp.args.Composite(state=ocp.args.StandardRestore(_as_dict(target)), meta=ocp.args.JsonRestore())
+    wanted = _wanted(target)
     damaged = []
     for step in reversed(self.steps):
       self._check_same_state(step, target)
@@ -166,6 +166,32 @@ class Checkpoints:
         "Start anew in another --workdir, or restore them from a backup"
       )
     return None
+
+  def mean_params(self, target, count: int) -> dict:
+    """The mean of the parameters of the last `count` checkpoints (Vaswani et al. 2017, 6.1).
+
+    Args:
+      target: see `restore`.
+      count: of checkpoints.
+
+    Raises:
+      ValueError: there are not so many, or one of them cannot be read.
+    """
+    steps = self.steps[-count:] if count > 0 else []
+    if not steps or len(steps) < count:
+      raise ValueError(
+        f"the mean of {count} checkpoints is wanted; {self.directory} has those of steps {self.steps}. A run keeps as "
+        "many as checkpoint.keep says"
+      )
+    mean = None
+    for number, step in enumerate(steps, 1):
+      self._check_same_state(step, target)
+      try:
+        params = self._manager.restore(step, args=_wanted(target)).state["params"]
+      except Exception as error:  # see `restore`
+        raise ValueError(f"the checkpoint of step {step} in {self.directory} cannot be read: {error}") from error
+      mean = jax.tree.map(lambda m, p, n=number: m + (p - m) / n, mean, params) if mean else params
+    return mean
 
   def _check_same_state(self, step: int, target) -> None:
     """Raises ValueError where a checkpoint is of other arrays than `target`: no damage, and the older ones are too."""
@@ -201,6 +227,10 @@ class Checkpoints:
     """Waits for what is being written."""
     self.wait()
     self._manager.close()
+
+
+def _wanted(target) -> ocp.args.Composite:
+  return ocp.args.Composite(state=ocp.args.StandardRestore(_as_dict(target)), meta=ocp.args.JsonRestore())
 
 
 def _as_dict(state) -> dict:

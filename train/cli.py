@@ -72,11 +72,11 @@ def train(config, overrides, workdir, no_resume, override_config, distributed, j
   _write(json, result)
 
 
-def eval(source, evaluations, overrides, json):
+def eval(source, evaluations, overrides, average, json):
   """Evaluate a run (its work directory) or a config with init.path=WEIGHTS, on every example exactly once."""
   from train import loop
 
-  run, variables, step = loop.open_run(source, overrides)
+  run, variables, step = loop.open_run(source, overrides, average)
   made = run.make_evaluations()
   wanted = evaluations or list(made)
   if unknown := [name for name in wanted if name not in made]:
@@ -92,7 +92,7 @@ def eval(source, evaluations, overrides, json):
   _write(json, {"step": step, **result})
 
 
-def translate(run, text, file, out, beam, alpha, picture, json):
+def translate(run, text, file, out, beam, alpha, average, picture, json):
   """Translate texts, or the lines of a file, with a trained run; draw which words each word was read from."""
   from train import loop, show
   from train.text import translate
@@ -106,7 +106,7 @@ def translate(run, text, file, out, beam, alpha, picture, json):
       text = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
       raise ValueError(f"cannot read {file}: {error}") from error
-  trained, variables, _ = loop.open_run(run)
+  trained, variables, _ = loop.open_run(run, average=average)
   if not hasattr(trained.data, "tokenizer"):
     raise ValueError(f"{run} is no translator: it was trained on {trained.config.data.name}")
   translator = translate.Translator(trained, trained.data.target_length, beam, alpha)
@@ -259,6 +259,9 @@ _CONFIG = {
 _SOURCE = {
   "source": dict(metavar="WORKDIR|CONFIG", help=f"a run's work directory, or a config with init.path=WEIGHTS; {_SET}")
 }
+_AVERAGE = {
+  "--average": dict(type=int, default=0, metavar="N", help="take the mean of the last N checkpoints' parameters")
+}
 _JSON = {"--json": dict(metavar="FILE", help="also write the result to this file")}
 VERBS: Mapping = {
   train: _CONFIG
@@ -275,7 +278,10 @@ VERBS: Mapping = {
     "--override-config": dict(action="store_true", help="go on even if the run was made with another config"),
   }
   | _JSON,
-  eval: _SOURCE | {"evaluations": dict(nargs="*", metavar="NAME", help="of config.evals; all if none")} | _JSON,
+  eval: _SOURCE
+  | {"evaluations": dict(nargs="*", metavar="NAME", help="of config.evals; all if none")}
+  | _AVERAGE
+  | _JSON,
   show: _SOURCE
   | {
     "what": dict(
@@ -295,6 +301,7 @@ VERBS: Mapping = {
     "--alpha": dict(type=float, default=0.6, help="of the length penalty"),
     "--picture": dict(metavar="PNG", help="draw which words of the first text each word of its translation looked at"),
   }
+  | _AVERAGE
   | _JSON,
   models: {"pattern": dict(nargs="?", default="*", help="such as 'vit/*16'")} | _JSON,
   configs: _JSON,

@@ -199,8 +199,13 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
   return result
 
 
-def open_run(source: str, overrides: Iterable[str] = ()) -> tuple[Run, dict, int]:
+def open_run(source: str, overrides: Iterable[str] = (), average: int = 0) -> tuple[Run, dict, int]:
   """A run from its work directory, or from a config (with `init.path` for pretrained parameters).
+
+  Args:
+    source: a work directory or config.
+    overrides: "key.path=value".
+    average: of so many checkpoints, the last ones, the mean of the parameters; 0 for the last as it is.
 
   Returns:
     the run, its variables (the average of the parameters where there is one) on the devices, and the step.
@@ -210,6 +215,8 @@ def open_run(source: str, overrides: Iterable[str] = ()) -> tuple[Run, dict, int
   """
   workdir = Path(source)
   if not (workdir / "config.json").exists():
+    if average:
+      raise ValueError(f"{source} holds no run, so there are no checkpoints to take the mean of")
     if workdir.is_dir():
       raise ValueError(f"{source} holds no run: there is no config.json in it")
     if len(workdir.parts) > 1 and not workdir.suffix:
@@ -224,7 +231,10 @@ def open_run(source: str, overrides: Iterable[str] = ()) -> tuple[Run, dict, int
   found = checkpoints.restore(run.checkpointed())
   if not found:
     raise ValueError(f"the run in {source} has no checkpoint yet")
-  state = run.parallel.scatter(found[0])
+  state = found[0]
+  if average:
+    state = state._replace(params=checkpoints.mean_params(run.checkpointed(), average), ema=None)
+  state = run.parallel.scatter(state)
   return run, eval_variables(state), int(run.parallel.host(state.step))
 
 
