@@ -95,7 +95,7 @@ def eval(source, evaluations, overrides, average, json):
 def translate(run, text, file, out, beam, alpha, average, picture, json):
   """Translate texts, or the lines of a file, with a trained run; draw which words each word was read from."""
   from train import loop, show
-  from train.text import translate
+  from train.text import files, translate
 
   if bool(text) == bool(file):
     raise ValueError("wanted TEXT or --file FILE, and not both")
@@ -103,14 +103,16 @@ def translate(run, text, file, out, beam, alpha, average, picture, json):
     raise ValueError(f"--beam is {beam}; wanted at least 1")
   if file:
     try:
-      text = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-      raise ValueError(f"cannot read {file}: {error}") from error
+      text = [*files.lines(Path(file))]
+    except OSError as error:
+      raise ValueError(f"cannot read {file}: {error.strerror}") from error
+    if not text:
+      raise ValueError(f"{file} is empty")
   trained, variables, _ = loop.open_run(run, average=average)
   if not hasattr(trained.data, "tokenizer"):
     raise ValueError(f"{run} is no translator: it was trained on {trained.config.data.name}")
   translator = translate.Translator(trained, trained.data.target_length, beam, alpha)
-  found, _ = translator(variables, translate.read_lines(trained, text))
+  found, _ = translator(variables, translate.read_lines(trained, text), text)
   if out:
     Path(out).write_text("".join(f"{line}\n" for line in found), encoding="utf-8")
   else:
@@ -313,7 +315,7 @@ VERBS: Mapping = {
     "--data-dir": dict(required=True, metavar="DIR", help="where the data set goes, DIR/NAME/..."),
     "--source": dict(metavar="DIR", help="where local files are, for sets that are made of them"),
     "--vocab-size": dict(type=int, metavar="N", help="tokens of a translation set's tokenizer; 32000 if not given"),
-    "--tokenizer": dict(metavar="KIND", help="of a translation set: bpe (if not given) or unigram"),
+    "--tokenizer": dict(metavar="KIND", help="of a translation set: bpe (if not given), unigram or word"),
   },
   doctor: _JSON,
 }

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import sacrebleu
 
+from train.text import tokenizer as tokenizers
 from zoo import decode
 
 
@@ -36,16 +37,25 @@ class Translator:
 
     self._translate = run.parallel.compile_eval(translate)
 
-  def __call__(self, variables: dict, batches: Iterable[dict]) -> tuple[list[str], float]:
-    """The texts, in order, and how many a second were decoded, without the first batch, which compiles."""
-    texts, seconds, counted = [], 0.0, 0
+  def __call__(self, variables: dict, batches: Iterable[dict], sources: Sequence[str]) -> tuple[list[str], float]:
+    """Translates.
+
+    Args:
+      variables: of the model.
+      batches: of tokens, on the devices.
+      sources: the texts of them, of which unknown words may be copied.
+
+    Returns:
+      the texts, in order, and how many a second were decoded, without the first batch, which compiles.
+    """
+    rows, seconds, counted = [], 0.0, 0
     for number, batch in enumerate(batches):
       begin = time.perf_counter()
       token_BT, valid_B = self.run.parallel.host(self._translate(variables, batch))
       if number:
         seconds, counted = seconds + time.perf_counter() - begin, counted + int(valid_B.sum())
-      texts += detokenise(self.run.data.tokenizer, token_BT[valid_B], self.run.model.config.eos)
-    return texts, counted / seconds if seconds else float("nan")
+      rows += token_BT[valid_B].tolist()
+    return detokenise(self.run.data, rows, sources), counted / seconds if seconds else float("nan")
 
 
 def read_lines(run, texts: Sequence[str], batch_size: int = 32) -> Iterator[dict]:
@@ -60,7 +70,7 @@ def read_lines(run, texts: Sequence[str], batch_size: int = 32) -> Iterator[dict
     ValueError: empty lines, or lines that are longer than the model's; all are named by their number, from 1.
   """
   limit = run.data.source_length
-  encoded = [e.ids for e in run.data.tokenizer.encode_batch([run.data.clean(text) for text in texts])]
+  encoded, _ = run.data.encode(texts)
   faults = [f"line {i} is empty" for i, text in enumerate(texts, 1) if not text.strip()]
   faults += [f"line {i} has {len(ids)} tokens; at most {limit}" for i, ids in enumerate(encoded, 1) if len(ids) > limit]
   if faults:
@@ -84,25 +94,35 @@ def align(run, variables: dict, source: str, target: str) -> tuple[np.ndarray, l
     ValueError: the model has no attention.
   """
   tokenizer, c = run.data.tokenizer, run.model.config
-  ids = [tokenizer.encode(run.data.clean(text)).ids for text in (source, target)]
-  source_BS, target_BT = (np.array([side], np.int32) for side in ids)
+  source_ids, unknown = run.data.encode([source])
+  target_ids, _ = run.data.encode([target], unknown)
+  source_BS, target_BT = np.array(source_ids, np.int32), np.array(target_ids, np.int32)
   inputs_BT = np.concatenate([[[c.bos]], target_BT[:, :-1]], 1).astype(np.int32)
   _, aux = jax.jit(run.model.apply)(variables, source_BS, inputs_BT)
   if "decoder/alignment" not in aux:
     raise ValueError(f"{run.config.model.name} has no attention, so there is no alignment to draw")
-  words = [[tokenizer.decode([i], skip_special_tokens=False) for i in side] for side in ids]
-  return np.asarray(aux["decoder/alignment"][0]), words[1], words[0]
+  known = run.data.vocab_size
+
+  def words(ids: list[int]) -> list[str]:
+    return [tokenizer.decode([i], skip_special_tokens=False) if i < known else unknown[0][i - known] for i in ids]
+
+  return np.asarray(aux["decoder/alignment"][0]), words(target_ids[0]), words(source_ids[0])
 
 
-def detokenise(tokenizer, token_BT: np.ndarray, eos: int) -> list[str]:
-  """Texts of rows of tokens, each up to `eos`."""
-  rows = [row[: row.index(eos)] if eos in row else row for row in token_BT.tolist()]
-  return [text.strip() for text in tokenizer.decode_batch(rows)]
+def detokenise(data, rows: Sequence[list[int]], sources: Sequence[str]) -> list[str]:
+  """Texts of rows of tokens, each up to </s>; `sources` are what they translate."""
+  _, unknown = data.encode(sources)
+  ended = [row[: row.index(tokenizers.EOS)] if tokenizers.EOS in row else row for row in rows]
+  return [tokenizers.decode(data.tokenizer, *row).strip() for row in zip(ended, unknown, strict=True)]
 
 
 def score(found: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
-  """BLEU and chrF of a corpus, 0 to 100, as sacrebleu counts them (Post 2018): comparable between systems."""
+  """BLEU and chrF of a corpus, 0 to 100, as sacrebleu counts them (Post 2018): comparable between systems.
+
+  And "exact", the share of those that are as wanted to the letter, 0 to 1.
+  """
   if len(found) != len(wanted):
     raise ValueError(f"{len(found)} translations and {len(wanted)} references; wanted as many")
   bleu, chrf = sacrebleu.corpus_bleu(found, [wanted]), sacrebleu.corpus_chrf(found, [wanted])
-  return {"bleu": bleu.score, "chrf": chrf.score}
+  exact = float(np.mean([f == w for f, w in zip(found, wanted, strict=True)]))
+  return {"bleu": bleu.score, "chrf": chrf.score, "exact": exact}
