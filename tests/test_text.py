@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, models
 
 from train import cli, data
 from train.datasets import make_verses_en_es as script
+from train.text import batches as text_batches
 from train.text import pairs as text_pairs
 from train.text import tokenizer as tokenizers
 from train.text.pairs import Pairs
@@ -173,7 +175,7 @@ def lines():
   return [text for pair in small().references("val[:300]") for text in pair]
 
 
-@pytest.mark.parametrize("kind", tokenizers.KINDS)
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_every_text_comes_back_from_its_tokens(kind, lines, tmp_path):
   tokenizer = tokenizers.train_tokenizer(lines, 600, kind)
   assert tokenizer.get_vocab_size() <= 600
@@ -199,11 +201,54 @@ def test_training_a_tokenizer_again_gives_the_same(kind, lines):
   assert digests != {tokenizers.digest(tokenizers.train_tokenizer(lines[:-1], 500, kind))}
 
 
+def test_words_come_back_and_others_are_unknown_or_copied(lines, tmp_path):
+  whole = tokenizers.train_tokenizer(lines, 10**6, "word")
+  assert all(whole.decode(whole.encode(line).ids) == line for line in lines)  # spaces and all
+  some = tokenizers.load(tokenizers.save(tokenizers.train_tokenizer(lines, 300, "word"), tmp_path))
+  assert [some.token_to_id(token) for token in tokenizers.SPECIAL] == [0, 1, 2, 3] and some.get_vocab_size() == 300
+  counts = Counter(re.findall(r"\w+", " ".join(lines)))
+  rare, frequent = ([n for word, n in counts.items() if (some.encode(word).ids[0] == 1) == r] for r in (True, False))
+  assert 200 < len(frequent) < 300 and min(frequent) >= max(rare)
+  text = "and Ñandú, and Qux\u0301 zzz Ñandú; and zzz"
+  assert some.decode(some.encode(text).ids) == "and <unk>, and <unk> <unk> <unk>; and <unk>"
+  (ids,), (unknown,) = tokenizers.encode(some, [text], 2)
+  assert unknown == ["Ñandú", "Qux\u0301"] and max(ids) == 301
+  assert tokenizers.decode(some, ids, unknown) == "and Ñandú, and Qux\u0301 <unk> Ñandú; and <unk>"
+  for text in [*STRANGE, *lines[:50]]:
+    (ids,), (unknown,) = tokenizers.encode(some, [text], 99)
+    assert ids[-1] == 3 and min(ids[:-1], default=4) > 3
+    assert tokenizers.decode(some, ids, unknown) == text.replace("\0", "")  # its mark of where words end
+
+
+def test_words_that_a_source_has_are_in_its_target(tmp_path):
+  """By name in the texts, by number in the batch; what was cut off the source cannot be copied."""
+  copying = small(words=1500, copy_slots=3, source_length=20, target_length=40)
+  assert copying.vocab_size == 1500 and tokenizers.is_word_level(copying.tokenizer)
+  texts = copying.references("val[:90]")
+  batch = next(copying.eval_batches(90))
+  _, unknown = copying.encode([source for source, _ in texts])
+  shared = 0
+  for (source, target), words, s, t in zip(texts, unknown, batch["source"], batch["target"], strict=True):
+    numbered = {1500 + slot for slot in range(len(words))}
+    assert len(words) <= 3 and set(s[s >= 1500]) == numbered and set(t[t >= 1500]) <= numbered
+    copied = [word for slot, word in enumerate(words) if 1500 + slot in t]
+    assert all(re.search(rf"\b{word}\b", text) for word in copied for text in (source, target))
+    shared += len(copied)
+  assert shared > 10  # names, for the most part
+  prepared_words = prepared(tmp_path, write(tmp_path / "mine"), "--tokenizer", "word")
+  assert prepared_words.tokenizer.encode("house lärm").tokens == ["house", "<unk>", "</s>"]
+  model = types.SimpleNamespace(vocab=4000, max_length=128, pad=0, bos=2, eos=3, copy_slots=3)
+  with pytest.raises(ValueError, match=r"to a tokenizer of bytes no word is unknown.*data\.words"):
+    small(copy_slots=3).check_fit(model, None)
+
+
 def test_tokenizers_that_cannot_be_made_or_read(tmp_path):
   with pytest.raises(ValueError, match="'bep'; did you mean 'bpe'"):
     tokenizers.train_tokenizer(["a"], 1000, "bep")
   with pytest.raises(ValueError, match="vocab_size=260; wanted more than 260"):
     tokenizers.train_tokenizer(["a"], 260)
+  with pytest.raises(ValueError, match=r"vocab_size=4; wanted more than 4, the special tokens"):
+    tokenizers.train_tokenizer(["a"], 4, "word")
   path = tmp_path / "tokenizer.json"
   with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
     tokenizers.load(path)
@@ -218,7 +263,7 @@ def test_tokenizers_that_cannot_be_made_or_read(tmp_path):
 # Batches.
 
 
-@pytest.mark.parametrize("batching", text_pairs.BATCHING)
+@pytest.mark.parametrize("batching", text_batches.BATCHING)
 def test_every_epoch_has_every_pair_once_whole_and_beside_its_translation(batching):
   pairs = small(batching=batching, source_length=64, target_length=72)
   expected = sorted(corpus_pairs(pairs.corpus()))
@@ -251,7 +296,7 @@ def test_the_tokens_are_those_of_the_texts():
 
 def test_packing_fills_rows_and_buckets_waste_less_than_padding():
   share, rows = {}, {}
-  for batching in text_pairs.BATCHING:
+  for batching in text_batches.BATCHING:
     pairs = small(batching=batching)
     share[batching], rows[batching] = pairs.padding_share(32, seed=3, epoch=1), pairs.num_train
     steps = -(-pairs.num_train // 32)
@@ -266,8 +311,8 @@ def test_packing_fills_rows_and_buckets_waste_less_than_padding():
 def test_a_row_takes_pairs_while_both_sides_have_room(monkeypatch):
   rng = np.random.default_rng(0)
   lengths = rng.integers(1, 30, (2, 500))
-  monkeypatch.setattr(text_pairs, "OPEN_ROWS", 7)
-  pairs, ends = text_pairs.pack(*lengths, 40, 50)
+  monkeypatch.setattr(text_batches, "OPEN_ROWS", 7)
+  pairs, ends = text_batches.pack(*lengths, 40, 50)
   rows = np.split(pairs, ends[:-1])
   assert sorted(pairs) == list(range(500)) and all(len(row) for row in rows)
   for row in rows:
@@ -287,7 +332,7 @@ def test_bucket_edges_are_the_cheapest():
   rng = np.random.default_rng(0)
   for buckets in (1, 2, 3, 9):
     counts = np.concatenate([[0], rng.integers(0, 20, 7)])
-    edges = text_pairs.cheapest_edges(counts, buckets)
+    edges = text_batches.cheapest_edges(counts, buckets)
 
     def cost(edges, counts=counts):
       return sum(n * min(e for e in edges if e >= size) for size, n in enumerate(counts))
@@ -298,7 +343,7 @@ def test_bucket_edges_are_the_cheapest():
   assert len(shapes) == 3 and shapes[-1] == (100, 50) and shapes == sorted(shapes)
 
 
-@pytest.mark.parametrize("batching", text_pairs.BATCHING)
+@pytest.mark.parametrize("batching", text_batches.BATCHING)
 def test_any_number_of_processes_makes_the_same_batch_from_any_step_on(batching):
   pairs = small(batching=batching)
   steps = -(-pairs.num_train // 24) + 3  # into the second epoch, through a batch that is not full
@@ -325,7 +370,7 @@ def test_evaluation_sees_every_pair_once_in_order_over_all_processes(batch_size,
   assert len(expected) == (limit or pairs.num_eval) == (limit or len(pairs.references()))
 
 
-@pytest.mark.parametrize("batching", text_pairs.BATCHING)
+@pytest.mark.parametrize("batching", text_batches.BATCHING)
 def test_shapes_are_told_without_reading(batching, tmp_path):
   config = dict(name="pairs", dataset="verses_en_es", batching=batching, source_length=40, target_length=56)
   shapes = Pairs.shapes(config | dict(dataset="nowhere", data_dir=str(tmp_path)), None, 8)
@@ -349,9 +394,9 @@ def write(folder, split="train", lines=LINES):
   return folder
 
 
-def prepared(tmp_path, folder, **kwargs):
+def prepared(tmp_path, folder, *options, **kwargs):
   where = str(tmp_path / "data")
-  arguments = ["parallel_text/en-es", "--data-dir", where, "--source", str(folder), "--vocab-size", "300"]
+  arguments = ["parallel_text/en-es", "--data-dir", where, "--source", str(folder), "--vocab-size", "300", *options]
   assert cli.main(["prepare", *arguments]) == 0
   return data.make("pairs", dataset="parallel_text/en-es", data_dir=where, **dict(eval_split="train") | kwargs)
 

@@ -95,7 +95,7 @@ def eval(source, evaluations, overrides, json):
 def translate(run, text, file, split, out, beam, alpha, picture, json, overrides):
   """Translate texts, the lines of a file or a split with a trained run; draw which words each word was read from."""
   from train import loop, show
-  from train.text import translate
+  from train.text import files, translate
 
   if sum(map(bool, (text, file, split))) != 1:
     raise ValueError("wanted one of TEXT, --file FILE and --split SPLIT")
@@ -103,9 +103,11 @@ def translate(run, text, file, split, out, beam, alpha, picture, json, overrides
     raise ValueError(f"--beam is {beam}; wanted at least 1")
   if file:
     try:
-      text = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-      raise ValueError(f"cannot read {file}: {error}") from error
+      text = [*files.lines(Path(file))]
+    except OSError as error:
+      raise ValueError(f"cannot read {file}: {error.strerror}") from error
+    if not text:
+      raise ValueError(f"{file} is empty")
   trained, variables, _ = loop.open_run(run, overrides)
   if not hasattr(trained.data, "tokenizer"):
     raise ValueError(f"{run} is no translator: it was trained on {trained.config.data.name}")
@@ -327,7 +329,7 @@ VERBS: Mapping = {
     "--data-dir": dict(required=True, metavar="DIR", help="where the data set goes, DIR/NAME/..."),
     "--source": dict(metavar="DIR", help="where local files are, for sets that are made of them"),
     "--vocab-size": dict(type=int, metavar="N", help="tokens of a translation set's tokenizer; 32000 if not given"),
-    "--tokenizer": dict(metavar="KIND", help="of a translation set: bpe (if not given) or unigram"),
+    "--tokenizer": dict(metavar="KIND", help="of a translation set: bpe (if not given), unigram or word"),
   },
   doctor: _JSON,
 }

@@ -213,7 +213,7 @@ def prepare(
     data_dir: where the set goes.
     source: the folder with files that only a person may download, by default `data_dir/downloads/manual`.
     vocab_size: of the tokenizer; by default 32,000.
-    tokenizer: its kind, "bpe" (the default) or "unigram".
+    tokenizer: its kind, "bpe" (the default), "unigram" or "word".
 
   Raises:
     ValueError: no such set (the nearest is named), or one that cannot be built here, and why; another tokenizer is
@@ -636,11 +636,16 @@ def _join(pieces: Sequence[Batch]) -> Batch:
 
 
 # Where each kind of data is. Those that build on this module cannot be imported before it.
-KINDS = {"images": "train.data.Images", "pairs": "train.text.pairs.Pairs", "points": "train.points.Points"}
+KINDS = {
+  "images": "train.data.Images",
+  "pairs": "train.text.pairs.Pairs",
+  "points": "train.points.Points",
+  "sequences": "train.text.sequences.Sequences",
+}
 
 
 def kind(name: str) -> type:
-  """The class of a kind of data: "images", "pairs" or "points".
+  """The class of a kind of data, one of `KINDS`.
 
   Raises:
     ValueError: an unknown kind; the nearest is named.

@@ -188,14 +188,16 @@ def translation(
     alpha: of the length penalty.
 
   Returns:
-    an evaluation of "bleu" and "chrf", 0 to 100, and "sentences_per_second" of decoding, once it is compiled.
+    an evaluation of "bleu" and "chrf", 0 to 100, "exact", the share of translations equal to the reference, and
+    "sentences_per_second" of decoding, once it is compiled.
   """
   translator = translate.Translator(run, max_length or run.data.target_length, beam, alpha)
 
   def evaluate(variables) -> dict[str, float]:
     pairs = run.data.references(split or run.data.eval_split)[: limit or None]
     batches = device_batches(run, split, batch_size or run.batch_size, limit or None)
-    found, speed = translator(variables, batches)
-    return translate.score(found, [target for _, target in pairs]) | {"sentences_per_second": speed}
+    sources, targets = zip(*pairs, strict=True)
+    found, speed = translator(variables, batches, sources)
+    return translate.score(found, targets) | {"sentences_per_second": speed}
 
   return Evaluation(every, evaluate)

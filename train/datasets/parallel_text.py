@@ -10,6 +10,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from train.text.files import lines
+
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Every line is kept, in the order of the files, empty ones too: who reads it leaves those out and counts them."""
@@ -52,30 +54,20 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       yield i, dict(zip(self.languages, pair, strict=True))
 
 
-def read_lines(file: Path) -> Iterator[str]:
-  """The lines of a file; only a line feed ends one, since Unicode has other separators, which stand in texts."""
-  with file.open("rb") as lines:
-    for number, line in enumerate(lines, 1):
-      try:
-        yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-      except UnicodeDecodeError as error:
-        raise ValueError(f"{file}, line {number}, is not UTF-8: {error}") from error
-
-
 def _aligned(one: Path, other: Path) -> Iterator[tuple[str, str]]:
   counts = {}
   for file in (one, other):
-    with file.open("rb") as lines:
-      counts[file.name] = sum(1 for _ in lines)
+    with file.open("rb") as raw:
+      counts[file.name] = sum(1 for _ in raw)
   if len(set(counts.values())) != 1:
     found = " and ".join(f"{name} has {count:,} lines" for name, count in counts.items())
     raise ValueError(f"{found}; wanted equally many, since each line translates the line of that number in the other")
-  for pair in zip(read_lines(one), read_lines(other), strict=True):
+  for pair in zip(lines(one), lines(other), strict=True):
     yield pair[0].strip(), pair[1].strip()
 
 
 def _columns(file: Path) -> Iterator[tuple[str, str]]:
-  for number, line in enumerate(read_lines(file), 1):
+  for number, line in enumerate(lines(file), 1):
     columns = line.split("\t")
     if len(columns) < 2:
       raise ValueError(f"{file}, line {number}, has no tab; wanted a text, a tab and its translation: {line[:80]!r}")

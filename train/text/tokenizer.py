@@ -1,25 +1,26 @@
-"""Text to subword tokens and back: byte-pair encoding or a unigram model over bytes, so that no text is unknown.
+"""Text to tokens and back: byte-pair encoding or a unigram model over bytes, so that no text is unknown; or words.
 
 A text's tokens end with </s>. `decode(encode(text).ids)` is the text again, character by character, in Unicode's form
 NFC: spaces are part of the tokens, as in SentencePiece (Kudo and Richardson 2018, arXiv:1808.06226, section 3.1), and
-every byte is a token.
+every byte is a token. Of words, too, but for those that are unknown: a model may copy them (`encode`, `decode`).
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from unittest import mock
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from zoo.errors import nearest
 
 # Their ids are their places, in every tokenizer.
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 PAD, UNK, BOS, EOS = range(4)
-KINDS = ("bpe", "unigram")
+KINDS = ("bpe", "unigram", "word")
 FILE = "tokenizer.json"
 
 
@@ -30,7 +31,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, kind: str = "bpe") ->
     lines: texts, of all languages that are to share the vocabulary.
     vocab_size: tokens at most, special ones and the 256 bytes included.
     kind: "bpe" (Sennrich et al. 2016, arXiv:1508.07909, algorithm 1) or "unigram" (Kudo 2018, arXiv:1804.10959,
-      section 3.2).
+      section 3.2), over bytes; or "word", the words that are most frequent.
 
   Raises:
     ValueError: unknown kind, or a vocabulary that has no room for the bytes.
@@ -38,6 +39,14 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, kind: str = "bpe") ->
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
   if kind not in KINDS:
     raise ValueError(f"unknown tokenizer {kind!r}{nearest(str(kind), KINDS)}")
+  if kind == "word":
+    if vocab_size <= len(SPECIAL):
+      raise ValueError(f"vocab_size={vocab_size}; wanted more than {len(SPECIAL)}, the special tokens")
+    tokenizer = word_tokenizer()
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size - len(SPECIAL), show_progress=False)
+    tokenizer.train_from_iterator(lines, trainer)
+    found = tokenizer.get_vocab(with_added_tokens=False)
+    return word_tokenizer(sorted(found, key=found.get))
   if vocab_size <= (least := len(SPECIAL) + len(alphabet)):
     raise ValueError(f"vocab_size={vocab_size}; wanted more than {least}: {len(SPECIAL)} special tokens and the bytes")
   special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
@@ -55,8 +64,86 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, kind: str = "bpe") ->
     tokenizer.train_from_iterator(lines, trainer)
   if kind == "unigram":
     tokenizer.model = _in_order(tokenizer)
-  tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[(SPECIAL[EOS], EOS)])
-  return _checked(tokenizer, f"the trained {kind} tokenizer")
+  return _finished(tokenizer, f"the trained {kind} tokenizer")
+
+
+def word_tokenizer(words: Iterable[str] = ()) -> Tokenizer:
+  """A tokenizer of these words, in this order; all others are <unk>.
+
+  Letters, digits and underscores make words, and all that stands between two words is one token too, spaces included;
+  but a single space is none: it is what belongs between two words.
+  """
+  ids = {word: i for i, word in enumerate([*SPECIAL, *words])}
+  tokenizer = Tokenizer(models.WordLevel(ids, unk_token=SPECIAL[UNK]))
+  # Not <unk>, which a text is to show.
+  tokenizer.add_special_tokens([AddedToken(SPECIAL[i], special=True, normalized=False) for i in (PAD, BOS, EOS)])
+  tokenizer.normalizer = normalizers.NFC()
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(Regex(r"(?<=\w) (?=\w)"), "removed"),
+      pre_tokenizers.Split(Regex(r"\w+"), "isolated"),
+    ]
+  )
+  # Every word gets a mark on both sides. Where two marks meet, two words do: there the space belongs.
+  mark = "\0"
+  tokenizer.decoder = decoders.Sequence(
+    [
+      decoders.Replace(Regex(r"\b"), mark),
+      decoders.Replace(f"<{mark}unk{mark}>", f"{mark}<unk>{mark}"),
+      decoders.Fuse(),
+      decoders.Replace(mark * 2, " "),
+      decoders.Replace(mark, ""),
+    ]
+  )
+  return _finished(tokenizer, "the word-level tokenizer")
+
+
+def is_word_level(tokenizer: Tokenizer) -> bool:
+  """Whether there are words that it does not know."""
+  return isinstance(tokenizer.model, models.WordLevel)
+
+
+def encode(
+  tokenizer: Tokenizer,
+  texts: Sequence[str],
+  slots: int = 0,
+  limit: int | None = None,
+  unknown: Sequence[list[str]] | None = None,
+) -> tuple[list[list[int]], list[list[str]]]:
+  """Tokens of texts, where words outside the vocabulary V may be V, V + 1, ... (See et al. 2017, 2.2).
+
+  Args:
+    tokenizer: whose <unk> is one word.
+    texts: to encode.
+    slots: how many unknown words of a text get a number, the first ones; the others stay <unk>.
+    limit: only words among so many tokens of a text, the first ones, get one.
+    unknown: for each text the words that have a number, where it is not for the text to say: those of its source.
+
+  Returns:
+    tokens, and for each text the words that V, V + 1, ... stand for.
+  """
+  if not slots:
+    return [e.ids for e in tokenizer.encode_batch_fast(texts)], [[] for _ in texts]
+  size, ids, words = tokenizer.get_vocab_size(), [], []
+  for text, found, given in zip(texts, tokenizer.encode_batch(texts), unknown or [None] * len(texts), strict=True):
+    # In the form of the vocabulary; offsets are those in the text as it came.
+    here = [
+      unicodedata.normalize("NFC", text[slice(*place)]) if token == UNK else ""
+      for token, place in zip(found.ids, found.offsets, strict=True)
+    ]
+    words.append([*dict.fromkeys(filter(None, here[:limit]))][:slots] if given is None else given)
+    number = {word: size + slot for slot, word in enumerate(words[-1])}
+    ids.append([number.get(word, token) for word, token in zip(here, found.ids, strict=True)])
+  return ids, words
+
+
+def decode(tokenizer: Tokenizer, tokens: Sequence[int], unknown: Sequence[str] = ()) -> str:
+  """The text of tokens, of which V, V + 1, ... are these words."""
+  if not unknown:
+    return tokenizer.decode(tokens)
+  size = tokenizer.get_vocab_size()
+  real = [i for i in tokens if i not in (PAD, BOS, EOS) and i < size + len(unknown)]
+  return tokenizer.decoder.decode([tokenizer.id_to_token(i) if i < size else unknown[i - size] for i in real])
 
 
 def _in_order(tokenizer: Tokenizer) -> models.Unigram:
@@ -97,6 +184,11 @@ def load(path: str | Path) -> Tokenizer:
 def digest(tokenizer: Tokenizer) -> str:
   """What the tokenizer is, in 16 hexadecimal digits: another vocabulary or other rules have another."""
   return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16]
+
+
+def _finished(tokenizer: Tokenizer, what: str) -> Tokenizer:
+  tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[(SPECIAL[EOS], EOS)])
+  return _checked(tokenizer, what)
 
 
 def _checked(tokenizer: Tokenizer, what: str) -> Tokenizer:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import sacrebleu
 
+from train.text import tokenizer as tokenizers
 from zoo import decode
 
 
@@ -40,16 +41,25 @@ class Translator:
 
     self._translate = run.parallel.compile_eval(translate)
 
-  def __call__(self, variables: dict, batches: Iterable[dict]) -> tuple[list[str], float]:
-    """The texts, in order, and how many a second were decoded, without the first batch, which compiles."""
-    texts, seconds, counted = [], 0.0, 0
+  def __call__(self, variables: dict, batches: Iterable[dict], sources: Sequence[str]) -> tuple[list[str], float]:
+    """Translates.
+
+    Args:
+      variables: of the model.
+      batches: of tokens, on the devices.
+      sources: the texts of them, of which unknown words may be copied.
+
+    Returns:
+      the texts, in order, and how many a second were decoded, without the first batch, which compiles.
+    """
+    rows, seconds, counted = [], 0.0, 0
     for number, batch in enumerate(batches):
       begin = time.perf_counter()
       token_BT, valid_B = self.run.parallel.host(self._translate(variables, batch))
       if number:
         seconds, counted = seconds + time.perf_counter() - begin, counted + int(valid_B.sum())
-      texts += detokenise(self.run.data.tokenizer, token_BT[valid_B], self.run.model.config.eos)
-    return texts, counted / seconds if seconds else float("nan")
+      rows += token_BT[valid_B].tolist()
+    return detokenise(self.run.data, rows, sources), counted / seconds if seconds else float("nan")
 
 
 def translate_lines(
@@ -69,7 +79,7 @@ def translate_lines(
   """
   run = translator.run
   limit = run.data.source_length
-  encoded = [e.ids for e in run.data.tokenizer.encode_batch([run.data.clean(text) for text in texts])]
+  encoded, _ = run.data.encode(texts)
   faults = {i: f"line {i + 1} is empty" for i, text in enumerate(texts) if not text.strip()}
   faults |= {
     i: f"line {i + 1} has {len(ids)} tokens; at most {limit}" for i, ids in enumerate(encoded) if len(ids) > limit
@@ -77,7 +87,8 @@ def translate_lines(
   if faults and strict:
     raise ValueError("\n".join(faults[i] for i in sorted(faults)))
   order = sorted((i for i in range(len(texts)) if i not in faults), key=lambda i: len(encoded[i]))
-  found, _ = translator(variables, _batches(run, [encoded[i] for i in order], batch_size))
+  batches = _batches(run, [encoded[i] for i in order], batch_size)
+  found, _ = translator(variables, batches, [texts[i] for i in order])
   translations = dict(zip(order, found, strict=True))
   return [translations.get(i, "") for i in range(len(texts))]
 
@@ -97,6 +108,21 @@ def _batches(run, sources: Sequence[Sequence[int]], batch_size: int) -> Iterator
     yield run.parallel.put_batch(dict(source=source_BS, valid=np.arange(size) < len(ids)))
 
 
+def look(run, variables: dict, source: str, target: str) -> tuple[dict, list[str], list[str]]:
+  """What a model computes on the way, given a text and its translation: aux, and the tokens of target and source."""
+  tokenizer, c, known = run.data.tokenizer, run.model.config, run.data.vocab_size
+  source_ids, unknown = run.data.encode([source])
+  target_ids, _ = run.data.encode([target], unknown)
+  source_BS, target_BT = np.array(source_ids, np.int32), np.array(target_ids, np.int32)
+  inputs_BT = np.concatenate([[[c.bos]], target_BT[:, :-1]], 1).astype(np.int32)
+  _, aux = jax.jit(run.model.apply)(variables, source_BS, inputs_BT)
+
+  def words(ids: list[int]) -> list[str]:
+    return [tokenizer.decode([i], skip_special_tokens=False) if i < known else unknown[0][i - known] for i in ids]
+
+  return aux, words(target_ids[0]), words(source_ids[0])
+
+
 def align(run, variables: dict, source: str, target: str) -> tuple[np.ndarray, list[str], list[str]]:
   """Which source tokens each target token of a translation was read from.
 
@@ -106,27 +132,27 @@ def align(run, variables: dict, source: str, target: str) -> tuple[np.ndarray, l
   Raises:
     ValueError: the model has no attention.
   """
-  tokenizer, c = run.data.tokenizer, run.model.config
-  ids = [tokenizer.encode(run.data.clean(text)).ids for text in (source, target)]
-  source_BS, target_BT = (np.array([side], np.int32) for side in ids)
-  inputs_BT = np.concatenate([[[c.bos]], target_BT[:, :-1]], 1).astype(np.int32)
-  _, aux = jax.jit(run.model.apply)(variables, source_BS, inputs_BT)
+  aux, target_words, source_words = look(run, variables, source, target)
   if "decoder/alignment" not in aux:
     raise ValueError(f"{run.config.model.name} has no attention, so there is no alignment to draw")
-  words = [[tokenizer.decode([i], skip_special_tokens=False) for i in side] for side in ids]
   # A model that cuts its targets has more places than this one needs.
-  return np.asarray(aux["decoder/alignment"][0])[: len(words[1])], words[1], words[0]
+  return np.asarray(aux["decoder/alignment"][0])[: len(target_words)], target_words, source_words
 
 
-def detokenise(tokenizer, token_BT: np.ndarray, eos: int) -> list[str]:
-  """Texts of rows of tokens, each up to `eos`."""
-  rows = [row[: row.index(eos)] if eos in row else row for row in token_BT.tolist()]
-  return [text.strip() for text in tokenizer.decode_batch(rows)]
+def detokenise(data, rows: Sequence[list[int]], sources: Sequence[str]) -> list[str]:
+  """Texts of rows of tokens, each up to </s>; `sources` are what they translate."""
+  _, unknown = data.encode(sources)
+  ended = [row[: row.index(tokenizers.EOS)] if tokenizers.EOS in row else row for row in rows]
+  return [tokenizers.decode(data.tokenizer, *row).strip() for row in zip(ended, unknown, strict=True)]
 
 
 def score(found: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
-  """BLEU and chrF of a corpus, 0 to 100, as sacrebleu counts them (Post 2018): comparable between systems."""
+  """BLEU and chrF of a corpus, 0 to 100, as sacrebleu counts them (Post 2018): comparable between systems.
+
+  And "exact", the share of those that are as wanted to the letter, 0 to 1.
+  """
   if len(found) != len(wanted):
     raise ValueError(f"{len(found)} translations and {len(wanted)} references; wanted as many")
   bleu, chrf = sacrebleu.corpus_bleu(found, [wanted]), sacrebleu.corpus_chrf(found, [wanted])
-  return {"bleu": bleu.score, "chrf": chrf.score}
+  exact = float(np.mean([f == w for f, w in zip(found, wanted, strict=True)]))
+  return {"bleu": bleu.score, "chrf": chrf.score, "exact": exact}

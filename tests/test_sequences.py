@@ -1,0 +1,166 @@
+"""Sequences to copy, reverse or sort: what they are, that they are learned without a fault, and that copying copies."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+import zoo
+from train import data, optim
+from train.objectives import translate as objective
+from train.step import init_state, make_step
+from train.text import translate
+from zoo import decode
+
+
+def made(task="reverse", **kwargs):
+  return data.make("sequences", **dict(task=task, symbols=5, max_length=5, train_size=300, eval_size=60) | kwargs)
+
+
+def test_what_a_task_is():
+  texts = {task: list(made(task).texts("train")) for task in ("copy", "reverse", "sort")}
+  assert all(target == source for source, target in texts["copy"])
+  assert all(target == source[::-1] for source, target in texts["reverse"])  # a symbol is one letter
+  for source, target in texts["sort"]:
+    symbols = target.split()
+    assert all(a <= b for a, b in itertools.pairwise(symbols)) and Counter(symbols) == Counter(source.split())
+
+
+def test_evaluation_has_sequences_that_training_has_not():
+  sequences = made()
+  train, evaluation = (list(sequences.texts(split)) for split in ("train", "eval"))
+  assert (len(train), len(evaluation)) == (300, 60) == (sequences.num_train, sequences.num_eval)
+  assert len({*train, *evaluation}) == 360
+  assert list(made(train_size=20).texts("eval")) == evaluation  # more to train on changes nothing of it
+  assert {len(source.split()) for source, _ in train} == {3, 4, 5}
+  assert {symbol for source, _ in train for symbol in source.split()} == set("abcde")
+  assert list(made(sequence_seed=1).texts("eval")) != evaluation
+
+
+def test_every_length_and_symbol_is_as_frequent():
+  sources = [source.split() for source, _ in made(symbols=26, unseen=4, train_size=20_000, max_length=8).texts("train")]
+  lengths = np.bincount([len(source) for source in sources])[3:]
+  assert abs(lengths / lengths.mean() - 1).max() < 0.1
+  symbols, counts = np.unique(np.concatenate(sources), return_counts=True)
+  assert len(symbols) == 30 and {len(symbol) for symbol in symbols} == {2} and sorted(symbols)[:2] == ["aa", "ab"]
+  assert abs(counts / counts.mean() - 1).max() < 0.1
+
+
+def test_a_batch_is_the_tokens_of_its_texts():
+  sequences = made()
+  batch = next(sequences.train_batches(16, seed=1))
+  again = next(made().train_batches(16, seed=1))
+  decode, texts = sequences.tokenizer.decode, dict(sequences.texts("train"))
+  for source, target, same in zip(batch["source"], batch["target"], again["source"], strict=True):
+    assert texts[decode(source)] == decode(target)
+    np.testing.assert_array_equal(source, same)
+  assert sequences.vocab_size == 4 + 5
+  shapes = sequences.shapes(dict(name="sequences", task="reverse", max_length=5), None, 16)
+  assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {k: (v.shape, v.dtype) for k, v in shapes.items()}
+
+
+def test_symbols_outside_the_vocabulary_are_numbered_by_their_first_place():
+  sequences = made(symbols=2, unseen=6, copy_slots=2)
+  a, b, V = 4, 5, 6
+  encoded, unknown = sequences.encode(["c a d c", "h b", "a c d e e"])
+  assert encoded == [[V, a, V + 1, V, 3], [V, b, 3], [a, V, V + 1, 1, 1, 3]]  # no slot is left for "e"
+  assert unknown == [["c", "d"], ["h"], ["c", "d"]]
+  assert sequences.encode(["d c e"], unknown[:1])[0] == [[V + 1, V, 1, 3]]  # a target, by its source
+  rows = [[V + 1, a, V, 3, a], [b, V, V + 1, 3], [1, V, 0, 0]]
+  # Of what the source has not there is nothing to say.
+  assert translate.detokenise(sequences, rows, ["c a d c", "h b", "a c d e e"]) == ["d a c", "b h", "<unk> c"]
+  batch = next(sequences.eval_batches(60))
+  texts = list(sequences.texts("eval"))
+  assert translate.detokenise(sequences, batch["source"].tolist(), [source for source, _ in texts]) == [
+    " ".join("<unk>" if symbol in "cdefgh" and symbol not in words else symbol for symbol in source.split())
+    for (source, _), words in zip(texts, sequences.encode([source for source, _ in texts])[1], strict=True)
+  ]
+  for source, target in zip(batch["source"].tolist(), batch["target"].tolist(), strict=True):
+    assert source[: source.index(3)][::-1] == target[: target.index(3)]
+
+
+def test_a_model_that_does_not_fit_is_told_so():
+  model = zoo.create("transformer/test", vocab=9, copy=True, copy_slots=3).config
+  made(unseen=3, copy_slots=3).check_fit(model, None)
+  with pytest.raises(ValueError, match=r"up to 3 unknown words.*\(model.copy_slots\).*up to 2 \(data.copy_slots\)"):
+    made(copy_slots=2).check_fit(model, None)
+  with pytest.raises(ValueError, match=r"model.copy_slots.*up to 0 \(data.copy_slots\)"):
+    made().check_fit(model, None)
+  with pytest.raises(ValueError, match=r"from 9 on in the data, from 12 on in the model: set model.vocab=9"):
+    made(copy_slots=3).check_fit(zoo.create("transformer/test", vocab=12, copy=True, copy_slots=3).config, None)
+  with pytest.raises(ValueError, match=r"the model has 8 words, the tokenizer 9: set model.vocab=9"):
+    made().check_fit(zoo.create("transformer/test", vocab=8).config, None)
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "words"),
+  [
+    (dict(task="srot"), ["data.task", "'srot'", "did you mean 'sort'"]),
+    (dict(task="sort", unseen=2), ["data.unseen is 2", "has to know all symbols"]),
+    (dict(min_length=6), ["data.max_length is 5", "at least 6"]),
+    (dict(copy_slots=-1), ["data.copy_slots is -1", "at least 0"]),
+    (dict(symbols=2, max_length=3), ["360 sequences", "at most 4,", "3 to 3 out of 2"]),
+  ],
+)
+def test_a_wrong_config_is_an_error_that_helps(kwargs, words):
+  with pytest.raises(ValueError) as error:
+    made(**kwargs)
+  assert all(word in str(error.value) for word in words), error.value
+  with pytest.raises(ValueError, match="has no split 'evl'; did you mean 'eval'"):
+    list(made().texts("evl"))
+
+
+# ---- learned
+
+
+def learn(sequences, steps, **overrides):
+  """The share of evaluation sequences that a small model gets right to the letter, after so many steps."""
+  sizes = dict(width=32, depth=1, decoder_depth=1, mlp_dim=64, vocab=sequences.vocab_size)
+  model = zoo.create("transformer/test", **sizes, **overrides)
+  batches = sequences.train_batches(32, seed=0)
+  batch = next(batches)
+  variables = jax.jit(model.init)({"params": jax.random.key(0)}, batch["source"], batch["target"])
+  optimizer, _ = optim.make(variables["params"], steps, learning_rate=5e-3, warmup=0.1, b2=0.98)
+  step = jax.jit(make_step(objective.Objective(), model, optimizer))
+  state = init_state(variables, optimizer)
+  for _ in range(steps):
+    state, _ = step(state, next(batches), jax.random.key(0))
+  batches.close()
+  batch, texts = next(sequences.eval_batches(sequences.eval_size)), sequences.references()
+  special = dict(bos=2, eos=3, pad=0, max_length=sequences.target_length)
+  parts = decode.stepper(model, {"params": state.params}, batch["source"], special["max_length"])
+  tokens = decode.greedy(*parts, **special).token_BNT[:, 0].tolist()
+  return translate.score(
+    translate.detokenise(sequences, tokens, [source for source, _ in texts]), [target for _, target in texts]
+  )["exact"]
+
+
+def test_what_the_vocabulary_has_not_can_only_be_copied():
+  """Most of the symbols are unknown: a model that copies says nearly all, another only what it knows."""
+  few = dict(task="copy", symbols=6, unseen=20, max_length=4, train_size=5000, eval_size=100)
+  known = np.mean([set(source.split()) <= set("abcdef") for source, _ in made(**few).texts("eval")])
+  assert learn(made(**few, copy_slots=4), 150, copy=True, copy_slots=4) > 0.9
+  assert learn(made(**few), 150, copy=True) <= known < 0.1  # it copies, but has no numbers for the unknown
+
+
+@pytest.mark.slow
+def test_to_reverse_is_learned_without_a_fault(tmp_path):
+  """By the commands, with machine code as users have it; then sequences of one's own."""
+  environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+  small = "data.task=reverse data.symbols=10 data.max_length=6 model.vocab=14 model.max_length=7 batch_size=64"
+
+  def zoo_command(*arguments):
+    command = [sys.executable, "-m", "train", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600).stdout
+
+  result = tmp_path / "result.json"
+  zoo_command("train", "sort", *small.split(), "steps=600", "--workdir", str(tmp_path / "run"), "--json", str(result))
+  assert json.loads(result.read_text())["eval"]["exact"] == 1.0
+  said = zoo_command("translate", str(tmp_path / "run"), "c a b", "j i h g f a")
+  assert said.splitlines() == ["b a c", "a f g h i j"]

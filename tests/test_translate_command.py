@@ -1,0 +1,85 @@
+"""`zoo translate`: texts and files to translations, and a clear answer to whatever cannot be translated."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from train import cli, loop
+
+CONFIG = """
+from configs import sort
+
+def get_config():
+  config = sort.get_config()
+  config.model.update(width=16, depth=1, decoder_depth=1, mlp_dim=16, scan=False, remat="none", {model})
+  config.data.update({data})
+  return config
+"""
+
+
+def config(path, model="", data=""):
+  path.write_text(CONFIG.format(model=model, data=data))
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+  """A model that has learned nothing: what it says does not matter here."""
+  return loop.open_run(config(tmp_path_factory.mktemp("run") / "tiny.py"))
+
+
+@pytest.fixture
+def run(opened, monkeypatch):
+  """Calls `zoo translate` on it; returns the exit code."""
+  monkeypatch.setattr(loop, "open_run", lambda source, average=0: opened)
+  return lambda *arguments: cli.main(["translate", "run", *map(str, arguments)])
+
+
+def test_a_translation_for_each_line(run, tmp_path, capsys):
+  """Of a file as of texts: only a line feed ends a line, a mark of the byte order is none of the text."""
+  # U+2028 and U+0085 end lines for `str.splitlines`.
+  texts = ["c a b", "a", "b\u2028c", "c\u0085a", "x y ñ 日本語 👍"]
+  (tmp_path / "texts").write_bytes("\ufeff".encode() + "\r\n".join(texts).encode())
+  assert run("--beam", 1, "--file", tmp_path / "texts", "--json", tmp_path / "out.json", "--out", tmp_path / "out") == 0
+  rows = json.loads((tmp_path / "out.json").read_text())
+  assert [row["source"] for row in rows] == texts
+  assert (tmp_path / "out").read_text().split("\n")[:-1] == [row["translation"] for row in rows]
+  assert run(*texts, "--beam", 1) == 0
+  assert capsys.readouterr().out == (tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["a b", "--file", "{good}"], "wanted TEXT or --file FILE, and not both"),
+    ([], "wanted TEXT or --file FILE, and not both"),
+    (["a b", "--beam", 0], "--beam is 0; wanted at least 1"),
+    (["a b", "--beam", 25], "a beam of 25 is larger than the vocabulary of 24 tokens"),
+    (["--file", "{missing}"], "cannot read {missing}: No such file"),
+    (["--file", "{empty}"], "{empty} is empty"),
+    (["--file", "{latin}"], "{latin}, line 3, is not UTF-8"),
+    (["a", " ", "b", ""], "line 2 is empty\nline 4 is empty"),
+    (["a", "a" + " b" * 11, "b"], "line 2 has 13 tokens; at most 11"),
+  ],
+  ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_translated(run, tmp_path, capsys, arguments, message):
+  files = {name: tmp_path / name for name in ("good", "missing", "empty", "latin")}
+  files["good"].write_text("a b\n")
+  files["empty"].write_text("")
+  files["latin"].write_bytes(b"a\nb\ncaf\xe9\n")
+  arguments = [str(argument).format(**files) for argument in arguments]
+  assert run(*arguments) == 2
+  error = capsys.readouterr().err
+  assert message.format(**files) in error and "Traceback" not in error
+
+
+def test_a_run_that_is_no_translator(capsys):
+  assert cli.main(["translate", str(Path(__file__).with_name("tiny_config.py")), "a b"]) == 2
+  assert "is no translator: it was trained on images" in capsys.readouterr().err
+
+
+def test_a_mean_of_checkpoints_that_are_not_there(tmp_path, capsys):
+  assert cli.main(["translate", config(tmp_path / "tiny.py"), "a b", "--average", "3"]) == 2
+  assert "holds no run, so there are no checkpoints" in capsys.readouterr().err
