@@ -55,8 +55,7 @@ def our_training(batch: int, length: int):
   for side in ("source", "target"):
     arrays[f"{side}_segment"] = (arrays[side] != PAD).astype(int)
     arrays[f"{side}_position"] = np.arange(length)[None].repeat(batch, 0)
-  # Scanned and with only the matrix products kept: see `bench_models.py`.
-  step, *holder, key = jax_step(zoo.create("transformer/base", scan=True, remat="dots_saveable"), arrays)
+  step, *holder, key = jax_step(zoo.create("transformer/base"), arrays)
   step = step.lower(*holder, arrays, key).compile()
 
   def run():
