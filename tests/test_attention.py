@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from zoo import masks
 from zoo.attention import (
@@ -17,6 +18,7 @@ from zoo.attention import (
   masked_softmax,
   uniform_scores,
 )
+from zoo.layers import Attention
 from zoo.shapes import ShapeError
 
 B, T, S, N, H = 2, 5, 7, 4, 3
@@ -54,6 +56,46 @@ def test_attend_is_the_formula(heads, masked, biased):
   out, weights = attend(q, k, v, mask=mask, bias=bias)
   np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(weights, wanted_weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [4, 2, 1], ids=["multi-head", "grouped", "multi-query"])
+def test_attend_is_jax_s(heads):
+  """`jax.nn.dot_product_attention`, by every way to say who sees whom."""
+  q, k, v = draw(B, T, N, H), draw(B, S, heads, H, seed=1), draw(B, S, heads, H, seed=2)
+  lengths, mask, bias = np.array([3, 5]), draw(B, N, T, S) + 3 * np.eye(T, S) > 0, draw(B, N, T, S, seed=1)
+  cases = [
+    (dict(mask=mask, bias=bias), dict(mask=mask, bias=bias)),
+    (dict(mask=masks.causal(T, S)), dict(is_causal=True)),
+    (dict(mask=masks.valid_length(lengths, S)), dict(key_value_seq_lengths=lengths)),
+    (dict(mask=masks.window(T, S, 3)), dict(local_window_size=2)),  # theirs: so many on each side
+  ]
+  for ours, theirs in cases:
+    wanted = jax.nn.dot_product_attention(q, k, v, **theirs)
+    np.testing.assert_allclose(attend(q, k, v, **ours)[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_the_layer_is_linen_s(cross):
+  """`nn.MultiHeadDotProductAttention`, with the same weights: output and gradients."""
+  x, y = draw(B, T, N * H), draw(B, S, N * H, seed=1) if cross else None
+  mask = masks.valid_length(np.array([3, 5]), S) if cross else masks.causal(T, T)
+  theirs, ours = nn.MultiHeadDotProductAttention(N), Attention(N)
+  shapes = jax.eval_shape(ours.init, jax.random.key(0), x, y)["params"]
+  params = jax.tree.map(lambda s: draw(*s.shape), shapes)
+  names = dict(q="query", k="key", v="value", out="out")
+
+  def loss(params, layer):
+    out = layer.apply({"params": params}, x, y, mask=mask)
+    out = out if layer is theirs else out[0]
+    return jnp.sin(out).sum(), out
+
+  gradients, out = jax.grad(loss, has_aux=True)(params, ours)
+  wanted_gradients, wanted = jax.grad(loss, has_aux=True)({names[k]: p for k, p in params.items()}, theirs)
+  np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-5)
+  for name, of_part in gradients.items():
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), of_part, wanted_gradients[names[name]]
+    )
 
 
 def test_masked_is_removed():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import zoo
+from train import plan
 from zoo import decode
 
 PAD, BOS, EOS, WORDS, LENGTH, ROWS = 0, 2, 3, 4, 4, 5
@@ -89,12 +90,13 @@ def test_a_beam_wide_enough_finds_the_best_of_all(penalty, alpha):
       assert tokens[b].tolist() == [filled(s) for _, s in ranked[:3]]
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 3.0])
-def test_stopping_early_changes_nothing(alpha):
+@pytest.mark.parametrize(("penalty", "alpha"), [("gnmt", 0.0), ("gnmt", 0.6), ("gnmt", 3.0), ("power", 1.0)])
+def test_stopping_early_changes_nothing(penalty, alpha):
+  options = dict(beam=3, n_best=3, alpha=alpha, penalty=penalty)
   for seed in range(5):
     logits = language(seed)
     logits[:, 0, BOS, EOS] += 3  # so that there is something to stop for
-    ours, plain = (run(decode.beam_search, logits, beam=3, n_best=3, alpha=alpha, early_stop=s) for s in (True, False))
+    ours, plain = (run(decode.beam_search, logits, **options, early_stop=s) for s in (True, False))
     np.testing.assert_array_equal(ours[0], plain[0])
     np.testing.assert_allclose(ours[1], plain[1], rtol=1e-6)
 
@@ -128,6 +130,18 @@ def test_samples_have_the_model_s_distribution():
     assert abs(found.count(sequence) / 4000 - np.exp(total)) < 0.03
   by_sequence = dict(every_sequence(logits[0]))
   np.testing.assert_allclose(scores[:50, 0], [by_sequence[s] for s in found[:50]], rtol=1e-4)
+
+
+def test_samples_of_the_two_most_probable_tokens():
+  """In the model's proportion, sharpened by the temperature."""
+  logits = np.repeat(language()[:1], 4000, 0)
+  tokens, _ = run(decode.sample, logits, key=jax.random.key(1), top_k=2, temperature=0.7)
+  first = logits[0, 0, BOS]
+  likely = first.argsort()[-2:]
+  wanted = np.exp(first[likely] / 0.7) / np.exp(first[likely] / 0.7).sum()
+  found = [(tokens[:, 0, 0] == token).mean() for token in likely]
+  assert sum(found) == 1
+  np.testing.assert_allclose(found, wanted, atol=0.03)
 
 
 def test_what_is_improbable_is_left_out():
@@ -215,6 +229,29 @@ def test_a_beam_follows_its_own_cache():
     gains = np.take_along_axis(log_softmax(np.asarray(logits)), tokens[..., None], -1)[..., 0]
     real = np.cumsum(tokens == c.eos, 1) - (tokens == c.eos) == 0
     np.testing.assert_allclose(decoded.score_BN[:, n], (gains * real).sum(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [4, 8, 16])
+def test_a_step_costs_one_token(length):
+  """The same program at every place, whose work grows with the longest target by two products with its keys alone."""
+  model, variables, source = translator()
+  _, memory, cache = decode.stepper(model, variables, source, length)
+  token_B, c = source[:, 0], model.config
+  step = jax.jit(functools.partial(model.apply, method="step"))
+  for index in range(length):
+    _, cache = step(variables, memory, cache, token_B, jnp.int32(index))
+  assert step._cache_size() == 1
+  D, S = c.width, source.shape[1]
+  of_itself, of_memory, mlp = 4 * D * D + 2 * length * D, 2 * D * D + 2 * S * D, 2 * D * c.mlp_dim
+  wanted = len(source) * (c.decoder_depth * (of_itself + of_memory + mlp) + D * c.vocab)
+  assert plan.count_macs(step, variables, memory, cache, token_B, jnp.int32(length - 1)) == wanted
+
+
+def test_a_model_s_beam_of_one_is_greedy():
+  _, _, source = translator()
+  beam, greedy = of_model(decode.beam_search, source, beam=1, alpha=0.0), of_model(decode.greedy, source)
+  np.testing.assert_array_equal(beam.token_BNT, greedy.token_BNT)
+  np.testing.assert_allclose(beam.score_BN, greedy.score_BN, rtol=1e-5)
 
 
 def test_decoding_stays_within_the_model():

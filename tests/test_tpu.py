@@ -5,13 +5,16 @@ import io
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding
 from rich.console import Console
 
 import zoo
 from train import plan, sharding
 from train.config import defaults
 from train.program import Program
+from zoo import decode
 
 SHAPE = "v5e:2x2"
 # Each device's examples: twice a prime that no parameter's size has, so whatever is a multiple of it carries examples.
@@ -137,6 +140,35 @@ def test_tensor_parallel_sums_activations(name):
     for back in (False, True)
   )
   assert forward == sublayers and sublayers <= backward <= 2 * sublayers
+
+
+LENGTH = 9  # of what is decoded
+
+
+@pytest.mark.parametrize("mesh_name", ["data", "tensor"])
+@pytest.mark.parametrize(("method", "options"), [(decode.greedy, {}), (decode.beam_search, dict(beam=3))])
+def test_decoding_stays_where_it_is(method, options, mesh_name):
+  """Devices decode their own examples; they tell each other in each step who goes on, and at the end what was found."""
+  way = sharding.Jit(sharding.make_mesh(**MESHES[mesh_name], devices=plan.tpu_devices(SHAPE)[1]))
+  model = zoo.create("transformer/test", dtype="bfloat16")
+  c, size = model.config, LOCAL * way.data_devices
+  source = jax.ShapeDtypeStruct((size, 11), jnp.int32, sharding=NamedSharding(way.mesh, sharding.BATCH))
+  variables = way.abstract(jax.eval_shape(model.init, {"params": jax.random.key(0)}, source, source))
+
+  def run(variables, batch):
+    parts = decode.stepper(model, variables, batch["source"], LENGTH)
+    decoded = method(*parts, bos=c.bos, eos=c.eos, pad=c.pad, max_length=LENGTH, **options)
+    return decoded.token_BNT, decoded.score_BN
+
+  program = plan.compile_for(way.compile_eval(run), variables, dict(source=source))
+  found = plan.collectives(program.as_text())
+  between = [one for one in found if one.crosses(way.mesh, "data")]
+  assert sorted(one.sizes for one in between) == [(1,), (size,), (size * LENGTH,)]
+  across = [one for one in found if one.crosses(way.mesh, "tensor")]
+  if mesh_name == "tensor":  # a sum for each sublayer, once in the encoder and at each step in the decoder
+    assert {one.op for one in across} == {"all-reduce"}
+    assert sum(one.count for one in across) == 2 * c.depth + 3 * c.decoder_depth * LENGTH
+  assert len(found) == len(between) + len(across)
 
 
 # ---- zoo plan

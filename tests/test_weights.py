@@ -172,6 +172,11 @@ CASES = [
   ("vit/test", "timm", dict(pool="map", class_token=False, representation=13)),
   ("mae/test", "huggingface", {}),
   ("mae/test", "timm", dict(scan=True)),
+  ("transformer/test", "huggingface", dict(head_bias=True)),
+  ("transformer/test", "huggingface", dict(head_bias=True, shared="target", positions="learned", embed_norm=True)),
+  ("transformer/test", "huggingface", dict(head_bias=True, shared="none", order="pre", final_norm=True, scan=True)),
+  ("transformer/test", "torch", dict(final_norm=True)),
+  ("transformer/test", "torch", dict(final_norm=True, shared="none", head_bias=True, order="pre")),
 ]
 
 
@@ -512,14 +517,19 @@ def huggingface(directory, name, overrides, **changes):
   index = {key: f"part{i}.safetensors" for i, part in enumerate(parts) for key in part}
   (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
   names = family.HUGGINGFACE["fields"]
-  config = {names[k]: getattr(model.config, k) for k in names} | {"model_type": family.HUGGINGFACE["model_type"]}
+  config = {names[k]: getattr(model.config, k) for k in names}
+  config["model_type"] = next(iter(family.HUGGINGFACE["model_types"]))
+  config |= {b: config[a] for a, b in family.HUGGINGFACE["equal"].items()}
   (directory / "config.json").write_text(json.dumps(config | changes))
   return model, variables
 
 
-@pytest.mark.parametrize("name", ["vit/test", "mae/test"])
-def test_a_huggingface_directory_tells_its_model(tmp_path, name):
-  overrides = dict(epsilon=1e-12, channels=2, image_size=(8, 12))
+IMAGES = dict(epsilon=1e-12, channels=2, image_size=(8, 12))
+MARIAN = dict(head_bias=True, vocab=23, max_length=14, pad=5, bos=5, eos=0, activation="swish", scale_embedding=False)
+
+
+@pytest.mark.parametrize("name, overrides", [("vit/test", IMAGES), ("mae/test", IMAGES), ("transformer/test", MARIAN)])
+def test_a_huggingface_directory_tells_its_model(tmp_path, name, overrides):
   model, variables = huggingface(tmp_path / "hf", name, overrides)
   again, loaded = zoo.load(tmp_path / "hf")
   assert again == model
@@ -531,11 +541,14 @@ def test_a_huggingface_directory_that_is_another_model(tmp_path):
   with pytest.raises(WeightsError, match=r"hidden_size 24, vit/ti16 has width 192\n"):
     zoo.load(tmp_path / "hf", "vit/ti16")
   huggingface(tmp_path / "other", "vit/test", {}, model_type="swin")
-  with pytest.raises(WeightsError, match=r"model_type 'swin'.*There are: vit_mae, vit; or"):
+  with pytest.raises(WeightsError, match=r"model_type 'swin'.*There are: vit_mae, marian, bart, mbart, vit; or"):
     zoo.load(tmp_path / "other")
   huggingface(tmp_path / "odd", "vit/test", {"width": 28})
   with pytest.raises(WeightsError, match=r"no variant of vit has .*'width': 28.*pass a name"):
     zoo.load(tmp_path / "odd")
+  huggingface(tmp_path / "uneven", "transformer/test", {"head_bias": True}, decoder_attention_heads=2)
+  with pytest.raises(WeightsError, match="encoder_attention_heads 4 and decoder_attention_heads 2; ours have one"):
+    zoo.load(tmp_path / "uneven")
   (tmp_path / "odd" / "model.safetensors.index.json").unlink()
   with pytest.raises(WeightsError, match=r"none of model.safetensors, "):
     zoo.load(tmp_path / "odd")

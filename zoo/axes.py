@@ -23,7 +23,7 @@ RULES = (
   (r"mlp/up/bias", ("mlp",)),
   (r"mlp/down/kernel", ("mlp", "embed")),
   (r"mlp/down/bias", ("embed",)),
-  (r"(norm|norm1|norm2|cross_norm|head_norm)/(scale|bias)", ("embed",)),
+  (r"(norm|norm1|norm2|cross_norm|head_norm|source_norm|target_norm)/(scale|bias)", ("embed",)),
   (r"buckets", ("buckets", "heads")),
   (r"bilinear", ("query_embed", "key_embed")),
   (r"query", ("query_embed", "attention_hidden")),

@@ -151,7 +151,7 @@ class Model(nn.Module):
 
 # A Hugging Face `config.json` (ViTMAEConfig): see `vit.HUGGINGFACE`.
 HUGGINGFACE = dict(
-  model_type="vit_mae",
+  model_types={"vit_mae": {}},
   fields=vit.HUGGINGFACE["fields"]
   | dict(
     decoder_width="decoder_hidden_size",
@@ -159,6 +159,7 @@ HUGGINGFACE = dict(
     decoder_mlp_dim="decoder_intermediate_size",
     decoder_heads="decoder_num_attention_heads",
   ),
+  equal={},
   tops={},
 )
 

@@ -21,6 +21,8 @@ from zoo.layers import ACTIVATIONS, Block, Cache, Context, Dropout, check_heads,
 from zoo.positions import RelativeBias, alibi_bias, sincos_1d
 from zoo.shapes import expect
 from zoo.stack import run_blocks
+from zoo.weights import torch_layout as torch
+from zoo.weights.table import Rule
 
 # Vaswani et al. 2017, table 3; vocabulary as in 5.1. "nano" is for the bundled verses, on a CPU.
 VARIANTS = {
@@ -47,7 +49,8 @@ class Config:
       "t5" (`zoo.positions`); or "none".
     norm: kind of all norms, see `zoo.norms`.
     shared: "all" uses one matrix for source, target and output (3.4), "target" one for target and output, "none" three.
-    scale_embedding: times sqrt(D) (3.4). head_bias: added to the logits.
+    scale_embedding: times sqrt(D) (3.4). embed_norm: normalise embeddings with their positions, as in BART.
+    head_bias: added to the logits.
     copy: mix the distribution with copies of source tokens (`zoo.copying`). copy_slots: see there.
     dropout: of embeddings, MLPs and block outputs. attention_dropout: of attention weights.
     activation: one of `zoo.layers.ACTIVATIONS`. epsilon: of the layer norms.
@@ -73,6 +76,7 @@ class Config:
   norm: str = "layer"
   shared: str = "all"
   scale_embedding: bool = True
+  embed_norm: bool = False
   head_bias: bool = False
   copy: bool = False
   copy_slots: int = 0
@@ -206,6 +210,9 @@ class Model(nn.Module):
     if c.positions == "t5":
       self.source_bias = RelativeBias(c.heads, name="source_bias")
       self.target_bias = RelativeBias(c.heads, bidirectional=not self.causal, name="target_bias")
+    if c.embed_norm:
+      kind = functools.partial(norms.norm, c.norm, c.epsilon, jnp.dtype(c.dtype))
+      self.source_norm, self.target_norm = kind("source_norm"), kind("target_norm")
     if c.cross == "mix":
       # Equal weights at first: the mean of all layers.
       self.mix = self.param("mix", nn.initializers.zeros, (c.decoder_depth, c.depth))
@@ -248,7 +255,7 @@ class Model(nn.Module):
     expect(source_BS=source_BS)
     segment_BS = (source_BS != c.pad).astype(jnp.int32) if row.segment_BT is None else row.segment_BT
     position_BS = jnp.arange(source_BS.shape[1])[None] if row.position_BT is None else row.position_BT
-    x_BSD = self._embed(source_BS, position_BS, "source")
+    x_BSD = self._embed(source_BS, position_BS, "source", segment_BS > 0)
     mask = masks.same_segment(segment_BS, segment_BS) & (segment_BS > 0)[:, None, None]
     bias = self._bias(position_BS, position_BS, "source")
     context = Context(mask=mask, bias=bias, position=position_BS, real=segment_BS > 0)
@@ -266,7 +273,7 @@ class Model(nn.Module):
     sizes = expect(target_BT=target_BT)
     segment_BT = jnp.ones_like(target_BT) if row.segment_BT is None else row.segment_BT
     position_BT = jnp.arange(sizes["T"])[None] if row.position_BT is None else row.position_BT
-    x_BTD = self._embed(target_BT, position_BT, "target")
+    x_BTD = self._embed(target_BT, position_BT, "target", segment_BT > 0)
     mask = masks.same_segment(segment_BT, segment_BT) & (segment_BT > 0)[:, None, None]
     if self.causal:
       mask &= masks.causal(sizes["T"], sizes["T"])
@@ -360,7 +367,9 @@ class Model(nn.Module):
       return alibi_bias(c.heads, query_BT, key_BS)
     return getattr(self, f"{side}_bias")(query_BT, key_BS) if c.positions == "t5" else None
 
-  def _embed(self, token_BT: jax.Array, position_BT: jax.Array, side: str) -> jax.Array:
+  def _embed(
+    self, token_BT: jax.Array, position_BT: jax.Array, side: str, real_BT: jax.Array | None = None
+  ) -> jax.Array:
     c = self.config
     length = token_BT.shape[1]
     if length > c.max_length:
@@ -374,7 +383,10 @@ class Model(nn.Module):
       x_BTD = x_BTD + jnp.asarray(sincos_1d(np.arange(c.max_length), c.width))[position_BT]
     elif c.positions == "learned":
       x_BTD = x_BTD + getattr(self, f"{side}_position")(position_BT)
-    return by_batch(self.dropout(x_BTD.astype(c.dtype)))
+    x_BTD = x_BTD.astype(c.dtype)
+    if c.embed_norm:
+      x_BTD = getattr(self, f"{side}_norm")(x_BTD, real_BT)
+    return by_batch(self.dropout(x_BTD))
 
   def _predict(self, x_BTD: jax.Array, source_BS: jax.Array, alignment_BTS: jax.Array) -> jax.Array:
     c = self.config
@@ -387,3 +399,105 @@ class Model(nn.Module):
     if c.copy:
       logits_BTV = self.copies(logits_BTV, alignment_BTS, source_BS, x_BTD)
     return by_batch(logits_BTV)
+
+
+# A Hugging Face `config.json`: see `vit.HUGGINGFACE`.
+HUGGINGFACE = dict(
+  model_types={
+    "marian": dict(head_bias=True),
+    "bart": dict(head_bias=True, positions="learned", embed_norm=True),
+    "mbart": dict(head_bias=True, positions="learned", embed_norm=True, order="pre", final_norm=True),
+  },
+  fields=dict(
+    width="d_model",
+    depth="encoder_layers",
+    decoder_depth="decoder_layers",
+    mlp_dim="encoder_ffn_dim",
+    heads="encoder_attention_heads",
+    vocab="vocab_size",
+    max_length="max_position_embeddings",
+    pad="pad_token_id",
+    bos="decoder_start_token_id",
+    eos="eos_token_id",
+    activation="activation_function",
+    scale_embedding="scale_embedding",
+  ),
+  equal={"encoder_attention_heads": "decoder_attention_heads", "encoder_ffn_dim": "decoder_ffn_dim"},
+  tops={},
+)
+
+
+def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
+  """What published weights call our parameters (`zoo.weights`).
+
+  "huggingface": MarianMTModel; with learned positions BartForConditionalGeneration and MBartForConditionalGeneration.
+  "torch": torch.nn.Transformer, called `transformer`, beside it `embed` (or `source_embed` and `target_embed`), and
+  `head`.
+  """
+  return {"huggingface": _huggingface(config), "torch": _torch(config)}
+
+
+def _huggingface(config: Config) -> tuple[Rule, ...]:
+  def attention(key: str, path: str) -> tuple[Rule, ...]:
+    projections = (rule for name in "qkv" for rule in torch.heads(rf"{key}\.{name}_proj", f"{path}/{name}"))
+    return (*projections, *torch.heads_out(rf"{key}\.out_proj", f"{path}/out"))
+
+  def stack(side: str, role: str) -> tuple[Rule, ...]:
+    key, path = rf"model\.{side}\.layers\.(\d+)", side + "/block_{:02d}"
+    if config.positions == "learned":
+      positions = Rule(rf"model\.{side}\.embed_positions\.weight", f"{role}_position/embedding", torch.FROM_THIRD)
+    else:
+      table = torch.fixed_table(lambda: sincos_1d(np.arange(config.max_length), config.width), "learned")
+      positions = Rule(rf"model\.{side}\.embed_positions\.weight", (), table)
+    return (
+      positions,
+      *torch.norm(rf"model\.{side}\.layernorm_embedding", f"{role}_norm"),
+      *attention(rf"{key}\.self_attn", f"{path}/attn"),
+      *torch.norm(rf"{key}\.self_attn_layer_norm", f"{path}/norm1"),
+      *attention(rf"{key}\.encoder_attn", f"{path}/cross"),
+      *torch.norm(rf"{key}\.encoder_attn_layer_norm", f"{path}/cross_norm"),
+      *torch.dense(rf"{key}\.fc1", f"{path}/mlp/up"),
+      *torch.dense(rf"{key}\.fc2", f"{path}/mlp/down"),
+      *torch.norm(rf"{key}\.final_layer_norm", f"{path}/norm2"),
+      *torch.norm(rf"model\.{side}\.layer_norm", f"{side}/norm"),
+    )
+
+  # Older files repeat a shared matrix under each of its names; their library, too, reads the first and ties the rest.
+  source, target = (rf"model\.{side}\.embed_tokens\.weight" for side in ("encoder", "decoder"))
+  head = r"lm_head\.weight"
+  where = {
+    "all": {r"model\.shared\.weight": "embed/embedding"},
+    "target": {source: "source_embed/embedding", target: "target_embed/embedding"},
+    "none": {source: "source_embed/embedding", target: "target_embed/embedding", head: "head/kernel"},
+  }[config.shared]
+  return (
+    *(Rule(key, path, torch.TRANSPOSED if key == head else torch.AS_IS) for key, path in where.items()),
+    *(Rule(key, (), torch.IGNORED) for key in (source, target, head) if key not in where),
+    *stack("encoder", "source"),
+    *stack("decoder", "target"),
+    Rule("final_logits_bias", "head/bias" if config.shared == "none" else "head_bias", torch.ROW),
+  )
+
+
+def _torch(config: Config) -> tuple[Rule, ...]:
+  def attention(key: str, path: str) -> tuple[Rule, ...]:
+    packed = torch.heads_packed(key, *(f"{path}/{name}" for name in "qkv"))
+    return (*packed, *torch.heads_out(rf"{key}\.out_proj", f"{path}/out"))
+
+  def stack(side: str, norms: tuple[str, ...]) -> tuple[Rule, ...]:
+    key, path = rf"transformer\.{side}\.layers\.(\d+)", side + "/block_{:02d}"
+    return (
+      *attention(rf"{key}\.self_attn", f"{path}/attn"),
+      *attention(rf"{key}\.multihead_attn", f"{path}/cross"),
+      *torch.dense(rf"{key}\.linear1", f"{path}/mlp/up"),
+      *torch.dense(rf"{key}\.linear2", f"{path}/mlp/down"),
+      *(rule for i, name in enumerate(norms, 1) for rule in torch.norm(rf"{key}\.norm{i}", f"{path}/{name}")),
+      *torch.norm(rf"transformer\.{side}\.norm", f"{side}/norm"),
+    )
+
+  return (
+    *(Rule(rf"{name}\.weight", f"{name}/embedding", torch.AS_IS) for name in ("embed", "source_embed", "target_embed")),
+    *stack("encoder", ("norm1", "norm2")),
+    *stack("decoder", ("norm1", "cross_norm", "norm2")),
+    *torch.dense("head", "head"),
+  )

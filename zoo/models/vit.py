@@ -237,9 +237,10 @@ class Model(nn.Module):
     return by_batch(nn.Dense(c.num_classes, kernel_init=init.head, name="head")(x_BD)), aux
 
 
-# A Hugging Face `config.json` (ViTConfig): the fields of ours that it tells, and the tensors whose size tells the rest.
+# A Hugging Face `config.json` (ViTConfig): the fields of ours that its kind of model fixes, those that it tells, keys
+# of theirs that must be equal, and the tensors whose size tells the rest.
 HUGGINGFACE = dict(
-  model_type="vit",
+  model_types={"vit": {}},
   fields=dict(
     patch="patch_size",
     width="hidden_size",
@@ -251,6 +252,7 @@ HUGGINGFACE = dict(
     activation="hidden_act",
     epsilon="layer_norm_eps",
   ),
+  equal={},
   tops=dict(num_classes="classifier.bias", representation="pooler.dense.bias"),
 )
 

@@ -275,6 +275,7 @@ def _likely(tensors: Mapping, tables: Mapping, layout: str | None = None) -> str
 
 # Names of activations in a `config.json`.
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+_ACTIVATIONS |= {"swish": "swish", "silu": "swish"}
 # What makes a variant: where `config.json` says otherwise than the name, one of them is wrong.
 _SIZES = re.compile(r"patch|(decoder_)?(width|depth|mlp_dim|heads)")
 
@@ -292,14 +293,18 @@ def _described(path, source: Source, name: str | None, overrides: Mapping) -> tu
 
 def _described_by_huggingface(path, source: Source, name: str | None, overrides: Mapping) -> tuple[str, dict]:
   kind = source.config.get("model_type")
-  families = {f.HUGGINGFACE["model_type"]: f for f in map(zoo.family, zoo.names()) if hasattr(f, "HUGGINGFACE")}
+  every = [f for f in map(zoo.family, zoo.names()) if hasattr(f, "HUGGINGFACE")]
+  families = {model_type: f for f in every for model_type in f.HUGGINGFACE["model_types"]}
   if name is None and kind not in families:
     raise WeightsError(str(path), [f"config.json has model_type {kind!r}{nearest(kind, families)}; or pass a name"])
   module = families[kind] if name is None else zoo.family(name)
   if not hasattr(module, "HUGGINGFACE"):
     raise WeightsError(str(path), [f"{name} has no Hugging Face layout"])
-  fields = _huggingface_fields(module, source)
-  fields |= overrides
+  c = source.config
+  if unequal := [(a, b) for a, b in module.HUGGINGFACE["equal"].items() if c.get(a) != c.get(b)]:
+    faults = [f"config.json has {a} {c.get(a)} and {b} {c.get(b)}; ours have one for both" for a, b in unequal]
+    raise WeightsError(str(path), faults)
+  fields = _huggingface_fields(module, source) | overrides
   sizes = {k: v for k, v in fields.items() if _SIZES.fullmatch(k) and k not in overrides}
   if name is None:
     family = module.__name__.rpartition(".")[2]
@@ -320,13 +325,15 @@ def _described_by_huggingface(path, source: Source, name: str | None, overrides:
 
 def _huggingface_fields(module, source: Source) -> dict:
   """What a Hugging Face directory tells of the fields of our config."""
-  fields = {field: source.config[key] for field, key in module.HUGGINGFACE["fields"].items() if key in source.config}
+  told = module.HUGGINGFACE
+  fields = dict(told["model_types"].get(source.config.get("model_type"), {}))
+  fields |= {field: source.config[key] for field, key in told["fields"].items() if key in source.config}
   if "activation" in fields:
     fields["activation"] = _ACTIVATIONS.get(fields["activation"], fields["activation"])
   if isinstance(fields.get("patch"), list):
     fields["patch"] = fields["patch"][0]
   # What is on top of the encoder shows in the tensors only; the key's first number is its width.
-  for field, key in module.HUGGINGFACE["tops"].items():
+  for field, key in told["tops"].items():
     fields[field] = len(source.tensors[key]) if key in source.tensors else 0
   return fields
 

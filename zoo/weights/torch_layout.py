@@ -5,6 +5,7 @@ axis. Here a kernel is [inputs, outputs], and those of attention are [D, N, H] a
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from zoo.weights.table import Rule, Transform
 AS_IS = Transform(lambda t, shape: t, lambda a: a)
 TRANSPOSED = Transform(lambda t, shape: t.T, lambda a: a.T)
 TOKEN = Transform(lambda t, shape: t[0, 0], lambda a: a[None, None])  # [1, 1, D] to [D]
+ROW = Transform(lambda t, shape: t[0], lambda a: a[None])  # [1, V] to [V]
+# A table of positions that begins with two rows that nobody reads, [2 + T, D] to [T, D].
+FROM_THIRD = Transform(lambda t, shape: t[2:], lambda a: np.concatenate([np.zeros_like(a, shape=(2, a.shape[1])), a]))
 IGNORED = Transform(lambda t: (), lambda: None)  # with paths ()
 HEADS = Transform(lambda t, shape: t.T.reshape(shape), lambda a: a.reshape(a.shape[0], -1).T)  # [N H, D] to [D, N, H]
 HEADS_BIAS = Transform(lambda t, shape: t.reshape(shape), lambda a: a.reshape(-1))  # [N H] to [N, H]
@@ -66,26 +70,36 @@ def _positions_refit(t: np.ndarray, *shapes_and_method) -> np.ndarray:
 POSITIONS = Transform(_positions_forward, _positions_inverse, _positions_refit)
 
 
-def sincos_positions(grid: tuple[int, int], width: int, class_token: bool) -> Transform:
-  """A fixed table, which our models compute: compared with it and dropped, or written for those who keep it."""
+def fixed_table(make: Callable[[], np.ndarray], instead: str) -> Transform:
+  """A table that our models compute: compared with it and dropped, or written for those who keep it.
 
-  def fixed(grid):
-    return _positions_inverse(sincos_2d(grid, width), *np.zeros((int(class_token), width), np.float32))
+  Args:
+    make: computes it.
+    instead: the `positions` that keep any table.
+  """
 
-  def check(t, grid=grid):
+  def check(t):
     # bfloat16's digits are too few for a table to equal itself; numpy knows its epsilon only by its itemsize.
     tolerance = 1e-5 if t.dtype.itemsize > 2 else 5e-3
-    if not np.allclose(np.asarray(t, np.float32), fixed(grid), rtol=0, atol=tolerance):
-      raise ValueError(
-        "is not the fixed sin-cos table of this model; an encoder with positions='learned_1d' keeps any table"
-      )
+    if not np.allclose(np.asarray(t, np.float32), make(), rtol=0, atol=tolerance):
+      raise ValueError(f"is not the fixed sin-cos table of this model; one with positions={instead!r} keeps any table")
     return ()
 
-  def refit(t, method):
-    check(t, _square(t.shape[1] - class_token))
-    return fixed(grid)
+  return Transform(check, make)
 
-  return Transform(check, lambda: fixed(grid), refit)
+
+def sincos_positions(grid: tuple[int, int], width: int, class_token: bool) -> Transform:
+  """The fixed table of a grid of patches, with the class token's zeros."""
+
+  def table(grid):
+    made = sincos_2d(grid, width), *np.zeros((int(class_token), width), np.float32)
+    return fixed_table(lambda: _positions_inverse(*made), "learned_1d")
+
+  def refit(t, method):
+    table(_square(t.shape[1] - class_token)).forward(t)
+    return table(grid).inverse()
+
+  return table(grid)._replace(refit=refit)
 
 
 def dense(key: str, path: str) -> tuple[Rule, ...]:
@@ -104,6 +118,14 @@ def heads(key: str, *paths: str) -> tuple[Rule, ...]:
   return (
     Rule(rf"{key}\.weight", tuple(f"{p}/kernel" for p in paths), kernel),
     Rule(rf"{key}\.bias", tuple(f"{p}/bias" for p in paths), bias),
+  )
+
+
+def heads_packed(key: str, *paths: str) -> tuple[Rule, ...]:
+  """The projections to q, k and v of torch.nn.MultiheadAttention, whose parameters are its own."""
+  return tuple(
+    Rule(rf"{key}\.in_proj_{theirs}", tuple(f"{p}/{ours}" for p in paths), fused(part))
+    for theirs, ours, part in (("weight", "kernel", HEADS), ("bias", "bias", HEADS_BIAS))
   )
 
 
