@@ -306,7 +306,7 @@ def test_a_run_is_opened_evaluated_and_loaded_by_other_code(opened, whole):
   jax.tree.map(np.testing.assert_array_equal, loaded["params"], jax.device_get(variables["params"]))
 
 
-@pytest.mark.parametrize("name", [name for name in pictures.PICTURES if name not in pictures.OF_POINTS])
+@pytest.mark.parametrize("name", ["loss_curve", "position_similarity", *pictures.OF_IMAGES])
 def test_every_picture_of_a_run(opened, whole, tmp_path, name):
   run, variables, _ = opened
   pictures.draw(name, run, variables, whole, tmp_path / "picture.png")
@@ -319,9 +319,10 @@ def test_pictures_that_cannot_be(opened, whole, tmp_path):
   run, variables, _ = opened
   with pytest.raises(ValueError, match="unknown picture 'loss_curves'; did you mean 'loss_curve'"):
     pictures.draw("loss_curves", run, variables, whole, tmp_path / "x.png")
-  for name in pictures.OF_POINTS:
-    with pytest.raises(ValueError, match="images are no points"):
-      pictures.draw(name, run, variables, whole, tmp_path / "x.png")
+  for names, what in ((pictures.OF_POINTS, "points"), (pictures.OF_TEXTS, "texts with translations")):
+    for name in names:
+      with pytest.raises(ValueError, match=f"images are no {what}"):
+        pictures.draw(name, run, variables, whole, tmp_path / "x.png")
   vit = loop.Run(load("model={'name': 'vit/nano4', 'depth': 1}", "objective={'name': 'classify'}", "evals={}"))
   with pytest.raises(ValueError, match="vit/nano4 does not reconstruct"):
     pictures.draw("reconstructions", vit, {}, whole, tmp_path / "x.png")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from train import cli, loop
+from train import cli, loop, pictures, show
 
 CONFIG = """
 from configs import sort
@@ -32,7 +32,7 @@ def opened(tmp_path_factory):
 @pytest.fixture
 def run(opened, monkeypatch):
   """Calls `zoo translate` on it; returns the exit code."""
-  monkeypatch.setattr(loop, "open_run", lambda source, average=0: opened)
+  monkeypatch.setattr(loop, "open_run", lambda source, overrides: opened)
   return lambda *arguments: cli.main(["translate", "run", *map(str, arguments)])
 
 
@@ -52,8 +52,8 @@ def test_a_translation_for_each_line(run, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["a b", "--file", "{good}"], "wanted TEXT or --file FILE, and not both"),
-    ([], "wanted TEXT or --file FILE, and not both"),
+    (["a b", "--file", "{good}"], "wanted one of TEXT, --file FILE and --split SPLIT"),
+    ([], "wanted one of TEXT, --file FILE and --split SPLIT"),
     (["a b", "--beam", 0], "--beam is 0; wanted at least 1"),
     (["a b", "--beam", 25], "a beam of 25 is larger than the vocabulary of 24 tokens"),
     (["--file", "{missing}"], "cannot read {missing}: No such file"),
@@ -80,6 +80,12 @@ def test_a_run_that_is_no_translator(capsys):
   assert "is no translator: it was trained on images" in capsys.readouterr().err
 
 
-def test_a_mean_of_checkpoints_that_are_not_there(tmp_path, capsys):
-  assert cli.main(["translate", config(tmp_path / "tiny.py"), "a b", "--average", "3"]) == 2
-  assert "holds no run, so there are no checkpoints" in capsys.readouterr().err
+@pytest.mark.parametrize("name", pictures.OF_TEXTS)
+def test_pictures_of_a_translation(opened, tmp_path, monkeypatch, name):
+  drawn = []
+  monkeypatch.setattr(show, name, lambda *arguments, path: drawn.append(arguments))
+  pictures.draw(name, opened[0], opened[1], tmp_path)
+  ((weights, target, source),) = drawn
+  pair = next(pair for pair in opened[0].data.references() if 8 <= len(pair[0].split()))
+  assert [" ".join(words) for words in (source, target)] == [f"{text} </s>" for text in pair]
+  assert weights.shape[-2:] == (len(target), len(source)) and (weights.sum(-1) > 0.999).all()

@@ -298,7 +298,7 @@ VERBS: Mapping = {
       nargs="*",
       metavar="PICTURE",
       help="loss_curve, reconstructions, attention_maps, attention_rollout, position_similarity; of points "
-      "regression_curve, attention_heat_map, kernel_widths",
+      "regression_curve, attention_heat_map, kernel_widths; of translations alignment, heads",
     ),
     "--image": dict(metavar="FILE", help="a picture of one's own"),
     "--out": dict(metavar="DIR", help="where to write; the work directory if not given"),

@@ -1,17 +1,20 @@
 """The pictures of a run by name: what `config.pictures` lists and `zoo show` draws."""
 
 import functools
+import re
 from pathlib import Path
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 import zoo
 from train import show
 from train.augment import decode
 from train.objectives.regress import Objective
+from train.text import translate
 from zoo.errors import nearest
 from zoo.models.kernel_regression import kernel_width
 
@@ -19,14 +22,16 @@ from zoo.models.kernel_regression import kernel_width
 MOST = 1000
 
 
-def draw(name: str, run, variables: dict, workdir: Path, path: Path, images: np.ndarray | None = None) -> None:
-  """Draws one of `PICTURES`.
+def draw(
+  name: str, run, variables: dict, workdir: Path, path: Path | None = None, images: np.ndarray | None = None
+) -> Figure:
+  """Draws one of `PICTURES`, as a matplotlib figure.
 
   Args:
     name: which.
     run: `train.loop.Run`. variables: of the model, whole arrays.
     workdir: of the run, for its metrics.
-    path: the PNG to write.
+    path: the PNG to write; None for none.
     images: uint8 [B, Y, X, C]; the first of different classes of the evaluation split if None.
 
   Raises:
@@ -34,11 +39,11 @@ def draw(name: str, run, variables: dict, workdir: Path, path: Path, images: np.
   """
   if name not in PICTURES:
     raise ValueError(f"unknown picture {name!r}{nearest(name, PICTURES)}")
-  if images is None and name not in ("loss_curve", "position_similarity", *OF_POINTS):
+  if images is None and name in OF_IMAGES:
     if not hasattr(run.data, "image_shape"):
       raise ValueError(f"{name} is a picture of images, and {run.config.data.name} are none")
     images = examples(run.data)
-  PICTURES[name](run, variables, workdir, images, path=path)
+  return PICTURES[name](run, variables, workdir, images, path=path)
 
 
 def examples(data, count: int = 8) -> np.ndarray:
@@ -77,14 +82,14 @@ def read_image(path: str | Path, data) -> np.ndarray:
 
 
 def _loss_curve(run, variables, workdir, images, *, path):
-  show.loss_curve(workdir, path=path)
+  return show.loss_curve(workdir, path=path)
 
 
 def _reconstructions(run, variables, workdir, images, *, path):
   objective = run.objective
   if not hasattr(objective, "mask_ratio"):
     raise ValueError(f"{run.config.model.name} does not reconstruct; the picture is for masked autoencoders")
-  show.reconstructions(
+  return show.reconstructions(
     run.model,
     variables,
     images,
@@ -97,11 +102,11 @@ def _reconstructions(run, variables, workdir, images, *, path):
 
 
 def _attention(function, run, variables, workdir, images, *, path):
-  function(run.model, variables, images[:6], mean=run.objective.mean, std=run.objective.std, path=path)
+  return function(run.model, variables, images[:6], mean=run.objective.mean, std=run.objective.std, path=path)
 
 
 def _position_similarity(run, variables, workdir, images, *, path):
-  show.position_similarity(show.position_table(run.model, variables), path=path)
+  return show.position_similarity(show.position_table(run.model, variables), path=path)
 
 
 def _points(run):
@@ -138,13 +143,15 @@ def _regression_curve(run, variables, workdir, images, *, path):
   x = np.linspace(points.table.x.min(), points.table.x.max(), 1000)
   width = kernel_width(run.model.config, variables)
   about = run.config.model.name + (f", kernel width {width:.3g}" if np.isfinite(width) else "")
-  show.regression_curve((x, predict(run, variables, x)[0]), splits, names=points.table.names, about=about, path=path)
+  return show.regression_curve(
+    (x, predict(run, variables, x)[0]), splits, names=points.table.names, about=about, path=path
+  )
 
 
 def _attention_heat_map(run, variables, workdir, images, *, path):
   points = _points(run)
   x_T, key_S = points.split("test")[0][:MOST], points.split("train")[0]
-  show.attention_heat_map(predict(run, variables, x_T)[1], x_T, key_S, name=points.table.names[0], path=path)
+  return show.attention_heat_map(predict(run, variables, x_T)[1], x_T, key_S, name=points.table.names[0], path=path)
 
 
 def _kernel_widths(run, variables, workdir, images, *, path):
@@ -155,19 +162,45 @@ def _kernel_widths(run, variables, workdir, images, *, path):
   width = kernel_width(run.model.config, variables)
   # The mean of all others is n / (n - 1) times as far from a point as the mean of all.
   average = float(y.std() * len(y) / (len(y) - 1))
-  show.kernel_widths(widths, errors, width=width, average=average, names=points.table.names, path=path)
+  return show.kernel_widths(widths, errors, width=width, average=average, names=points.table.names, path=path)
 
 
+def _pair(run, shortest: int = 8, longest: int = 16) -> tuple[str, str]:
+  """A text and its translation that one can look through: the first of so many words, or the first of all."""
+  if not hasattr(run.data, "references"):
+    raise ValueError(f"{run.config.data.name} are no texts with translations; the picture is for those")
+  pairs = run.data.references()
+  return next((pair for pair in pairs if shortest <= len(pair[0].split()) <= longest), pairs[0])
+
+
+def _alignment(run, variables, workdir, images, *, path):
+  return show.alignment(*translate.align(run, variables, *_pair(run)), path=path)
+
+
+def _heads(run, variables, workdir, images, *, path):
+  aux, target, source = translate.look(run, variables, *_pair(run))
+  names = sorted(name for name in aux if re.fullmatch(r"decoder/block_\d+/cross_weights", name))
+  if not names:
+    raise ValueError(f"{run.config.model.name} has no heads to draw")
+  weights_LNTS = np.stack([np.asarray(aux[name][0])[:, : len(target)] for name in names])
+  return show.heads(weights_LNTS, target, source, path=path)
+
+
+OF_IMAGES = {
+  "reconstructions": _reconstructions,
+  "attention_maps": functools.partial(_attention, show.attention_maps),
+  "attention_rollout": functools.partial(_attention, show.attention_rollout),
+}
 OF_POINTS = {
   "regression_curve": _regression_curve,
   "attention_heat_map": _attention_heat_map,
   "kernel_widths": _kernel_widths,
 }
+OF_TEXTS = {"alignment": _alignment, "heads": _heads}
 PICTURES = {
   "loss_curve": _loss_curve,
-  "reconstructions": _reconstructions,
-  "attention_maps": functools.partial(_attention, show.attention_maps),
-  "attention_rollout": functools.partial(_attention, show.attention_rollout),
   "position_similarity": _position_similarity,
+  **OF_IMAGES,
   **OF_POINTS,
+  **OF_TEXTS,
 }
