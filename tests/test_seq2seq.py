@@ -78,6 +78,15 @@ def test_a_token_knows_no_later_one(kind):
   assert (influence_TV[np.tril_indices(6)] > 1e-7).all()
 
 
+@pytest.mark.parametrize("kind", ["dot", "copy"])
+def test_which_way_the_encoder_reads(kind):
+  """Forward, a token knows those before it; both ways, also those after it."""
+  other = SOURCE.copy()
+  other[:, 3] = (SOURCE[:, 3] - 3) % 25 + 4
+  changed = (np.abs(whole(kind, other)[1]["tokens"] - whole(kind)[1]["tokens"]) > 1e-7).any((0, 2))
+  assert changed.tolist() == [kind == "copy"] * 3 + [True] * 4
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_does_not_matter_where_padding_is(kind):
   """At the end, at the beginning, between tokens."""
