@@ -168,10 +168,12 @@ def test_the_expected_bleu_rises():
   assert metrics["loss"] < 0.6
 
 
-def test_samples_are_an_example_s_own():
-  """Whatever its company: parts of a batch add up to the whole, in training too."""
+@pytest.mark.parametrize("name", ["transformer/test", "seq2seq/test"])
+def test_samples_are_an_example_s_own(name):
+  """Whatever its company: parts of a batch add up to the whole, in training too, for all who say token by token."""
   batch = pair_batch([[4, 5, 6, 7], [8, 9, 10]])
-  model, variables = transformer(batch)
+  model = zoo.create(name)
+  variables = jax.jit(model.init)({"params": jax.random.key(0)}, batch["source"], batch["target"])
   loss = jax.jit(lambda b, key: minimum_risk.Objective(samples=3, sharpness=0.5)(model, variables, b, key))
   whole = loss(batch, jax.random.key(3))
   rows = [loss({k: v[i : i + 1] for k, v in batch.items()}, jax.random.key(3)) for i in range(2)]
