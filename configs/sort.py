@@ -1,7 +1,7 @@
 """Learns to sort letters, and gets every sequence right; data.task=copy and data.task=reverse are other tasks.
 
-After its 1,000 steps on a CPU all 500 sequences for evaluation, which are none of training, came out right to the
-letter ("exact" is 1), in each of the three tasks with seeds 0 and 1.
+After its 1,000 steps, 2 minutes of CPU time, all 500 sequences of evaluation, which are none of training, came out
+right to the letter ("exact" is 1): in each of the three tasks, with seeds 0 and 1.
 
     zoo train sort
     zoo train sort data.task=reverse --workdir runs/reverse

@@ -209,11 +209,11 @@ def test_words_come_back_and_others_are_unknown_or_copied(lines, tmp_path):
   counts = Counter(re.findall(r"\w+", " ".join(lines)))
   rare, frequent = ([n for word, n in counts.items() if (some.encode(word).ids[0] == 1) == r] for r in (True, False))
   assert 200 < len(frequent) < 300 and min(frequent) >= max(rare)
-  text = "and Ñandú, and Qux\u0301 zzz Ñandú; and zzz"
+  text = "and Ñandú, and Quxe\u0301 zzz Ñandú; and zzz"
   assert some.decode(some.encode(text).ids) == "and <unk>, and <unk> <unk> <unk>; and <unk>"
   (ids,), (unknown,) = tokenizers.encode(some, [text], 2)
-  assert unknown == ["Ñandú", "Qux\u0301"] and max(ids) == 301
-  assert tokenizers.decode(some, ids, unknown) == "and Ñandú, and Qux\u0301 <unk> Ñandú; and <unk>"
+  assert unknown == ["Ñandú", "Quxé"] and max(ids) == 301
+  assert tokenizers.decode(some, ids, unknown) == "and Ñandú, and Quxé <unk> Ñandú; and <unk>"
   for text in [*STRANGE, *lines[:50]]:
     (ids,), (unknown,) = tokenizers.encode(some, [text], 99)
     assert ids[-1] == 3 and min(ids[:-1], default=4) > 3

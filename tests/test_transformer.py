@@ -220,3 +220,19 @@ def test_configs_that_cannot_be(overrides, message):
 def test_a_row_that_is_too_long():
   with pytest.raises(ValueError, match="a source row has 17 tokens; the model's max_length is 16"):
     logits(np.ones((1, 17), np.int32))
+
+
+def test_a_source_of_padding_alone_gives_finite_outputs_and_gradients():
+  """What fills up a batch: there is nothing to attend to, anywhere. The other rows do not notice."""
+  model, variables = drawn(copy=True, copy_slots=2)
+  source = np.concatenate([SOURCE, np.zeros((1, 7), np.int32)])
+  target = np.concatenate([TARGET, TARGET[:1]])
+
+  def loss(variables):
+    output, aux = model.apply(variables, source, target)
+    return jnp.square(jnp.maximum(output, -50)).sum(), (output, aux["decoder/alignment"])
+
+  grads, (output, alignment) = jax.jit(jax.grad(loss, has_aux=True))(variables)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads)) and np.isfinite(output).all()
+  assert (alignment[3] == 0).all()
+  np.testing.assert_allclose(output[:3], model.apply(variables, SOURCE, TARGET)[0], rtol=1e-4, atol=1e-5)

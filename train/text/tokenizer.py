@@ -125,12 +125,9 @@ def encode(
   if not slots:
     return [e.ids for e in tokenizer.encode_batch_fast(texts)], [[] for _ in texts]
   size, ids, words = tokenizer.get_vocab_size(), [], []
+  texts = [unicodedata.normalize("NFC", text) for text in texts]  # else an accent of its own is in no offset
   for text, found, given in zip(texts, tokenizer.encode_batch(texts), unknown or [None] * len(texts), strict=True):
-    # In the form of the vocabulary; offsets are those in the text as it came.
-    here = [
-      unicodedata.normalize("NFC", text[slice(*place)]) if token == UNK else ""
-      for token, place in zip(found.ids, found.offsets, strict=True)
-    ]
+    here = [text[slice(*place)] if token == UNK else "" for token, place in zip(found.ids, found.offsets, strict=True)]
     words.append([*dict.fromkeys(filter(None, here[:limit]))][:slots] if given is None else given)
     number = {word: size + slot for slot, word in enumerate(words[-1])}
     ids.append([number.get(word, token) for word, token in zip(here, found.ids, strict=True)])
