@@ -20,6 +20,6 @@ from configs import translate_en_es
 
 def get_config():
   config = translate_en_es.get_config()
-  config.model.name = "nat/nano"
+  config.model = dict(name="nat/nano", scan=True, remat="dots_saveable")
   config.objective.name = "nat"
   return config

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, with small sizes, and is committed without what it puts out."""
+"""Notebooks run from top to bottom, with small sizes, and are committed without what they put out."""
 
 import base64
 import http.server
@@ -9,6 +9,7 @@ import sys
 import threading
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import nbformat
@@ -16,11 +17,43 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-FILE = Path(__file__).parents[1] / "notebooks" / "mae_and_vit.ipynb"
+FOLDER = Path(__file__).parents[1] / "notebooks"
+FILE = FOLDER / "mae_and_vit.ipynb"
 
 
-def read():
-  return nbformat.read(FILE, as_version=4)
+class Shows(NamedTuple):
+  """What a notebook leaves: how many pictures, words that it says, and, in its folder of runs, runs and files."""
+
+  pictures: int
+  words: tuple[str, ...]
+  folder: str
+  runs: tuple[str, ...]
+  files: tuple[str, ...] = ()
+
+
+NOTEBOOKS = {
+  "mae_and_vit.ipynb": Shows(
+    7,
+    ("pretrained encoder", "from the MAE"),
+    "notebook_small",
+    ("mae", "fine_tuned", "scratch"),
+    ("fine_tuned.safetensors",),
+  ),
+  "attention_to_transformer.ipynb": Shows(
+    9,
+    ("average of all", "third query", "beam   1.", "sentences/s"),
+    "notebook_attention_small",
+    ("kernel_regression", "distracted", "attentive", "transformer"),
+  ),
+}
+
+
+def read(file=FILE):
+  return nbformat.read(file, as_version=4)
+
+
+def test_every_notebook_is_run():
+  assert {*NOTEBOOKS} == {file.name for file in FOLDER.glob("*.ipynb")}
 
 
 def pictures(cell) -> list[np.ndarray]:
@@ -28,8 +61,9 @@ def pictures(cell) -> list[np.ndarray]:
   return [cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR) for text in encoded]
 
 
-def test_no_output_is_committed():
-  notebook = read()
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_output_is_committed(name):
+  notebook = read(FOLDER / name)
   nbformat.validate(notebook)
   assert set(notebook.metadata) == {"accelerator", "colab", "kernelspec", "language_info"}
   for cell in notebook.cells:
@@ -39,35 +73,43 @@ def test_no_output_is_committed():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_notebook_runs(tmp_path, monkeypatch, name):
   monkeypatch.setenv("ZOO_NOTEBOOK_SMALL", "1")
   monkeypatch.setenv("XLA_FLAGS", "")  # one device, code that is optimised
-  notebook = read()
+  notebook, wanted = read(FOLDER / name), NOTEBOOKS[name]
   NotebookClient(
     notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
   ).execute()
   code = [cell for cell in notebook.cells if cell.cell_type == "code"]
   assert all(cell.execution_count for cell in code)
-  drawing = [cell for cell in code if re.search(r"^(draw_rows\(|show\.)", cell.source, re.M)]
-  assert len(drawing) == 7
+  drawing = [
+    cell for cell in code if re.search(r"^(draw_rows\(|draw_panels\(|show\.|pictures\.|plt\.show)", cell.source, re.M)
+  ]
+  assert len(drawing) == wanted.pictures
   for cell in code:
     found = pictures(cell)
     assert len(found) == (cell in drawing), cell.source
     for picture in found:
       assert picture.shape[1] > 500 and len(np.unique(picture)) > 20, cell.source  # large, and not empty
   text = "".join(output.get("text", "") for cell in code for output in cell.outputs)
-  assert "pretrained encoder" in text and "from the MAE" in text
-  runs = tmp_path / "runs" / "notebook_small"
-  for run in ("mae", "fine_tuned", "scratch"):
+  assert all(words in text for words in wanted.words)
+  runs = tmp_path / "runs" / wanted.folder
+  for run in wanted.runs:
     assert list((runs / run / "checkpoints").iterdir()), run
-  assert (runs / "fine_tuned.safetensors").stat().st_size > 1e6
+  for file in wanted.files:
+    assert (runs / file).stat().st_size > 1e6
 
 
 # ---- The first cell, where the project is not installed ----
 
 
-def first_cell() -> str:
-  return next(cell.source for cell in read().cells if cell.cell_type == "code")
+def first_cell(file=FILE) -> str:
+  return next(cell.source for cell in read(file).cells if cell.cell_type == "code")
+
+
+def test_all_notebooks_begin_alike():
+  assert {first_cell(FOLDER / name) for name in NOTEBOOKS} == {first_cell()}
 
 
 def run_first_cell(monkeypatch, folder, **environment):

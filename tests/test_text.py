@@ -304,6 +304,8 @@ def test_packing_fills_rows_and_buckets_waste_less_than_padding():
     tokens = sum((batch[f"{side}_segment"] > 0).sum() for batch in batches for side in ("source", "target"))
     slots = sum(batch["source"].size + batch["target"].size for batch in batches)
     np.testing.assert_allclose(share[batching], 1 - tokens / slots)
+    assert pairs.unit == ("rows" if batching == "pack" else "pairs")
+    assert f"in batches of {pairs.padding_share(32, seed=3):.1%} padding" in pairs.about(32, seed=3)
   assert share["pack"] < 0.2 < share["bucket"] < 0.4 < share["pad"]
   assert rows["pack"] < rows["bucket"] / 3 and rows["bucket"] == rows["pad"]
 

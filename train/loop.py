@@ -185,6 +185,8 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
   _write_json(workdir / "config.json", saved)
 
   with metrics.Log(workdir, run.total_steps, first, run.data.unit) as log, StopSignal() as stop:
+    if hasattr(run.data, "about"):
+      notes.append(run.data.about(config.batch_size, config.seed))
     for text in notes:
       log.note(text)
     if found:

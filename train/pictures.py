@@ -165,7 +165,7 @@ def _kernel_widths(run, variables, workdir, images, *, path):
   return show.kernel_widths(widths, errors, width=width, average=average, names=points.table.names, path=path)
 
 
-def _pair(run, shortest: int = 8, longest: int = 16) -> tuple[str, str]:
+def _pair(run, shortest: int = 6, longest: int = 10) -> tuple[str, str]:
   """A text and its translation that one can look through: the first of so many words, or the first of all."""
   if not hasattr(run.data, "references"):
     raise ValueError(f"{run.config.data.name} are no texts with translations; the picture is for those")

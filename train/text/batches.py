@@ -119,7 +119,6 @@ class TokenPairs:
   buckets = 1
   too_long = "drop"
   copy_slots = 0
-  unit = "pairs"  # what the speed of training is counted in
   skip_corrupt = False  # a damaged file is an error: a text that cannot be read cannot be left out by itself
 
   def __post_init__(self):
@@ -234,6 +233,11 @@ class TokenPairs:
     return {"pairs": len(corpus), "empty": corpus.empty, "too_long": corpus.too_long}
 
   @property
+  def unit(self) -> str:
+    """What the speed of training is counted in: rows of a batch, which are pairs unless they are packed."""
+    return "rows" if self.batching == "pack" else "pairs"
+
+  @property
   def num_train(self) -> int:
     """Rows in an epoch: pairs, or, where they are packed, rows full of them."""
     return len(self._rows[1])
@@ -268,6 +272,14 @@ class TokenPairs:
   def batch_shapes(self) -> list[tuple[int, int]]:
     """(S, T) of all batches that there are in training, the largest last."""
     return self._buckets[0]
+
+  def about(self, batch_size: int, seed: int) -> str:
+    """What is trained on, in a line for the log."""
+    counts, share = self.counts(), self.padding_share(batch_size, seed)
+    text = f"{counts['pairs']:,} pairs ({counts['empty']:,} empty and {counts['too_long']:,} too long ones not counted)"
+    if self.too_long == "cut":
+      text = f"{counts['pairs']:,} pairs ({counts['empty']:,} empty ones not counted, {counts['too_long']:,} cut)"
+    return f"{text} in batches of {share:.1%} padding"
 
   def padding_share(self, batch_size: int, seed: int = 0, epoch: int = 0) -> float:
     """Which part of an epoch's batches, source and target, is padding."""
