@@ -31,9 +31,14 @@ def step(memory, cache, token_B, index):
   return memory[row, index, written[row, index]], written
 
 
-def run(method, logits, **options):
-  function = functools.partial(method, step, **SPECIAL, **options)
-  decoded = jax.jit(function)(jnp.asarray(logits), jnp.zeros((len(logits), LENGTH), jnp.int32))
+@functools.cache
+def compiled(method, **options):
+  return jax.jit(functools.partial(method, step, **SPECIAL, **options))
+
+
+def run(method, logits, key=(), **options):
+  arrays = jnp.asarray(logits), jnp.zeros((len(logits), LENGTH), jnp.int32)
+  decoded = compiled(method, **options)(*arrays, *([key] if method is decode.sample else []))
   return np.asarray(decoded.token_BNT), np.asarray(decoded.score_BN)
 
 

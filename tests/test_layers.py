@@ -114,7 +114,7 @@ def test_queries_share_keys_and_values():
   """As many heads with their keys and values repeated."""
   x = draw(2, 5, 8)
   (out, weights, cache), p = run(layers.Attention(heads=4, kv_heads=2), x)
-  assert cache.k_BSKH.shape == (2, 5, 2, 2) and p["k"]["kernel"].shape == (8, 2, 2)
+  assert cache.k_BKSH.shape == (2, 2, 5, 2) and p["k"]["kernel"].shape == (8, 2, 2)
   repeated = jax.tree.map(lambda a: np.repeat(a, 2, -2), {m: p[m] for m in ("k", "v")})
   wanted, wanted_weights = attention(x, x, p | repeated)
   np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-5)
@@ -126,7 +126,7 @@ def test_token_by_token_with_a_cache():
   layer = layers.Attention(heads=2)
   params = layer.init(KEY, x)
   whole, *_ = layer.apply(params, x, mask=masks.causal(5, 5))
-  cache = layers.Cache(*jnp.full((2, 2, 6, 2, 4), 7.0))  # longer than needed, and of what must not be seen
+  cache = layers.Cache(*jnp.full((2, 2, 2, 6, 4), 7.0))  # longer than needed, and of what must not be seen
   for i in range(5):
     mask = masks.causal(1, 6, i)
     out, _, cache = layer.apply(params, x[:, i : i + 1], mask=mask, cache=cache, index=jnp.int32(i))

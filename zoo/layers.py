@@ -58,10 +58,13 @@ def check_heads(width: int, heads: int) -> None:
 
 
 class Cache(NamedTuple):
-  """Keys and values [B, S, K, H] that later queries attend to."""
+  """Keys and values [B, K, S, H] that later queries attend to: in the order in which a head reads them.
 
-  k_BSKH: jax.Array
-  v_BSKH: jax.Array
+  Kept token by token, [B, S, K, H], they would all be reordered for each new token.
+  """
+
+  k_BKSH: jax.Array
+  v_BKSH: jax.Array
 
 
 class Attention(nn.Module):
@@ -121,21 +124,21 @@ class Attention(nn.Module):
       q_BTNH = positions.rotary(q_BTNH, position_BT)
     if cache is None or index is not None:
       y_BSD = x_BTD if y_BSD is None else y_BSD
-      new = Cache(project("k", kv_heads, y_BSD), project("v", kv_heads, y_BSD))
+      k_BSKH, v_BSKH = project("k", kv_heads, y_BSD), project("v", kv_heads, y_BSD)
       if self.rotary:
-        new = new._replace(k_BSKH=positions.rotary(new.k_BSKH, position_BT))
+        k_BSKH = positions.rotary(k_BSKH, position_BT)
+      new = Cache(k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2))
       if cache is None:
         cache = new
       else:
-        cache = jax.tree.map(lambda old, n: jax.lax.dynamic_update_slice_in_dim(old, n, index, 1), cache, new)
+        cache = jax.tree.map(lambda old, n: jax.lax.dynamic_update_slice_in_dim(old, n, index, 2), cache, new)
     if self.relative_length:
       table = self.param("relative", init.position, (2 * self.relative_length - 1, width // self.heads))
       scores = positions.relative_scores(q_BTNH, table)
       bias = scores if bias is None else bias + scores
     key = self.make_rng("dropout") if self.dropout and self.has_rng("dropout") else None
-    out_BTNH, weights = attend(
-      q_BTNH, cache.k_BSKH, cache.v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout, dropout_key=key
-    )
+    k_BSKH, v_BSKH = (a.swapaxes(1, 2) for a in cache)
+    out_BTNH, weights = attend(q_BTNH, k_BSKH, v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout, dropout_key=key)
     out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=init.dense, dtype=self.dtype, name="out")
     return out(out_BTNH), weights, cache
 

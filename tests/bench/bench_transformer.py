@@ -165,33 +165,35 @@ def their_decoding(directory: str, batch: int, length: int):
 
 
 def bench_decoding(options) -> None:
-  """Prints new tokens a second, and how many both sides agree on."""
+  """Prints for a large and a small model new tokens a second, and how many both sides agree on."""
   import torch
   import transformers
 
-  torch.manual_seed(0)
-  special = dict(pad_token_id=PAD, decoder_start_token_id=PAD, eos_token_id=EOS, forced_eos_token_id=None)
-  sizes = dict(d_model=512, encoder_attention_heads=8, decoder_attention_heads=8)
-  sizes |= dict(encoder_layers=6, decoder_layers=6, encoder_ffn_dim=2048, decoder_ffn_dim=2048)
-  config = transformers.MarianConfig(
-    vocab_size=VOCAB, max_position_embeddings=512, **sizes, **special, scale_embedding=True, activation_function="swish"
-  )
-  with tempfile.TemporaryDirectory() as directory:
-    transformers.MarianMTModel(config).save_pretrained(directory)
-    arguments = directory, options.sentences, options.length
-    sides = {"ours": timing.Apart(our_decoding, *arguments), "theirs": timing.Apart(their_decoding, *arguments)}
-    seconds = timing.in_turns(sides, options.rounds)
-  same = (sides["ours"].about == sides["theirs"].about).mean()
-  for side in sides.values():
-    side.close()
-  tokens = options.sentences * options.length
-  speed = {side: tokens / float(np.median(values)) for side, values in seconds.items()}
-  print(
-    f"transformer/base, greedy, {options.sentences} sentences, {options.length} tokens each, tokens per second: "
-    f"ours {speed['ours']:.0f}, Hugging Face {speed['theirs']:.0f}; "
-    f"ratio {timing.ratio(seconds['theirs'], seconds['ours'])}; {same:.1%} of the tokens are the same",
-    flush=True,
-  )
+  import zoo
+
+  for name in ("transformer/base", "transformer/nano"):
+    torch.manual_seed(0)
+    c = zoo.create(name, vocab=VOCAB).config
+    special = dict(pad_token_id=PAD, decoder_start_token_id=PAD, eos_token_id=EOS, forced_eos_token_id=None)
+    fields = {key: getattr(c, field) for field, key in zoo.family(name).HUGGINGFACE["fields"].items()}
+    fields |= {b: fields[a] for a, b in zoo.family(name).HUGGINGFACE["equal"].items()}
+    config = transformers.MarianConfig(**fields | special)
+    with tempfile.TemporaryDirectory() as directory:
+      transformers.MarianMTModel(config).save_pretrained(directory)
+      arguments = directory, options.sentences, options.length
+      sides = {"ours": timing.Apart(our_decoding, *arguments), "theirs": timing.Apart(their_decoding, *arguments)}
+      seconds = timing.in_turns(sides, options.rounds)
+    same = (sides["ours"].about == sides["theirs"].about).mean()
+    for side in sides.values():
+      side.close()
+    tokens = options.sentences * options.length
+    speed = {side: tokens / float(np.median(values)) for side, values in seconds.items()}
+    print(
+      f"{name}, greedy, {options.sentences} sentences, {options.length} tokens each, tokens per second: "
+      f"ours {speed['ours']:.0f}, Hugging Face {speed['theirs']:.0f}; "
+      f"ratio {timing.ratio(seconds['theirs'], seconds['ours'])}; {same:.1%} of the tokens are the same",
+      flush=True,
+    )
 
 
 def bench_packing(options) -> None:

@@ -310,7 +310,7 @@ class Model(nn.Module):
     _, aux = self.decode(first_B1, encoded)
     own, memory = zip(*(aux[f"block_{i:02d}/cache"] for i in range(c.decoder_depth)), strict=True)
     # Room for the tokens to come: what is not written yet is masked.
-    cache = jax.tree.map(lambda a: jnp.zeros((len(a), max_length, *a.shape[2:]), a.dtype), list(own))
+    cache = jax.tree.map(lambda a: jnp.zeros((*a.shape[:2], max_length, a.shape[3]), a.dtype), list(own))
     return dict(blocks=list(memory), source=source_BS, segment=encoded.segment_BS), cache
 
   def step(
@@ -327,7 +327,7 @@ class Model(nn.Module):
     Returns:
       logits [B, V] of the tokens at `index` + 1, and the cache with this token in it.
     """
-    length, position_11 = cache[0].k_BSKH.shape[1], jnp.full((1, 1), index)
+    length, position_11 = cache[0].k_BKSH.shape[2], jnp.full((1, 1), index)
     x_B1D = self._embed(token_B[:, None], position_11, "target")
     shared = Context(
       mask=masks.causal(1, length, index),
