@@ -106,6 +106,16 @@ def test_stopping_early_changes_nothing(penalty, alpha):
     np.testing.assert_allclose(ours[1], plain[1], rtol=1e-6)
 
 
+def test_stopping_early_waits_for_what_may_yet_win():
+  """An end that scores best of all that are as long; a penalty for being short lets the longer one overtake it."""
+  logits = np.full((1, LENGTH, VOCAB, VOCAB), -1e9, np.float32)
+  logits[:, 0, BOS, [EOS, WORDS]] = 1.5, 0.0
+  logits[:, 1:-1, WORDS, WORDS] = logits[:, -1, WORDS, EOS] = 0.0
+  tokens, scores = run(decode.beam_search, logits, beam=1, alpha=2.0, penalty="power")
+  assert tokens.ravel().tolist() == [*[WORDS] * (LENGTH - 1), EOS]
+  np.testing.assert_allclose(scores, -np.log(1 + np.exp(1.5)) / LENGTH**2, rtol=1e-5)
+
+
 def test_stopping_early_stops():
   """Where the end is certain at once, one step is enough."""
   logits = language()
