@@ -15,7 +15,8 @@ def get_config():
     augment=(
       dict(name="rand_augment", layers=2, magnitude=9, deviation=0.5),
       dict(name="random_erasing", probability=0.25, **PIXELS),
-    )
+    ),
+    interpolation="bicubic",
   )
   config.model = dict(
     name="vit/b16",

@@ -11,7 +11,7 @@ from configs._imagenet import PIXELS, imagenet, steps
 
 
 def get_config():
-  config = imagenet(area=(0.2, 1.0))
+  config = imagenet(area=(0.2, 1.0), interpolation="bicubic")
   config.model = dict(name="mae/b16", scan=True, dtype="bfloat16")
   config.objective = dict(name="mae", mask_ratio=0.75, normalise_patches=True, **PIXELS)
   config.batch_size = 4096

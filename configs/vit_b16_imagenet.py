@@ -1,7 +1,8 @@
 """ViT-B/16 on ImageNet-1k, 300 epochs, with AugReg's "medium2" regularisation. Recipe, not run by us.
 
 After Steiner et al. 2022, "How to train your ViT?"; its RandAugment goes to magnitude 15, ours ends at 10. Published
-for ViT-B/16 trained on ImageNet-1k alone: 77.9 % top-1, after fine-tuning at 384 px (Dosovitskiy et al. 2021, table 5).
+for ViT-B/16 trained on ImageNet-1k alone: 77.9 % top-1, after fine-tuning at 384 px (Dosovitskiy et al. 2021, table 5),
+for which there is no config here.
 
     zoo prepare imagenet2012 --data-dir data
     zoo train vit_b16_imagenet --workdir runs/vit_b16

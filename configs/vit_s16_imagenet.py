@@ -2,6 +2,8 @@
 
 Published: 76.5 % top-1 in 90 epochs (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k"), 6 to 7 hours
 on a TPU v3-8. Weight decay 0.0001 there is not times the learning rate; here it is, hence 0.1.
+What is not as in the released code: the classifier has no hidden layer, and RandAugment's operations have the
+ranges of timm.
 
     zoo prepare imagenet2012 --data-dir data
     zoo train vit_s16_imagenet --workdir runs/vit_s16
@@ -11,7 +13,8 @@ from configs._imagenet import imagenet
 
 
 def get_config():
-  config = imagenet(augment=(dict(name="rand_augment", layers=2, magnitude=10, deviation=0.0, probability=1.0),))
+  augment = (dict(name="rand_augment", layers=2, magnitude=10, deviation=0.0, probability=1.0),)
+  config = imagenet(area=(0.05, 1.0), augment=augment)
   config.model = dict(name="vit/s16", pool="gap", class_token=False, positions="sincos_2d", scan=True, dtype="bfloat16")
   config.objective = dict(name="classify", mixup=0.2, mean=(0.5,), std=(0.5,))
   config.batch_size = 1024

@@ -2,12 +2,14 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import configs
 import zoo
@@ -105,3 +107,57 @@ def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
   encoder = unstack_params(variables["params"]["encoder"])
   for path, leaf in flatten(encoder).items():
     np.testing.assert_array_equal(leaf, flatten(pretrained["params"]["encoder"])[path], err_msg=path)
+
+
+# ---- What can be known to be wrong before the first step ----
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    (["model=vit/nano4"], "config.model is 'vit/nano4'; wanted its keys by themselves, such as model.name=vit/nano4"),
+    (["evals.test=3"], "config.evals.test is 3; wanted its keys by themselves, such as evals.test.name=3"),
+    (["evals={'t': {'every': 3}}"], r"config.evals.t is \{'every': 3\}; wanted a name"),
+    (["parallel.tensor=0"], "the mesh has {'tensor': 0}; wanted at least 1"),
+    (["pictures=('lss_curve',)"], "unknown picture 'lss_curve'; did you mean 'loss_curve'"),
+    (["pictures=('alignment',)"], "alignment is a picture of texts with translations, and images are none"),
+    (["objective={'name': 'classify'}", "model={'name': 'vit/nano4'}"], "vit/nano4 does not reconstruct"),
+    (["ema_decay=2.0"], "ema_decay is 2.0; wanted 0 <= ema_decay < 1"),
+    (["optimizer.learning_rate=-1.0"], "learning_rate is -1.0; wanted 0 or more"),
+    (["optimizer.warmup=1.5"], "warmup is 1.5; wanted a share of all steps, below 1, or a whole number"),
+    (["checkpoint.every=-1"], "config.checkpoint.every is -1; wanted at least 0"),
+    (["checkpoint.best=test/acuracy"], "no metric 'test/acuracy'.*There are: test/loss"),
+    (["--json", "/nowhere/at/all.json"], "cannot write /nowhere/at/all.json"),
+  ],
+)
+def test_what_cannot_be_is_told_in_one_message(tmp_path, capsys, overrides, message):
+  tiny = str(Path(__file__).with_name("tiny_config.py"))
+  shorter = ["steps=1", "evals.test.every=1", "pictures=('reconstructions',)"]
+  # The last word on a key counts; what replaces all evaluations comes before what changes one of them.
+  given = [o for o in shorter if not any(o.partition("=")[0].startswith(x.partition("=")[0]) for x in overrides)]
+  assert cli.main(["train", tiny, *given, *overrides, "--workdir", str(tmp_path / "run")]) == 2
+  error = capsys.readouterr().err
+  assert re.search(message, error) and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+  ("name", "options", "message"),
+  [
+    ("classify", dict(label_smoothing=2.0), "label_smoothing is 2.0; wanted 0 <= label_smoothing < 1"),
+    ("classify", dict(mixup=-1.0), "mixup is -1.0; wanted at least 0"),
+    ("translate", dict(scheduled_sampling=1.0), "scheduled_sampling is 1.0"),
+    ("translate", dict(guided_attention=-1.0), "guided_attention is -1.0; wanted at least 0"),
+    ("nat", dict(label_smoothing=-0.1), "label_smoothing is -0.1"),
+  ],
+)
+def test_shares_and_weights_out_of_range(name, options, message):
+  with pytest.raises(ValueError, match=f"config.objective: {message}"):
+    program.make_objective(ConfigDict(dict(name=name, **options)))
+
+
+def test_a_misspelt_key_in_a_file_names_the_nearest(tmp_path):
+  (tmp_path / "mine.py").write_text(
+    "from train.config import defaults\ndef get_config():\n  c = defaults()\n  c.batch_sise = 3\n  return c\n"
+  )
+  with pytest.raises(ValueError, match=r"mine.py: config has no 'batch_sise'; did you mean 'batch_size'"):
+    configuration.load(str(tmp_path / "mine.py"))

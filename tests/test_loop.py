@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 import zoo
+from train import cli, loop, pictures, program
 from train import config as configuration
-from train import loop, pictures, program
 from train.objectives import mae
 from zoo.weights.read import read
 
@@ -295,6 +295,19 @@ def test_evaluation_counts_every_example_once_on_eight_devices(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  ("every", "limit", "what"), [(0, 8, "cannot write"), (10, 16, "a checkpoint could not be written")]
+)
+def test_a_disk_that_fills_up_is_told_last(environment, tmp_path, every, limit, what):
+  """No file may be larger than so many KiB, which a full disk is like."""
+  command = f"{sys.executable} -m train train {CONFIG} checkpoint.every={every} --workdir {tmp_path}"
+  shell = ["bash", "-c", f"ulimit -f {limit}; exec {command}"]
+  done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 2
+  assert what in done.stderr.split("zoo: ")[-1]
+
+
+@pytest.mark.slow
 def test_a_run_is_opened_evaluated_and_loaded_by_other_code(opened, whole):
   run, variables, step = opened
   logged = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
@@ -304,6 +317,24 @@ def test_a_run_is_opened_evaluated_and_loaded_by_other_code(opened, whole):
   model, loaded = zoo.load(whole, average=True)
   assert model.config.width == 16
   jax.tree.map(np.testing.assert_array_equal, loaded["params"], jax.device_get(variables["params"]))
+
+
+def test_a_run_is_evaluated_and_shown_by_the_command(whole, tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert cli.main(["eval", "--json", "result.json", str(whole), "test"]) == 0
+  logged = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+  last = [line["test/loss"] for line in logged if "test/loss" in line][-1]
+  found = json.loads((tmp_path / "result.json").read_text())
+  assert found["step"] == STEPS and found["test"]["loss"] == pytest.approx(last, rel=1e-4)
+  assert found["test"]["examples"] == 50 and f"{found['test']['loss']:.5g}" in capsys.readouterr().out
+  Image.fromarray(np.arange(40 * 40, dtype=np.uint8).reshape(40, 40)).save("mine.png")
+  assert cli.main(["show", str(whole), "--out", "drawn", "--image", "mine.png", "reconstructions"]) == 0
+  assert capsys.readouterr().out.split() == ["drawn/reconstructions_mine.png"]
+  assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["reconstructions_mine.png"]
+  assert cli.main(["show", str(whole), "--image", "mine.png", "loss_curve"]) == 2
+  assert "--image is for reconstructions" in capsys.readouterr().err
+  assert cli.main(["eval", str(whole), "tset"]) == 2
+  assert "no evaluation 'tset'; did you mean 'test'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["loss_curve", "position_similarity", *pictures.OF_IMAGES])
@@ -321,7 +352,7 @@ def test_pictures_that_cannot_be(opened, whole, tmp_path):
     pictures.draw("loss_curves", run, variables, whole, tmp_path / "x.png")
   for names, what in ((pictures.OF_POINTS, "points"), (pictures.OF_TEXTS, "texts with translations")):
     for name in names:
-      with pytest.raises(ValueError, match=f"images are no {what}"):
+      with pytest.raises(ValueError, match=f"picture of {what}, and images are none"):
         pictures.draw(name, run, variables, whole, tmp_path / "x.png")
   vit = loop.Run(load("model={'name': 'vit/nano4', 'depth': 1}", "objective={'name': 'classify'}", "evals={}"))
   with pytest.raises(ValueError, match="vit/nano4 does not reconstruct"):

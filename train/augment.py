@@ -170,11 +170,10 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
   Raises:
     CorruptImage: nothing can be decoded.
   """
+  if not encoded:
+    raise CorruptImage("no bytes at all")
   flags = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
-  try:
-    picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-  except cv2.error as error:  # no bytes at all
-    raise CorruptImage(str(error)) from error
+  picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
   if picture is None:
     raise CorruptImage(f"{len(encoded)} bytes, beginning with {encoded[:8]!r}, that are no image OpenCV can decode")
   return picture.reshape(*picture.shape[:2], channels)

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from zoo.axes import flatten
-from zoo.errors import nearest
+from zoo.errors import Unwritable, nearest
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
 
@@ -46,8 +46,9 @@ class Checkpoints:
   ):
     if mode not in ("max", "min"):
       raise ValueError(f"config.checkpoint.mode is {mode!r}{nearest(mode, ('max', 'min'))}")
-    if keep < 1:
-      raise ValueError(f"config.checkpoint.keep is {keep}; wanted at least 1")
+    for key, value, least in (("keep", keep, 1), ("every", every, 0)):
+      if value < least:
+        raise ValueError(f"config.checkpoint.{key} is {value}; wanted at least {least}")
     self.workdir, self.every, self.keep, self.best, self.note = Path(workdir), every, keep, best, note
     self.read_only = read_only
     self.directory = self.workdir / "checkpoints"
@@ -114,10 +115,10 @@ class Checkpoints:
     except (OSError, ValueError, RuntimeError) as error:
       raise self._unwritten(error) from error
 
-  def _unwritten(self, error: Exception) -> ValueError:
+  def _unwritten(self, error: Exception) -> Unwritable:
     self._manager.reload()  # forgets the one that was to be written
     whole = self.steps
-    return ValueError(
+    return Unwritable(
       f"a checkpoint could not be written to {self.directory}: {error}. "
       + (f"The last whole one is of step {whole[-1]}." if whole else "There is none before it.")
     )

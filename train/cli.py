@@ -5,6 +5,7 @@ import glob
 import importlib.util
 import inspect
 import json as json_module
+import logging
 import os
 import platform
 import re
@@ -24,33 +25,44 @@ def main(argv: list[str] | None = None) -> int:
   """Runs `zoo VERB ...`; errors that tell what to do are printed without a traceback."""
   parser = argparse.ArgumentParser(prog="zoo", description=__doc__.partition("\n")[0])
   verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+  parsers = {}
   for function, arguments in VERBS.items():
-    verb = verbs.add_parser(function.__name__, help=function.__doc__.partition("\n")[0], description=function.__doc__)
+    doc = function.__doc__
+    verb = verbs.add_parser(function.__name__, help=doc.partition("\n")[0], description=doc)
+    parsers[function.__name__] = verb
     for names, options in arguments.items():
       verb.add_argument(*names.split(), **options)
     verb.set_defaults(function=function)
   # Overrides may stand anywhere, also between and after the options.
   argv = sys.argv[1:] if argv is None else argv
   overrides = [word for word in argv if _OVERRIDE.match(word)]
-  options = vars(parser.parse_args([word for word in argv if word not in overrides]))
+  words = [word for word in argv if word not in overrides]
+  # Whatever has no option's name may stand anywhere too, which argparse has for a verb but not for the choice of one.
+  known = words and words[0] in parsers
+  options = vars(parsers[words[0]].parse_intermixed_args(words[1:]) if known else parser.parse_args(words))
   function = options.pop("function")
-  del options["verb"]
   if "overrides" in inspect.signature(function).parameters:
     options["overrides"] = overrides
   elif overrides:
     parser.error(f"zoo {function.__name__} takes no {overrides[0]!r}")
   _quiet()
   try:
+    if options.get("json"):
+      _check_writable(options["json"])
     return function(**options) or 0
   except ValueError as error:
-    print(f"zoo: {error}", file=sys.stderr)
+    from zoo.errors import Unwritable
+
+    print(f"zoo: {error}", file=sys.stderr, flush=True)
+    if isinstance(error, Unwritable):
+      os._exit(2)  # what libraries have left to write, they would try again, and print a traceback each
     return 2
   except KeyboardInterrupt:  # before or after training, which stops by itself and saves
     print("zoo: interrupted", file=sys.stderr)
     return 130
 
 
-def train(config, overrides, workdir, no_resume, override_config, distributed, json):
+def train(config, overrides, workdir, resume, override_config, distributed, json):
   """Train, or go on with the run in the work directory."""
   _join(distributed)
   import jax
@@ -60,7 +72,7 @@ def train(config, overrides, workdir, no_resume, override_config, distributed, j
 
   loaded = configuration.load(config, overrides)
   workdir = Path(workdir or Path("runs") / Path(config).stem)
-  result = loop.train(loaded, workdir, resume=not no_resume, override_config=override_config)
+  result = loop.train(loaded, workdir, resume=resume, override_config=override_config)
   if jax.process_index():  # one of several tells
     return
   if result["stopped"]:
@@ -144,10 +156,16 @@ def show(source, what, image, out, overrides):
 
   run, variables, _ = loop.open_run(source, overrides)
   variables = run.parallel.host(variables)
+  what = what or run.config.pictures
+  for name in what:
+    pictures.check(name, run)
+  if image is not None and not set(what) <= {*pictures.OF_IMAGES}:
+    raise ValueError(f"--image is for {', '.join(pictures.OF_IMAGES)}; wanted are {', '.join(what)}")
   images = None if image is None else pictures.read_image(image, run.data)
   folder = Path(source) if Path(source).is_dir() else Path(".")
-  for name in what or run.config.pictures:
-    path = Path(out or folder) / f"{name}.png"
+  for name in what:
+    # A picture of one's own does not take the place of the run's.
+    path = Path(out or folder) / (f"{name}.png" if image is None else f"{name}_{Path(image).stem}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.draw(name, run, variables, folder, path, images)
     print(path)
@@ -178,7 +196,7 @@ def models(pattern, json):
 
 
 def plan(config, overrides, tpu, json):
-  """Compile a config's training step for a TPU that need not be here; print memory, FLOPs, and whether it fits."""
+  """Compile a config's step for a TPU that need not be here; print memory, FLOPs, and whether it fits (else exit 1)."""
   os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu can compile for a described TPU or drive a real one, not both
   from train import config as configuration
   from train import plan
@@ -186,6 +204,7 @@ def plan(config, overrides, tpu, json):
   result = plan.plan(configuration.load(config, overrides), tpu)
   _console().print(result.table())
   _write(json, result.as_dict())
+  return 0 if result.memory.fits else 1
 
 
 def prepare(name, data_dir, source, vocab_size, tokenizer):
@@ -280,7 +299,11 @@ VERBS: Mapping = {
   train: _CONFIG
   | {
     "--workdir": dict(metavar="DIR", help="for checkpoints, metrics and pictures; runs/CONFIG if not given"),
-    "--no-resume": dict(action="store_true", help="refuse to go on with a run that is already in the work directory"),
+    "--resume": dict(
+      action=argparse.BooleanOptionalAction,
+      default=True,
+      help="go on with the run that is in the work directory, if there is one; or refuse to",
+    ),
     "--distributed": dict(
       nargs="?",
       const="auto",
@@ -353,10 +376,12 @@ def _join(distributed: str | None) -> None:
 
 
 def _print_results(result: dict, workdir: Path) -> None:
+  from train.metrics import number
+
   table = Table(box=None, show_header=False)
   for name, values in result.items():
     if isinstance(values, dict) and name != "pictures":
-      table.add_row(name, "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+      table.add_row(name, "  ".join(f"{key} {number(value)}" for key, value in values.items()))
   table.add_row("checkpoint", str(workdir / "checkpoints" / str(result["step"])))
   table.add_row("metrics", f"{workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}")
   for name, path in result.get("pictures", {}).items():
@@ -369,6 +394,12 @@ def _console() -> Console:
   if not console.is_terminal:  # a file has no width to cut at
     console = Console(highlight=False, soft_wrap=True, width=200)
   return console
+
+
+def _check_writable(path: str) -> None:
+  """Before hours of work whose result could not be written."""
+  if not os.access(Path(path).parent, os.W_OK) or Path(path).is_dir():
+    raise ValueError(f"cannot write {path}: no such directory, or not a file that may be written")
 
 
 def _write(path: str | None, value) -> None:
@@ -384,3 +415,5 @@ def _quiet() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+  # Where Orbax cannot write an array, the others' failures are not asked for: one error tells of all.
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import importlib.util
 import pkgutil
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -92,7 +93,12 @@ def load(source: str, overrides: Iterable[str] = ()) -> ConfigDict:
   spec.loader.exec_module(module)
   try:
     config = module.get_config()
-  except (KeyError, AttributeError, TypeError) as error:
+  except (KeyError, AttributeError) as error:
+    # The library tells the whole config with the wrong key.
+    wrong = re.search(r'Key "(\w+)"', str(error))
+    what = f"config has no {wrong[1]!r}{nearest(wrong[1], defaults())}" if wrong else error
+    raise ValueError(f"{path}: {what}") from error
+  except TypeError as error:
     raise ValueError(f"{path}: {error}") from error
   for override in overrides:
     apply(config, override)
@@ -123,6 +129,9 @@ def apply(config: ConfigDict, override: str) -> None:
     node = node[key]
   if not isinstance(node, ConfigDict) or (node.is_locked and keys[-1] not in node):
     raise ValueError(f"config has no {path!r}{nearest(keys[-1], _keys(node))}")
+  if isinstance(node.get(keys[-1]), ConfigDict) and not isinstance(value, dict):
+    inside = "name" if "name" in node[keys[-1]] else next(iter(node[keys[-1]]), "name")
+    raise ValueError(f"config.{path} is {value!r}; wanted its keys by themselves, such as {path}.{inside}={value}")
   try:
     # A component's schema is a signature, which is looked at when it is made; types are checked here for the rest.
     with node.ignore_type() if keys[0] in COMPONENTS else contextlib.nullcontext():

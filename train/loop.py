@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections import deque
@@ -52,6 +53,8 @@ class Run(Program):
     self.data = data.make(config.data.name, **configuration.kwargs(config.data))
     super().__init__(config, self._count_steps(config))
     self.data.check_fit(self.model.config, self.objective)
+    for name in config.pictures:
+      pictures.check(name, self)
 
   def make_evaluations(self) -> dict[str, evaluate.Evaluation]:
     """Those of the config, by their names there."""
@@ -62,6 +65,9 @@ class Run(Program):
     ]
     made = {}
     for name, component in self.config.evals.items():
+      if not isinstance(component, ConfigDict) or "name" not in component:
+        given = component.to_dict() if isinstance(component, ConfigDict) else component
+        raise ValueError(f"config.evals.{name} is {given!r}; wanted a name and its arguments, such as name='loss'")
       if component.name not in known:
         raise ValueError(f"config.evals.{name}: unknown evaluation {component.name!r}{nearest(component.name, known)}")
       make = getattr(evaluate, component.name)
@@ -69,6 +75,18 @@ class Run(Program):
       check_call(make, options, f"config.evals.{name} ({component.name})", given=("run",))
       made[name] = make(self, **options)
     return made
+
+  def about(self) -> str:
+    """What is trained, on what and where, in a line for the log."""
+    devices = jax.devices()
+    parts = [
+      f"{self.config.model.name}, {plan.count_parameters(self.abstract_state().params):,} parameters",
+      f"on {len(devices)} x {devices[0].device_kind}",
+      f"{self.total_steps:,} steps of {self.batch_size:,} {self.data.unit}",
+    ]
+    if hasattr(self.data, "about"):
+      parts.append(self.data.about(self.batch_size, self.config.seed))
+    return "; ".join(parts)
 
   def _count_steps(self, config: ConfigDict) -> int:
     if config.epochs < 0 or config.steps < 0 or bool(config.epochs) == bool(config.steps):
@@ -161,7 +179,8 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
     override_config: go on even if the run was made with another config.
 
   Returns:
-    the last metrics of every evaluation, "step", and "stopped" (the signal's name, or "").
+    the last metrics of every evaluation, "step", "stopped" (the signal's name, or ""), and "speed", what
+    `metrics.Meter` read last.
 
   Raises:
     ValueError: anything wrong with config, data, work directory or checkpoints.
@@ -185,8 +204,7 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
   _write_json(workdir / "config.json", saved)
 
   with metrics.Log(workdir, run.total_steps, first, run.data.unit) as log, StopSignal() as stop:
-    if hasattr(run.data, "about"):
-      notes.append(run.data.about(config.batch_size, config.seed))
+    notes.append(run.about())
     for text in notes:
       log.note(text)
     if found:
@@ -220,8 +238,13 @@ def open_run(source: str, overrides: Iterable[str] = ()) -> tuple[Run, dict, int
     if len(workdir.parts) > 1 and not workdir.suffix:
       raise ValueError(f"there is no run in {source}, and no such directory")
     run = Run(configuration.load(source, overrides))
+    if not run.config.init.path:
+      print(f"{source} names no weights (init.path): these parameters are random", file=sys.stderr)
     return run, eval_variables(run.start()), 0
-  config = configuration.restore(json.loads((workdir / "config.json").read_text()))
+  try:
+    config = configuration.restore(json.loads((workdir / "config.json").read_text()))
+  except (ValueError, KeyError, AttributeError) as error:
+    raise ValueError(f"{workdir / 'config.json'} is no config of a run: {error}") from error
   overrides = list(overrides)
   given = any(override.startswith("init.path=") for override in overrides)
   if given:
@@ -247,16 +270,13 @@ def _loop(
   evaluations = run.make_evaluations()
   key = parallel.put(rng.root(config.seed, config.prng))
   source = run.data.train_batches(run.batch_size, config.seed, first, jax.process_index(), jax.process_count())
-  corrupt = 0  # examples left out so far, where the config asks for that
+  count_invalid = jax.jit(lambda valid: (~valid).sum())
+  speed: dict = {}
+  corrupt = int((checkpoints.newest_meta() or {}).get("corrupt", 0)) if first else 0
   results: dict = {}
   judge = checkpoints.best.partition("/")[0]
   if judge and judge not in evaluations:
     raise ValueError(f"config.checkpoint.best: no evaluation {judge!r}{nearest(judge, evaluations)}")
-
-  def put(batch: dict) -> dict:
-    nonlocal corrupt
-    corrupt += int((~batch["valid"]).sum())
-    return parallel.put_batch(batch)
 
   def finish_step(step: int, values) -> None:
     # The gradient too: a checkpoint of what it makes of the parameters would not be a good one.
@@ -268,28 +288,34 @@ def _loop(
     epoch, place = divmod(step * run.batch_size, run.data.num_train)
     position = dict(examples=step * run.batch_size, epoch=epoch, place=place, seed=config.seed)
     flat = {f"{name}/{k}": v for name, values in results.items() for k, v in values.items()}
-    meta = dict(step=step, config=saved, data=position, metrics=flat)
+    meta = dict(step=step, config=saved, data=position, metrics=flat, corrupt=corrupt)
     checkpoints.save(parallel.gather(state), meta, flat)
 
   def run_evaluations(step: int, state: State) -> None:
     for name, (every, function) in evaluations.items():
       if step == run.total_steps or (every and step % every == 0):
         with meter.pause():
+          log.status(f"evaluating: {name}")
           results[name] = function(eval_variables(state))
         log.eval(step, name, results[name])
+        if name == judge and checkpoints.best not in (known := {f"{name}/{k}": v for k, v in results[name].items()}):
+          raise ValueError(f"config.checkpoint.best: no metric {checkpoints.best!r}{nearest(checkpoints.best, known)}")
 
   meter = metrics.Meter(run.batch_size, 2 * run.count_macs(), run.data.unit)
   programs = {}  # one for each shape of a batch; images have but one
   pending: deque = deque()
   step = first
-  with contextlib.closing(sharding.prefetch(source, put)) as batches:
+  with contextlib.closing(sharding.prefetch(source, parallel.put_batch)) as batches:
     while step < run.total_steps and not stop.now(step):
       with meter.waiting():
         batch = next(batches)
       shapes = tuple(array.shape for array in batch.values())
       if shapes not in programs:
+        log.status("compiling the step")
         with meter.compiling():
           programs[shapes] = parallel.compile(run.step(axis=parallel.axis)).lower(state, batch, key).compile()
+      if run.data.skip_corrupt:  # examples left out so far, of all processes
+        corrupt += int(count_invalid(batch["valid"]))
       state, values = programs[shapes](state, batch, key)
       step += 1
       meter.step()
@@ -306,7 +332,8 @@ def _loop(
         scalars = {k: float(v) for k, v in parallel.host(values).items()}
         if run.data.skip_corrupt:
           scalars[f"corrupt_{run.data.unit}"] = corrupt
-        log.train(step, scalars | {"learning_rate": float(run.schedule(step - 1))} | meter.read())
+        speed |= (latest := meter.read())
+        log.train(step, scalars | {"learning_rate": float(run.schedule(step - 1))} | latest)
       results.clear()  # a checkpoint is judged by its own step's metrics
       if evaluating:
         run_evaluations(step, state)
@@ -323,6 +350,7 @@ def _loop(
   return state, {
     "step": step,
     "stopped": stop.name if step < run.total_steps else "",
+    "speed": speed,
     **{k: dict(v) for k, v in results.items()},
   }
 

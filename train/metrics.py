@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
 
 from train.plan import peak_flops
+from zoo.errors import Unwritable
 
 FILE = "metrics.jsonl"
 
@@ -63,8 +64,9 @@ def _scalars(metrics: Mapping, prefix: str) -> dict[str, float]:
   return {k: v.item() for k, v in values.items()}
 
 
-def _number(value: float) -> str:
-  return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def number(value: float) -> str:
+  """A number as one reads it: four digits, or all before the point."""
+  return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 class Log:
@@ -135,7 +137,7 @@ class Log:
     self._began = self._began or (time.monotonic(), step)
     parts = [f"loss {float(metrics['loss']):.4g}"] if "loss" in metrics else []
     if (speed := f"{self.unit}_per_second") in metrics:
-      parts.append(f"{_number(float(metrics[speed]))} {self.unit}/s")
+      parts.append(f"{number(float(metrics[speed]))} {self.unit}/s")
     seconds, steps = time.monotonic() - self._began[0], step - self._began[1]
     if steps > 0:
       left = timedelta(seconds=round(seconds / steps * (self.total_steps - step)))
@@ -153,7 +155,7 @@ class Log:
       return
     values = _scalars(metrics, name)
     self._write(values)
-    self._print(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+    self._print(f"step {step}  " + "  ".join(f"{k} {number(v)}" for k, v in values.items()))
 
   def note(self, text: str) -> None:
     """A sentence for whoever reads the log; shown above the bar."""
@@ -162,14 +164,20 @@ class Log:
     self._write({"note": text})
     self._print(text)
 
+  def status(self, text: str) -> None:
+    """What is being done that takes its time, beside the bar; nothing where there is no terminal."""
+    if self._progress:
+      self._progress.update(self._task, status=text)
+
   def close(self) -> None:
     """Ends the bar and the files; a second call does nothing."""
     if self._file is None:
       return
     if self._progress:
       self._progress.stop()
-    self._file.close()
-    self._events.close()
+    with contextlib.suppress(OSError):  # on a full disk; what there was to say of that has been said
+      self._file.close()
+      self._events.close()
     self._file = None
 
   def __enter__(self) -> "Log":
@@ -183,8 +191,14 @@ class Log:
     self.console.print(text, markup=False, soft_wrap=True)
 
   def _write(self, values: Mapping) -> None:
-    self._file.write(_line({"step": self.step} | dict(values)))
-    self._file.flush()  # from here on a killed process loses nothing
+    try:
+      self._file.write(_line({"step": self.step} | dict(values)))
+      self._file.flush()  # from here on a killed process loses nothing
+    except OSError as error:
+      raise Unwritable(
+        f"cannot write {self._file.name}: {error.strerror}. When there is room again, the same command goes on at the "
+        "last checkpoint"
+      ) from error
     for key, value in values.items():
       if isinstance(value, str):
         self._events.add_text(key, value, self.step)

@@ -170,6 +170,12 @@ def make(
   """
   if name not in OPTIMIZERS:
     raise ValueError(f"unknown optimizer {name!r}{nearest(name, OPTIMIZERS)}")
+  fields = dict(learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, clip_norm=clip_norm)
+  faults = [f"{key} is {value}; wanted 0 or more" for key, value in fields.items() if value < 0]
+  if warmup > 1 and warmup != int(warmup):
+    faults.append(f"warmup is {warmup}; wanted a share of all steps, below 1, or a whole number of steps")
+  if faults:
+    raise ValueError("\n".join(f"config.optimizer: {fault}" for fault in faults))
   function, decay_argument, mask_argument = OPTIMIZERS[name]
   filled = tuple(a for a in ("learning_rate", decay_argument, mask_argument) if a)
   own = [n for n in inspect.signature(make).parameters if n not in ("params", "total_steps", "kwargs")]

@@ -37,13 +37,26 @@ def draw(
   Raises:
     ValueError: unknown name, or the model has nothing of the kind.
   """
-  if name not in PICTURES:
-    raise ValueError(f"unknown picture {name!r}{nearest(name, PICTURES)}")
+  check(name, run)
   if images is None and name in OF_IMAGES:
-    if not hasattr(run.data, "image_shape"):
-      raise ValueError(f"{name} is a picture of images, and {run.config.data.name} are none")
     images = examples(run.data)
   return PICTURES[name](run, variables, workdir, images, path=path)
+
+
+def check(name: str, run) -> None:
+  """Raises ValueError where there is no such picture, or none of such a run."""
+  if name not in PICTURES:
+    raise ValueError(f"unknown picture {name!r}{nearest(name, PICTURES)}")
+  needs = (
+    (OF_IMAGES, "image_shape", "images"),
+    (OF_POINTS, "table", "points"),
+    (OF_TEXTS, "references", "texts with translations"),
+  )
+  for names, attribute, what in needs:
+    if name in names and not hasattr(type(run.data), attribute):
+      raise ValueError(f"{name} is a picture of {what}, and {run.config.data.name} are none")
+  if name == "reconstructions" and not hasattr(run.objective, "mask_ratio"):
+    raise ValueError(f"{run.config.model.name} does not reconstruct; the picture is for masked autoencoders")
 
 
 def examples(data, count: int = 8) -> np.ndarray:
@@ -87,8 +100,6 @@ def _loss_curve(run, variables, workdir, images, *, path):
 
 def _reconstructions(run, variables, workdir, images, *, path):
   objective = run.objective
-  if not hasattr(objective, "mask_ratio"):
-    raise ValueError(f"{run.config.model.name} does not reconstruct; the picture is for masked autoencoders")
   return show.reconstructions(
     run.model,
     variables,
@@ -109,16 +120,9 @@ def _position_similarity(run, variables, workdir, images, *, path):
   return show.position_similarity(show.position_table(run.model, variables), path=path)
 
 
-def _points(run):
-  """The data of a run on points."""
-  if not hasattr(run.data, "table"):
-    raise ValueError(f"{run.config.data.name} are no points; the picture is for regression")
-  return run.data
-
-
 def predict(run, variables: dict, x_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """What a regression predicts at these x, in the units of its file: [T], and the attention weights [T, S]."""
-  points = _points(run)
+  points = run.data
   of_one = points.collate("train", np.zeros(1, int))
   x_1T = (x_T - points.origin).astype(np.float32)[None]
   y_1T, aux = jax.jit(run.model.apply)(variables, x_1T, of_one["keys"], of_one["values"])
@@ -138,7 +142,7 @@ def width_errors(points, split: str, widths: np.ndarray) -> np.ndarray:
 
 
 def _regression_curve(run, variables, workdir, images, *, path):
-  points = _points(run)
+  points = run.data
   splits = {split: points.split(split) for split in ("train", "test")}
   x = np.linspace(points.table.x.min(), points.table.x.max(), 1000)
   width = kernel_width(run.model.config, variables)
@@ -149,13 +153,13 @@ def _regression_curve(run, variables, workdir, images, *, path):
 
 
 def _attention_heat_map(run, variables, workdir, images, *, path):
-  points = _points(run)
+  points = run.data
   x_T, key_S = points.split("test")[0][:MOST], points.split("train")[0]
   return show.attention_heat_map(predict(run, variables, x_T)[1], x_T, key_S, name=points.table.names[0], path=path)
 
 
 def _kernel_widths(run, variables, workdir, images, *, path):
-  points = _points(run)
+  points = run.data
   x, y = points.split("train")
   widths = np.geomspace(np.ptp(x) / 1000, np.ptp(x), 60)
   errors = {"leaving one out": width_errors(points, "train", widths), "test": width_errors(points, "test", widths)}
@@ -167,8 +171,6 @@ def _kernel_widths(run, variables, workdir, images, *, path):
 
 def _pair(run, shortest: int = 6, longest: int = 10) -> tuple[str, str]:
   """A text and its translation that one can look through: the first of so many words, or the first of all."""
-  if not hasattr(run.data, "references"):
-    raise ValueError(f"{run.config.data.name} are no texts with translations; the picture is for those")
   pairs = run.data.references()
   return next((pair for pair in pairs if shortest <= len(pair[0].split()) <= longest), pairs[0])
 

@@ -29,6 +29,8 @@ class Program:
 
   def __init__(self, config: ConfigDict, total_steps: int):
     self.config, self.total_steps, self.batch_size = config, total_steps, config.batch_size
+    if not 0 <= config.ema_decay < 1:
+      raise ValueError(f"config.ema_decay is {config.ema_decay}; wanted 0 <= ema_decay < 1")
     self.model = zoo.create(config.model.name, **configuration.kwargs(config.model))
     self.objective = make_objective(config.objective)
     options = configuration.kwargs(config.optimizer)

@@ -31,6 +31,8 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
   """
   devices = jax.devices() if devices is None else devices
   sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
+  if wrong := {axis: n for axis, n in sizes.items() if n < 1 and (axis, n) != ("data", -1)}:
+    raise ValueError(f"the mesh has {wrong}; wanted at least 1 device along each axis, data=-1 for all that are left")
   if data == -1:
     sizes["data"] = max(len(devices) // (fsdp * tensor), 1)
   if np.prod(list(sizes.values())) != len(devices):

@@ -319,7 +319,8 @@ def attention_rollout(
     _picture(above, image)
     fine = resample(_spread(values)[..., None], (Y, X), "bilinear")[..., 0]
     colour = matplotlib.colormaps[MAP](fine)[..., :3] * 255
-    _picture(below, (0.6 * colour + 0.4 * image.mean(-1, keepdims=True)).astype(np.uint8))
+    # Little of the image, so that where it is white the least is still dark.
+    _picture(below, (0.75 * colour + 0.25 * image.mean(-1, keepdims=True)).astype(np.uint8))
   _row_label(axes[0, 0], "image")
   _row_label(axes[1, 0], "rollout")
   _title(figure, "What reaches the output", f"through all {len(weights_LBNTT)} blocks; dark is least, bright is most")

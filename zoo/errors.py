@@ -6,6 +6,10 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 
 
+class Unwritable(ValueError):
+  """A file cannot be written: the disk is full, or no longer there."""
+
+
 def nearest(wrong: str, known: Iterable[str]) -> str:
   """Ends a sentence about an unknown word: the nearest known word, if one is near, and all of them."""
   known = list(known)

@@ -98,6 +98,7 @@ def main() -> None:
   parser.add_argument("--batch", type=int, default=8)
   parser.add_argument("--rounds", type=int, default=5)
   options = parser.parse_args()
+  timing.two_cores()
   for name in options.models:
     sides = {"ours": timing.Apart(ours, name, options.batch), "theirs": timing.Apart(theirs, name, options.batch)}
     seconds = timing.in_turns(sides, options.rounds)

@@ -245,6 +245,7 @@ def main() -> None:
   parser.add_argument("--length", type=int, default=32, help="of rows, and of what is decoded, in tokens")
   parser.add_argument("--steps", type=int, default=12, help="batches in a round of packing")
   options = parser.parse_args()
+  timing.two_cores()
   for part in options.only:
     PARTS[part](options)
 

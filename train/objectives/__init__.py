@@ -1,8 +1,11 @@
 """One loss a file, whole. An objective is a frozen dataclass `Objective`, its fields the hyperparameters."""
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax
+
+from zoo.errors import field_faults
 
 
 class Loss(NamedTuple):
@@ -35,3 +38,9 @@ def apply(model, variables: dict, *inputs, rngs: dict | None = None, **options) 
     return model.apply(variables, *inputs, **options), {}
   collections = [name for name in variables if name != "params"]
   return model.apply(variables, *inputs, rngs=rngs, mutable=collections, **options)
+
+
+def check_fields(objective, at_least: Mapping[float, Iterable[str]], shares: Iterable[str]) -> None:
+  """Raises ValueError for fields below what they must be at least, and for shares outside of 0 <= share < 1."""
+  if faults := field_faults(objective, {}, at_least, shares):
+    raise ValueError("\n".join(f"config.objective: {fault}" for fault in faults))

@@ -8,7 +8,7 @@ import optax
 
 from train import rng
 from train.images import normalise
-from train.objectives import Loss, apply
+from train.objectives import Loss, apply, check_fields
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Objective:
   cutmix: float = 0.0
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.5,)
+
+  def __post_init__(self):
+    check_fields(self, {0: ("mixup", "cutmix")}, ("label_smoothing",))
 
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the valid examples; `key=None` evaluates: no smoothing, mixing or dropout."""

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from train import rng
-from train.objectives import Loss, apply
+from train.objectives import Loss, apply, check_fields
 from train.objectives.translate import cross_entropy, rows, token_weights
 from zoo.models.nat import length_class
 
@@ -29,8 +29,7 @@ class Objective:
   one_pair_a_row = True  # what the data must not pack
 
   def __post_init__(self):
-    if not 0 <= self.label_smoothing < 1:
-      raise ValueError(f"config.objective: label_smoothing is {self.label_smoothing}; wanted 0 <= label_smoothing < 1")
+    check_fields(self, {0: ("length_weight",)}, ("label_smoothing",))
 
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the target tokens; `key=None` evaluates: no smoothing or dropout.

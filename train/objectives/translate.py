@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from train import rng
-from train.objectives import Loss, apply
+from train.objectives import Loss, apply, check_fields
 from zoo.models.transformer import Row
 from zoo.shapes import expect
 
@@ -30,9 +30,7 @@ class Objective:
   guided_width: float = 0.2
 
   def __post_init__(self):
-    for name in ("label_smoothing", "scheduled_sampling"):
-      if not 0 <= getattr(self, name) < 1:
-        raise ValueError(f"config.objective: {name} is {getattr(self, name)}; wanted 0 <= {name} < 1")
+    check_fields(self, {0: ("guided_attention",)}, ("label_smoothing", "scheduled_sampling"))
 
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the target tokens; `key=None` evaluates: no smoothing, sampling, guiding or dropout."""
