@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train import augment, data
+from train import augment, data, loop
+from train import config as configuration
 from train.datasets import fashion_mnist
 
 CROP = dict(name="random_resized_crop", area=(0.2, 1.0))
@@ -297,6 +299,22 @@ def test_a_corrupt_image_is_named_and_skipped_only_if_asked(tmp_path, shape):
   assert np.flatnonzero(~batch["valid"]).tolist() == [7] and not batch["image"][7].any()
   for i in set(range(10)) - {7}:  # the others stay where they were
     np.testing.assert_array_equal(batch["image"][i], np.asarray(Image.open(io.BytesIO(files[i]))))
+
+
+def test_skipped_images_are_counted_also_over_a_resume(tmp_path):
+  files = [image_file(i) for i in range(16)]
+  files[7] = files[7][:60]
+  folder = write_fake(tmp_path / "data", [(file, i % 3) for i, file in enumerate(files)])
+  given = dict(data_dir=folder, dataset="fake", image_size=16, train_split="train", eval_split="train")
+  given = [*(f"data.{key}={value}" for key, value in given.items()), "data.skip_corrupt=True", "model.channels=3"]
+  config = configuration.load(str(Path(__file__).with_name("tiny_config.py")), given)
+  config.evals, config.batch_size, config.log_every, config.checkpoint.every = {}, 8, 1, 2
+  for steps in 3, 6:
+    config.steps, config.epochs = steps, 0.0
+    loop.train(config, tmp_path / "run", override_config=True)
+  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  counts = {line["step"]: line["train/corrupt_images"] for line in lines if "train/loss" in line}
+  assert [counts[step] for step in (2, 4, 6)] == [1, 2, 3]  # an epoch is two steps
 
 
 @pytest.mark.parametrize("skip", [True, False])

@@ -272,7 +272,8 @@ def _loop(
   source = run.data.train_batches(run.batch_size, config.seed, first, jax.process_index(), jax.process_count())
   count_invalid = jax.jit(lambda valid: (~valid).sum())
   speed: dict = {}
-  corrupt = int((checkpoints.newest_meta() or {}).get("corrupt", 0)) if first else 0
+  # Counted on the devices, so that the loop does not wait for them.
+  corrupt = (checkpoints.newest_meta() or {}).get("corrupt", 0) if first else 0
   results: dict = {}
   judge = checkpoints.best.partition("/")[0]
   if judge and judge not in evaluations:
@@ -288,7 +289,7 @@ def _loop(
     epoch, place = divmod(step * run.batch_size, run.data.num_train)
     position = dict(examples=step * run.batch_size, epoch=epoch, place=place, seed=config.seed)
     flat = {f"{name}/{k}": v for name, values in results.items() for k, v in values.items()}
-    meta = dict(step=step, config=saved, data=position, metrics=flat, corrupt=corrupt)
+    meta = dict(step=step, config=saved, data=position, metrics=flat, corrupt=int(corrupt))
     checkpoints.save(parallel.gather(state), meta, flat)
 
   def run_evaluations(step: int, state: State) -> None:
@@ -315,7 +316,7 @@ def _loop(
         with meter.compiling():
           programs[shapes] = parallel.compile(run.step(axis=parallel.axis)).lower(state, batch, key).compile()
       if run.data.skip_corrupt:  # examples left out so far, of all processes
-        corrupt += int(count_invalid(batch["valid"]))
+        corrupt += count_invalid(batch["valid"])
       state, values = programs[shapes](state, batch, key)
       step += 1
       meter.step()
@@ -331,7 +332,7 @@ def _loop(
       if logging:
         scalars = {k: float(v) for k, v in parallel.host(values).items()}
         if run.data.skip_corrupt:
-          scalars[f"corrupt_{run.data.unit}"] = corrupt
+          scalars[f"corrupt_{run.data.unit}"] = int(corrupt)
         speed |= (latest := meter.read())
         log.train(step, scalars | {"learning_rate": float(run.schedule(step - 1))} | latest)
       results.clear()  # a checkpoint is judged by its own step's metrics
