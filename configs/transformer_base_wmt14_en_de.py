@@ -1,8 +1,9 @@
 """Transformer base on WMT 2014 English-German, 100,000 steps. Recipe, not run by us.
 
 Published: 27.3 BLEU on newstest2014, of the mean of the last 5 checkpoints (Vaswani et al. 2017, table 2 and 6.1).
-That is of tokenised text, and of a byte-pair vocabulary of characters; ours is of bytes, and `zoo eval` tells
-sacrebleu's BLEU of the text as it is, which is known to come out lower.
+That is of tokenised text with hyphenated words split, and of a byte-pair vocabulary of characters; ours is of bytes,
+and `zoo eval` tells sacrebleu's BLEU of the text as it is. For another model the authors of fairseq tell 29.3 with
+words split and 28.6 of sacrebleu (https://github.com/facebookresearch/fairseq/issues/435).
 
 The compiler's prediction for 8 chips (`zoo plan transformer_base_wmt14_en_de --tpu v5e:2x4`): 3.43 GiB of each chip's
 15.75 GiB. Not measured: we have no TPU.
