@@ -13,10 +13,9 @@ from configs import translate_en_es
 def get_config():
   config = translate_en_es.get_config()
   config.init.path = "runs/translate_en_es"
-  config.model.dropout = 0.0
   config.objective = dict(name="minimum_risk", samples=8, sharpness=0.05)
+  config.data.batching = "bucket"  # one pair a row: its samples are translations of it
   config.batch_size = 16
-  config.epochs = 0.0
   config.steps = 500
   config.optimizer.learning_rate = 1e-4
   config.evals.val.every = 100

@@ -20,6 +20,9 @@ from configs import translate_en_es
 
 def get_config():
   config = translate_en_es.get_config()
-  config.model = dict(name="nat/nano", scan=True, remat="dots_saveable")
+  config.model.name = "nat/nano"
   config.objective.name = "nat"
+  config.data.batching = "bucket"  # one pair a row: its length is the row's
+  config.batch_size = 24
+  config.steps = 5000
   return config
