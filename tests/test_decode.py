@@ -127,10 +127,15 @@ def test_stopping_early_stops():
     jax.debug.callback(lambda _: steps.append(1), index)
     return step(memory, cache, token_B, index)
 
-  for method, options in ((decode.greedy, {}), (decode.beam_search, dict(beam=1))):
+  impossible = np.where(logits < -1e8, -np.inf, logits)  # where even a beam of two has nothing left to follow
+  for method, table, options in (
+    (decode.greedy, logits, {}),
+    (decode.beam_search, logits, dict(beam=1)),
+    (decode.beam_search, impossible, dict(beam=2)),
+  ):
     steps.clear()
     jax.block_until_ready(
-      method(counted, jnp.asarray(logits), jnp.zeros((ROWS, LENGTH), jnp.int32), **SPECIAL, **options)
+      method(counted, jnp.asarray(table), jnp.zeros((ROWS, LENGTH), jnp.int32), **SPECIAL, **options)
     )
     jax.effects_barrier()
     assert len(steps) == 1

@@ -1,5 +1,6 @@
 """The loop as its users see it: runs that are killed, damaged, moved or misconfigured, through the command."""
 
+import itertools
 import json
 import os
 import re
@@ -234,6 +235,27 @@ class NoGradient(mae.Objective):
   def __call__(self, model, variables, batch, key=None):
     loss = super().__call__(model, variables, batch, key)
     return loss._replace(total=loss.total + jnp.sqrt(0 * variables["params"]["encoder"]["cls"].sum()))
+
+
+def test_an_evaluation_that_fails_costs_nothing_that_was_learned(tmp_path, capfd):
+  with pytest.raises(ValueError, match="no metric 'test/acuracy'"):
+    loop.train(load("steps=2", "checkpoint.best=test/acuracy", "checkpoint.every=0", "evals.test.every=0"), tmp_path)
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["2"]
+  assert loop.train(load("steps=2", "evals.test.every=0"), tmp_path, override_config=True)["test"]["loss"] > 0
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_a_short_batch_counts_its_own_operations(parallel):
+  config = configuration.load("translate_en_es", ["data.batching=bucket", "data.train_split=train[:200]"])
+  config.parallel.name, config.batch_size = parallel, 8
+  config.model.update(width=16, mlp_dim=16, depth=1, decoder_depth=1, scan=False, remat="none")
+  run = loop.Run(config)
+  macs = {}
+  for batch in itertools.islice(run.data.train_batches(8, 0), 25):
+    short = run.parallel.put_batch(batch)
+    macs[batch["source"].shape[1]] = run.count_macs(short)
+  assert len(macs) > 1 and max(macs) == 96
+  assert sorted(macs.values()) == [macs[length] for length in sorted(macs)] and macs[96] == run.count_macs()
 
 
 def test_a_gradient_that_is_no_number_leaves_no_checkpoint(tmp_path, monkeypatch):

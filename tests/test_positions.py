@@ -31,6 +31,11 @@ def test_sincos_1d_by_hand():
   np.testing.assert_allclose(table, [[0, 0, 1, 1], [np.sin(3), np.sin(0.03), np.cos(3), np.cos(0.03)]], atol=1e-7)
 
 
+def test_an_odd_width_has_no_pairs():
+  with pytest.raises(ValueError, match="a width of 25 is odd"):
+    sincos_1d(np.arange(4), 25)
+
+
 @pytest.mark.parametrize("shift", [1, 7, 100])
 def test_a_shift_of_sincos_1d_is_one_rotation_wherever_it_starts(shift):
   width, positions = 16, np.arange(50)

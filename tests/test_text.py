@@ -277,7 +277,7 @@ def test_every_epoch_has_every_pair_once_whole_and_beside_its_translation(batchi
   for epoch in epochs:
     assert sum(batch["valid"].sum() for batch in epoch) == pairs.num_train
   for batch in stream:
-    assert batch["source"].shape[1], batch["target"].shape[1] in pairs.batch_shapes
+    assert (batch["source"].shape[1], batch["target"].shape[1]) in pairs.batch_shapes
     for key, array in batch.items():
       assert array.dtype == (bool if key == "valid" else np.int32) and len(array) == 48
     assert batch["id"].tolist() == list(range(48))

@@ -156,6 +156,8 @@ def test_guided_attention_wants_the_diagonal():
   losses = [objective(Model(logits, alignment=a), {}, data, key).total for a in (straight, crossed)]
   assert losses[0] < losses[1]
   np.testing.assert_allclose(losses[0], 18 * np.log(V), rtol=1e-5)
+  with pytest.raises(ValueError, match=r"guided_width is 0\.0; wanted more than 0"):
+    translate.Objective(guided_width=0.0)
   with pytest.raises(ValueError, match="guided_attention guides attention, of which this model has none"):
     objective(Model(logits), {}, data, key)
 

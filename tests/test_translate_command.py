@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from train import cli, loop, pictures, show
+from train import config as configuration
+from train.text import translate
 
 CONFIG = """
 from configs import sort
@@ -39,7 +41,7 @@ def run(opened, monkeypatch):
 def test_a_translation_for_each_line(run, tmp_path, capsys):
   """Of a file as of texts: only a line feed ends a line, a mark of the byte order is none of the text."""
   # U+2028 and U+0085 end lines for `str.splitlines`.
-  texts = ["c a b", "a", "b\u2028c", "c\u0085a", "x y ñ 日本語 👍"]
+  texts = ["c a b", "a", "b\u2028c", "c\u0085a", "x y ñ 日本語 👍", "a=3 is b"]  # the last changes no config
   (tmp_path / "texts").write_bytes("\ufeff".encode() + "\r\n".join(texts).encode())
   assert run("--beam", 1, "--file", tmp_path / "texts", "--json", tmp_path / "out.json", "--out", tmp_path / "out") == 0
   rows = json.loads((tmp_path / "out.json").read_text())
@@ -54,8 +56,10 @@ def test_a_translation_for_each_line(run, tmp_path, capsys):
   [
     (["a b", "--file", "{good}"], "wanted one of TEXT, --file FILE and --split SPLIT"),
     ([], "wanted one of TEXT, --file FILE and --split SPLIT"),
-    (["a b", "--beam", 0], "--beam is 0; wanted at least 1"),
+    (["a b", "--beam", 0], "beam is 0, alpha 0.6; wanted beam >= 1"),
     (["a b", "--beam", 25], "a beam of 25 is larger than the vocabulary of 24 tokens"),
+    (["a b", "--out", "{missing}/x"], "cannot write {missing}/x: no such directory"),
+    (["a b", "--picture", "{missing}/x"], "cannot write {missing}/x: no such directory"),
     (["--file", "{missing}"], "cannot read {missing}: No such file"),
     (["--file", "{empty}"], "{empty} is empty"),
     (["--file", "{latin}"], "{latin}, line 3, is not UTF-8"),
@@ -73,6 +77,25 @@ def test_what_cannot_be_translated(run, tmp_path, capsys, arguments, message):
   assert run(*arguments) == 2
   error = capsys.readouterr().err
   assert message.format(**files) in error and "Traceback" not in error
+
+
+def test_a_translation_that_did_not_end_has_an_alignment(opened):
+  trained, variables, _ = opened
+  limit = trained.model.config.max_length
+  weights_TS, target, source = translate.align(trained, variables, "a b", " ".join("abcdefghijklm"[:limit]))
+  assert weights_TS.shape == (limit, 3) == (len(target), len(source))
+
+
+def test_an_evaluation_that_cannot_be_is_told_before_the_first_step(tmp_path):
+  for change, message in (
+    ("beam=500", "a beam of 500 is larger than the vocabulary of 24 tokens"),
+    ("alpha=-1.0", "wanted beam >= 1, alpha >= 0"),
+    ("max_length=12", "max_length is 12; wanted 1 to the model's 11"),
+  ):
+    config = configuration.load("sort", ["steps=2", "data.train_size=600", "data.eval_size=8", f"evals.eval.{change}"])
+    with pytest.raises(ValueError, match=message):
+      loop.train(config, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists() or "train/loss" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_a_run_that_is_no_translator(capsys):

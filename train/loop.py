@@ -109,9 +109,18 @@ class Run(Program):
     """Shapes of the state as a checkpoint holds it, with where its arrays go on these devices."""
     return self.parallel.abstract(self.abstract_state())
 
-  def count_macs(self) -> int:
-    """Multiply-adds of a step: forward, backward and update, of the global batch."""
-    return plan.count_macs(self.step(), self.abstract_state(), self.abstract_batch(), self.abstract_key())
+  def count_macs(self, batch: dict | None = None) -> int:
+    """Multiply-adds of a step: forward, backward and update, of the global batch.
+
+    Args:
+      batch: one that is on the devices, which may be shorter than the largest; None for that.
+    """
+    shapes = self.abstract_batch()
+    if batch is not None:
+      # Under pmap the devices are an axis of their own, before that of their examples.
+      rest = {key: batch[key].shape[batch[key].ndim - a.ndim + 1 :] for key, a in shapes.items()}
+      shapes = {key: jax.ShapeDtypeStruct((self.batch_size, *rest[key]), a.dtype) for key, a in shapes.items()}
+    return plan.count_macs(self.step(), self.abstract_state(), shapes, self.abstract_key())
 
 
 def eval_variables(state: State) -> dict:
@@ -302,8 +311,8 @@ def _loop(
         if name == judge and checkpoints.best not in (known := {f"{name}/{k}": v for k, v in results[name].items()}):
           raise ValueError(f"config.checkpoint.best: no metric {checkpoints.best!r}{nearest(checkpoints.best, known)}")
 
-  meter = metrics.Meter(run.batch_size, 2 * run.count_macs(), run.data.unit)
-  programs = {}  # one for each shape of a batch; images have but one
+  meter = metrics.Meter(run.batch_size, run.data.unit)
+  programs = {}  # one for each shape of a batch, and its FLOPs; images have but one
   pending: deque = deque()
   step = first
   with contextlib.closing(sharding.prefetch(source, parallel.put_batch)) as batches:
@@ -314,12 +323,14 @@ def _loop(
       if shapes not in programs:
         log.status("compiling the step")
         with meter.compiling():
-          programs[shapes] = parallel.compile(run.step(axis=parallel.axis)).lower(state, batch, key).compile()
+          program = parallel.compile(run.step(axis=parallel.axis)).lower(state, batch, key).compile()
+          programs[shapes] = program, 2 * run.count_macs(batch)
       if run.data.skip_corrupt:  # examples left out so far, of all processes
         corrupt += count_invalid(batch["valid"])
-      state, values = programs[shapes](state, batch, key)
+      program, flops = programs[shapes]
+      state, values = program(state, batch, key)
       step += 1
-      meter.step()
+      meter.step(flops)
       pending.append((step, values))
       if len(pending) > 1:  # the one before is looked at while the device works on this one
         finish_step(*pending.popleft())
@@ -337,7 +348,12 @@ def _loop(
         log.train(step, scalars | {"learning_rate": float(run.schedule(step - 1))} | latest)
       results.clear()  # a checkpoint is judged by its own step's metrics
       if evaluating:
-        run_evaluations(step, state)
+        try:
+          run_evaluations(step, state)
+        except Exception:  # what was learned is not lost for that
+          save(step, state)
+          checkpoints.wait()
+          raise
       if saving:
         with meter.pause():
           save(step, state)

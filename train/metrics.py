@@ -212,24 +212,23 @@ class Meter:
       with meter.waiting():
         batch = next(batches)
       state, metrics = step(state, batch, key)
-      meter.step()
+      meter.step(flops)
       if time_to_log:
         metrics = jax.device_get(metrics)  # first wait for the device, then read the clock
         log.train(n, metrics | meter.read())
 
   Args:
     examples: in the global batch.
-    flops: of one step of the global batch, 2 x `train.plan.count_macs`; 0 if unknown.
     unit: what an example is called: `images_per_second`.
   """
 
-  def __init__(self, examples: int, flops: float = 0.0, unit: str = "images"):
-    self.examples, self.flops, self.unit = examples, flops, unit
+  def __init__(self, examples: int, unit: str = "images"):
+    self.examples, self.unit = examples, unit
     self.compile_seconds = 0.0
     self._restart()
 
   def _restart(self) -> None:
-    self._start, self._steps, self._waited, self._paused = time.perf_counter(), 0, 0.0, 0.0
+    self._start, self._steps, self._flops, self._waited, self._paused = time.perf_counter(), 0, 0.0, 0.0, 0.0
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
@@ -259,9 +258,10 @@ class Meter:
     finally:
       self.compile_seconds += time.perf_counter() - start
 
-  def step(self) -> None:
-    """A step was started."""
+  def step(self, flops: float = 0.0) -> None:
+    """A step of so many FLOPs was started: 2 x `train.plan.count_macs` of the global batch; 0 if unknown."""
     self._steps += 1
+    self._flops += flops
 
   def read(self) -> dict[str, float]:
     """What happened since the last reading, which must have seen the device finish.
@@ -279,8 +279,8 @@ class Meter:
         "seconds_per_step": seconds / self._steps,
         "data_wait": self._waited / seconds,
       }
-      if self.flops:
-        result["flops_utilisation"] = self.flops * self._steps / seconds / peak()
+      if self._flops:
+        result["flops_utilisation"] = self._flops / seconds / peak()
     if self.compile_seconds:
       result["compile_seconds"], self.compile_seconds = self.compile_seconds, 0.0
     result["memory_bytes"] = memory_bytes()

@@ -31,7 +31,7 @@ class Decoded(NamedTuple):
   Attributes:
     token_BNT: [B, n, T] int32, with `eos` where it ended and `pad` after that.
     score_BN: [B, n] float32, the logarithm of the probability (in a beam search, over the length penalty; of tokens
-      said at once, the mean).
+      said at once, the mean). Where there are fewer than n, the rest is padding with the least float32.
   """
 
   token_BNT: jax.Array
@@ -97,8 +97,8 @@ def sample(
     key: of the randomness; one, or [B], one for each sequence.
     bos, eos, pad, max_length: see `greedy`.
     temperature: of the softmax; below 1 the probable gets more probable.
-    top_k: only the k most probable tokens (Fan et al. 2018, 5.1); 0 for all.
-    top_p: only the most probable tokens that together have this probability (Holtzman et al. 2020, 3.1).
+    top_k: only the k most probable tokens (Fan et al. 2018, 5.1), and those as probable as the last; 0 for all.
+    top_p: only the most probable tokens that together have this probability (Holtzman et al. 2020, 3.1), likewise.
 
   Raises:
     ValueError: a temperature, top_k or top_p that makes no sense.
@@ -242,7 +242,8 @@ def beam_search(
 
   def goes_on(carry):
     index, _, _, live_BK, _, kept_BK, _ = carry
-    possible = (live_BK.max(1) / divisor(float(max_length)) > kept_BK.min(1)).any()
+    best_B = live_BK.max(1)
+    possible = ((best_B > worst) & (best_B / divisor(float(max_length)) > kept_BK.min(1))).any()
     return (index < max_length) & (possible if early_stop else True)
 
   empty_BKT = jnp.full((B, beam, max_length), pad, jnp.int32)

@@ -24,7 +24,12 @@ def sincos_1d(positions: np.ndarray, width: int) -> np.ndarray:
 
   Returns:
     [..., D] float32
+
+  Raises:
+    ValueError: an odd width.
   """
+  if width % 2:
+    raise ValueError(f"sin-cos positions are pairs; a width of {width} is odd")
   frequency = 10000.0 ** -(np.arange(width // 2, dtype=np.float64) / (width // 2))
   angle = np.asarray(positions, np.float64)[..., None] * frequency
   return np.concatenate([np.sin(angle), np.cos(angle)], -1).astype(np.float32)

@@ -82,6 +82,9 @@ def their_training(batch: int, length: int):
   dropout = torch.nn.Dropout(c.dropout)
   sizes = dict(num_encoder_layers=c.depth, num_decoder_layers=c.decoder_depth, dim_feedforward=c.mlp_dim)
   model = torch.nn.Transformer(c.width, c.heads, **sizes, dropout=c.dropout, batch_first=True)
+  for module in model.modules():  # it drops attention weights as well; ours, as in Vaswani et al. 2017, 5.4, do not
+    if isinstance(module, torch.nn.MultiheadAttention):
+      module.dropout = c.attention_dropout
   model.embed = torch.nn.Embedding(c.vocab, c.width)
   torch.nn.init.normal_(model.embed.weight, std=c.width**-0.5)
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)

@@ -31,6 +31,8 @@ class Objective:
 
   def __post_init__(self):
     check_fields(self, {0: ("guided_attention",)}, ("label_smoothing", "scheduled_sampling"))
+    if self.guided_width <= 0:
+      raise ValueError(f"config.objective: guided_width is {self.guided_width}; wanted more than 0")
 
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the target tokens; `key=None` evaluates: no smoothing, sampling, guiding or dropout."""

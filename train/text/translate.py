@@ -20,11 +20,19 @@ class Translator:
     beam: sequences followed at once (`zoo.decode.beam_search`); 1 is greedy. Of a model that says all tokens at once,
       how many lengths are tried (`zoo.decode.parallel`).
     alpha: of the length penalty.
+
+  Raises:
+    ValueError: an argument that makes no sense, or not for this model.
   """
 
   def __init__(self, run, max_length: int, beam: int = 1, alpha: float = 0.6):
     self.run = run
     c, axis = run.model.config, run.parallel.axis
+    decode.check_length(run.model, max_length)
+    if beam < 1 or alpha < 0:
+      raise ValueError(f"beam is {beam}, alpha {alpha}; wanted beam >= 1, alpha >= 0")
+    if not hasattr(run.model, "emit") and beam > (words := c.vocab + getattr(c, "copy_slots", 0)):
+      raise ValueError(f"a beam of {beam} is larger than the vocabulary of {words} tokens")
     special = dict(bos=c.bos, eos=c.eos, pad=c.pad, max_length=max_length)
 
     def translate(variables, batch):
@@ -112,7 +120,9 @@ def look(run, variables: dict, source: str, target: str) -> tuple[dict, list[str
   """What a model computes on the way, given a text and its translation: aux, and the tokens of target and source."""
   tokenizer, c, known = run.data.tokenizer, run.model.config, run.data.vocab_size
   source_ids, unknown = run.data.encode([source])
-  target_ids, _ = run.data.encode([target], unknown)
+  (target_ids,), _ = run.data.encode([target], unknown)
+  # What was not ended for its length has none for its end, either.
+  target_ids = [target_ids[: c.max_length]]
   source_BS, target_BT = np.array(source_ids, np.int32), np.array(target_ids, np.int32)
   inputs_BT = np.concatenate([[[c.bos]], target_BT[:, :-1]], 1).astype(np.int32)
   _, aux = jax.jit(run.model.apply)(variables, source_BS, inputs_BT)

@@ -74,7 +74,7 @@ class Config:
     head: what words the decoder says: "words" of the vocabulary; those or ones of the source, "copy"
       (`zoo.copying`); or ones of the source alone, "pointer" (Vinyals et al. 2015, eq. 3), with the probability of
       all places of a word together (Kadlec et al. 2016, eq. 3). copy_slots: see `zoo.copying.Copies`.
-    vocab: V. max_length: the longest source or target, in tokens.
+    vocab: V. max_length: the longest target to decode, in tokens; there is no limit otherwise.
     pad, bos, eos: tokens that fill up a row, begin a target and end a sequence.
     shared: "all" uses one matrix for source, target and output, "target" one for target and output, "none" three.
     head_bias: added to the logits of words.
