@@ -150,10 +150,11 @@ def test_what_the_vocabulary_has_not_can_only_be_copied():
 
 
 @pytest.mark.slow
-def test_to_reverse_is_learned_without_a_fault(tmp_path):
+@pytest.mark.parametrize(("task", "said"), [("copy", "j i h"), ("reverse", "h i j"), ("sort", "h i j")])
+def test_a_task_is_learned_without_a_fault(task, said, tmp_path):
   """By the commands, with machine code as users have it; then sequences of one's own."""
   environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-  small = "data.task=reverse data.symbols=10 data.max_length=6 model.vocab=14 model.max_length=7 batch_size=64"
+  small = f"data.task={task} data.symbols=10 data.max_length=6 model.vocab=14 model.max_length=7 batch_size=64"
 
   def zoo_command(*arguments):
     command = [sys.executable, "-m", "train", *arguments]
@@ -162,5 +163,4 @@ def test_to_reverse_is_learned_without_a_fault(tmp_path):
   result = tmp_path / "result.json"
   zoo_command("train", "sort", *small.split(), "steps=600", "--workdir", str(tmp_path / "run"), "--json", str(result))
   assert json.loads(result.read_text())["eval"]["exact"] == 1.0
-  said = zoo_command("translate", str(tmp_path / "run"), "c a b", "j i h g f a")
-  assert said.splitlines() == ["b a c", "a f g h i j"]
+  assert zoo_command("translate", str(tmp_path / "run"), "j i h").splitlines() == [said]
