@@ -126,6 +126,7 @@ def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
     (["optimizer.learning_rate=-1.0"], "learning_rate is -1.0; wanted 0 or more"),
     (["optimizer.warmup=1.5"], "warmup is 1.5; wanted a share of all steps, below 1, or a whole number"),
     (["checkpoint.every=-1"], "config.checkpoint.every is -1; wanted at least 0"),
+    (["evals.test.split=tset"], r"config.evals.test: .*no split 'tset'.*did you mean 'test'.*evals=\{\}"),
     (["checkpoint.best=test/acuracy"], "no metric 'test/acuracy'.*There are: test/loss"),
     (["--json", "/nowhere/at/all.json"], "cannot write /nowhere/at/all.json"),
   ],

@@ -428,10 +428,22 @@ def test_texts_of_ones_own_are_prepared_and_bad_pairs_are_counted(tmp_path, kind
   assert pairs.vocab_size <= 300
   # Once trained, a tokenizer stays.
   digest = pairs.tokenizer_digest
-  data.prepare("parallel_text/en-es", pairs.data_dir, str(folder))
+  data.prepare("parallel_text/en-es", pairs.data_dir)
   assert data.make("pairs", dataset=pairs.dataset, data_dir=pairs.data_dir).tokenizer_digest == digest
   with pytest.raises(ValueError, match=r"tokenizer\.json is there already"):
-    data.prepare("parallel_text/en-es", pairs.data_dir, str(folder), 400)
+    data.prepare("parallel_text/en-es", pairs.data_dir, None, 400)
+  # Nor are other files taken for those that it was made of.
+  with pytest.raises(ValueError, match=r"parallel_text/en-es/1\.0\.0 is there already"):
+    data.prepare("parallel_text/en-es", pairs.data_dir, str(folder))
+  # What cannot be is told before anything is written; what was interrupted goes on.
+  for options, message in (((100,), "wanted more than 260"), ((None, "wordpiece"), "unknown tokenizer 'wordpiece'")):
+    with pytest.raises(ValueError, match=message):
+      data.prepare("parallel_text/en-es", str(tmp_path / "other"), str(folder), *options)
+  assert not (tmp_path / "other").exists()
+  written = Path(pairs._builder.data_path) / "tokenizer.json"
+  written.unlink()
+  data.prepare("parallel_text/en-es", pairs.data_dir, str(folder), 300)
+  assert written.exists()
 
 
 def test_files_that_are_not_parallel_are_named(tmp_path):

@@ -219,6 +219,10 @@ def prepare(
     ValueError: no such set (the nearest is named), or one that cannot be built here, and why; another tokenizer is
       there already; a tokenizer for a set without translations.
   """
+  from train.text import pairs  # which builds on this module
+  from train.text import tokenizer as tokenizers
+
+  tokenizers.check(vocab_size or pairs.VOCABULARY, tokenizer or "bpe")
   base = re.split("[/:]", name)[0]
   _check_name(base)
   if base in bundled():
@@ -234,7 +238,10 @@ def prepare(
       else:
         make_builder = functools.partial(tfds.builder, name)
       builder = make_builder(data_dir=data_dir, file_format="array_record")
-      if (what := builder.MANUAL_DOWNLOAD_INSTRUCTIONS) and not manual.is_dir():
+      built = Path(builder.data_path).exists()
+      if source and built and not pairs.lacks_tokenizer(builder):
+        raise ValueError(f"{builder.data_path} is there already; who wants another one deletes it first")
+      if (what := builder.MANUAL_DOWNLOAD_INSTRUCTIONS) and not built and not manual.is_dir():
         raise ValueError(f"{name!r} needs files in {manual}, which is no folder. {what.strip()}")
       builder.download_and_prepare(
         download_dir=downloads, download_config=tfds.download.DownloadConfig(manual_dir=manual)
@@ -246,8 +253,6 @@ def prepare(
     ) from error
   except (AssertionError, OSError) as error:  # files that are missing, a download that failed, a full disk
     raise ValueError(f"cannot prepare {name!r}: {error}") from error
-  from train.text import pairs  # which builds on this module
-
   pairs.prepare_tokenizer(name, data_dir, builder, vocab_size, tokenizer)
   return str(builder.data_path)
 

@@ -37,6 +37,10 @@ def loss(run, *, every: int = 0, split: str = "", batch_size: int = 0, objective
     split: of the data; the evaluation split if empty.
     batch_size: the training's if 0.
     objective: another than the training's, as in the config.
+
+  Returns:
+    an evaluation of the objective's "loss" and metrics, and "examples": what these are the mean of, which for texts is
+    tokens.
   """
   objective = make_objective(ConfigDict(objective)) if objective else run.objective
   step = run.parallel.compile_eval(make_eval_step(objective, run.model, axis=run.parallel.axis))
@@ -152,13 +156,27 @@ def logistic_regression(
   return tuple(scores)
 
 
+def open_split(run, split: str, batch_size: int = 1, limit: int | None = None):
+  """The batches of a split, of this process; the devices share the batch size (`shared_size`)."""
+  return run.data.eval_batches(
+    shared_size(run, batch_size),
+    split or None,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    limit=limit,
+  )
+
+
+def shared_size(run, batch_size: int) -> int:
+  """A batch size, or the next one that all devices can share."""
+  share = run.parallel.data_devices * jax.process_count()
+  return -(-batch_size // share) * share
+
+
 def device_batches(run, split: str, batch_size: int, limit: int | None = None) -> Iterator[dict]:
   """The batches of a split on the devices, every example once, padding marked by `valid`."""
-  share = run.parallel.data_devices * jax.process_count()
-  batch_size = -(-batch_size // share) * share
-  batches = run.data.eval_batches(
-    batch_size, split or None, process_index=jax.process_index(), process_count=jax.process_count(), limit=limit
-  )
+  batch_size = shared_size(run, batch_size)
+  batches = open_split(run, split, batch_size, limit)
   # From the place in the batch to the place in the split: an example's masks must not depend on the batch size.
   batches = (batch | {"id": batch["id"] + n * batch_size} for n, batch in enumerate(batches))
   return sharding.prefetch(batches, run.parallel.put_batch)
@@ -189,7 +207,7 @@ def translation(
 
   Returns:
     an evaluation of "bleu" and "chrf", 0 to 100, "exact", the share of translations equal to the reference, and
-    "sentences_per_second" of decoding, once it is compiled.
+    "sentences_per_second" of decoding, once it is compiled, if there is a second batch.
   """
   translator = translate.Translator(run, max_length or run.data.target_length, beam, alpha)
 
@@ -198,6 +216,6 @@ def translation(
     batches = device_batches(run, split, batch_size or run.batch_size, limit or None)
     sources, targets = zip(*pairs, strict=True)
     found, speed = translator(variables, batches, sources)
-    return translate.score(found, targets) | {"sentences_per_second": speed}
+    return translate.score(found, targets) | ({"sentences_per_second": speed} if speed else {})
 
   return Evaluation(every, evaluate)

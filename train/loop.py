@@ -73,6 +73,11 @@ class Run(Program):
       make = getattr(evaluate, component.name)
       options = configuration.kwargs(component)
       check_call(make, options, f"config.evals.{name} ({component.name})", given=("run",))
+      try:  # what would otherwise be found missing after the last step
+        evaluate.open_split(self, options.get("split", ""), limit=1).close()
+      except ValueError as error:
+        cure = f"set evals.{name}.split or data.eval_split, or evaluate nothing: evals={{}}"
+        raise ValueError(f"config.evals.{name}: {error}; {cure}") from error
       made[name] = make(self, **options)
     return made
 

@@ -5,6 +5,7 @@ import inspect
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -60,7 +61,9 @@ def _drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
       figure = draw(*args, **kwargs)
       if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        with warnings.catch_warnings():
+          warnings.filterwarnings("ignore", message="Glyph .* missing")  # letters that no font here has are boxes
+          figure.savefig(path)
     return figure
 
   return wrapped
@@ -341,7 +344,8 @@ def alignment(weights_TS: np.ndarray, target: Sequence[str], source: Sequence[st
   figure = Figure(figsize=(width, height))
   box = left / width, edge / height, cell * len(source) / width, cell * len(target) / height
   axis = figure.add_axes(box)
-  axis.imshow(weights_TS, cmap="Blues", vmin=0, interpolation="nearest", aspect="auto")
+  # Of nothing in particular is pale: the darkest is at least half of all attention.
+  axis.imshow(weights_TS, cmap="Blues", vmin=0, vmax=max(0.5, weights_TS.max()), interpolation="nearest", aspect="auto")
   axis.set_xticks(range(len(source)), source, rotation=60, ha="left", rotation_mode="anchor")
   axis.set_yticks(range(len(target)), target)
   axis.xaxis.tick_top()

@@ -13,11 +13,11 @@ import pkgutil
 
 from flax import linen as nn
 
-from zoo import models
+from zoo import decode, models
 from zoo.errors import nearest, type_fault
 from zoo.weights import load, save
 
-__all__ = ["create", "family", "load", "names", "save"]
+__all__ = ["create", "decode", "family", "load", "names", "save"]
 
 
 @functools.cache

@@ -62,6 +62,11 @@ class Lines(data.Records):
         raise ValueError(f"a text that is not UTF-8: {self.where(i * step)}: {error}") from error
 
 
+def lacks_tokenizer(builder: tfds.core.DatasetBuilder) -> bool:
+  """Whether a set on disk has translations and no tokenizer yet, as if its preparation had been interrupted."""
+  return bool(languages(builder.info.features)) and not (Path(builder.data_path) / tokenizers.FILE).exists()
+
+
 def prepare_tokenizer(
   dataset: str, data_dir: str | None, builder: tfds.core.DatasetBuilder, vocab_size: int | None, kind: str | None
 ) -> None:

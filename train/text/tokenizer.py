@@ -36,19 +36,14 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, kind: str = "bpe") ->
   Raises:
     ValueError: unknown kind, or a vocabulary that has no room for the bytes.
   """
+  check(vocab_size, kind)
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-  if kind not in KINDS:
-    raise ValueError(f"unknown tokenizer {kind!r}{nearest(str(kind), KINDS)}")
   if kind == "word":
-    if vocab_size <= len(SPECIAL):
-      raise ValueError(f"vocab_size={vocab_size}; wanted more than {len(SPECIAL)}, the special tokens")
     tokenizer = word_tokenizer()
     trainer = trainers.WordLevelTrainer(vocab_size=vocab_size - len(SPECIAL), show_progress=False)
     tokenizer.train_from_iterator(lines, trainer)
     found = tokenizer.get_vocab(with_added_tokens=False)
     return word_tokenizer(sorted(found, key=found.get))
-  if vocab_size <= (least := len(SPECIAL) + len(alphabet)):
-    raise ValueError(f"vocab_size={vocab_size}; wanted more than {least}: {len(SPECIAL)} special tokens and the bytes")
   special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
   shared = dict(vocab_size=vocab_size, show_progress=False, special_tokens=special, initial_alphabet=alphabet)
   if kind == "bpe":
@@ -65,6 +60,17 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, kind: str = "bpe") ->
   if kind == "unigram":
     tokenizer.model = _in_order(tokenizer)
   return _finished(tokenizer, f"the trained {kind} tokenizer")
+
+
+def check(vocab_size: int, kind: str) -> None:
+  """Raises ValueError for an unknown kind, or a vocabulary that has no room for what each has."""
+  if kind not in KINDS:
+    raise ValueError(f"unknown tokenizer {kind!r}{nearest(str(kind), KINDS)}")
+  if kind == "word" and vocab_size <= len(SPECIAL):
+    raise ValueError(f"vocab_size={vocab_size}; wanted more than {len(SPECIAL)}, the special tokens")
+  least = len(SPECIAL) + len(pre_tokenizers.ByteLevel.alphabet())
+  if kind != "word" and vocab_size <= least:
+    raise ValueError(f"vocab_size={vocab_size}; wanted more than {least}: {len(SPECIAL)} special tokens and the bytes")
 
 
 def word_tokenizer(words: Iterable[str] = ()) -> Tokenizer:

@@ -58,7 +58,8 @@ class Translator:
       sources: the texts of them, of which unknown words may be copied.
 
     Returns:
-      the texts, in order, and how many a second were decoded, without the first batch, which compiles.
+      the texts, in order, and how many a second were decoded, without the first batch, which compiles; 0 if there
+      was no other.
     """
     rows, seconds, counted = [], 0.0, 0
     for number, batch in enumerate(batches):
@@ -67,7 +68,7 @@ class Translator:
       if number:
         seconds, counted = seconds + time.perf_counter() - begin, counted + int(valid_B.sum())
       rows += token_BT[valid_B].tolist()
-    return detokenise(self.run.data, rows, sources), counted / seconds if seconds else float("nan")
+    return detokenise(self.run.data, rows, sources), counted / seconds if seconds else 0.0
 
 
 def translate_lines(
@@ -128,7 +129,8 @@ def look(run, variables: dict, source: str, target: str) -> tuple[dict, list[str
   _, aux = jax.jit(run.model.apply)(variables, source_BS, inputs_BT)
 
   def words(ids: list[int]) -> list[str]:
-    return [tokenizer.decode([i], skip_special_tokens=False) if i < known else unknown[0][i - known] for i in ids]
+    every = [tokenizer.decode([i], skip_special_tokens=False) if i < known else unknown[0][i - known] for i in ids]
+    return [word if word.strip() else "\N{OPEN BOX}" for word in every]
 
   return aux, words(target_ids[0]), words(source_ids[0])
 
