@@ -24,5 +24,5 @@ def get_config():
   config.objective.name = "nat"
   config.data.batching = "bucket"  # one pair a row: its length is the row's
   config.batch_size = 24
-  config.steps = 5000
+  config.steps = 5000  # as many as take the time of the Transformer's
   return config

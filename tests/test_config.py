@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -128,7 +130,7 @@ def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
     (["checkpoint.every=-1"], "config.checkpoint.every is -1; wanted at least 0"),
     (["evals.test.split=tset"], r"config.evals.test: .*no split 'tset'.*did you mean 'test'.*evals=\{\}"),
     (["checkpoint.best=test/acuracy"], "no metric 'test/acuracy'.*There are: test/loss"),
-    (["--json", "/nowhere/at/all.json"], "cannot write /nowhere/at/all.json"),
+    (["--json", "nowhere/at/all.json"], "cannot write nowhere/at/all.json"),
   ],
 )
 def test_what_cannot_be_is_told_in_one_message(tmp_path, capsys, overrides, message):
@@ -162,3 +164,12 @@ def test_a_misspelt_key_in_a_file_names_the_nearest(tmp_path):
   )
   with pytest.raises(ValueError, match=r"mine.py: config has no 'batch_sise'; did you mean 'batch_size'"):
     configuration.load(str(tmp_path / "mine.py"))
+
+
+def test_the_command_reads_its_words_before_jax_reads_its_environment():
+  """Which device JAX looks for is settled by then: a libtpu that is there for `zoo plan` alone must not be asked."""
+  script = (
+    "import sys; from train import cli; cli._quiet = lambda: sys.exit('jax' in sys.modules); cli.main(sys.argv[1:])"
+  )
+  for words in (["models", "vit/test"], ["train", "sort", "model={'name': 'x y'}", "steps=1"]):
+    assert subprocess.run([sys.executable, "-c", script, *words], timeout=120).returncode == 0

@@ -92,7 +92,7 @@ def write_fake(folder, examples, **attributes):
 
 def test_the_bundled_set_is_small_balanced_and_readable_by_tfds():
   images = data.make("images", dataset="fashion_mnist_small", image_size=28)
-  assert (images.num_train, images.num_eval, images.num_classes) == (10_000, 2_000, 10)
+  assert (images.num_train, images.num_eval(), images.num_classes) == (10_000, 2_000, 10)
   assert images.image_shape == (28, 28, 1) and images.class_names == list(fashion_mnist.CLASSES)
   folder = os.path.join(os.path.dirname(fashion_mnist.__file__), "fashion_mnist_small")
   paths = [os.path.join(f, name) for f, _, names in os.walk(folder) for name in names]
@@ -440,7 +440,7 @@ def test_imagenet_is_prepared_from_its_archives(tmp_path):
   images = data.make(
     "images", dataset="imagenet2012", data_dir=str(tmp_path), eval_split="validation", image_size=16, crop=CROP
   )
-  assert (images.num_train, images.num_eval, images.num_classes) == (5, 3, 1000)
+  assert (images.num_train, images.num_eval(), images.num_classes) == (5, 3, 1000)
   assert all(images.source()[i][0][:2] == b"\xff\xd8" for i in range(5))
   assert sorted(take(images.train_batches(5, 0), 1)[0]["label"].tolist()) == [0, 0, 0, 0, 230]
 
@@ -461,7 +461,7 @@ def test_cifar_is_prepared_from_arrays(tmp_path, monkeypatch):
   monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(tmp_path))
   data.prepare("cifar10", str(tmp_path / "sets"))
   images = data.make("images", dataset="cifar10", data_dir=str(tmp_path / "sets"), image_size=32)
-  assert (images.num_train, images.num_eval, images.image_shape) == (20, 4, (32, 32, 3))
+  assert (images.num_train, images.num_eval(), images.image_shape) == (20, 4, (32, 32, 3))
   batch = next(images.eval_batches(4))
   planar = records["test_batch.bin"][:, 1:].reshape(4, 3, 32, 32).transpose(0, 2, 3, 1)
   assert {i.tobytes() for i in batch["image"]} == {i.tobytes() for i in planar}

@@ -62,7 +62,7 @@ def test_the_bundled_points_are_engels_and_what_their_script_makes(tmp_path):
 def test_splits_have_every_point_once_and_the_seed_chooses(file):
   points = data.make("points", dataset=file)
   train, test = points.rows("train"), points.rows("test")
-  assert (len(train), len(test)) == (points.num_train, points.num_eval) == (24, 6)
+  assert (len(train), len(test)) == (points.num_train, points.num_eval()) == (24, 6)
   assert sorted([*train, *test]) == list(range(30))
   np.testing.assert_array_equal(data.make("points", dataset=file).rows("test"), test)
   assert (data.make("points", dataset=file, split_seed=1).rows("test") != test).any()

@@ -35,7 +35,7 @@ def test_what_a_task_is():
 def test_evaluation_has_sequences_that_training_has_not():
   sequences = made()
   train, evaluation = (list(sequences.texts(split)) for split in ("train", "eval"))
-  assert (len(train), len(evaluation)) == (300, 60) == (sequences.num_train, sequences.num_eval)
+  assert (len(train), len(evaluation)) == (300, 60) == (sequences.num_train, sequences.num_eval())
   assert len({*train, *evaluation}) == 360
   assert list(made(train_size=20).texts("eval")) == evaluation  # more to train on changes nothing of it
   assert {len(source.split()) for source, _ in train} == {3, 4, 5}

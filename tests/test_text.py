@@ -369,7 +369,7 @@ def test_evaluation_sees_every_pair_once_in_order_over_all_processes(batch_size,
     for batch in batches:
       assert batch["source"].shape == batch["target"].shape == (batch_size, 128)
       assert batch["id"].tolist() == list(range(batch_size)) and batch["source_segment"].max() == 1
-  assert len(expected) == (limit or pairs.num_eval) == (limit or len(pairs.references()))
+  assert len(expected) == (limit or pairs.num_eval()) == (limit or len(pairs.references()))
 
 
 @pytest.mark.parametrize("batching", text_batches.BATCHING)
@@ -418,7 +418,7 @@ def test_texts_of_ones_own_are_prepared_and_bad_pairs_are_counted(tmp_path, kind
   full = [(e.strip(), s.strip()) for e, s in zip(*LINES.values(), strict=True) if e and s]
   assert pairs.references() == full and pairs.references("test") == [("One.", "Uno.")]
   # In evaluation nothing is dropped: what is too long is cut, and the reference is whole.
-  assert pairs.num_eval == len(full) == 4
+  assert pairs.num_eval() == len(full) == 4
   (batch,) = pairs.eval_batches(4)
   assert (batch["target"][2] != 0).all() and batch["target"][2][-1] == tokenizers.EOS
   decode = pairs.tokenizer.decode
@@ -512,7 +512,7 @@ def test_wmt_is_prepared_without_tensorflow(tmp_path, monkeypatch):
     "pairs", dataset="wmt14_translate/de-en", data_dir=folder, source="en", target="de", eval_split="test"
   )
   assert sorted(pairs.references()) == sorted(zip(texts["en"], texts["de"], strict=True))
-  assert pairs.num_train == pairs.num_eval == 9
+  assert pairs.num_train == pairs.num_eval() == 9
 
 
 class Wmt(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     verb.set_defaults(function=function)
   # Overrides may stand anywhere, also between and after the options.
   argv = sys.argv[1:] if argv is None else argv
-  overrides = [word for word in argv if _is_override(word)]
+  overrides = [word for word in argv if _OVERRIDE.match(word)]
   words = [word for word in argv if word not in overrides]
   # Whatever has no option's name may stand anywhere too, which argparse has for a verb but not for the choice of one.
   known = words and words[0] in parsers
@@ -285,8 +285,9 @@ def doctor(json):
   _write(json, result)
 
 
-# Any argument of this form changes the config; values are Python literals, anything else is a string.
-_OVERRIDE = re.compile(r"([A-Za-z_]\w*)(\.\w+)*=")
+# Any argument of this form changes the config; values are Python literals, anything else is a string. A word without a
+# dot and with spaces does only if its value is a bracket or a quotation: "x=3 is it" is a text to translate.
+_OVERRIDE = re.compile(r"[A-Za-z_]\w*((\.\w+)+=|=(\S*$|[\[({'\"]))")
 _SET = "key.path=value ... sets values of the config, such as optimizer.learning_rate=1e-3 epochs=10"
 _CONFIG = {
   "config": dict(help=f"path of a config file, or the name of an installed one (`zoo configs`); {_SET}"),
@@ -394,14 +395,6 @@ def _console() -> Console:
   if not console.is_terminal:  # a file has no width to cut at
     console = Console(highlight=False, soft_wrap=True, width=200)
   return console
-
-
-def _is_override(word: str) -> bool:
-  """Whether a word changes the config, and is no text to translate that happens to begin with "x=1"."""
-  from train.config import defaults
-
-  match = _OVERRIDE.match(word)
-  return bool(match) and (" " not in word or match[1] in defaults())
 
 
 def _check_writable(path: str) -> None:

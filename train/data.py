@@ -363,10 +363,9 @@ class Images:
     """Examples in the training split."""
     return len(self.source())
 
-  @property
-  def num_eval(self) -> int:
-    """Examples in the evaluation split."""
-    return len(self.source(self.eval_split))
+  def num_eval(self, split: str | None = None) -> int:
+    """Examples in a split, by default the evaluation split. Raises ValueError where there is none of that name."""
+    return len(self.source(split or self.eval_split))
 
   @property
   def num_classes(self) -> int:

@@ -156,27 +156,13 @@ def logistic_regression(
   return tuple(scores)
 
 
-def open_split(run, split: str, batch_size: int = 1, limit: int | None = None):
-  """The batches of a split, of this process; the devices share the batch size (`shared_size`)."""
-  return run.data.eval_batches(
-    shared_size(run, batch_size),
-    split or None,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    limit=limit,
-  )
-
-
-def shared_size(run, batch_size: int) -> int:
-  """A batch size, or the next one that all devices can share."""
-  share = run.parallel.data_devices * jax.process_count()
-  return -(-batch_size // share) * share
-
-
 def device_batches(run, split: str, batch_size: int, limit: int | None = None) -> Iterator[dict]:
   """The batches of a split on the devices, every example once, padding marked by `valid`."""
-  batch_size = shared_size(run, batch_size)
-  batches = open_split(run, split, batch_size, limit)
+  share = run.parallel.data_devices * jax.process_count()
+  batch_size = -(-batch_size // share) * share
+  batches = run.data.eval_batches(
+    batch_size, split or None, process_index=jax.process_index(), process_count=jax.process_count(), limit=limit
+  )
   # From the place in the batch to the place in the split: an example's masks must not depend on the batch size.
   batches = (batch | {"id": batch["id"] + n * batch_size} for n, batch in enumerate(batches))
   return sharding.prefetch(batches, run.parallel.put_batch)

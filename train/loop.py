@@ -74,7 +74,7 @@ class Run(Program):
       options = configuration.kwargs(component)
       check_call(make, options, f"config.evals.{name} ({component.name})", given=("run",))
       try:  # what would otherwise be found missing after the last step
-        evaluate.open_split(self, options.get("split", ""), limit=1).close()
+        self.data.num_eval(options.get("split"))
       except ValueError as error:
         cure = f"set evals.{name}.split or data.eval_split, or evaluate nothing: evals={{}}"
         raise ValueError(f"config.evals.{name}: {error}; {cure}") from error

@@ -151,10 +151,9 @@ class Points:
     """Points to train on."""
     return len(self.rows("train"))
 
-  @property
-  def num_eval(self) -> int:
-    """Points to test on."""
-    return len(self.rows("test"))
+  def num_eval(self, split: str | None = None) -> int:
+    """Points in a split, by default the test's. Raises ValueError where there is none of that name."""
+    return len(self.rows(split or "test"))
 
   @staticmethod
   def shapes(config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -344,7 +344,7 @@ def alignment(weights_TS: np.ndarray, target: Sequence[str], source: Sequence[st
   figure = Figure(figsize=(width, height))
   box = left / width, edge / height, cell * len(source) / width, cell * len(target) / height
   axis = figure.add_axes(box)
-  # Of nothing in particular is pale: the darkest is at least half of all attention.
+  # Darkest is the largest share, but none of less than half: attention to all tokens alike stays pale.
   axis.imshow(weights_TS, cmap="Blues", vmin=0, vmax=max(0.5, weights_TS.max()), interpolation="nearest", aspect="auto")
   axis.set_xticks(range(len(source)), source, rotation=60, ha="left", rotation_mode="anchor")
   axis.set_yticks(range(len(target)), target)

@@ -162,6 +162,14 @@ PENALTIES = {
 }
 
 
+def check_beam(beam: int, n_best: int, alpha: float, vocab: int | None) -> None:
+  """Raises ValueError for a beam that makes no sense, or is larger than the vocabulary; None where none is searched."""
+  if not (beam >= 1 and 1 <= n_best <= beam and alpha >= 0):
+    raise ValueError(f"beam={beam}, n_best={n_best}, alpha={alpha}; wanted beam >= 1, 1 <= n_best <= beam, alpha >= 0")
+  if vocab is not None and beam > vocab:
+    raise ValueError(f"a beam of {beam} is larger than the vocabulary of {vocab} tokens")
+
+
 def beam_search(
   step: Step,
   memory,
@@ -200,15 +208,12 @@ def beam_search(
   """
   if penalty not in PENALTIES:
     raise ValueError(f"unknown penalty {penalty!r}{nearest(penalty, PENALTIES)}")
-  if not (beam >= 1 and 1 <= n_best <= beam and alpha >= 0):
-    raise ValueError(f"beam={beam}, n_best={n_best}, alpha={alpha}; wanted beam >= 1, 1 <= n_best <= beam, alpha >= 0")
   B = jax.tree.leaves(memory)[0].shape[0]
+  logits, _ = jax.eval_shape(step, memory, cache, jnp.zeros(B, jnp.int32), jnp.int32(0))
+  vocab = logits.shape[1]
+  check_beam(beam, n_best, alpha, vocab)
   divisor = partial(PENALTIES[penalty], alpha=alpha)
   memory, cache = jax.tree.map(lambda a: jnp.repeat(a, beam, 0), (memory, cache))
-  logits, _ = jax.eval_shape(step, memory, cache, jnp.zeros(B * beam, jnp.int32), jnp.int32(0))
-  vocab = logits.shape[1]
-  if beam > vocab:
-    raise ValueError(f"a beam of {beam} is larger than the vocabulary of {vocab} tokens")
   worst = jnp.finfo(jnp.float32).min  # instead of -inf, of which a difference would be no number
 
   def take(tree_BK, index_BJ):

@@ -242,10 +242,9 @@ class TokenPairs:
     """Rows in an epoch: pairs, or, where they are packed, rows full of them."""
     return len(self._rows[1])
 
-  @property
-  def num_eval(self) -> int:
-    """Pairs in the evaluation split."""
-    return len(self.corpus(self.eval_split))
+  def num_eval(self, split: str | None = None) -> int:
+    """Pairs in a split, by default the evaluation split. Raises ValueError where there is none of that name."""
+    return len(self.corpus(split or self.eval_split))
 
   @functools.cached_property
   def _rows(self) -> tuple[np.ndarray, np.ndarray]:

@@ -29,10 +29,7 @@ class Translator:
     self.run = run
     c, axis = run.model.config, run.parallel.axis
     decode.check_length(run.model, max_length)
-    if beam < 1 or alpha < 0:
-      raise ValueError(f"beam is {beam}, alpha {alpha}; wanted beam >= 1, alpha >= 0")
-    if not hasattr(run.model, "emit") and beam > (words := c.vocab + getattr(c, "copy_slots", 0)):
-      raise ValueError(f"a beam of {beam} is larger than the vocabulary of {words} tokens")
+    decode.check_beam(beam, 1, alpha, None if hasattr(run.model, "emit") else c.vocab + getattr(c, "copy_slots", 0))
     special = dict(bos=c.bos, eos=c.eos, pad=c.pad, max_length=max_length)
 
     def translate(variables, batch):
@@ -121,10 +118,9 @@ def look(run, variables: dict, source: str, target: str) -> tuple[dict, list[str
   """What a model computes on the way, given a text and its translation: aux, and the tokens of target and source."""
   tokenizer, c, known = run.data.tokenizer, run.model.config, run.data.vocab_size
   source_ids, unknown = run.data.encode([source])
-  (target_ids,), _ = run.data.encode([target], unknown)
-  # What was not ended for its length has none for its end, either.
-  target_ids = [target_ids[: c.max_length]]
+  target_ids, _ = run.data.encode([target], unknown)
   source_BS, target_BT = np.array(source_ids, np.int32), np.array(target_ids, np.int32)
+  target_BT = target_BT[:, : c.max_length]  # a target that was cut at that length has no room for its end
   inputs_BT = np.concatenate([[[c.bos]], target_BT[:, :-1]], 1).astype(np.int32)
   _, aux = jax.jit(run.model.apply)(variables, source_BS, inputs_BT)
 
@@ -132,7 +128,7 @@ def look(run, variables: dict, source: str, target: str) -> tuple[dict, list[str
     every = [tokenizer.decode([i], skip_special_tokens=False) if i < known else unknown[0][i - known] for i in ids]
     return [word if word.strip() else "\N{OPEN BOX}" for word in every]
 
-  return aux, words(target_ids[0]), words(source_ids[0])
+  return aux, words(target_BT[0].tolist()), words(source_ids[0])
 
 
 def align(run, variables: dict, source: str, target: str) -> tuple[np.ndarray, list[str], list[str]]:
