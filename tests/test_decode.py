@@ -73,6 +73,14 @@ def test_greedy_takes_the_most_probable():
     np.testing.assert_allclose(scores[b, 0], total, rtol=1e-5)
 
 
+@pytest.mark.parametrize("vocab", [1, 2, 97, 100, 4000])
+def test_the_most_probable_is_the_first_of_the_largest(vocab):
+  logits = np.random.default_rng(vocab).integers(-40, 40, (64, vocab)).astype(np.float32)  # many are equal
+  np.testing.assert_array_equal(decode.most_probable(jnp.asarray(logits)), logits.argmax(1))
+  logits[5] = -np.inf
+  np.testing.assert_array_equal(decode.most_probable(jnp.asarray(logits)), logits.argmax(1))
+
+
 def test_a_beam_of_one_is_greedy():
   for seed in range(5):
     tokens, scores = run(decode.greedy, language(seed))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from zoo import layers, masks
+from zoo.dropout import drop
 
 KEY = {"params": jax.random.key(0)}
 
@@ -52,12 +53,29 @@ def test_gelu_is_exact_and_gelu_tanh_is_not():
   assert np.abs(exact - tanh).max() > 1e-4
 
 
-def test_dropout():
-  x = 1 + np.abs(draw(50, 200))
+@pytest.mark.parametrize("shape", [(10_000,), (50, 200), (5, 41, 50), (2, 3, 1, 2000)], ids=str)
+def test_dropout(shape):
+  x = 1 + np.abs(draw(*shape))
   y, _ = run(layers.Dropout(0.3), x, rngs={"dropout": jax.random.key(0)})
   kept = np.asarray(y) != 0
   assert abs(kept.mean() - 0.7) < 0.02
-  np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-6)
+  np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-4)  # a rate is a multiple of 2^-16
+
+
+def test_dropout_is_unbiased_and_independent():
+  """Both halves of 32 random bits are used: neither their means nor their company tell of it."""
+  many = np.asarray(jax.jit(lambda key: drop(jnp.ones((100, 64, 100)), 0.1, key))(jax.random.key(1)))
+  assert abs(many.mean() - 1) < 4 * np.sqrt(0.1 / 0.9 / many.size)
+  dropped = (many == 0).astype(float) - 0.1
+  for first, second in ((dropped[:, :32], dropped[:, 32:]), (dropped[:, :-1], dropped[:, 1:])):
+    assert abs((first * second).mean()) < 4 * 0.09 / np.sqrt(first.size)
+  for rate, share in ((0.999999, 1.0), (1e-6, 0.0)):
+    y = drop(jnp.ones((4, 64, 100)), rate, jax.random.key(0))
+    assert np.isfinite(y).all() and abs((np.asarray(y) == 0).mean() - share) < 1e-3
+
+
+def test_without_a_rate_or_a_key_nothing_is_dropped():
+  x = draw(3, 5)
   for layer, rngs in ((layers.Dropout(0.3), None), (layers.Dropout(0.0), {"dropout": jax.random.key(0)})):
     assert layer.apply({}, x, rngs=rngs) is x
 

@@ -18,6 +18,7 @@ what they are tested against.
 import jax
 import jax.numpy as jnp
 
+from zoo.dropout import drop
 from zoo.shapes import expect
 
 
@@ -188,11 +189,7 @@ def attention_pool(
   sizes = expect(scores_BNTS=scores_BNTS, v_BSKH=v_BSKH)
   check_shared_heads(sizes["N"], sizes["K"])
   numerators_BNTS, total_BNT1 = masked_exp(scores_BNTS, mask)
-  kept_BNTS = numerators_BNTS
-  if dropout_rate and dropout_key is not None:
-    keep = jax.random.bernoulli(dropout_key, 1 - dropout_rate, kept_BNTS.shape)
-    kept_BNTS = jnp.where(keep, kept_BNTS / (1 - dropout_rate), 0.0)
-  kept_BNTS = kept_BNTS.astype(v_BSKH.dtype)
+  kept_BNTS = drop(numerators_BNTS, dropout_rate, dropout_key).astype(v_BSKH.dtype)
   if sizes["N"] == sizes["K"]:
     sums_BNTH = jnp.einsum("BNTS,BSNH->BNTH", kept_BNTS, v_BSKH)
   else:

@@ -12,6 +12,7 @@ from flax import linen as nn
 from zoo import init, norms, positions
 from zoo.attention import attend
 from zoo.axes import by_batch
+from zoo.dropout import drop
 from zoo.norms import LayerNorm
 from zoo.shapes import expect
 
@@ -31,10 +32,7 @@ class Dropout(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    if not self.rate or not self.has_rng("dropout"):
-      return x
-    keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
-    return jnp.where(keep, x / (1 - self.rate), 0)
+    return drop(x, self.rate, self.make_rng("dropout") if self.rate and self.has_rng("dropout") else None)
 
 
 class DropPath(nn.Module):
