@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     verb.set_defaults(function=function)
   # Overrides may stand anywhere, also between and after the options.
   argv = sys.argv[1:] if argv is None else argv
-  overrides = [word for word in argv if _OVERRIDE.match(word)]
+  after = ["", *argv]
+  overrides = [word for word, before in zip(argv, after, strict=False) if _OVERRIDE.match(word) and before != _BEAM]
   words = [word for word in argv if word not in overrides]
   # Whatever has no option's name may stand anywhere too, which argparse has for a verb but not for the choice of one.
   known = words and words[0] in parsers
@@ -207,11 +208,11 @@ def plan(config, overrides, tpu, json):
   return 0 if result.memory.fits else 1
 
 
-def prepare(name, data_dir, source, vocab_size, tokenizer):
-  """Build a data set as ArrayRecord files, with a tokenizer for translations: any TFDS name, or a local one."""
+def prepare(name, data_dir, source, vocab_size, tokenizer, **corpus):
+  """Build a data set as ArrayRecord files: any TFDS name, a local one, or a text to pretrain on as corpus/NAME."""
   from train import data
 
-  print(data.prepare(name, data_dir, source, vocab_size, tokenizer))
+  print(data.prepare(name, data_dir, source, vocab_size, tokenizer, **corpus))
 
 
 def configs(json):
@@ -296,6 +297,29 @@ _SOURCE = {
   "source": dict(metavar="WORKDIR|CONFIG", help=f"a run's work directory, or a config with init.path=WEIGHTS; {_SET}")
 }
 _JSON = {"--json": dict(metavar="FILE", help="also write the result to this file")}
+_BEAM = "--beam-option"  # its value looks like an override
+_FLAG = dict(action=argparse.BooleanOptionalAction)
+_CORPUS = {
+  name: options | dict(help=f"of a corpus: {options['help']}")
+  for name, options in {
+    "--vocab": dict(metavar="FILE", help="a vocab.txt or tokenizer.json that is there, in place of a new one"),
+    "--lowercase": _FLAG | dict(help="whether its texts are made lower-case"),
+    "--documents": dict(metavar="HOW", help="blank (a blank line ends one, if not given) or file (a file is one)"),
+    "--sentences": dict(metavar="HOW", help="line (each is one; if not given, of files) or split (running text)"),
+    "--feature": dict(metavar="NAME", help="the text of a TFDS set, such as translation/en"),
+    "--split": dict(metavar="SPLIT", help="of a TFDS set; train if not given"),
+    "--length": dict(type=int, metavar="N", help="tokens in a row; 128 if not given"),
+    "--pairs": _FLAG | dict(help="sentence pairs, for the prediction of the next sentence (if not given), or no pairs"),
+    "--short": dict(type=float, metavar="SHARE", help="of sequences that are shorter; 0.1 of pairs if not given"),
+    "--pack": _FLAG | dict(help="several sequences in a row"),
+    "--copies": dict(type=int, metavar="N", help="how often the text is gone through, with other draws"),
+    "--validation": dict(type=float, metavar="SHARE", help="of the text for the split val; 0.02 if not given"),
+    "--seed": dict(type=int, metavar="N", help="of what is drawn"),
+    "--processes": dict(type=int, metavar="N", help="one for each core if not given"),
+    "--runner": dict(metavar="NAME", help="local, or of Apache Beam: DirectRunner, FlinkRunner, DataflowRunner, ..."),
+    _BEAM: dict(action="append", metavar="NAME=VALUE", help="an option of the runner; may be repeated"),
+  }.items()
+}
 VERBS: Mapping = {
   train: _CONFIG
   | {
@@ -349,12 +373,20 @@ VERBS: Mapping = {
   | {"--tpu": dict(default="v5e:2x4", metavar="TYPE:SHAPE", help="such as v5e:2x4, v5p:2x2x2, v6e:4x4")}
   | _JSON,
   prepare: {
-    "name": dict(help="such as cifar10, imagenet2012, fashion_mnist, wmt14_translate/de-en, parallel_text/en-es"),
+    "name": dict(help="such as cifar10, fashion_mnist, wmt14_translate/de-en, parallel_text/en-es, corpus/NAME"),
     "--data-dir": dict(required=True, metavar="DIR", help="where the data set goes, DIR/NAME/..."),
-    "--source": dict(metavar="DIR", help="where local files are, for sets that are made of them"),
-    "--vocab-size": dict(type=int, metavar="N", help="tokens of a translation set's tokenizer; 32000 if not given"),
-    "--tokenizer": dict(metavar="KIND", help="of a translation set: bpe (if not given), unigram or word"),
-  },
+    "--source": dict(
+      metavar="DIR",
+      help="where local files are, for sets that are made of them; of a corpus a file too, or a TFDS name",
+    ),
+    "--vocab-size": dict(
+      type=int, metavar="N", help="tokens of a tokenizer; if not given 32000 for translations, 30522 for a corpus"
+    ),
+    "--tokenizer": dict(
+      metavar="KIND", help="for translations bpe (if not given), unigram or word; for a corpus wordpiece or bpe"
+    ),
+  }
+  | _CORPUS,
   doctor: _JSON,
 }
 

@@ -47,6 +47,10 @@ CACHE_BYTES = 2**30
 PIECE = 64
 
 
+# What is prepared of text to pretrain on is a config of this set.
+CORPUS = "corpus"
+
+
 # Data sets on disk.
 
 
@@ -80,14 +84,19 @@ class Records:
       raise ValueError(f"cannot read {self.where(index)}: {error}") from error
 
   def __iter__(self) -> Iterator[tuple]:
-    """All in order: many records at a time, which is several times as fast as one by one."""
-    for file in self._files:
-      for first in range(file.skip, file.skip + file.take, 1024):
-        try:
-          records = self._reader(file.filename).read(first, min(first + 1024, file.skip + file.take))
-        except Exception as error:
-          raise ValueError(f"cannot read record {first} or one of the next in {file.filename}: {error}") from error
-        yield from map(self._parse, records)
+    return self.span(0, len(self))
+
+  def span(self, begin: int, end: int) -> Iterator[tuple]:
+    """Some in order: many records at a time, which is several times as fast as one by one."""
+    while begin < end:
+      file, first = self._find(begin)
+      count = min(1024, end - begin, self._ends[bisect.bisect_right(self._ends, begin)] - begin)
+      try:
+        records = self._reader(file).read(first, first + count)
+      except Exception as error:
+        raise ValueError(f"cannot read record {first} or one of the next in {file}: {error}") from error
+      yield from map(self._parse, records)
+      begin += count
 
   def _parse(self, record: bytes) -> tuple:
     return self.parse(tf_example_pb2.Example.FromString(record).features.feature)
@@ -191,6 +200,8 @@ def local() -> list[str]:
 def _check_name(name: str) -> None:
   # Without TensorFlow TFDS ends the registration of its sets at the first module that wants it, before this one.
   importlib.import_module("tensorflow_datasets.translate")
+  if name == CORPUS:
+    return
   known = [*bundled(), *local(), *tfds.list_builders(with_community_datasets=False)]
   if name not in known:
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
@@ -202,23 +213,40 @@ def _check_name(name: str) -> None:
 
 
 def prepare(
-  name: str, data_dir: str, source: str | None = None, vocab_size: int | None = None, tokenizer: str | None = None
+  name: str,
+  data_dir: str,
+  source: str | None = None,
+  vocab_size: int | None = None,
+  tokenizer: str | None = None,
+  **corpus,
 ) -> str:
   """Builds a set as ArrayRecord in `data_dir`, downloading what is needed; returns the set's folder.
 
   A set of translations gets a tokenizer, trained on its split "train", once: every run is to use the same.
 
   Args:
-    name: a builder in `train/datasets/`, or any name in TFDS.
+    name: a builder in `train/datasets/`, or any name in TFDS; or "corpus/NAME", text to pretrain on.
     data_dir: where the set goes.
-    source: the folder with files that only a person may download, by default `data_dir/downloads/manual`.
-    vocab_size: of the tokenizer; by default 32,000.
-    tokenizer: its kind, "bpe" (the default), "unigram" or "word".
+    source: the folder with files that only a person may download, by default `data_dir/downloads/manual`; or the text
+      of a corpus.
+    vocab_size: of the tokenizer; by default 32,000, of a corpus 30,522.
+    tokenizer: its kind, "bpe" (the default), "unigram" or "word"; of a corpus "wordpiece" (the default) or "bpe".
+    corpus: keyword arguments of `train.text.prepare.prepare_corpus`; None is as if not given.
 
   Raises:
     ValueError: no such set (the nearest is named), or one that cannot be built here, and why; another tokenizer is
-      there already; a tokenizer for a set without translations.
+      there already; a tokenizer for a set without translations; an argument of a corpus for another set.
   """
+  corpus = {key: value for key, value in corpus.items() if value is not None}
+  if re.split("[/:]", name)[0] == CORPUS:
+    from train.text import prepare as preparation
+
+    check_call(preparation.prepare_corpus, corpus, "a corpus", given=("name", "data_dir", "source"))
+    if source is None:
+      raise ValueError(f"{name!r} needs a text: --source FILE, FOLDER or a name in TFDS")
+    return preparation.prepare_corpus(name, data_dir, source, vocab_size=vocab_size, tokenizer=tokenizer, **corpus)
+  if corpus:
+    raise ValueError(f"--{next(iter(corpus)).replace('_', '-')} is for {CORPUS}/NAME; this is {name!r}")
   from train.text import pairs  # which builds on this module
   from train.text import tokenizer as tokenizers
 

@@ -15,7 +15,7 @@ import numpy as np
 from train.text.vocabulary import Vocabulary
 
 # Words that an encoder remembers; then it forgets all.
-REMEMBERED = 2**19
+REMEMBERED = 2**18
 # Of a row's length, what a packed pair may be cut by so that it fits.
 SLACK = 16
 SHORTEST = 8  # tokens of a row: less has no room for a pair
@@ -91,12 +91,12 @@ class _Sequences(NamedTuple):
 class Encoder:
   """Documents of sentences to tokens. It remembers the words it has seen: text repeats them, and a look costs less.
 
-  Args:
+  Attributes:
     vocabulary: if no rule of it looks beyond a space, words are encoded one by one; else sentences are.
   """
 
   def __init__(self, vocabulary: Vocabulary):
-    self._vocabulary = vocabulary
+    self.vocabulary = vocabulary
     self._forget()
 
   def _forget(self) -> None:
@@ -106,10 +106,10 @@ class Encoder:
   def __call__(self, documents: Sequence[Sequence[str]]) -> Documents:
     """Encodes; the words of a sentence stand between single spaces (as `train.text.documents` gives them)."""
     sentences = [*itertools.chain.from_iterable(documents)]
-    if self._vocabulary.separable:
+    if self.vocabulary.separable:
       token_N, length_S = self._by_words(sentences)
     else:
-      ids = self._vocabulary.encode(sentences)
+      ids = self.vocabulary.encode(sentences)
       length_S = np.fromiter(map(len, ids), np.int64, len(ids))
       token_N = np.fromiter(itertools.chain.from_iterable(ids), np.int32, length_S.sum())
     # Sentences without a token have no place in `start_S`, but none in the tokens either.
@@ -124,7 +124,7 @@ class Encoder:
     words = " \n ".join(sentences).split(" ") if sentences else []
     word_W = np.fromiter(map(self._words.__getitem__, words), np.int64, len(words))
     if new := [*itertools.islice(self._words, len(self._length_V), None)]:
-      ids = self._vocabulary.encode(["" if word == "\n" else word for word in new])
+      ids = self.vocabulary.encode(["" if word == "\n" else word for word in new])
       length_V = np.fromiter(map(len, ids), np.int64, len(ids))
       token_N = np.fromiter(itertools.chain.from_iterable(ids), np.int32, length_V.sum())
       self._token_N, self._length_V = np.append(self._token_N, token_N), np.append(self._length_V, length_V)

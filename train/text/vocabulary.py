@@ -210,8 +210,7 @@ def train_vocabulary(
   Raises:
     ValueError: unknown kind; no room for the characters.
   """
-  if kind not in KINDS:
-    raise ValueError(f"unknown kind of vocabulary {kind!r}{nearest(str(kind), KINDS)}")
+  check(size, kind)
   special = [text for text, _ in SPECIAL.values()]
   if kind == "bpe":
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -242,6 +241,13 @@ def train_vocabulary(
   tokenizer.train_from_iterator(lines, trainer)
   ids = tokenizer.get_vocab(with_added_tokens=False)
   return Vocabulary(_wordpiece(ids, lowercase is not False), "the trained vocabulary")
+
+
+def check(size: int, kind: str) -> None:
+  """Raises ValueError for an unknown kind, or no room for anything but special tokens."""
+  if kind not in KINDS:
+    raise ValueError(f"unknown kind of vocabulary {kind!r}{nearest(str(kind), KINDS)}")
+  _check_size(size, len(SPECIAL), "the special tokens")
 
 
 def _check_size(size: int, least: int, what: str) -> None:
