@@ -11,6 +11,8 @@ EXTRAS = {
   "plan": ["libtpu>=0.0.52"],
   # The published implementations that the models are compared with.
   "parity": ["torch>=2.14", "torchvision>=0.29", "timm>=1.0.31", "transformers>=5.23"],
+  # Corpora that one machine is not enough for: `zoo prepare corpus/NAME --runner ...`.
+  "beam": ["apache-beam>=2.77"],
   "notebooks": ["nbclient>=0.11", "nbformat>=5.10", "ipykernel>=7"],
   "test": ["pytest>=9.0", "pytest-xdist>=3.8"],
 }
@@ -37,7 +39,7 @@ setup(
     "numpy>=2.4",
     "opencv-python-headless>=5.0",
     "simplejpeg>=1.9",
-    "pillow>=13",
+    "pillow>=12.3",  # the newest that Apache Beam allows
     "matplotlib>=3.11",
     "safetensors>=0.8",
     "tensorboardX>=2.6.5",

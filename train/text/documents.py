@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from zoo.errors import nearest
-
 CHUNK = 4 * 2**20
 DOCUMENTS = ("blank", "file")
 SENTENCES = ("line", "split")
@@ -224,8 +222,7 @@ class TextRecords(Source):
         raise ValueError(f"{self.dataset!r} has not one text; wanted a feature of {', '.join(texts) or 'another set'}")
       object.__setattr__(self, "feature", "text" if "text" in texts else texts[0])
     for name in filter(None, (self.feature, self.document)):
-      if name not in texts:
-        raise ValueError(f"{self.dataset!r} has no text {name!r}{nearest(name, texts)}")
+      _check_word(f"the text of {self.dataset!r}", name, texts)
 
   @functools.cached_property
   def _builder(self):
@@ -296,6 +293,8 @@ def _text_features(features, prefix: str = "") -> Iterator[str]:
 
 def _check_word(what: str, word: str, known: Sequence[str]) -> None:
   if word not in known:
+    from zoo.errors import nearest  # with which comes JAX, that many processes here have no need of
+
     raise ValueError(f"{what} is {word!r}{nearest(str(word), known)}")
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from train.text.files import lines as read_lines
-from zoo.errors import nearest
 
 # What the special tokens are called: by BERT (Devlin et al. 2019, 3), and by RoBERTa (Liu et al. 2019, 4).
 SPECIAL = {
@@ -246,6 +245,8 @@ def train_vocabulary(
 def check(size: int, kind: str) -> None:
   """Raises ValueError for an unknown kind, or no room for anything but special tokens."""
   if kind not in KINDS:
+    from zoo.errors import nearest  # with which comes JAX, that many processes here have no need of
+
     raise ValueError(f"unknown kind of vocabulary {kind!r}{nearest(str(kind), KINDS)}")
   _check_size(size, len(SPECIAL), "the special tokens")
 
