@@ -71,6 +71,12 @@ def nat_count(D, L, DL, F, vocab, difference=20):
   return transformer_count(D, L, DL, F, vocab) + (D + 1) * (2 * difference + 1)
 
 
+def bert_count(D, L, F, vocab=30_522, length=512, types=2):
+  """The closed form: tables and their norm, encoder, pooler, the head of words and that of pairs."""
+  heads = D * D + D + 2 * D + vocab + 2 * D + 2
+  return (vocab + length + types) * D + 2 * D + blocks(D, L, F) + D * D + D + heads
+
+
 TI, S, M, BASE = (192, 12, 768), (384, 12, 1536), (512, 12, 2048), (768, 12, 3072)
 L, H, G_SMALL, G = (1024, 24, 4096), (1280, 32, 5120), (1408, 40, 6144), (1664, 48, 8192)
 COUNTS = {
@@ -124,6 +130,16 @@ COUNTS = {
   "kernel_regression/gaussian": 0,
   "kernel_regression/learned": 1,
   "kernel_regression/test": 1,
+  # Published, with the tied head of words and the one of pairs; the encoder with its pooler is tested below.
+  "bert/tiny": 4_433_468,
+  "bert/mini": 11_267_900,
+  "bert/small": 29_058_876,
+  "bert/medium": 41_668_412,
+  "bert/base": 110_106_428,
+  "bert/large": 336_226_108,
+  "bert/minilm": bert_count(384, 6, 1536),
+  "bert/nano": bert_count(192, 3, 768, 4000, 128),
+  "bert/test": bert_count(24, 2, 40, 29, 16),
   "seq2seq/distracted": seq2seq_count(4, 1000, 1000, 4, 80_000),
   "seq2seq/bahdanau": seq2seq_count(3, 620, 1000, 1, 30_000, 1000, ways=2),
   "seq2seq/luong": seq2seq_count(4, 1000, 1000, 4, 50_000, 1000, fed=1000),
@@ -166,6 +182,9 @@ def test_the_closed_forms_give_the_published_counts():
   assert vit_count(16, *S) == COUNTS["vit/s16"] and vit_count(14, *H) == COUNTS["vit/h14"]
   assert mae_count(16, *L, 512, 8, 2048) == COUNTS["mae/l16"]
   assert transformer_count(512, 6, 6, 2048, 37_000) == COUNTS["transformer/base"]
+  assert bert_count(768, 12, 3072) == COUNTS["bert/base"] and bert_count(128, 2, 512) == COUNTS["bert/tiny"]
+  without = {size: count(shapes(f"bert/{size}", head="none", scan=True)) for size in ("tiny", "base", "large")}
+  assert without == dict(tiny=4_385_920, base=109_482_240, large=335_141_888)
   # Sutskever et al. 2014, 3.4: 64M in recurrent layers, 32M of them in the encoder.
   sizes = {part: count(shapes("seq2seq/distracted")["params"][part]) for part in ("encoder", "decoder")}
   assert sizes == dict.fromkeys(sizes, recurrent(4, 1000, 1000, 4, biases=4)) == dict.fromkeys(sizes, 32_016_000)
@@ -198,7 +217,7 @@ def check_gradients(name, **overrides):
 
   def loss(params):
     output, aux = model.apply(variables | {"params": params}, *inputs)
-    told = [output, aux["length"]] if "length" in aux else [output]  # a second head's output is in aux
+    told = [output, *(aux[name] for name in ("length", "next") if name in aux)]  # a second head's output is in aux
     return sum(jnp.square(o).mean() for o in told), (output, aux)
 
   grads, (output, aux) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])

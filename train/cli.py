@@ -143,6 +143,26 @@ def translate(run, text, file, split, out, beam, alpha, picture, json, overrides
   _write(json, [{"source": source, "translation": target} for source, target in zip(text, found, strict=True)])
 
 
+def fill(run, text, top, json, overrides):
+  """Tell the most probable words for every [MASK] of a text, with a run that has learned to."""
+  from train import loop
+  from train.text import fill
+
+  trained, variables, _ = loop.open_run(run, overrides)
+  if not hasattr(trained.data, "vocabulary"):
+    raise ValueError(f"{run} fills in no words: it was trained on {trained.config.data.name}")
+  found = fill.fill(trained.model, variables, trained.data.vocabulary, text, top)
+  table = Table("text", "word", "probability", box=None)
+  for given, masks in zip(text, found, strict=True):
+    for number, guesses in enumerate(masks, 1):
+      what = given if len(masks) == 1 else f"{given} ({number} of {len(masks)})"
+      for place, guess in enumerate(guesses):
+        table.add_row("" if place else what, guess.token, f"{guess.probability:.1%}")
+  _console().print(table)
+  words = [[[guess._asdict() for guess in guesses] for guesses in masks] for masks in found]
+  _write(json, [{"text": given, "masks": masks} for given, masks in zip(text, words, strict=True)])
+
+
 def average(run, last, out):
   """Write the mean of a run's last checkpoints as one file of weights, for init.path and `zoo.load`."""
   from zoo import weights
@@ -360,6 +380,12 @@ VERBS: Mapping = {
     "--beam": dict(type=int, default=4, help="sequences followed at once; 1 is greedy"),
     "--alpha": dict(type=float, default=0.6, help="of the length penalty"),
     "--picture": dict(metavar="PNG", help="draw which words of the first text each word of its translation looked at"),
+  }
+  | _JSON,
+  fill: {
+    "run": dict(metavar="WORKDIR|CONFIG", help=_SOURCE["source"]["help"]),
+    "text": dict(nargs="+", metavar="TEXT", help="with [MASK] in it"),
+    "--top": dict(type=int, default=5, metavar="N", help="how many words"),
   }
   | _JSON,
   average: {

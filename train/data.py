@@ -564,10 +564,8 @@ class _Part:
 
   @functools.cached_property
   def order(self) -> grain.MapDataset:
-    """Place in the endless stream -> example; every epoch has its own order."""
-    # Grain adds the epoch to its seed, so the seeds 0, 1, 2, ... themselves would share their epochs.
-    seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
-    return grain.MapDataset.range(len(self.source)).shuffle(seed=seed).repeat()
+    """Place in the endless stream -> example."""
+    return endless_order(len(self.source), self.seed)
 
   def __call__(self, which: int) -> Batch:
     """The piece of work of that number."""
@@ -601,6 +599,13 @@ class _Part:
     if self.images.workers:
       work = _start_workers(work, self.images.workers)
     return Batches(work, pieces)
+
+
+def endless_order(count: int, seed: int) -> grain.MapDataset:
+  """Place in an endless stream -> one of `count` examples; every epoch has its own order, which takes no memory."""
+  # Grain adds the epoch to its seed, so the seeds 0, 1, 2, ... themselves would share their epochs.
+  seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+  return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
 
 
 def check_share(batch_size: int, process_index: int, process_count: int) -> None:
@@ -669,10 +674,12 @@ def _join(pieces: Sequence[Batch]) -> Batch:
 
 # Where each kind of data is. Those that build on this module cannot be imported before it.
 KINDS = {
+  "corpus": "train.text.corpus.Corpus",
   "images": "train.data.Images",
   "pairs": "train.text.pairs.Pairs",
   "points": "train.points.Points",
   "sequences": "train.text.sequences.Sequences",
+  "text": "train.text.corpus.Text",
 }
 
 

@@ -20,3 +20,7 @@ position = nn.initializers.normal(0.02)
 
 # ViT B.1.1: the classifier starts at zero, so that the first predictions are uniform.
 head = nn.initializers.zeros
+
+# BERT (Devlin et al. 2019; released code): every matrix, table and head. Drawn anew beyond two deviations, which makes
+# the deviation 0.0176.
+bert = nn.initializers.truncated_normal(0.02)

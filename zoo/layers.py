@@ -75,6 +75,7 @@ class Attention(nn.Module):
     dtype: compute type.
     kv_heads: K; divides N, and each key and value head serves N / K query heads (Ainslie et al. 2023); 0 for N.
     rotary: turn queries and keys by their positions (`positions.rotary`).
+    kernel_init: of the projections.
   """
 
   heads: int
@@ -83,6 +84,7 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
   kv_heads: int = 0
   rotary: bool = False
+  kernel_init: Callable = init.dense
 
   @nn.compact
   def __call__(
@@ -115,7 +117,7 @@ class Attention(nn.Module):
 
     def project(name: str, heads: int, tokens: jax.Array) -> jax.Array:
       features = (heads, width // self.heads)
-      return nn.DenseGeneral(features, kernel_init=init.dense, dtype=self.dtype, name=name)(tokens)
+      return nn.DenseGeneral(features, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(tokens)
 
     q_BTNH = project("q", self.heads, x_BTD)
     if self.rotary:
@@ -137,7 +139,7 @@ class Attention(nn.Module):
     key = self.make_rng("dropout") if self.dropout and self.has_rng("dropout") else None
     k_BSKH, v_BSKH = (a.swapaxes(1, 2) for a in cache)
     out_BTNH, weights = attend(q_BTNH, k_BSKH, v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout, dropout_key=key)
-    out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=init.dense, dtype=self.dtype, name="out")
+    out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out")
     return out(out_BTNH), weights, cache
 
 
@@ -148,10 +150,11 @@ class Mlp(nn.Module):
   activation: str = "gelu"
   dropout: float = 0.0
   dtype: jnp.dtype = jnp.float32
+  kernel_init: Callable = init.dense
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    dense = functools.partial(nn.Dense, kernel_init=init.dense, bias_init=init.mlp_bias, dtype=self.dtype)
+    dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, bias_init=init.mlp_bias, dtype=self.dtype)
     hidden = ACTIVATIONS[self.activation](dense(self.hidden, name="up")(x))
     hidden = Dropout(self.dropout, name="hidden_dropout")(hidden)
     return dense(x.shape[-1], name="down")(hidden)
@@ -181,7 +184,8 @@ class Block(nn.Module):
   """A Transformer block: [B, T, D] to [B, T, D]. Every sublayer's output is added to its input.
 
   A "pre"-norm block normalises what goes into a sublayer (ViT, Dosovitskiy et al. 2021, eq. 2 and 3), a "post"-norm
-  block the sum (Vaswani et al. 2017, 3.1). With `cross` it also attends to a memory, between the two.
+  block the sum (Vaswani et al. 2017, 3.1). With `cross` it also attends to a memory, between the two. `dropout` is of
+  the sublayers' outputs and, if `hidden_dropout`, within the MLP.
   """
 
   heads: int
@@ -197,6 +201,8 @@ class Block(nn.Module):
   kv_heads: int = 0
   rotary: bool = False
   norm: str = "layer"
+  hidden_dropout: bool = True
+  kernel_init: Callable = init.dense
 
   @nn.compact
   def __call__(
@@ -219,7 +225,8 @@ class Block(nn.Module):
     def attention(name: str) -> Attention:
       of_itself = name == "attn"
       relative, rotary = self.relative_length if of_itself else 0, self.rotary and of_itself
-      return Attention(self.heads, self.attention_dropout, relative, self.dtype, self.kv_heads, rotary, name=name)
+      sizes = self.heads, self.attention_dropout, relative, self.dtype, self.kv_heads, rotary
+      return Attention(*sizes, kernel_init=self.kernel_init, name=name)
 
     def add(x: jax.Array, sublayer: Callable, name: str, norm: str) -> tuple[jax.Array, tuple]:
       """Residual, norm, dropout and stochastic depth around a sublayer; also what else that returns."""
@@ -237,7 +244,8 @@ class Block(nn.Module):
       return attention("cross")(x, given.memory, mask=given.memory_mask, cache=memory_cache)
 
     def transform(x):
-      return (Mlp(self.mlp_dim, self.activation, self.dropout, self.dtype, name="mlp")(x),)
+      dropout = self.dropout if self.hidden_dropout else 0.0
+      return (Mlp(self.mlp_dim, self.activation, dropout, self.dtype, self.kernel_init, name="mlp")(x),)
 
     x_BTD, (weights, own_cache) = add(by_batch(x_BTD), attend_self, "attn", "norm1")
     aux = {"weights": weights}

@@ -335,6 +335,15 @@ def _huggingface_fields(module, source: Source) -> dict:
   # What is on top of the encoder shows in the tensors only; the key's first number is its width.
   for field, key in told["tops"].items():
     fields[field] = len(source.tensors[key]) if key in source.tensors else 0
+  # Or in the name of the class that wrote them, where that makes several kinds of heads; one may have as many classes.
+  for name in source.config.get("architectures") or () if "heads" in told else ():
+    if name not in told["heads"]:
+      wanted = nearest(name, told["heads"])
+      raise WeightsError("config.json", [f"there is no head for the architecture {name!r}{wanted}"])
+    head = dict(told["heads"][name])
+    if key := head.get("num_classes"):
+      head["num_classes"] = len(source.tensors[key]) if key in source.tensors else 0
+    fields |= head
   return fields
 
 

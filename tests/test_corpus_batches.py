@@ -1,0 +1,259 @@
+"""Rows of text as batches: what is in them, their order, whether a model fits them; and filling in words."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny_config import get_config
+
+import zoo
+from train import cli, data, loop
+from train.text import corpus
+from train.text.corpus import Corpus, Row, Text
+from train.text.fill import fill
+
+ANIMALS = ("cat", "dog", "cow", "hen", "fox", "owl")
+PLACES = dict(cat="mat", dog="log", cow="grass", hen="nest", fox="hill", owl="tree")
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+  """Documents of sentences in which one word tells another."""
+  draw = np.random.default_rng(0)
+  documents = []
+  for _ in range(60):
+    chosen = [ANIMALS[i] for i in draw.integers(0, len(ANIMALS), 6)]
+    documents.append("\n".join(f"the {animal} sat on the {PLACES[animal]}" for animal in chosen))
+  path = tmp_path_factory.mktemp("text") / "book.txt"
+  path.write_text("\n\n".join(documents))
+  return str(path)
+
+
+@functools.cache
+def verses(**fields):
+  return Text("verses_en_es", train_split="val", eval_split="test", length=48, vocab_size=900, **fields)
+
+
+def batches(kind, count, **arguments):
+  stream = kind.train_batches(arguments.pop("batch_size", 8), **dict(seed=3) | arguments)
+  return [next(stream) for _ in range(count)]
+
+
+@pytest.mark.parametrize("fields", [{}, dict(pack=True, sequences=5), dict(pairs=False)], ids=str)
+def test_a_batch_says_where_everything_is(fields):
+  kind = verses(**fields)
+  words = kind.vocabulary
+  shapes = Text.shapes(dict(name="text", dataset="verses_en_es", length=48, **fields), None, 8)
+  for batch in batches(kind, 5):
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {k: (s.shape, s.dtype) for k, s in shapes.items()}
+    for i, number in enumerate(batch["example"]):
+      row = kind.rows("val")[number]
+      token, segment = batch["token"][i], batch["segment"][i]
+      assert (token[segment == 0] == words.pad).all() and (segment > 0).sum() == len(row.token)
+      start = 0
+      for k, (end, split, follows) in enumerate(zip(row.end, row.split, row.next, strict=True)):
+        here = slice(start, end)
+        assert token[start] == words.cls and token[end - 1] == words.sep and (segment[here] == k + 1).all()
+        np.testing.assert_array_equal(batch["position"][i, here], np.arange(end - start))
+        np.testing.assert_array_equal(batch["type"][i, here], np.arange(start, end) >= split)
+        if k < kind.sequences:
+          assert batch["first"][i, k] == start and batch["next"][i, k] == follows
+        start = end
+      assert (batch["next"][i, len(row.end) :] == -1).all()
+      # A word is a run of pieces: its number rises by one where a piece begins one.
+      word = batch["word"][i]
+      assert ((word == 0) == np.isin(token, [words.pad, words.cls, words.sep])).all()
+      for place in np.flatnonzero(word):
+        piece = words.tokenizer.id_to_token(int(token[place]))
+        if word[place - 1] and piece.startswith("##"):
+          assert word[place] == word[place - 1]
+        elif word[place - 1]:
+          assert word[place] == word[place - 1] + 1
+  assert (batch["next"] >= 0).any() == kind.pairs and batch["type"].any() == kind.pairs
+
+
+def test_an_epoch_has_every_row_once_whoever_reads_it():
+  kind = verses()
+  count = kind.num_train
+  size = 4
+  stream = batches(kind, 2 * (-(-count // size)), batch_size=size)
+  order = np.concatenate([b["example"] for b in stream])
+  assert sorted(order[:count]) == list(range(count)) and (order[:count] != order[count : 2 * count][:count]).any()
+  parts = [batches(kind, 3, batch_size=size, process_index=i, process_count=2, first_step=5) for i in range(2)]
+  for step, joined in enumerate(zip(*parts, strict=True), 5):
+    for key, whole in stream[step].items():
+      np.testing.assert_array_equal(np.concatenate([part[key] for part in joined]), whole)
+
+
+def test_evaluation_has_every_row_once_in_order():
+  kind = verses()
+  found = [*kind.eval_batches(16)]
+  number = np.concatenate([b["example"][b["valid"]] for b in found])
+  np.testing.assert_array_equal(number, np.arange(kind.num_eval()))
+  assert not found[-1]["valid"].all() and not (found[-1]["segment"][~found[-1]["valid"]]).any()
+  assert sum(b["valid"].sum() for b in kind.eval_batches(16, limit=21)) == 21
+
+
+def test_what_is_behind_a_special_token_begins_a_word():
+  """Also where it is the rest of one: a text may be cut within a word."""
+  words = verses().vocabulary
+  rest = next(i for i in range(words.size) if words.tokenizer.id_to_token(i).startswith("##"))
+  whole = words.encode(["the"])[0][0]
+  token = np.array([words.cls, rest, rest, words.sep, rest, whole, rest, words.sep])
+  row = Row(token, np.array([8]), np.array([4]), np.array([1]))
+  batch = corpus.collate(words, [row, None], [0, 1], 10, 1, 0)
+  assert batch["word"].tolist() == [[0, 1, 1, 0, 2, 3, 3, 0, 0, 0], [0] * 10]
+  assert batch["valid"].tolist() == [True, False]
+
+
+def test_copies_are_drawn_anew_but_not_in_evaluation():
+  once, twice = verses(), verses(copies=2)
+  assert 1.8 * once.num_train < twice.num_train < 2.2 * once.num_train and once.num_eval() == twice.num_eval()
+  first = {tuple(row.token) for row in (once.rows("val")[i] for i in range(once.num_train))}
+  assert sum(tuple(twice.rows("val")[i].token) in first for i in range(twice.num_train)) < 1.2 * once.num_train
+
+
+def test_a_file_has_documents_for_validation(book):
+  kind = Text(book, length=32, vocab_size=200, hold_out=10)
+  documents = [kind._documents(split) for split in ("train", "val")]
+  assert [len(some) for some in documents] == [54, 6] and kind.num_eval("val") >= 6
+  with pytest.raises(ValueError, match="has no split 'vall'; did you mean 'val'"):
+    kind.num_eval("vall")
+  with pytest.raises(ValueError, match="has no document"):
+    Text(book, length=32, hold_out=100).num_eval()
+
+
+@pytest.mark.parametrize(
+  "fields, words",
+  [
+    (dict(length=3), "data.length is 3"),
+    (dict(sequences=0), "data.sequences is 0"),
+    (dict(tokenizer="wordpeace"), "did you mean 'wordpiece'"),
+    (dict(copies=0), "data.copies is 0"),
+  ],
+)
+def test_fields_that_make_no_sense(fields, words):
+  with pytest.raises(ValueError, match=words):
+    Text("verses_en_es", **fields)
+
+
+@pytest.mark.parametrize(
+  "model, fields, words",
+  [
+    (dict(), {}, r"29 words, the vocabulary 900: set model.vocab=900"),
+    (dict(), {}, r"model's max_length is 16"),
+    (dict(vocab=900, max_length=48, mask=7), {}, r"mask is token 4 of the vocabulary, 7 of the model: set model.mask"),
+    (dict(vocab=900, max_length=48, head="span"), {}, r"model.head is 'span'; wanted 'pretrain'"),
+    (dict(vocab=900, max_length=48), dict(pairs=False), r"rows have no pairs: set model.head='words'"),
+    (dict(vocab=900, max_length=48, types=1), {}, r"set model.types=2"),
+  ],
+)
+def test_a_model_that_does_not_fit(model, fields, words):
+  with pytest.raises(ValueError, match=words):
+    verses(**fields).check_fit(zoo.create("bert/test", **model).config, None)
+
+
+# ---- A corpus that was prepared ----
+
+
+@pytest.fixture(scope="module")
+def prepared(book, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("data")
+  options = ["--vocab-size", "200", "--length", "32", "--pack", "--validation", "0.1"]
+  assert cli.main(["prepare", "corpus/book", "--source", book, "--data-dir", str(folder), *options]) == 0
+  return str(folder)
+
+
+def test_a_prepared_corpus_is_read_as_it_was_made(prepared, book):
+  kind = Corpus("corpus/book", length=32, sequences=4, data_dir=prepared)
+  made = Text(book, length=32, vocab_size=200, pack=True, sequences=4)
+  assert kind.vocabulary.size == made.vocabulary.size and "padding" in kind.about(8, 0)
+  found = [*kind.eval_batches(8)]
+  documents = {kind.vocabulary.decode(b["token"][i][b["segment"][i] == 1]) for b in found for i in range(8)}
+  assert all("sat on the" in text for text in documents if text) and len(documents) >= 3
+  assert kind.num_train > 5 * kind.num_eval() > 0
+  shapes = Corpus.shapes(dict(name="corpus", dataset="corpus/book", length=32, sequences=4), None, 8)
+  assert {k: v.shape for k, v in next(kind.train_batches(8, 0)).items()} == {k: s.shape for k, s in shapes.items()}
+  # Rows may be longer in a batch than they were made.
+  longer = next(Corpus("corpus/book", length=40, sequences=4, data_dir=prepared).train_batches(8, 0))
+  np.testing.assert_array_equal(longer["token"][:, :32], next(kind.train_batches(8, 0))["token"])
+
+
+@pytest.mark.parametrize(
+  "fields, words",
+  [
+    (dict(length=24), "prepared with rows of 32 tokens, data.length is 24"),
+    (dict(length=32, pairs=False), "prepared with rows of pairs, data.pairs is False"),
+    (dict(length=32, train_split="tain"), "no split 'tain'.*did you mean 'train'"),
+    (dict(dataset="verses_en_es"), "is no prepared corpus.*zoo prepare corpus/NAME --source verses_en_es"),
+    (dict(dataset="corpus/books"), "to prepare it: zoo prepare corpus/books|corpus/book"),
+  ],
+)
+def test_another_preparation_than_the_config_says(prepared, fields, words):
+  with pytest.raises(ValueError, match=words):
+    _ = Corpus(**dict(dataset="corpus/book", data_dir=prepared) | fields).num_train
+
+
+# ---- A run, and words filled in ----
+
+
+@pytest.fixture(scope="module")
+def trained(book, tmp_path_factory):
+  config = get_config()
+  config.model = dict(name="bert/test", vocab=200, max_length=32, head="words")
+  config.data = dict(name="text", dataset=book, length=32, vocab_size=200, pairs=False, pack=True)
+  config.objective = dict(name="mlm_nsp", max_predictions=5)
+  config.optimizer = dict(name="adamw", learning_rate=1e-2, warmup=0.1)
+  config.batch_size, config.steps, config.log_every, config.checkpoint.every = 32, 400, 50, 0
+  config.evals = dict(val=dict(name="loss"))
+  config.pictures = ()
+  workdir = tmp_path_factory.mktemp("run")
+  return workdir, loop.train(config, workdir)
+
+
+def test_it_learns_which_word_tells_which(trained):
+  """Where an animal sits is told by the animal, and the other way round; the rest of a sentence tells itself."""
+  _, result = trained
+  assert result["val"]["accuracy"] > 0.8
+
+
+def test_filling_in_words(trained, tmp_path, capsys):
+  workdir, _ = trained
+  texts = [f"the {animal} sat on the [MASK]" for animal in ANIMALS]
+  assert cli.main(["fill", str(workdir), *texts, "--top", "3", "--json", str(tmp_path / "found.json")]) == 0
+  found = json.loads((tmp_path / "found.json").read_text())
+  best = [one["masks"][0][0]["token"] for one in found]
+  assert sum(word == PLACES[animal] for word, animal in zip(best, ANIMALS, strict=True)) >= 4
+  assert found[0]["masks"][0][0]["text"] == f"the cat sat on the {best[0]}"
+  shares = [guess["probability"] for guess in found[0]["masks"][0]]
+  assert len(shares) == 3 and shares == sorted(shares, reverse=True) and 0 < shares[0] <= 1
+  assert "the cat sat on the [MASK]" in capsys.readouterr().out
+
+
+def test_filling_in_what_cannot_be_filled(trained, capsys):
+  workdir, _ = trained
+  for text, words in (("the cat", r"there is no [MASK] in 'the cat'"), ("[MASK] " * 40, "42 tokens, [CLS] and [SEP]")):
+    assert cli.main(["fill", str(workdir), text]) == 2
+    assert words in capsys.readouterr().err
+  model = zoo.create("bert/test", head="span")
+  with pytest.raises(ValueError, match="only a model with head 'pretrain' or 'words'"):
+    fill(model, {}, verses().vocabulary, ["[MASK]"])
+
+
+def test_several_masks_of_several_texts(trained):
+  """Of texts of different length in one batch, each as if alone."""
+  run, variables, _ = loop.open_run(str(trained[0]))
+  arguments = run.model, jax.device_get(variables), run.data.vocabulary
+  texts = ["the [MASK] sat on the log", "[MASK] cat sat on [MASK] mat", "the owl sat on the [MASK]"]
+  together = fill(*arguments, texts)
+  assert [len(masks) for masks in together] == [1, 2, 1]
+  for text, masks in zip(texts, together, strict=True):
+    for one, other in zip(fill(*arguments, [text])[0], masks, strict=True):
+      assert [g.token for g in one] == [g.token for g in other]
+      np.testing.assert_allclose([g.probability for g in one], [g.probability for g in other], rtol=1e-4)
+
+
+def test_the_kind_is_known():
+  assert data.kind("text") is Text and data.kind("corpus") is Corpus

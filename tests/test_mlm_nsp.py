@@ -1,0 +1,234 @@
+"""BERT's objective: what is hidden, how often, and what it costs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import zoo
+from train import rng
+from train.objectives import mlm_nsp
+
+VOCAB, MASK, CLS, SEP, WORDS = 29, 4, 2, 3, 5
+SHARES = dict(share=0.15, mask=0.8, random=0.1, mask_token=MASK, vocab=VOCAB)
+
+
+def rows(lengths, length, pieces=1, seed=0):
+  """Rows of sequences of these lengths, [CLS] word word ... [SEP], a list a row; words have up to so many pieces."""
+  draw = np.random.default_rng(seed)
+  token, segment, position, word = np.zeros((4, len(lengths), length), np.int32)
+  for i, sequences in enumerate(lengths):
+    start = last = 0
+    for number, n in enumerate(sequences, 1):
+      here = slice(start, start + n)
+      token[i, here] = [CLS, *draw.integers(WORDS, VOCAB, n - 2), SEP]
+      segment[i, here], position[i, here] = number, np.arange(n)
+      begins = draw.integers(0, pieces, n - 2) == 0
+      begins[:1] = True
+      word[i, start + 1 : start + n - 1] = last + np.cumsum(begins)
+      last, start = word[i, here].max(), here.stop
+  return dict(token=token, segment=segment, position=position, word=word)
+
+
+def keys(count, seed=0):
+  return rng.per_example(rng.root(seed), jnp.arange(count))
+
+
+@functools.partial(jax.jit, static_argnames=("most", "whole_words"))
+def hide(key_B, arrays, most=20, whole_words=False):
+  names = ("token", "word", "segment")
+  return mlm_nsp.hide(key_B, *(arrays[name] for name in names), most=most, whole_words=whole_words, **SHARES)
+
+
+def chosen_of(hidden, shape):
+  """[B, T] bool, where a word is to be told."""
+  chosen = np.zeros(shape, bool)
+  for i, (places, real) in enumerate(zip(np.asarray(hidden.place_BP), np.asarray(hidden.real_BP), strict=True)):
+    assert (np.diff(places[real]) > 0).all()
+    chosen[i, places[real]] = True
+  return chosen
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_how_many_are_chosen_and_of_which(whole_words):
+  """15 % of each sequence, rounded, one at least; never a special token or padding."""
+  lengths = [[3], [40, 24], [64], [9, 30, 3, 20], [5] * 12, [1 + 17]] * 40
+  arrays = rows(lengths, 64, pieces=3)
+  hidden = hide(keys(len(lengths)), arrays, whole_words=whole_words)
+  chosen = chosen_of(hidden, arrays["token"].shape)
+  assert not (chosen & (arrays["word"] == 0)).any()
+  missed = 0
+  for i, sequences in enumerate(lengths):
+    for number, n in enumerate(sequences, 1):
+      here = arrays["segment"][i] == number
+      found, wanted = (chosen[i] & here).sum(), max(round(0.15 * n), 1)
+      assert found <= wanted and (whole_words or found == wanted)
+      # Of words, the shortest may be longer than what is still wanted.
+      words = np.bincount(arrays["word"][i, here & ~chosen[i]])[1:]
+      missed += (words[words > 0] <= wanted - found).any()
+  assert missed <= 0.005 * sum(map(len, lengths))
+
+
+def test_words_are_chosen_whole():
+  arrays = rows([[64]] * 200, 64, pieces=3)
+  chosen = chosen_of(hide(keys(200), arrays, whole_words=True), (200, 64))
+  for word, one in zip(arrays["word"], chosen, strict=True):
+    for number in range(1, word.max() + 1):
+      assert len(set(one[word == number])) == 1
+  by_piece = chosen_of(hide(keys(200), arrays), (200, 64))
+  assert any(len(set(one[word == 1])) == 2 for word, one in zip(arrays["word"], by_piece, strict=True))
+
+
+def test_every_word_is_as_likely_as_any_other():
+  arrays = rows([[42]] * 3000, 42)
+  share = chosen_of(hide(keys(3000), arrays), (3000, 42))[:, 1:-1].mean(0)
+  expected = 6 / 40
+  assert np.abs(share - expected).max() < 4.5 * np.sqrt(expected * (1 - expected) / 3000)
+
+
+def test_most_of_the_chosen_are_hidden():
+  """80 % behind [MASK], 10 % behind another word, 10 % not at all; all others are as they were."""
+  arrays = rows([[64]] * 2000, 64)
+  hidden = hide(keys(2000), arrays)
+  token, old = np.asarray(hidden.token_BT), arrays["token"]
+  chosen = chosen_of(hidden, old.shape)
+  np.testing.assert_array_equal(token[~chosen], old[~chosen])
+  n = chosen.sum()
+  random = 0.1 * np.bincount(old[chosen], minlength=VOCAB) / n  # by chance the word itself, or [MASK]
+  for share, expected in (
+    ((token[chosen] == MASK).mean(), 0.8 + 0.1 / VOCAB),
+    ((token[chosen] == old[chosen]).mean(), 0.1 + (random / VOCAB).sum()),
+  ):
+    assert abs(share - expected) < 4.5 * np.sqrt(expected * (1 - expected) / n)
+  others = np.bincount(token[chosen & (token != old) & (token != MASK)], minlength=VOCAB)
+  others = np.delete(others, MASK)  # any token may come, each as likely
+  assert np.abs(others - others.mean()).max() < 5 * np.sqrt(others.mean())
+
+
+def test_a_row_has_no_more_than_it_may():
+  arrays = rows([[64], [20, 20, 24], [5] * 12], 64)
+  hidden = hide(keys(3), arrays, most=4)
+  chosen = chosen_of(hidden, (3, 64))
+  assert hidden.place_BP.shape == (3, 4) and (chosen.sum(1) == 4).all()
+  # What is chosen is told: nothing is hidden that is not.
+  np.testing.assert_array_equal(np.asarray(hidden.token_BT)[~chosen], arrays["token"][~chosen])
+  assert hide(keys(3), arrays, most=100).place_BP.shape == (3, 64)
+
+
+def test_masks_are_a_row_s_own():
+  arrays = rows([[64], [30]], 64)
+  first = hide(keys(2), arrays)
+  swapped = hide(keys(2)[::-1], {k: v[::-1] for k, v in arrays.items()})
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[::-1]), first, swapped)
+  assert (hide(keys(2, seed=1), arrays).place_BP != first.place_BP).any()
+
+
+# ---- The loss ----
+
+
+def batch(lengths, length=16, sequences=3, seed=0):
+  arrays = rows(lengths, length, pieces=2, seed=seed)
+  first, next_BK = np.zeros((2, len(lengths), sequences), np.int32)
+  next_BK[:] = -1
+  draw = np.random.default_rng(seed)
+  for i in range(len(lengths)):
+    starts = np.flatnonzero(arrays["token"][i] == CLS)
+    first[i, : len(starts)], next_BK[i, : len(starts)] = starts, draw.integers(0, 2, len(starts))
+  size = np.maximum(arrays["position"].max(1, keepdims=True), 1)
+  arrays |= dict(type=(arrays["position"] > size // 2).astype(np.int32), first=first, next=next_BK)
+  ids = np.arange(len(lengths), dtype=np.int32)
+  return arrays | dict(valid=np.ones(len(lengths), bool), id=ids, example=ids + 100)
+
+
+@functools.cache
+def model_of(head="pretrain"):
+  model = zoo.create("bert/test", head=head)
+  return model, jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 16), jnp.int32))
+
+
+def compute(arrays, key=None, head="pretrain", **fields):
+  model, variables = model_of(head)
+  variables = jax.tree.map(lambda a: 5 * a, variables)  # far from uniform
+  objective = mlm_nsp.Objective(max_predictions=6, **fields)
+  return jax.jit(lambda v, b: objective(model, v, b, key))(variables, arrays)
+
+
+def test_the_loss_is_the_mean_of_words_plus_that_of_pairs():
+  """Of pairs of one length, as it was published, by another way: all words told, at every place."""
+  arrays = batch([[14]] * 5, sequences=1)
+  loss = compute(arrays)
+  model, variables = model_of()
+  variables = jax.tree.map(lambda a: 5 * a, variables)
+  key_B = rng.per_example(rng.streams(rng.root(0), "mask")["mask"], arrays["id"])
+  hidden = hide(key_B, arrays, most=6)
+  row = mlm_nsp.Row(arrays["segment"], arrays["position"])
+  logits, aux = model.apply(variables, hidden.token_BT, arrays["type"], row)
+  chosen = chosen_of(hidden, arrays["token"].shape)
+  nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), arrays["token"][..., None], -1)[..., 0]
+  follows = arrays["next"][:, 0] == 1
+  pairs = -np.asarray(jax.nn.log_softmax(aux["next"]))[np.arange(5), np.where(follows, 0, 1)]
+  np.testing.assert_allclose(loss.total / loss.weight, nll[chosen].mean() + pairs.mean(), rtol=1e-5)
+  np.testing.assert_allclose(loss.metrics["nll"] / loss.weight, nll[chosen].mean(), rtol=1e-5)
+  told = np.asarray(aux["next"]).argmax(1) == np.where(follows, 0, 1)
+  np.testing.assert_allclose(loss.metrics["next_accuracy"] / loss.weight, told.mean(), rtol=1e-5)
+  assert loss.weight == chosen.sum() == 10
+
+
+def test_two_halves_are_the_whole():
+  arrays = batch([[14], [5, 9], [6, 4, 4], [16]])
+  whole = compute(arrays)
+  halves = [compute({k: v[part] for k, v in arrays.items()}) for part in (slice(2), slice(2, 4))]
+  added = jax.tree.map(lambda a, b: a + b, *halves)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, added)
+
+
+def test_what_is_not_valid_counts_for_nothing():
+  arrays = batch([[14], [5, 9], [6, 4, 4]])
+  part = compute({k: v[:2] for k, v in arrays.items()})
+  whole = compute(arrays | dict(valid=np.array([True, True, False])))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, part)
+
+
+def test_packing_changes_no_sequence_s_loss():
+  """Three sequences in a row, or a row each: with the same words hidden, everything told is the same."""
+  packed = batch([[6, 5, 5]])
+  token = packed["token"].copy()
+  places, model_and = np.array([[2, 7, 12]]), model_of()
+  model, variables = model_and[0], jax.tree.map(lambda a: 5 * a, model_and[1])
+  token[0, places[0]] = MASK
+  row = mlm_nsp.Row(packed["segment"], packed["position"])
+  words, aux = model.apply(variables, token, packed["type"], row, places, packed["first"])
+  for k, (start, size) in enumerate(((0, 6), (6, 5), (11, 5))):
+    alone = np.zeros((2, 1, 16), np.int32)
+    alone[0, 0, :size], alone[1, 0, :size] = token[0, start : start + size], packed["type"][0, start : start + size]
+    one, own = model.apply(variables, *alone, masked_BP=places[:, k : k + 1] - start)
+    np.testing.assert_allclose(words[0, k], one[0, 0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(aux["next"][0, k], own["next"][0], rtol=1e-5, atol=1e-5)
+
+
+def test_without_the_head_of_pairs_there_is_no_loss_of_them():
+  loss = compute(batch([[14], [5, 9]]), head="words")
+  assert loss.metrics.keys() == {"accuracy", "nll"} and loss.total == loss.metrics["nll"]
+
+
+def test_masks_are_drawn_anew_or_stay():
+  arrays, steps = batch([[16]] * 4), [rng.root(step) for step in (0, 1)]
+  drawn, again, other = (compute(arrays, key) for key in (steps[0], steps[0], steps[1]))
+  assert drawn.total == again.total != other.total
+  first, second = (compute(arrays, key, static=True) for key in steps)
+  assert first.total == second.total
+  # It is the example that tells them, wherever it comes.
+  moved = compute(arrays | dict(id=arrays["id"] + 7), steps[0], static=True)
+  assert (
+    moved.total == first.total != compute(arrays | dict(example=arrays["example"] + 1), steps[0], static=True).total
+  )
+  assert compute(arrays).total == compute(arrays).total
+
+
+def test_fields_that_make_no_sense():
+  for fields, words in ((dict(share=1.5), "share"), (dict(max_predictions=0), "max_predictions"),
+                        (dict(mask=0.9, random=0.2), "mask \\+ random is 1.1")):  # fmt: skip
+    with pytest.raises(ValueError, match=words):
+      mlm_nsp.Objective(**fields)

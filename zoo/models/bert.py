@@ -1,0 +1,304 @@
+"""BERT (Devlin et al. 2019): a Transformer encoder that reads text both ways, and the heads put on top of it.
+
+It is pretrained to tell words that were hidden, and whether one text follows another; then one head is exchanged for
+another, and all of it is trained on.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from zoo import init, masks
+from zoo.axes import by_batch
+from zoo.errors import field_faults
+from zoo.layers import ACTIVATIONS, Block, Context, Dropout, LayerNorm, check_heads, choose_tokens, tied_logits
+from zoo.models.transformer import ROW, Row
+from zoo.shapes import expect
+from zoo.stack import run_blocks
+from zoo.weights import torch_layout as torch
+from zoo.weights.table import Rule
+
+# base and large: Devlin et al. 2019, 3; the others: Turc et al. 2019, table 1. "minilm" is MiniLM-L6-H384 (Wang et al.
+# 2020); "nano" is for the bundled text, on a CPU.
+VARIANTS = {
+  "tiny": dict(width=128, depth=2, mlp_dim=512, heads=2),
+  "mini": dict(width=256, depth=4, mlp_dim=1024, heads=4),
+  "small": dict(width=512, depth=4, mlp_dim=2048, heads=8),
+  "medium": dict(width=512, depth=8, mlp_dim=2048, heads=8),
+  "base": dict(width=768, depth=12, mlp_dim=3072, heads=12),
+  "large": dict(width=1024, depth=24, mlp_dim=4096, heads=16),
+  "minilm": dict(width=384, depth=6, mlp_dim=1536, heads=12),
+  "nano": dict(width=192, depth=3, mlp_dim=768, heads=4, vocab=4000, max_length=128, mask=4),
+  "test": dict(
+    width=24, depth=2, mlp_dim=40, heads=4, vocab=29, max_length=16, mask=4, dropout=0.0, attention_dropout=0.0
+  ),
+}
+HEADS = ("pretrain", "words", "classify", "tag", "span", "none")
+# What of a head reads the first token through the pooler.
+POOLED = ("pretrain", "classify")
+
+
+@dataclass(frozen=True)
+class Config:
+  """Hyperparameters.
+
+  Attributes:
+    width: D. depth: L. mlp_dim: F. heads: N.
+    vocab: V. max_length: the longest row, in tokens. types: how many kinds of segments there are, such as A and B.
+    pad, mask: tokens that fill up a row, and stand for a hidden word.
+    head: what is on top. "pretrain": the hidden words and whether B follows A; "words": the former alone. "classify":
+      a class for a row, or a number (`num_classes=1`), by which choices may be compared. "tag": a class for each token.
+      "span": for each token how well an answer begins and ends there. "none": the tokens themselves.
+    num_classes: of "classify" and "tag"; 0 for the others.
+    pooler: whether there is one with the head "none"; the other heads know.
+    dropout: of embeddings, sublayer outputs, and what "classify" and "tag" see. attention_dropout: of attention
+      weights.
+    activation: one of `zoo.layers.ACTIVATIONS`. epsilon: of the layer norms.
+    scan: compile one block for all. remat: what the backward pass recomputes (`zoo.stack.run_blocks`).
+    dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
+  """
+
+  width: int
+  depth: int
+  mlp_dim: int
+  heads: int
+  vocab: int = 30522
+  max_length: int = 512
+  types: int = 2
+  pad: int = 0
+  mask: int = 103
+  head: str = "pretrain"
+  num_classes: int = 0
+  pooler: bool = True
+  dropout: float = 0.1
+  attention_dropout: float = 0.1
+  activation: str = "gelu"
+  epsilon: float = 1e-12
+  scan: bool = False
+  remat: str = "none"
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    choices = dict(head=HEADS, activation=tuple(ACTIVATIONS), dtype=("float32", "bfloat16"))
+    at_least = {
+      1: ("width", "depth", "mlp_dim", "heads", "vocab", "max_length", "types"),
+      0: ("pad", "mask", "num_classes"),
+    }
+    faults = field_faults(self, choices, at_least, ("dropout", "attention_dropout"))
+    for name in ("pad", "mask"):
+      if getattr(self, name) >= self.vocab:
+        faults.append(f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab}")
+    if self.head in ("classify", "tag") and not self.num_classes:
+      faults.append(f"head={self.head!r} needs num_classes, at least 1")
+    if self.head in HEADS and self.head not in ("classify", "tag") and self.num_classes:
+      faults.append(f"num_classes is {self.num_classes}, but head={self.head!r} has none: wanted 'classify' or 'tag'")
+    if faults:
+      raise ValueError("\n".join(faults))
+    check_heads(self.width, self.heads)
+
+
+def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """The shapes `Model` is called with: tokens."""
+  return (jax.ShapeDtypeStruct((batch, min(config.max_length, 128)), jnp.int32),)
+
+
+class Encoder(nn.Module):
+  """Tokens [B, T] to vectors [B, T, D] (Devlin et al. 2019, 3 and figure 2)."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, token_BT: jax.Array, type_BT: jax.Array | None, row: Row) -> tuple[jax.Array, jax.Array, dict]:
+    """Returns the vectors, the table of words [V, D], and aux."""
+    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    length = token_BT.shape[1]
+    if length > c.max_length:
+      raise ValueError(f"a row has {length} tokens; the model's max_length is {c.max_length}")
+    segment_BT = (token_BT != c.pad).astype(jnp.int32) if row.segment_BT is None else row.segment_BT
+    position_BT = jnp.arange(length)[None] if row.position_BT is None else row.position_BT
+    type_BT = jnp.zeros((1, 1), jnp.int32) if type_BT is None else type_BT
+
+    def table(name: str, size: int) -> nn.Embed:
+      return nn.Embed(size, c.width, embedding_init=init.bert, name=name)
+
+    words = table("embed", c.vocab)
+    x_BTD = words(token_BT) + table("position", c.max_length)(position_BT) + table("type", c.types)(type_BT)
+    x_BTD = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="embed_norm")(x_BTD.astype(dtype))
+    x_BTD = by_batch(Dropout(c.dropout, name="dropout")(x_BTD))
+    block = functools.partial(
+      Block,
+      heads=c.heads,
+      mlp_dim=c.mlp_dim,
+      activation=c.activation,
+      epsilon=c.epsilon,
+      dropout=c.dropout,
+      attention_dropout=c.attention_dropout,
+      dtype=dtype,
+      order="post",
+      hidden_dropout=False,
+      kernel_init=init.bert,
+    )
+    mask = masks.same_segment(segment_BT, segment_BT) & (segment_BT > 0)[:, None, None]
+    context = Context(mask=mask, real=segment_BT > 0)
+    tokens_BTD, aux = run_blocks(block, x_BTD, context, per_block=np.zeros(c.depth), scan=c.scan, remat=c.remat)
+    return tokens_BTD, words.embedding, aux | {"embedded": x_BTD}
+
+
+class Words(nn.Module):
+  """Vectors [B, P, D] to logits [B, P, V] of the words there, by the table that embeds words (released code)."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, x_BPD: jax.Array, table_VD: jax.Array) -> jax.Array:
+    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    x_BPD = nn.Dense(c.width, kernel_init=init.bert, dtype=dtype, name="transform")(x_BPD)
+    x_BPD = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="norm")(ACTIVATIONS[c.activation](x_BPD))
+    return tied_logits(x_BPD, table_VD) + self.param("bias", nn.initializers.zeros, (c.vocab,))
+
+
+class Model(nn.Module):
+  """Tokens [B, T] to what `Config.head` says of them."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(
+    self,
+    token_BT: jax.Array,
+    type_BT: jax.Array | None = None,
+    row: Row = ROW,
+    masked_BP: jax.Array | None = None,
+    first_BK: jax.Array | None = None,
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Reads rows; rng `dropout` turns dropout on.
+
+    Args:
+      token_BT: each sequence begins with the token that is pooled, [CLS].
+      type_BT: 0 in the first segment of a sequence, 1 in the second; None: all 0.
+      row: where sequences are, if several share a row or padding is not `pad`.
+      masked_BP: places whose words are told; None: all, which costs T / P times as much.
+      first_BK: places of the first tokens of the sequences that share a row; None: one sequence, from place 0.
+
+    Returns:
+      float32, and aux: "embedded", "block_00", ..., "tokens" [B, T, D], the attention "block_00/weights"
+      [B, N, T, T], ..., and what is pooled, "pooled" [B, D] or [B, K, D].
+      "pretrain": logits [B, P, V]; aux["next"] [B, 2], or [B, K, 2]: that B follows A, and that it does not.
+      "words": logits [B, P, V]. "classify": [B, V], or [B, K, V], V classes. "tag": [B, T, V]. "span": [B, T, 2],
+      beginning and end. "none": [B, T, D].
+
+    Raises:
+      ValueError: a row is longer than `max_length`.
+    """
+    c, dtype = self.config, jnp.dtype(self.config.dtype)
+    expect(token_BT=token_BT, masked_BP=masked_BP, first_BK=first_BK)
+    tokens_BTD, table_VD, aux = Encoder(c, name="encoder")(token_BT, type_BT, row)
+    aux["tokens"] = tokens_BTD
+    head = functools.partial(nn.Dense, kernel_init=init.bert)  # in float32
+    if c.head in POOLED or (c.head == "none" and c.pooler):
+      first_BKD = tokens_BTD[:, 0] if first_BK is None else choose_tokens(tokens_BTD, first_BK)
+      pooled = jnp.tanh(nn.Dense(c.width, kernel_init=init.bert, dtype=dtype, name="pooler")(first_BKD))
+      aux["pooled"] = pooled = by_batch(pooled.astype(jnp.float32))
+    if c.head in ("pretrain", "words"):
+      if c.head == "pretrain":
+        aux["next"] = by_batch(head(2, name="next")(pooled))
+      masked_BPD = tokens_BTD if masked_BP is None else choose_tokens(tokens_BTD, masked_BP)
+      return by_batch(Words(c, name="words")(masked_BPD, table_VD)), aux
+    if c.head == "none":
+      return tokens_BTD.astype(jnp.float32), aux
+    seen = pooled if c.head == "classify" else tokens_BTD.astype(jnp.float32)
+    if c.head == "span":  # without dropout, as published
+      return by_batch(head(2, name="head")(seen)), aux
+    return by_batch(head(c.num_classes, name="head")(Dropout(c.dropout, name="dropout")(seen))), aux
+
+
+def sentence_embedding(tokens_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
+  """The mean of the real tokens, of length 1 [B, D]: what is compared by its dot product (Reimers & Gurevych 2019, 3).
+
+  Args:
+    tokens_BTD: the output of the head "none".
+    real_BT: bool, False for padding.
+  """
+  expect(tokens_BTD=tokens_BTD, real_BT=real_BT)
+  mean_BD = (tokens_BTD * real_BT[..., None]).sum(1) / jnp.maximum(real_BT.sum(1), 1)[:, None]
+  return mean_BD / jnp.maximum(jnp.linalg.norm(mean_BD, axis=1, keepdims=True), 1e-12)
+
+
+# A Hugging Face `config.json`: see `vit.HUGGINGFACE`; its "architectures" tells the head.
+HUGGINGFACE = dict(
+  model_types={"bert": {}},
+  fields=dict(
+    width="hidden_size",
+    depth="num_hidden_layers",
+    mlp_dim="intermediate_size",
+    heads="num_attention_heads",
+    vocab="vocab_size",
+    max_length="max_position_embeddings",
+    types="type_vocab_size",
+    pad="pad_token_id",
+    activation="hidden_act",
+    epsilon="layer_norm_eps",
+    dropout="hidden_dropout_prob",
+    attention_dropout="attention_probs_dropout_prob",
+  ),
+  equal={},
+  tops={},
+  # The field that tells how many classes names the tensor that has so many.
+  heads={
+    "BertForPreTraining": dict(head="pretrain"),
+    "BertForMaskedLM": dict(head="words"),
+    "BertForSequenceClassification": dict(head="classify", num_classes="classifier.bias"),
+    "BertForMultipleChoice": dict(head="classify", num_classes="classifier.bias"),
+    "BertForTokenClassification": dict(head="tag", num_classes="classifier.bias"),
+    "BertForQuestionAnswering": dict(head="span"),
+    "BertModel": dict(head="none"),
+  },
+)
+
+
+def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
+  """What published weights call our parameters (`zoo.weights`): "huggingface", transformers' Bert models."""
+  # The encoder alone has no name of its own there.
+  bert = r"(?:|bert\.)" if config.head == "none" else r"(?:bert\.|)"
+  embeddings, layer = rf"{bert}embeddings", rf"{bert}encoder\.layer\.(\d+)"
+  block = "encoder/block_{:02d}"
+
+  def norm(key: str, path: str) -> tuple[Rule, ...]:
+    """The first release says gamma and beta."""
+    names = ((r"(?:weight|gamma)", "scale"), (r"(?:bias|beta)", "bias"))
+    return tuple(Rule(rf"{key}\.LayerNorm\.{theirs}", f"{path}/{ours}", torch.AS_IS) for theirs, ours in names)
+
+  tables = dict(word="embed", position="position", token_type="type")
+  head = {"classify": "classifier", "tag": "classifier", "span": "qa_outputs"}.get(config.head)
+  return {
+    "huggingface": (
+      Rule(rf"{embeddings}\.position_ids", (), torch.IGNORED),
+      *(
+        Rule(rf"{embeddings}\.{theirs}_embeddings\.weight", f"encoder/{ours}/embedding", torch.AS_IS)
+        for theirs, ours in tables.items()
+      ),
+      *norm(embeddings, "encoder/embed_norm"),
+      *(
+        rule
+        for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v"))
+        for rule in torch.heads(rf"{layer}\.attention\.self\.{theirs}", f"{block}/attn/{ours}")
+      ),
+      *torch.heads_out(rf"{layer}\.attention\.output\.dense", f"{block}/attn/out"),
+      *norm(rf"{layer}\.attention\.output", f"{block}/norm1"),
+      *torch.dense(rf"{layer}\.intermediate\.dense", f"{block}/mlp/up"),
+      *torch.dense(rf"{layer}\.output\.dense", f"{block}/mlp/down"),
+      *norm(rf"{layer}\.output", f"{block}/norm2"),
+      *torch.dense(rf"{bert}pooler\.dense", "pooler"),
+      *torch.dense(r"cls\.predictions\.transform\.dense", "words/transform"),
+      *norm(r"cls\.predictions\.transform", "words/norm"),
+      Rule(r"cls\.predictions\.bias", "words/bias", torch.AS_IS),
+      # Files repeat the table of words, and the bias, under these names.
+      *(Rule(rf"cls\.predictions\.decoder\.{name}", (), torch.IGNORED) for name in ("weight", "bias")),
+      *torch.dense(r"cls\.seq_relationship", "next"),
+      *(torch.dense(head, "head") if head else ()),
+    )
+  }
