@@ -10,7 +10,14 @@ EXTRAS = {
   # The real TPU compiler, which needs no TPU: `zoo plan`.
   "plan": ["libtpu>=0.0.52"],
   # The published implementations that the models are compared with.
-  "parity": ["torch>=2.14", "torchvision>=0.29", "timm>=1.0.31", "transformers>=5.23"],
+  "parity": [
+    "torch>=2.14",
+    "torchvision>=0.29",
+    "timm>=1.0.31",
+    "transformers>=5.23",
+    "scikit-learn>=1.9",
+    "seqeval>=1.2",
+  ],
   # Corpora that one machine is not enough for: `zoo prepare corpus/NAME --runner ...`.
   "beam": ["apache-beam>=2.77"],
   "notebooks": ["nbclient>=0.11", "nbformat>=5.10", "ipykernel>=7"],
@@ -37,6 +44,7 @@ setup(
     "grain>=0.2.18",
     "ml_collections>=1.1",
     "numpy>=2.4",
+    "scipy>=1.17",
     "opencv-python-headless>=5.0",
     "simplejpeg>=1.9",
     "pillow>=12.3",  # the newest that Apache Beam allows

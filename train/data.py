@@ -198,8 +198,9 @@ def local() -> list[str]:
 
 
 def _check_name(name: str) -> None:
-  # Without TensorFlow TFDS ends the registration of its sets at the first module that wants it, before this one.
-  importlib.import_module("tensorflow_datasets.translate")
+  # Without TensorFlow TFDS ends the registration of its sets at the first module that wants it, before these.
+  for part in ("question_answering", "text", "translate"):
+    importlib.import_module(f"tensorflow_datasets.{part}")
   if name == CORPUS:
     return
   known = [*bundled(), *local(), *tfds.list_builders(with_community_datasets=False)]
@@ -678,7 +679,10 @@ KINDS = {
   "images": "train.data.Images",
   "pairs": "train.text.pairs.Pairs",
   "points": "train.points.Points",
+  "questions": "train.text.questions.Questions",
+  "sentences": "train.text.sentences.Sentences",
   "sequences": "train.text.sequences.Sequences",
+  "tags": "train.text.tags.Tags",
   "text": "train.text.corpus.Text",
 }
 

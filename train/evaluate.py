@@ -1,10 +1,11 @@
-"""Evaluations: exact means over a split, and a linear probe of what an encoder has learned.
+"""Evaluations: exact means over a split, scores of labels, tags, answers and translations, and a linear probe.
 
 An evaluation is made by `NAME(run, **kwargs)` and called with the variables of the model; `run` is what it may
 know of the training (`train.loop.Run`).
 """
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -16,9 +17,12 @@ from ml_collections import ConfigDict
 
 from train import sharding
 from train.images import normalise
+from train.objectives.label import read, scores_of_labels
+from train.objectives.span import span_logits
 from train.program import make_objective
 from train.step import make_eval_step
-from train.text import translate
+from train.text import questions, scores, translate
+from train.text.sentences import told
 
 
 class Evaluation(NamedTuple):
@@ -85,20 +89,15 @@ def linear_probe(
     an evaluation of "accuracy" on `split` and "train_accuracy" on the training split.
   """
   family = inspect.getmodule(type(run.model))
-  axis = run.parallel.axis
 
   def features(variables, batch):
     image_BYXC = normalise(batch["image"], run.objective.mean, run.objective.std)
-    out = family.features(run.model, variables, image_BYXC), batch["label"], batch["valid"]
-    return jax.lax.all_gather(out, axis, tiled=True) if axis else out
+    return family.features(run.model, variables, image_BYXC), batch["label"]
 
-  features = run.parallel.compile_eval(features)
+  look = on_batches(run, features)
 
   def compute(variables, name: str) -> tuple[np.ndarray, np.ndarray]:
-    found = []
-    for batch in device_batches(run, name, batch_size or run.batch_size):
-      x_BD, label_B, valid_B = run.parallel.host(features(variables, batch))
-      found.append((x_BD[valid_B], label_B[valid_B]))
+    found = look(variables, name, batch_size)
     return tuple(np.concatenate(part) for part in zip(*found, strict=True))
 
   def probe(variables) -> dict[str, float]:
@@ -166,6 +165,133 @@ def device_batches(run, split: str, batch_size: int, limit: int | None = None) -
   # From the place in the batch to the place in the split: an example's masks must not depend on the batch size.
   batches = (batch | {"id": batch["id"] + n * batch_size} for n, batch in enumerate(batches))
   return sharding.prefetch(batches, run.parallel.put_batch)
+
+
+def on_batches(run, function: Callable) -> Callable[[dict, str, int], Iterator[tuple[np.ndarray, ...]]]:
+  """Makes a function of the variables, a split and a batch size from one of the variables and a batch.
+
+  It gives what that returns, a tuple of arrays [B, ...], for the valid examples of each batch, on the host.
+  """
+  axis = run.parallel.axis
+
+  def gathered(variables, batch):
+    out = function(variables, batch), batch["valid"]
+    return jax.lax.all_gather(out, axis, tiled=True) if axis else out
+
+  gathered = run.parallel.compile_eval(gathered)
+
+  def look(variables, split: str, batch_size: int) -> Iterator[tuple[np.ndarray, ...]]:
+    for batch in device_batches(run, split, batch_size or run.batch_size):
+      arrays, valid_B = run.parallel.host(gathered(variables, batch))
+      yield tuple(array[valid_B] for array in arrays)
+
+  return look
+
+
+def _check_kind(run, name: str, evaluation: str) -> None:
+  if run.config.data.name != name:
+    raise ValueError(f"the evaluation {evaluation!r} is for data {name!r}; this is {run.config.data.name!r}")
+
+
+def labels(run, *, every: int = 0, split: str = "", batch_size: int = 0, metrics: tuple = ()) -> Evaluation:
+  """What the labels of sentences are worth (`train.text.scores`), by the metrics of the task where GLUE has it.
+
+  Args:
+    run: the training, of data "sentences".
+    every: steps between two evaluations; 0 for only the last.
+    split: of the data; the evaluation split if empty.
+    batch_size: the training's if 0.
+    metrics: "accuracy", "f1" and "matthews" of classes and choices, "pearson" and "spearman" of numbers; the data's own
+      if empty.
+
+  Returns:
+    an evaluation of these, and of their mean "score" where there are several; 0 to 1, or -1 to 1 for correlations.
+  """
+  _check_kind(run, "sentences", "labels")
+  names = tuple(metrics) or run.data.scores
+  scores.check_scores(names, run.data.number)
+
+  def tell(variables, batch):
+    output, _ = scores_of_labels(run.model, variables, batch)
+    return (output if output.ndim == 1 else output.argmax(1)), batch["label"]
+
+  look = on_batches(run, tell)
+
+  def evaluate(variables) -> dict[str, float]:
+    found_N, label_N = map(np.concatenate, zip(*look(variables, split, batch_size), strict=True))
+    there_N = told(label_N)
+    return scores.score_labels(found_N[there_N], label_N[there_N], names)
+
+  return Evaluation(every, evaluate)
+
+
+def entities(run, *, every: int = 0, split: str = "", batch_size: int = 0) -> Evaluation:
+  """Precision, recall and F1 of whole entities (CoNLL), 0 to 1, of tags in IOB1 or IOB2; and the accuracy of tags.
+
+  Args:
+    run: the training, of data "tags".
+    every: steps between two evaluations; 0 for only the last.
+    split: of the data; the evaluation split if empty.
+    batch_size: the training's if 0.
+  """
+  _check_kind(run, "tags", "entities")
+
+  def tell(variables, batch):
+    (logits_BTV, _), _ = read(run.model, variables, batch)
+    return logits_BTV[..., : run.data.num_classes].argmax(-1), batch["label"]
+
+  look, names = on_batches(run, tell), run.data.class_names
+
+  def evaluate(variables) -> dict[str, float]:
+    wanted = [sentence.tags for sentence in run.data.sentences(split or run.data.eval_split)]
+    rows = (row for batch in look(variables, split, batch_size) for row in zip(*batch, strict=True))
+    found = [[names[tag] for tag in tags_T[label_T >= 0]] for tags_T, label_T in rows]
+    # Words that were cut off are in no entity.
+    found = [tags + ["O"] * (len(true) - len(tags)) for tags, true in zip(found, wanted, strict=True)]
+    return scores.score_entities(found, wanted)
+
+  return Evaluation(every, evaluate)
+
+
+def answers(
+  run,
+  *,
+  every: int = 0,
+  split: str = "",
+  batch_size: int = 0,
+  n_best: int = 20,
+  longest: int = 30,
+  null_threshold: float = 0.0,
+) -> Evaluation:
+  """Exact match and F1 of answers, 0 to 100, as SQuAD's scripts count them (`train.text.scores.score_answers`).
+
+  Where the split has questions without an answer, their scores and the best threshold are told too.
+
+  Args:
+    run: the training, of data "questions".
+    every: steps between two evaluations; 0 for only the last.
+    split: of the data; the evaluation split if empty.
+    batch_size: the training's if 0.
+    n_best, longest: see `train.text.questions.choose`.
+    null_threshold: how much better no answer has to be than the best answer to be told.
+  """
+  _check_kind(run, "questions", "answers")
+  look = on_batches(run, lambda variables, batch: (span_logits(run.model, variables, batch)[0],))
+
+  def evaluate(variables) -> dict[str, float]:
+    asked, (placed, offsets) = run.data.questions(split), run.data.windows(split)
+    logits = (row for (batch,) in look(variables, split, batch_size) for row in batch)
+    found = []
+    # Windows of a question follow each other.
+    for number, group in itertools.groupby(zip(placed, logits, strict=True), lambda pair: pair[0].question):
+      own, rows = zip(*group, strict=True)
+      context = asked[number].context
+      found.append(questions.choose(rows, own, offsets[number], context, n_best, longest))
+    wanted = [[text for text, _ in question.answers] for question in asked]
+    null = None if all(wanted) else [answer.null for answer in found]
+    return scores.score_answers([answer.text for answer in found], wanted, null, null_threshold)
+
+  return Evaluation(every, evaluate)
 
 
 def translation(

@@ -80,7 +80,8 @@ def stop_frozen(params: dict, patterns: tuple[str, ...]) -> dict:
 def layer_scales(params: dict, decay: float) -> dict:
   """Layer-wise learning-rate decay: factor decay^(L + 1 - layer) (Clark et al. 2020; Bao et al. 2022).
 
-  Patches, positions and the class token are layer 0, block i is layer i + 1, all the rest is layer L + 1.
+  Patches or words, positions, types and the class token are layer 0, block i is layer i + 1, all the rest is layer
+  L + 1.
 
   Returns:
     path -> factor; stacked parameters get [L, 1, ...].
@@ -102,7 +103,7 @@ def layer_scales(params: dict, decay: float) -> dict:
     elif block:
       layer = int(block[1]) + 1
     else:
-      layer = 0 if re.match(r"encoder/(patch|pos|cls)", path) else depth + 1
+      layer = 0 if re.match(r"encoder/(patch|pos|cls|embed|type)", path) else depth + 1
     return np.float32(decay) ** np.asarray(depth + 1 - layer, np.float32)
 
   return {path: scale(path, p) for path, p in axes.flatten(params).items()}

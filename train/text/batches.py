@@ -280,10 +280,13 @@ class TokenPairs:
       text = f"{counts['pairs']:,} pairs ({counts['empty']:,} empty ones not counted, {counts['too_long']:,} cut)"
     return f"{text} in batches of {share:.1%} padding"
 
+  def _epochs(self, batch_size: int, seed: int) -> "Epochs":
+    return Epochs(self._buckets[1], len(self.batch_shapes), batch_size, seed)
+
   def padding_share(self, batch_size: int, seed: int = 0, epoch: int = 0) -> float:
     """Which part of an epoch's batches, source and target, is padding."""
     corpus = self.corpus()
-    _, shapes = _Epochs(self, batch_size, seed).epoch(epoch)
+    _, shapes = self._epochs(batch_size, seed).epoch(epoch)
     slots = sum(batch_size * sum(self.batch_shapes[shape]) for shape in shapes)
     return float(1 - (corpus.source.lengths.sum() + corpus.target.lengths.sum()) / slots)
 
@@ -307,7 +310,7 @@ class TokenPairs:
       raise ValueError(
         f"batch_size={batch_size}, but {self.dataset!r} {self.train_split!r} has {self.num_train} rows of pairs"
       )
-    epochs, corpus, part = _Epochs(self, batch_size, seed), self.corpus(), batch_size // process_count
+    epochs, corpus, part = self._epochs(batch_size, seed), self.corpus(), batch_size // process_count
     pairs, ends = self._rows
 
     def make(step: int) -> data.Batch:
@@ -351,13 +354,20 @@ class TokenPairs:
     return data.stream(make, 0, -(-end // batch_size))
 
 
-class _Epochs:
-  """Which rows are in which batch: the same for all processes."""
+class Epochs:
+  """Which rows are in which batch: the same for all processes.
 
-  def __init__(self, pairs: TokenPairs, batch_size: int, seed: int):
+  Args:
+    row_shapes: the number of the smallest shape that a row fits in, for each row.
+    count: how many shapes there are.
+    batch_size: B.
+    seed: of the order.
+  """
+
+  def __init__(self, row_shapes: np.ndarray, count: int, batch_size: int, seed: int):
     self.batch_size, self.seed = batch_size, seed
-    self._row_shapes, self._count = pairs._buckets[1], len(pairs.batch_shapes)
-    self.steps = -(-pairs.num_train // batch_size)
+    self._row_shapes, self._count = row_shapes, count
+    self.steps = -(-len(row_shapes) // batch_size)
     self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
 
   def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

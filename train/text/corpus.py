@@ -91,7 +91,7 @@ def collate(
   }
 
 
-class Rows:
+class TokenRows:
   """Batches of rows, wherever those come from: that is up to a subclass, a frozen dataclass.
 
   It has `dataset`, the name under which errors speak of it, `train_split` and `eval_split`, `length` (T), `sequences`
@@ -228,7 +228,7 @@ class _Records(data.Records):
 
 
 @dataclasses.dataclass(frozen=True)
-class Corpus(Rows):
+class Corpus(TokenRows):
   """Rows that `zoo prepare corpus/NAME` made of a text: what `config.data = dict(name="corpus", ...)` makes.
 
   Attributes:
@@ -310,7 +310,7 @@ class _Made(Sequence):
 
 
 @dataclasses.dataclass(frozen=True)
-class Text(Rows):
+class Text(TokenRows):
   """A small text, made to rows in memory: what `config.data = dict(name="text", ...)` makes.
 
   Its vocabulary is trained on its training split. A corpus that takes minutes to read is for `zoo prepare`; see

@@ -1,0 +1,39 @@
+"""A small BERT learns whether a snippet of a movie review is positive, from scratch or from what it knows.
+
+The snippets are not ours to pass on: PyPI has them (`train/datasets/vader_movies.py`).
+
+    pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 -d FOLDER
+    zoo prepare vader_movies --source FOLDER --data-dir data
+    zoo train bert_sentiment data.vocabulary=VOCABULARY model.vocab=SIZE
+
+and with pretrained weights of any size, ours or published:
+
+    zoo train bert_sentiment init.path=PRETRAINED data.vocabulary=PRETRAINED model.name=bert/minilm
+"""
+
+from train.config import defaults
+
+
+def get_config():
+  config = defaults()
+  config.model = dict(name="bert/tiny", head="classify", num_classes=2)
+  # Of published files and of our own: the heads of the pretraining.
+  config.init = dict(path="", ignore=(r"cls\..*", r"params/(words|next)/.*"), keep=(r"head/.*",))
+  config.data = dict(
+    name="sentences",
+    dataset="vader_movies",
+    data_dir="data",
+    vocabulary="",
+    text="text",
+    eval_split="val",
+    length=64,
+  )
+  config.objective = dict(name="label")
+  config.batch_size = 32
+  config.epochs = 3.0
+  config.optimizer = dict(
+    name="adamw", learning_rate=5e-4, schedule="linear", warmup=0.1, weight_decay=0.01, clip_norm=1.0
+  )
+  config.evals = dict(val=dict(name="labels", every=250), test=dict(name="labels", split="test"))
+  config.log_every = 50
+  return config

@@ -1,0 +1,35 @@
+"""Scores are those that scikit-learn and seqeval tell of the same examples."""
+
+import itertools
+
+import numpy as np
+import pytest
+from seqeval.metrics import f1_score, precision_score, recall_score
+from seqeval.metrics.sequence_labeling import get_entities
+from sklearn import metrics
+
+from train.text import scores
+
+pytestmark = pytest.mark.parity
+
+
+def test_scores_of_classes_are_those_of_scikit_learn():
+  rng = np.random.default_rng(0)
+  for classes in (2, 3, 5):
+    label = rng.integers(classes, size=60)
+    found = np.where(rng.random(60) < 0.6, label, rng.integers(classes, size=60))
+    assert scores.matthews(found, label) == pytest.approx(metrics.matthews_corrcoef(label, found))
+    assert scores.accuracy(found, label) == pytest.approx(metrics.accuracy_score(label, found))
+    assert scores.f1(found == 1, label == 1) == pytest.approx(metrics.f1_score(label == 1, found == 1))
+
+
+def test_entities_are_those_of_seqeval():
+  every = ("O", "B-A", "I-A", "B-B", "I-B")
+  for tags in itertools.product(every, repeat=4):
+    assert scores.entities(tags) == set(get_entities(list(tags))), tags
+  rng = np.random.default_rng(0)
+  wanted, found = (rng.choice(every, (30, 8)).tolist() for _ in range(2))
+  told = scores.score_entities(found, wanted)
+  references = dict(precision=precision_score, recall=recall_score, f1=f1_score)
+  for name, function in references.items():
+    assert told[name] == pytest.approx(function(wanted, found))
