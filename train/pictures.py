@@ -14,12 +14,16 @@ import zoo
 from train import show
 from train.augment import decode
 from train.objectives.regress import Objective
-from train.text import translate
+from train.text import look, translate
+from train.text.corpus import TokenRows
+from train.text.labelled import Labelled
 from zoo.errors import nearest
 from zoo.models.kernel_regression import kernel_width
 
 # So many points are enough to judge a width by, or to draw.
 MOST = 1000
+# So few tokens are enough to see how heads look, and so many can still be read.
+FEWEST_TOKENS, MOST_TOKENS = 12, 24
 
 
 def draw(
@@ -53,7 +57,8 @@ def check(name: str, run) -> None:
     (OF_TEXTS, "references", "texts with translations"),
   )
   for names, attribute, what in needs:
-    if name in names and not hasattr(type(run.data), attribute):
+    # The heads of an encoder look at one text.
+    if name in names and not hasattr(type(run.data), attribute) and not (name == "heads" and _reads_rows(run.data)):
       raise ValueError(f"{name} is a picture of {what}, and {run.config.data.name} are none")
   if name == "reconstructions" and not hasattr(run.objective, "mask_ratio"):
     raise ValueError(f"{run.config.model.name} does not reconstruct; the picture is for masked autoencoders")
@@ -179,7 +184,32 @@ def _alignment(run, variables, workdir, images, *, path):
   return show.alignment(*translate.align(run, variables, *_pair(run)), path=path)
 
 
+def _reads_rows(data) -> bool:
+  """Whether these are rows that BERT reads."""
+  return isinstance(data, (TokenRows, Labelled))
+
+
+def _sequence(data) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens and types of a sequence that one can look through: the shortest that is long enough, else the longest.
+
+  The first of each of some rows of the evaluation split; of a long one its beginning.
+  """
+  found = []
+  for batch in data.eval_batches(64, limit=256):
+    # A row of each choice, where there are choices.
+    rows = zip(*(batch[name].reshape(-1, batch[name].shape[-1]) for name in ("token", "type", "segment")), strict=True)
+    found += [(token_T[part_T == 1], type_T[part_T == 1]) for token_T, type_T, part_T in rows]
+  enough = [sequence for sequence in found if len(sequence[0]) >= FEWEST_TOKENS]
+  token_T, type_T = min(enough, key=lambda s: len(s[0])) if enough else max(found, key=lambda s: len(s[0]))
+  return token_T[:MOST_TOKENS], type_T[:MOST_TOKENS]
+
+
 def _heads(run, variables, workdir, images, *, path):
+  if _reads_rows(run.data):
+    vocabulary = run.data.words if isinstance(run.data, Labelled) else run.data.vocabulary
+    token_T, type_T = _sequence(run.data)
+    tokens = look.names(vocabulary, token_T)
+    return show.heads(look.attention_of_tokens(run.model, variables, token_T, type_T), tokens, tokens, path=path)
   aux, target, source = translate.look(run, variables, *_pair(run))
   names = sorted(name for name in aux if re.fullmatch(r"decoder/block_\d+/cross_weights", name))
   if not names:

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from train import metrics
@@ -382,6 +383,95 @@ def heads(weights_LNTS: np.ndarray, target: Sequence[str], source: Sequence[str]
       label.set(rotation=60, ha="left", rotation_mode="anchor")
   count = " and ".join(f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((rows, "block"), (columns, "head")))
   _title(figure, f"Where {count} look", "a row of panels for each block; a row in a panel is a token, dark is most")
+  return figure
+
+
+@_drawing
+def row_strips(tokens: Sequence[str], numbers: Mapping[str, Sequence[int]]) -> Figure:
+  """A row that BERT reads: its tokens, and below them a strip for each kind of number that they have (Devlin et al.
+  2019, figure 2).
+
+  Args:
+    tokens: what to write above.
+    numbers: by name, such as "segment", one for each token. A strip of few is coloured by them, others by their size.
+  """
+  cell, left, top, edge = 0.27, 0.8, 1.55, 0.12
+  width, height = max(left + cell * len(tokens) + edge, 4.8), top + 1.25 * cell * len(numbers) + edge
+  figure = Figure(figsize=(width, height))
+  for line, (name, values_T) in enumerate(numbers.items()):
+    y = height - top - (1.25 * line + 1) * cell
+    axis = figure.add_axes([left / width, y / height, cell * len(tokens) / width, cell / height])
+    kinds = {value: i for i, value in enumerate(sorted({*values_T}))}
+    most = max(max(values_T), 1)
+    for place, value in enumerate(values_T):
+      few = len(kinds) <= len(COLOURS)
+      colour = _pale(COLOURS[kinds[value]], 0.62) if few else _pale(COLOURS[0], 0.9 - 0.65 * value / most)
+      axis.add_patch(Rectangle((place + 0.04, 0), 0.92, 1, color=colour, linewidth=0))
+      light = not few and value / most > 0.6
+      axis.text(place + 0.5, 0.47, value, ha="center", va="center", size=7, color="white" if light else INK)
+    axis.set(xlim=(0, len(tokens)), ylim=(0, 1), xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    axis.annotate(
+      name, (0, 0.5), xytext=(-6, 0), textcoords="offset points", ha="right", va="center", annotation_clip=False
+    )
+    if line == 0:
+      axis.xaxis.tick_top()
+      axis.set_xticks(np.arange(len(tokens)) + 0.5, tokens)
+      axis.tick_params(length=0, pad=2)
+      for label in axis.get_xticklabels():
+        label.set(rotation=60, ha="left", rotation_mode="anchor", color=INK)
+  _title(figure, "What a row is made of", "a column for each token; colours tell numbers apart")
+  return figure
+
+
+def _pale(colour: str, share: float) -> tuple[float, float, float]:
+  """A colour with so much white in it."""
+  return tuple(share + (1 - share) * c for c in matplotlib.colors.to_rgb(colour))
+
+
+@_drawing
+def hidden_words(
+  tokens: Sequence[str], seen_ST: Sequence[Sequence[str]], chosen_ST: np.ndarray, mask: str = "[MASK]"
+) -> Figure:
+  """What is hidden of one row, step by step: a line for each token, and a column for each time that the row comes.
+
+  Args:
+    tokens: of the row.
+    seen_ST: what the model sees in their places, for each step.
+    chosen_ST: bool, whether the model is to tell what was there.
+    mask: the token that hides a word.
+  """
+  chosen_ST = np.asarray(chosen_ST, bool)
+  across, down, left, top, bottom = 0.82, 0.185, 1.0, 0.85, 0.42
+  width, height = max(left + across * len(seen_ST) + 0.12, 4.8), top + down * len(tokens) + bottom
+  figure = Figure(figsize=(width, height))
+  box = left / width, bottom / height, across * len(seen_ST) / width, down * len(tokens) / height
+  axis = figure.add_axes(box)
+  colours = {"hidden": COLOURS[0], "another word": COLOURS[1], "stays": COLOURS[2]}
+  for (step, place), chosen in np.ndenumerate(chosen_ST):
+    seen = seen_ST[step][place]
+    kind = "hidden" if seen == mask else "stays" if seen == tokens[place] else "another word"
+    colour = _pale(colours[kind], 0.1) if chosen else _pale(FAINT, 0.75)
+    axis.add_patch(Rectangle((step + 0.02, place + 0.05), 0.96, 0.9, color=colour, linewidth=0))
+    style = dict(color="white", weight="bold") if chosen else dict(color=SOFT)
+    axis.text(step + 0.5, place + 0.55, seen, ha="center", va="center", size=6.5, clip_on=True, **style)
+  axis.set(xlim=(0, len(seen_ST)), ylim=(len(tokens), 0))
+  axis.set_xticks(np.arange(len(seen_ST)) + 0.5, [f"step {step}" for step in range(1, len(seen_ST) + 1)])
+  axis.set_yticks(np.arange(len(tokens)) + 0.55, tokens)
+  axis.xaxis.tick_top()
+  axis.tick_params(length=0, pad=3)
+  for label in axis.get_yticklabels():
+    label.set(color=INK)
+  axis.spines[:].set_visible(False)
+  patches = [Rectangle((0, 0), 1, 1, color=_pale(colour, 0.1)) for colour in colours.values()]
+  figure.legend(
+    patches, colours, loc="lower left", bbox_to_anchor=(left / width - 0.01, 0), ncols=3, handlelength=1.1,
+  )  # fmt: skip
+  _title(
+    figure,
+    "What is hidden of one row",
+    "the row at the left, and what the model sees of it; it tells what was in coloured places",
+  )
   return figure
 
 

@@ -45,28 +45,13 @@ class Objective:
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the hidden words; `key=None` evaluates: without dropout, and with the same words hidden every time."""
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    number_B = batch["example"] if self.static and key is not None else batch["id"]
-    mask_key = rng.streams(rng.root(0) if self.static or key is None else key, "mask")["mask"]
-    c = model.config
-    chosen = hide(
-      rng.per_example(mask_key, number_B),
-      batch["token"],
-      batch["word"],
-      batch["segment"],
-      share=self.share,
-      most=self.max_predictions,
-      whole_words=self.whole_words,
-      mask=self.mask,
-      random=self.random,
-      mask_token=c.mask,
-      vocab=c.vocab,
-    )
+    chosen = self.hide(batch, key, mask_token=model.config.mask, vocab=model.config.vocab)
     row = Row(batch["segment"], batch["position"])
     inputs = chosen.token_BT, batch["type"], row, chosen.place_BP, batch["first"]
     (logits_BPV, aux), rest = apply(model, variables, *inputs, rngs=rngs)
     wanted_BP = jnp.take_along_axis(batch["token"], chosen.place_BP, 1)
     weight_BP = (chosen.real_BP & batch["valid"][:, None]).astype(jnp.float32)
-    nll_BP, _, hit_BP = cross_entropy(logits_BPV, wanted_BP, 0.0, c.vocab)
+    nll_BP, _, hit_BP = cross_entropy(logits_BPV, wanted_BP, 0.0, model.config.vocab)
     total = (weight_BP * nll_BP).sum()
     metrics = {"accuracy": (weight_BP * hit_BP).sum(), "nll": total}
     if "next" in aux:
@@ -78,6 +63,24 @@ class Objective:
       metrics |= {"next_nll": (weight_BK * next_BK).sum(), "next_accuracy": (weight_BK * next_hit_BK).sum()}
       total = total + metrics["next_nll"]
     return Loss(total, weight_BP.sum(), metrics, rest)
+
+  def hide(self, batch, key, *, mask_token: int, vocab: int) -> "Hidden":
+    """What is hidden of a batch in the step of this key; None: in an evaluation."""
+    number_B = batch["example"] if self.static and key is not None else batch["id"]
+    mask_key = rng.streams(rng.root(0) if self.static or key is None else key, "mask")["mask"]
+    return hide(
+      rng.per_example(mask_key, number_B),
+      batch["token"],
+      batch["word"],
+      batch["segment"],
+      share=self.share,
+      most=self.max_predictions,
+      whole_words=self.whole_words,
+      mask=self.mask,
+      random=self.random,
+      mask_token=mask_token,
+      vocab=vocab,
+    )
 
 
 class Hidden(NamedTuple):
