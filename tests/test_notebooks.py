@@ -45,6 +45,12 @@ NOTEBOOKS = {
     "notebook_attention_small",
     ("kernel_regression", "distracted", "attentive", "transformer"),
   ),
+  "bert_from_text.ipynb": Shows(
+    7,
+    ("whole words", "hidden words of chapters", "from scratch", "from BERT"),
+    "notebook_bert_small",
+    ("bert", "scratch", "fine_tuned"),
+  ),
 }
 
 

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import zoo
-from train import metrics, show
+from train import config as configuration
+from train import data, loop, metrics, pictures, show
+from train.text import look
 from zoo.layers import patchify
 
 
@@ -256,6 +258,101 @@ def test_heads_shows_every_head_of_every_block(tmp_path):
   np.testing.assert_array_equal(shown, weights.reshape(6, 5, 4))
   assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list("abcde")
   assert [t.get_text() for t in figure.axes[2].get_xticklabels()] == list("wxyz")
+
+
+def test_a_strip_for_each_number_of_the_tokens(tmp_path):
+  numbers = {"type": [0, 0, 1], "position": [0, 1, 2]}
+  figure = show.row_strips(["[CLS]", "a", "b"], numbers, path=tmp_path / "row.png")
+  drawn(tmp_path / "row.png")
+  first, second = figure.axes
+  assert [t.get_text() for t in first.get_xticklabels()] == ["[CLS]", "a", "b"]
+  for axis, values in zip(figure.axes, numbers.values(), strict=True):
+    assert [t.get_text() for t in axis.texts][:3] == [str(value) for value in values]
+    assert len({patch.get_facecolor() for patch in axis.patches}) == len({*values})
+  assert [axis.texts[3].get_text() for axis in (first, second)] == [*numbers]
+
+
+def test_what_is_hidden_is_told_apart(tmp_path):
+  tokens = ["[CLS]", "a", "b", "c"]
+  seen = [["[CLS]", "[MASK]", "x", "c"], tokens]
+  chosen = np.array([[0, 1, 1, 1], [0, 0, 0, 1]], bool)
+  figure = show.hidden_words(tokens, seen, chosen, path=tmp_path / "hidden.png")
+  drawn(tmp_path / "hidden.png")
+  (axis,) = figure.axes
+  assert [t.get_text() for t in axis.texts] == [*seen[0], *seen[1]]
+  assert [t.get_text() for t in axis.get_yticklabels()] == tokens
+  colours = [patch.get_facecolor() for patch in axis.patches]
+  plain, hidden, other, stays = colours[:4]
+  assert len({*colours[:4]}) == 4 and colours[4:] == [plain] * 3 + [stays]
+  legend = dict(
+    zip([t.get_text() for t in figure.legends[0].get_texts()], figure.legends[0].get_patches(), strict=True)
+  )
+  assert {name: patch.get_facecolor() for name, patch in legend.items()} == {
+    "hidden": hidden, "another word": other, "stays": stays,
+  }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+  """A text of 30 documents, and a folder of its lines with a label each."""
+  folder, draw = tmp_path_factory.mktemp("book"), np.random.default_rng(0)
+  lines = [" ".join(draw.choice(["one", "two", "three", "four"], 5)) + "." for _ in range(90)]
+  (folder / "book.txt").write_text("\n\n".join("\n".join(lines[i : i + 3]) for i in range(0, 90, 3)))
+  for split in ("train", "val"):
+    (folder / f"{split}.tsv").write_text("\n".join(["text\tlabel", *(f"{line}\t{len(line) % 2}" for line in lines)]))
+  return folder
+
+
+def bert_run(book, kind):
+  """An untrained small BERT on pairs of texts, on packed pieces, or on texts with labels."""
+  size = dict(width=24, depth=2, mlp_dim=40, heads=4, vocab=150)
+  rows = ["batch_size=8", f"model={dict(name='bert/nano', **size)}", f"data.dataset={book / 'book.txt'}"]
+  rows += ["data.vocab_size=150", "data.length=32", "data.copies=1"]
+  if kind == "packed":
+    rows += ["model.head=words", "data.pairs=False", "data.pack=True"]
+  if kind == "labels":
+    made = data.make(**configuration.load("bert_quickstart", rows).data)
+    made.vocabulary.save(book)
+    rows = [
+      f"model={dict(name='bert/nano', head='classify', num_classes=2, **size | dict(vocab=made.vocabulary.size))}"
+    ]
+    rows += [f"data.dataset={book}", f"data.vocabulary={book / 'tokenizer.json'}", "data.length=16"]
+    rows += ["evals={}", "batch_size=8"]
+  run = loop.Run(configuration.load("bert_sentiment" if kind == "labels" else "bert_quickstart", rows))
+  return run, run.model.init(jax.random.key(0), np.zeros((1, 8), np.int32))
+
+
+@pytest.mark.parametrize("kind", ["pairs", "packed", "labels"])
+def test_heads_of_an_encoder_over_a_sequence_of_its_data(book, tmp_path, kind):
+  run, variables = bert_run(book, kind)
+  figure = pictures.draw("heads", run, variables, tmp_path, tmp_path / "heads.png")
+  assert imread(tmp_path / "heads.png").std() > 0.03  # untrained heads look everywhere
+  tokens = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+  assert tokens == [t.get_text() for t in figure.axes[0].get_xticklabels()]
+  assert tokens[0] == "[CLS]" and 6 <= len(tokens) <= pictures.MOST_TOKENS and "[PAD]" not in tokens
+  assert tokens.count("[CLS]") == 1  # one sequence, though the row may have more
+  if kind == "pairs":
+    assert tokens.count("[SEP]") == 2 and tokens[-1] == "[SEP]"
+  weights = np.stack([axis.images[0].get_array() for axis in figure.axes])
+  assert weights.shape == (2 * 4, len(tokens), len(tokens))
+  np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+
+
+def test_attention_over_a_text_is_that_of_its_row(book):
+  """The tokens, types and positions that the row has in a batch, where padding follows."""
+  run, variables = bert_run(book, "pairs")
+  weights, tokens = look.attention(run.model, variables, run.data.vocabulary, "one two.", "three [MASK].")
+  assert tokens == ["[CLS]", "one", "two", ".", "[SEP]", "three", "[MASK]", ".", "[SEP]"]
+  ids = [run.data.vocabulary.tokenizer.token_to_id(token) for token in tokens]
+  kind = np.array([[0] * 5 + [1] * 4 + [0] * 3])
+  _, aux = run.model.apply(variables, np.array([ids + [0] * 3]), kind)
+  for block in range(2):
+    np.testing.assert_allclose(weights[block], aux[f"block_{block:02d}/weights"][0][:, :9, :9], rtol=1e-5, atol=1e-7)
+
+
+def test_heads_of_images_are_none():
+  with pytest.raises(ValueError, match="heads is a picture of texts with translations, and images are none"):
+    loop.Run(configuration.load("quickstart", ["pictures=('heads',)"]))
 
 
 def test_beam_tree_has_a_node_for_each_beginning_and_no_crossing(tmp_path):

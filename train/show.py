@@ -370,10 +370,11 @@ def heads(weights_LNTS: np.ndarray, target: Sequence[str], source: Sequence[str]
   across, down = cell * len(source), cell * len(target)
   width, height = max(left + columns * (across + gap) + edge, 4.8), top + rows * (down + gap) + edge
   figure = Figure(figsize=(width, height))
+  most = max(0.5, weights_LNTS.max())  # the same for all, see `alignment`
   for row, column in np.ndindex(rows, columns):
     x, y = left + column * (across + gap), height - top - (row + 1) * down - row * gap
     axis = figure.add_axes([x / width, y / height, across / width, down / height])
-    axis.imshow(weights_LNTS[row, column], cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    axis.imshow(weights_LNTS[row, column], cmap="Blues", vmin=0, vmax=most, interpolation="nearest", aspect="auto")
     axis.spines[:].set(visible=True, color=FAINT)
     axis.xaxis.tick_top()
     axis.tick_params(length=0, pad=2, labelsize=7)
