@@ -95,7 +95,7 @@ def make_chunk(job: Job, number: int, chunk: Chunk) -> None:
   encoder = _encoder(job.folder, job.vocabulary)
   rng = np.random.default_rng((job.seed, number))
   found = encoder(job.source.read(chunk))
-  counts = Counter(documents=len(found), empty_documents=found.empty, text_tokens=len(found.token_N))
+  counts = dict(documents=len(found), empty_documents=found.empty, text_tokens=len(found.token_N))
   files = job.shards(number)
   parts = {split: found for split in files}
   if len(files) == 2:
