@@ -82,12 +82,17 @@ class Job:
     return Path(self.folder) / f"chunk-{number:05}.json"
 
 
-@functools.lru_cache(maxsize=1)
+# A thread's own encoder: a runner of Beam may have several threads, and an encoder learns words as it goes.
+_HERE = threading.local()
+
+
 def _encoder(folder: str, digest: str) -> Encoder:
-  found = vocabulary.load_vocabulary(Path(folder) / vocabulary.FILES[0])
-  if found.digest != digest:
-    raise ValueError(f"{folder} has the vocabulary {found.digest}, but {digest} is wanted: another run has changed it")
-  return Encoder(found)
+  if vars(_HERE).get("digest") != digest:
+    found = vocabulary.load_vocabulary(Path(folder) / vocabulary.FILES[0])
+    if found.digest != digest:
+      raise ValueError(f"{folder} has the vocabulary {found.digest}, but {digest} is wanted: another run changed it")
+    _HERE.digest, _HERE.encoder = digest, Encoder(found)
+  return _HERE.encoder
 
 
 def make_chunk(job: Job, number: int, chunk: Chunk) -> None:
@@ -313,7 +318,11 @@ def _run_beam(job: Job, missing: Sequence[tuple[int, Chunk]], runner: str, optio
   except ImportError as error:
     raise ValueError(f"the runner {runner!r} needs Apache Beam: pip install 'transformer-zoo[beam]'") from error
   options = PipelineOptions([f"--{option}" for option in options])
-  with beam.Pipeline(runner=runner, options=options) as pipeline:
+  try:
+    pipeline = beam.Pipeline(runner=runner, options=options)
+  except ImportError as error:
+    raise ValueError(f"the runner {runner!r} needs more than is installed: {error}") from error
+  with pipeline:
     # Reshuffled, or a runner would make one piece of work of all that is created.
     items = pipeline | "Chunks" >> beam.Create(missing, reshuffle=False) | beam.Reshuffle()
     items | "Rows" >> beam.Map(functools.partial(_make_item, job))
