@@ -257,13 +257,14 @@ def test_documents_of_one_sentence_and_chunks_of_one_document():
   made = every(rows(lengths([4], [3], [2]), copies=20))
   assert len(made) == 60 and {follows for _, _, follows in made} == {0}
   # Alone: what is random is elsewhere in the document, and not the next sentence.
-  documents = lengths([10] * 40)
-  made = every(rows(documents, length=64, copies=20))
-  assert 0.4 < np.mean([follows == 0 for _, _, follows in made]) < 0.6
-  for a, b, follows in made:
-    first, last = sentence_of(documents, a[[0, -1]])
-    assert follows or sentence_of(documents, b[0]) not in range(first, last + 2)
-    assert follows or sentence_of(documents, b[-1]) not in range(first, last + 1)
+  for size, least, most in ((10, 0.4, 0.6), (70, 1, 1)):  # of the longer a row has but one
+    documents = lengths([size] * 40)
+    made = every(rows(documents, length=64, copies=20))
+    assert least <= np.mean([follows == 0 for _, _, follows in made]) <= most
+    for a, b, follows in made:
+      first, last = sentence_of(documents, a[[0, -1]])
+      assert follows or sentence_of(documents, b[0]) not in range(first, last + 2)
+      assert follows or sentence_of(documents, b[-1]) not in range(first, last + 1)
   ((a, b, follows),) = every(rows(lengths([4])))
   assert (a.tolist(), b.tolist(), follows) == ([0, 1, 2, 3], [], -1)
   assert {follows for _, _, follows in every(rows(lengths([4, 2]), copies=9))} == {1}
@@ -517,6 +518,7 @@ def test_a_corpus_opens_as_any_set(tmp_path, folder, small, chapters):
   words = load_vocabulary(path)
   counts = json.loads((path / "preparation.json").read_text())["counts"]
   assert counts["documents"] == 40 and counts["empty_documents"] == 2
+  assert counts["unknown_tokens"] == 0 < counts["text_tokens"]
   assert counts["text_tokens"] == sum(map(len, words.encode([v for c in chapters[:40] for v in c])))
   assert counts["train_tokens"] == sum(len(row["token"]) for row in found["train"])
   assert len(tfds.builder_from_directory(path).as_data_source("val")) == counts["val_rows"]
@@ -598,6 +600,7 @@ def test_what_cannot_be_prepared(tmp_path, folder, capsys):
   fails("did you mean 'bpe'", tokenizer="bp")
   fails("vocab_size and tokenizer are for a vocabulary that is trained", vocab="x", vocab_size=10)
   fails("validation is 1", validation=1.0)
+  fails("processes is 0", processes=0)
   fails("beam_option is", beam_option=["a=b"])
   (folder.parent / "empty").write_text("\n")
   fails("all documents are empty", source=str(folder.parent / "empty"), processes=1)

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 from collections import Counter
@@ -101,6 +102,7 @@ def make_chunk(job: Job, number: int, chunk: Chunk) -> None:
   rng = np.random.default_rng((job.seed, number))
   found = encoder(job.source.read(chunk))
   counts = dict(documents=len(found), empty_documents=found.empty, text_tokens=len(found.token_N))
+  counts["unknown_tokens"] = int((found.token_N == encoder.vocabulary.unk).sum())
   files = job.shards(number)
   parts = {split: found for split in files}
   if len(files) == 2:
@@ -202,6 +204,8 @@ def prepare_corpus(
     raise ValueError(f"beam_option is {[*beam_option]}, but the runner is 'local'; wanted a runner of Apache Beam")
   if not 0 <= validation < 1:
     raise ValueError(f"validation is {validation}; wanted a share, 0 <= validation < 1")
+  if processes is not None and processes < 1:
+    raise ValueError(f"processes is {processes}; wanted at least 1")
   kind, size = tokenizer or "wordpiece", vocab_size or VOCABULARY
   vocabulary.check(size, kind)
   rows = dict(length=length, pairs=pairs, short=short, pack=pack, copies=copies)
@@ -302,6 +306,7 @@ def _run_here(job: Job, missing: Sequence[tuple[int, Chunk]], processes: int) ->
 def _start() -> None:
   """In a new process: one thread, as there is a process for each core; and it ends when the one that began it does."""
   os.environ["TOKENIZERS_PARALLELISM"] = "false"
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that began it is interrupted too, and tells
   parent = multiprocessing.parent_process()
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
