@@ -275,6 +275,7 @@ def test_the_longer_is_cut_and_nothing_becomes_empty():
   for length in (8, 9, 16, 40):
     for a, b, _ in every(rows(lengths([1, 300, 2], [90, 1], [3] * 30), length=length, copies=30)):
       assert len(a) + len(b) <= length - 3
+  assert len(every(rows(lengths(*[[1]] * 50), length=64, pack=True))) == 50  # 13 are 65 tokens: not one to spare
   made = every(rows(lengths([300, 300]), length=43, copies=30))
   assert {(len(a), len(b), follows) for a, b, follows in made} == {(20, 20, 1)}
 
@@ -531,6 +532,17 @@ def test_a_corpus_opens_as_any_set(tmp_path, folder, small, chapters):
     text = [np.split(row["token"], row["split"])[0].tolist()[1:-1] for row in made]
     seen[split] = {number for ids, number in places.items() if any(t[: len(ids)] == list(ids) for t in text)}
   assert len(seen["val"]) >= 4 and len(seen["train"]) > 25 and not seen["val"] & seen["train"]
+
+
+def test_a_chunk_without_text_is_an_empty_shard(tmp_path, folder, small):
+  (folder / "b/2.txt").write_text(" \n" * 15_000)
+  path = prepared(tmp_path, "one", folder, processes=1, validation=0.0)
+  builder = data.open_builder("corpus/bible", str(tmp_path / "one"))
+  assert 0 in builder.info.splits["train"].shard_lengths
+  made = [*builder.as_data_source("train")]
+  assert len(made) == builder.info.splits["train"].num_examples == sum(1 for _ in made)
+  counts = json.loads((path / "preparation.json").read_text())["counts"]
+  assert counts["empty_documents"] == 3 and counts["train_rows"] == len(made)
 
 
 def test_whole_chunks_are_for_validation_where_there_are_many(tmp_path, folder, monkeypatch):
