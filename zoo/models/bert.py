@@ -23,7 +23,7 @@ from zoo.weights import torch_layout as torch
 from zoo.weights.table import Rule
 
 # base and large: Devlin et al. 2019, 3; the others: Turc et al. 2019, table 1. "minilm" is MiniLM-L6-H384 (Wang et al.
-# 2020); "nano" is for the bundled text, on a CPU.
+# 2020); "nano" is for the bundled text, on a CPU: as published, it would need more text and time to begin to learn.
 VARIANTS = {
   "tiny": dict(width=128, depth=2, mlp_dim=512, heads=2),
   "mini": dict(width=256, depth=4, mlp_dim=1024, heads=4),
@@ -32,7 +32,18 @@ VARIANTS = {
   "base": dict(width=768, depth=12, mlp_dim=3072, heads=12),
   "large": dict(width=1024, depth=24, mlp_dim=4096, heads=16),
   "minilm": dict(width=384, depth=6, mlp_dim=1536, heads=12),
-  "nano": dict(width=192, depth=3, mlp_dim=768, heads=4, vocab=4000, max_length=128, mask=4),
+  "nano": dict(
+    width=192,
+    depth=3,
+    mlp_dim=768,
+    heads=4,
+    vocab=4000,
+    max_length=128,
+    mask=4,
+    order="pre",
+    positions="rotary",
+    deviation=0.06,
+  ),
   "test": dict(
     width=24, depth=2, mlp_dim=40, heads=4, vocab=29, max_length=16, mask=4, dropout=0.0, attention_dropout=0.0
   ),
