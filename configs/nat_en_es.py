@@ -4,7 +4,10 @@ r"""Translates English to Spanish, all tokens at once, learned from the 31,000 b
 
 A classifier tells the length. Without one, of 96 places each says its token or that the sentence has ended:
 
-    zoo train nat_en_es model.length=cut model.max_length=96 --workdir runs/nat_cut
+    zoo train nat_en_es model.length=cut model.max_length=96 steps=2800 optimizer.learning_rate=1e-3 \
+      optimizer.clip_norm=1.0 --workdir runs/nat_cut
+
+(at the classifier's learning rate it diverges).
 
 Tokens that do not know of each other mix several translations; a teacher's translations have less to mix (Kim & Rush
 2016, 3.2; Gu et al. 2018, 4). The teacher is a run that translates token by token, and its encoder is where to start:

@@ -2,8 +2,8 @@ r"""Translates English to Spanish, learned from the 31,000 bundled verses.
 
     zoo train translate_en_es
 
-Ten minutes on 2 cores of an AMD EPYC CPU (Zen 5), twice that on slower ones: 25.7 BLEU on the chapters left for the
-test, and 28.5 with a beam of 4.
+Ten minutes on 2 cores of an AMD EPYC CPU (Zen 5): 25.7 BLEU on the chapters left for the test, and 28.5 with a beam
+of 4.
 
 With words as tokens, and copies of those of a source that are not among the 8,000 most frequent (See et al. 2017, 2.2);
 names mostly, of which few are spelt alike in both languages:

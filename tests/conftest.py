@@ -18,6 +18,7 @@ _EXTRAS = {
   "parity": ("timm", "ZOO_PARITY"),
   "test_tpu.py": ("libtpu", "ZOO_PLAN"),
   "test_notebooks.py": ("nbclient", "ZOO_NOTEBOOKS"),
+  "test_beam.py": ("apache_beam", "ZOO_BEAM"),
 }
 collect_ignore = [
   path

@@ -29,7 +29,12 @@ COMBINATIONS = {
     dict(head_bias=True, order="pre", final_norm=True),
     dict(cross="mix", copy=True, kv_heads=1, positions="t5"),
   ],
-  "bert": [dict(head="classify", num_classes=3), dict(head="tag", num_classes=3), dict(head="span"), dict(head="none")],
+  "bert": [
+    dict(head="classify", num_classes=3),
+    dict(head="tag", num_classes=3, order="pre"),
+    dict(head="span", positions="rotary"),
+    dict(head="none"),
+  ],
   "kernel_regression": [],
   "seq2seq": [
     dict(cell="lstm", attention="none", head_bias=True),

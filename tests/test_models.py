@@ -138,7 +138,7 @@ COUNTS = {
   "bert/base": 110_106_428,
   "bert/large": 336_226_108,
   "bert/minilm": bert_count(384, 6, 1536),
-  "bert/nano": bert_count(192, 3, 768, 4000, 128),
+  "bert/nano": bert_count(192, 3, 768, 4000, 0) + 2 * 192,  # rotary positions; a last norm
   "bert/test": bert_count(24, 2, 40, 29, 16),
   "seq2seq/distracted": seq2seq_count(4, 1000, 1000, 4, 80_000),
   "seq2seq/bahdanau": seq2seq_count(3, 620, 1000, 1, 30_000, 1000, ways=2),

@@ -180,7 +180,7 @@ class TextFiles(Source):
       texts = _BLANK.split(text) if self.documents == "blank" else [text]
       found = [_sentences(one, self.sentences) for one in texts]
       # What is between blank lines is no document, but a file with nothing else is an empty one.
-      documents += [one for one in found if one] or [[]]
+      documents += [one for one in found if one] or ([] if begin else [[]])
     return documents
 
 

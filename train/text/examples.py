@@ -8,6 +8,7 @@ known by where its parts A and B stand in the documents; only in the end are its
 import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ SLACK = 16
 SHORTEST = 8  # tokens of a row: less has no room for a pair
 
 
-class Documents(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Documents:
   """Tokens [N] of all documents; where each sentence begins in them [S + 1], and each document in those [D + 1].
 
   No sentence and no document is empty. `empty` is how many documents were.
@@ -44,7 +46,8 @@ class Documents(NamedTuple):
     return Documents(self.token_N[_ranges(begin, length)], _ends(length), _ends(count))
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Rows:
   """Rows of training, one after the other.
 
   Attributes:
@@ -252,6 +255,8 @@ def _pairs(documents: Documents, length: int, short: float, rng: np.random.Gener
             b += j + 1 - i
           else:
             high = i
+        elif j < end and j - i == 1:
+          j = b_end = j + 1
         elif j - i == 1:
           follows = -1
         if not follows:

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 from collections import Counter
@@ -82,12 +83,17 @@ class Job:
     return Path(self.folder) / f"chunk-{number:05}.json"
 
 
-@functools.lru_cache(maxsize=1)
+# A thread's own encoder: a runner of Beam may have several threads, and an encoder learns words as it goes.
+_HERE = threading.local()
+
+
 def _encoder(folder: str, digest: str) -> Encoder:
-  found = vocabulary.load_vocabulary(Path(folder) / vocabulary.FILES[0])
-  if found.digest != digest:
-    raise ValueError(f"{folder} has the vocabulary {found.digest}, but {digest} is wanted: another run has changed it")
-  return Encoder(found)
+  if vars(_HERE).get("digest") != digest:
+    found = vocabulary.load_vocabulary(Path(folder) / vocabulary.FILES[0])
+    if found.digest != digest:
+      raise ValueError(f"{folder} has the vocabulary {found.digest}, but {digest} is wanted: another run changed it")
+    _HERE.digest, _HERE.encoder = digest, Encoder(found)
+  return _HERE.encoder
 
 
 def make_chunk(job: Job, number: int, chunk: Chunk) -> None:
@@ -95,7 +101,8 @@ def make_chunk(job: Job, number: int, chunk: Chunk) -> None:
   encoder = _encoder(job.folder, job.vocabulary)
   rng = np.random.default_rng((job.seed, number))
   found = encoder(job.source.read(chunk))
-  counts = Counter(documents=len(found), empty_documents=found.empty, text_tokens=len(found.token_N))
+  counts = dict(documents=len(found), empty_documents=found.empty, text_tokens=len(found.token_N))
+  counts["unknown_tokens"] = int((found.token_N == encoder.vocabulary.unk).sum())
   files = job.shards(number)
   parts = {split: found for split in files}
   if len(files) == 2:
@@ -197,6 +204,8 @@ def prepare_corpus(
     raise ValueError(f"beam_option is {[*beam_option]}, but the runner is 'local'; wanted a runner of Apache Beam")
   if not 0 <= validation < 1:
     raise ValueError(f"validation is {validation}; wanted a share, 0 <= validation < 1")
+  if processes is not None and processes < 1:
+    raise ValueError(f"processes is {processes}; wanted at least 1")
   kind, size = tokenizer or "wordpiece", vocab_size or VOCABULARY
   vocabulary.check(size, kind)
   rows = dict(length=length, pairs=pairs, short=short, pack=pack, copies=copies)
@@ -297,6 +306,7 @@ def _run_here(job: Job, missing: Sequence[tuple[int, Chunk]], processes: int) ->
 def _start() -> None:
   """In a new process: one thread, as there is a process for each core; and it ends when the one that began it does."""
   os.environ["TOKENIZERS_PARALLELISM"] = "false"
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that began it is interrupted too, and tells
   parent = multiprocessing.parent_process()
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
@@ -313,7 +323,11 @@ def _run_beam(job: Job, missing: Sequence[tuple[int, Chunk]], runner: str, optio
   except ImportError as error:
     raise ValueError(f"the runner {runner!r} needs Apache Beam: pip install 'transformer-zoo[beam]'") from error
   options = PipelineOptions([f"--{option}" for option in options])
-  with beam.Pipeline(runner=runner, options=options) as pipeline:
+  try:
+    pipeline = beam.Pipeline(runner=runner, options=options)
+  except ImportError as error:
+    raise ValueError(f"the runner {runner!r} needs more than is installed: {error}") from error
+  with pipeline:
     # Reshuffled, or a runner would make one piece of work of all that is created.
     items = pipeline | "Chunks" >> beam.Create(missing, reshuffle=False) | beam.Reshuffle()
     items | "Rows" >> beam.Map(functools.partial(_make_item, job))

@@ -227,7 +227,8 @@ def train_vocabulary(
   alphabet = _alphabet(tokenizer, lines)
   # The trainer numbers "##x" as a hash table gives it words, and of pairs as frequent the one of lower numbers is
   # merged: numbered beforehand, like the special tokens, they are the same every time.
-  inside = [CONTINUES + c for c in alphabet if len(tokenizer.pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
+  split, clean = tokenizer.pre_tokenizer.pre_tokenize_str, tokenizer.normalizer.normalize_str
+  inside = [CONTINUES + c for c in alphabet if len(split(clean("a" + c))) == 1]
   _check_size(size, len(special) + len(alphabet) + len(inside), "the special tokens and the characters")
   trainer = trainers.WordPieceTrainer(
     vocab_size=size,

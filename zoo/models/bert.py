@@ -23,7 +23,7 @@ from zoo.weights import torch_layout as torch
 from zoo.weights.table import Rule
 
 # base and large: Devlin et al. 2019, 3; the others: Turc et al. 2019, table 1. "minilm" is MiniLM-L6-H384 (Wang et al.
-# 2020); "nano" is for the bundled text, on a CPU.
+# 2020); "nano" is for the bundled text, on a CPU: as published, it would need more text and time to begin to learn.
 VARIANTS = {
   "tiny": dict(width=128, depth=2, mlp_dim=512, heads=2),
   "mini": dict(width=256, depth=4, mlp_dim=1024, heads=4),
@@ -32,7 +32,18 @@ VARIANTS = {
   "base": dict(width=768, depth=12, mlp_dim=3072, heads=12),
   "large": dict(width=1024, depth=24, mlp_dim=4096, heads=16),
   "minilm": dict(width=384, depth=6, mlp_dim=1536, heads=12),
-  "nano": dict(width=192, depth=3, mlp_dim=768, heads=4, vocab=4000, max_length=128, mask=4),
+  "nano": dict(
+    width=192,
+    depth=3,
+    mlp_dim=768,
+    heads=4,
+    vocab=4000,
+    max_length=128,
+    mask=4,
+    order="pre",
+    positions="rotary",
+    deviation=0.06,
+  ),
   "test": dict(
     width=24, depth=2, mlp_dim=40, heads=4, vocab=29, max_length=16, mask=4, dropout=0.0, attention_dropout=0.0
   ),
@@ -55,9 +66,12 @@ class Config:
       "span": for each token how well an answer begins and ends there. "none": the tokens themselves.
     num_classes: of "classify" and "tag"; 0 for the others.
     pooler: whether there is one with the head "none"; the other heads know.
+    order: "post" as published, or "pre", with a norm after the last block; see `zoo.layers.Block`.
+    positions: "learned", added to the embeddings, as published; or "rotary", turning queries and keys.
     dropout: of embeddings, sublayer outputs, and what "classify" and "tag" see. attention_dropout: of attention
       weights.
     activation: one of `zoo.layers.ACTIVATIONS`. epsilon: of the layer norms.
+    deviation: of what all matrices and tables are drawn from at first (`zoo.init.bert`).
     scan: compile one block for all. remat: what the backward pass recomputes (`zoo.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
   """
@@ -74,21 +88,32 @@ class Config:
   head: str = "pretrain"
   num_classes: int = 0
   pooler: bool = True
+  order: str = "post"
+  positions: str = "learned"
   dropout: float = 0.1
   attention_dropout: float = 0.1
   activation: str = "gelu"
   epsilon: float = 1e-12
+  deviation: float = 0.02
   scan: bool = False
   remat: str = "none"
   dtype: str = "float32"
 
   def __post_init__(self):
-    choices = dict(head=HEADS, activation=tuple(ACTIVATIONS), dtype=("float32", "bfloat16"))
+    choices = dict(
+      head=HEADS,
+      order=("post", "pre"),
+      positions=("learned", "rotary"),
+      activation=tuple(ACTIVATIONS),
+      dtype=("float32", "bfloat16"),
+    )
     at_least = {
       1: ("width", "depth", "mlp_dim", "heads", "vocab", "max_length", "types"),
       0: ("pad", "mask", "num_classes"),
     }
     faults = field_faults(self, choices, at_least, ("dropout", "attention_dropout"))
+    if self.deviation <= 0:
+      faults.append(f"deviation is {self.deviation}; wanted more than 0")
     for name in ("pad", "mask"):
       if getattr(self, name) >= self.vocab:
         faults.append(f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab}")
@@ -123,11 +148,14 @@ class Encoder(nn.Module):
     type_BT = jnp.zeros((1, 1), jnp.int32) if type_BT is None else type_BT
 
     def table(name: str, size: int) -> nn.Embed:
-      return nn.Embed(size, c.width, embedding_init=init.bert, name=name)
+      return nn.Embed(size, c.width, embedding_init=init.bert(c.deviation), name=name)
 
     words = table("embed", c.vocab)
-    x_BTD = words(token_BT) + table("position", c.max_length)(position_BT) + table("type", c.types)(type_BT)
-    x_BTD = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="embed_norm")(x_BTD.astype(dtype))
+    x_BTD = words(token_BT) + table("type", c.types)(type_BT)
+    if c.positions == "learned":
+      x_BTD = x_BTD + table("position", c.max_length)(position_BT)
+    norm = functools.partial(LayerNorm, epsilon=c.epsilon, dtype=dtype)
+    x_BTD = norm(name="embed_norm")(x_BTD.astype(dtype))
     x_BTD = by_batch(Dropout(c.dropout, name="dropout")(x_BTD))
     block = functools.partial(
       Block,
@@ -138,13 +166,16 @@ class Encoder(nn.Module):
       dropout=c.dropout,
       attention_dropout=c.attention_dropout,
       dtype=dtype,
-      order="post",
+      order=c.order,
+      rotary=c.positions == "rotary",
       hidden_dropout=False,
-      kernel_init=init.bert,
+      kernel_init=init.bert(c.deviation),
     )
     mask = masks.same_segment(segment_BT, segment_BT) & (segment_BT > 0)[:, None, None]
-    context = Context(mask=mask, real=segment_BT > 0)
+    context = Context(mask=mask, position=position_BT, real=segment_BT > 0)
     tokens_BTD, aux = run_blocks(block, x_BTD, context, per_block=np.zeros(c.depth), scan=c.scan, remat=c.remat)
+    if c.order == "pre":
+      tokens_BTD = norm(name="norm")(tokens_BTD)
     return tokens_BTD, words.embedding, aux | {"embedded": x_BTD}
 
 
@@ -156,7 +187,7 @@ class Words(nn.Module):
   @nn.compact
   def __call__(self, x_BPD: jax.Array, table_VD: jax.Array) -> jax.Array:
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    x_BPD = nn.Dense(c.width, kernel_init=init.bert, dtype=dtype, name="transform")(x_BPD)
+    x_BPD = nn.Dense(c.width, kernel_init=init.bert(c.deviation), dtype=dtype, name="transform")(x_BPD)
     x_BPD = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="norm")(ACTIVATIONS[c.activation](x_BPD))
     return tied_logits(x_BPD, table_VD) + self.param("bias", nn.initializers.zeros, (c.vocab,))
 
@@ -198,10 +229,10 @@ class Model(nn.Module):
     expect(token_BT=token_BT, masked_BP=masked_BP, first_BK=first_BK)
     tokens_BTD, table_VD, aux = Encoder(c, name="encoder")(token_BT, type_BT, row)
     aux["tokens"] = tokens_BTD
-    head = functools.partial(nn.Dense, kernel_init=init.bert)  # in float32
+    head = functools.partial(nn.Dense, kernel_init=init.bert(c.deviation))  # in float32
     if c.head in POOLED or (c.head == "none" and c.pooler):
       first_BKD = tokens_BTD[:, 0] if first_BK is None else choose_tokens(tokens_BTD, first_BK)
-      pooled = jnp.tanh(nn.Dense(c.width, kernel_init=init.bert, dtype=dtype, name="pooler")(first_BKD))
+      pooled = jnp.tanh(nn.Dense(c.width, kernel_init=init.bert(c.deviation), dtype=dtype, name="pooler")(first_BKD))
       aux["pooled"] = pooled = by_batch(pooled.astype(jnp.float32))
     if c.head in ("pretrain", "words"):
       if c.head == "pretrain":
@@ -244,6 +275,7 @@ HUGGINGFACE = dict(
     epsilon="layer_norm_eps",
     dropout="hidden_dropout_prob",
     attention_dropout="attention_probs_dropout_prob",
+    deviation="initializer_range",
   ),
   equal={},
   tops={},

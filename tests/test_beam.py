@@ -1,0 +1,24 @@
+"""A corpus made by Apache Beam is the same to the bit. Needs the extra [beam]."""
+
+import pytest
+from test_corpus import chapters, content, folder, prepared, small  # noqa: F401  (fixtures)
+
+from train.text import prepare
+
+OPTIONS = ["direct_num_workers=2", "direct_running_mode=multi_threading"]
+
+
+def test_a_runner_makes_what_one_process_makes(tmp_path, folder, small, monkeypatch):  # noqa: F811
+  wanted = prepared(tmp_path, "one", folder, processes=1)
+  made, make = [], prepare.make_chunk
+  monkeypatch.setattr(prepare, "make_chunk", lambda job, number, chunk: (made.append(number), make(job, number, chunk)))
+  found = prepared(tmp_path, "two", folder, runner="DirectRunner", beam_option=OPTIONS)
+  assert content(found) == content(wanted) and len(set(made)) > 5
+
+
+def test_what_beam_cannot_do(tmp_path, folder, small):  # noqa: F811
+  with pytest.raises(ValueError, match=r"DirectRuner\. Valid values are .*DirectRunner"):
+    prepared(tmp_path, "one", folder, runner="DirectRuner")
+  (folder / "c").write_bytes(b"abc \xe9")
+  with pytest.raises(ValueError, match=r"text/c is not UTF-8: byte 4 is 0xe9"):
+    prepared(tmp_path, "two", folder, runner="DirectRunner")

@@ -1,0 +1,630 @@
+"""All text is in the rows, pairs are what they say, and the files are the same to the bit however they were made."""
+
+import dataclasses
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from train import cli, data
+from train.text import documents as sources
+from train.text import examples, prepare
+from train.text.documents import TextFiles, TextRecords, make_source, split_sentences
+from train.text.examples import Documents, Encoder, make_rows
+from train.text.vocabulary import SPECIAL, Vocabulary, load_vocabulary, train_vocabulary
+
+STRANGE = (
+  "Hello, world!",
+  "日本語 👍🏽 ﷽ x日本y",
+  "[SEP] [CLS][MASK] <s>",
+  "Ñandú, ¿fué? Àéî Straße ΑΣ",
+  "a\x00b \ufffd \u200b c\u00ad-d e\u0301",
+  "don't I'll 3.14 x" + "y" * 150,
+  "",
+)
+MARKS = types.SimpleNamespace(cls=-1, sep=-2)
+
+
+@pytest.fixture(scope="module")
+def chapters():
+  """The English Bible, a chapter a document."""
+  source = TextRecords("verses_en_es")
+  return [document for chunk in source.chunks() for document in source.read(chunk)]
+
+
+@pytest.fixture(scope="module")
+def words(chapters):
+  return train_vocabulary([verse for chapter in chapters[::5] for verse in chapter], 3000)
+
+
+@pytest.fixture(scope="module")
+def numbered(chapters, words):
+  """The chapters, of which each token is another number: so a row tells where it is from."""
+  encoded = Encoder(words)(chapters)
+  return dataclasses.replace(encoded, token_N=np.arange(len(encoded.token_N)))
+
+
+def rows(documents, seed=0, **kwargs):
+  return [*make_rows(documents, MARKS, np.random.default_rng(seed), **kwargs).examples()]
+
+
+def sequences(row):
+  """(A, B, next) of each sequence of a row, whose marks are checked on the way."""
+  begin, found = 0, []
+  for end, split, follows in zip(row["end"], row["split"], row["next"], strict=True):
+    token = row["token"][begin:end]
+    assert token[0] == MARKS.cls and token[-1] == MARKS.sep and token[split - begin - 1] == MARKS.sep
+    a, b = token[1 : split - begin - 1], token[split - begin : -1]
+    assert len(a) and bool(len(b)) == (follows >= 0) == (split < end)
+    for part in (a, b):
+      assert (np.diff(part[part >= 0]) == 1).all() or follows < 0
+    found.append((a, b, follows))
+    begin = end
+  assert begin == len(row["token"])
+  return found
+
+
+def every(made):
+  return [sequence for row in made for sequence in sequences(row)]
+
+
+def sentence_of(documents, token):
+  return np.searchsorted(documents.start_S, token, "right") - 1
+
+
+def document_of(documents, token):
+  return np.searchsorted(documents.start_S[documents.first_D], token, "right") - 1
+
+
+def lengths(*counts):
+  """Documents of sentences of these lengths, all tokens different."""
+  flat = [*itertools.chain(*counts)]
+  ends = [np.concatenate([[0], np.cumsum(x)]).astype(np.int64) for x in (flat, [len(c) for c in counts])]
+  return Documents(np.arange(sum(flat)), *ends)
+
+
+# The vocabulary.
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_a_vocabulary_is_the_same_every_time(chapters, kind):
+  lines = [verse for chapter in chapters[:60] for verse in chapter]
+  made = [train_vocabulary(texts, 2000, kind) for texts in (lines, lines[::-1], iter(lines))]
+  assert len({v.tokenizer.to_str() for v in made}) == 1 and made[0].size == 2000
+  # Nothing of ordinary text is unknown, not even what the corpus has not.
+  assert made[0].unk not in made[0].encode(['The [quick] {fox} @ "home" costs $5~'])[0]
+  assert made[0].digest != train_vocabulary(lines, 2000, kind, lowercase=kind == "bpe").digest
+
+
+def test_rare_characters_leave_room_for_words(monkeypatch):
+  monkeypatch.setattr("train.text.vocabulary.ALPHABET", 3)
+  found = train_vocabulary(["bbb aa aa 丁 丙 乙 乙"] * 3, 170).tokenizer.get_vocab()
+  assert "乙" in found and "丁" not in found and "丙" not in found
+  assert "##a" in found and "##," not in found and "##乙" not in found  # what can never be
+
+
+@pytest.mark.parametrize("kind, lowercase", [("wordpiece", True), ("wordpiece", False), ("bpe", None), ("bpe", True)])
+def test_words_one_by_one_are_the_text(chapters, kind, lowercase, monkeypatch):
+  words = train_vocabulary([verse for chapter in chapters[:60] for verse in chapter], 1500, kind, lowercase)
+  assert words.separable
+  documents = [*chapters[:30], [" ".join(text.split(" ")) for text in STRANGE]]
+  encoder = Encoder(words)
+  for _ in range(2):  # the second time all words are known
+    found = encoder(documents)
+    wanted = [words.encode(document) for document in documents]
+    assert found.token_N.tolist() == [i for document in wanted for ids in document for i in ids]
+    assert np.diff(found.start_S).tolist() == [len(ids) for document in wanted for ids in document if ids]
+    assert np.diff(found.first_D).tolist() == [sum(map(bool, document)) for document in wanted]
+  # One that remembers too many forgets them.
+  known = len(encoder._words)
+  monkeypatch.setattr(examples, "REMEMBERED", 100)
+  again = encoder(documents[::-1][:3]), encoder(documents[:1])
+  assert len(encoder._words) < known / 2
+  assert again[1].token_N.tolist() == [i for ids in words.encode(documents[0]) for i in ids]
+
+
+def test_another_tokenizer_encodes_whole_sentences(tmp_path):
+  tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate([*(s for s, _ in SPECIAL.values()), "a b", "c"])}))
+  tokenizer.pre_tokenizer = pre_tokenizers.Split(",", "removed")
+  tokenizer.normalizer = normalizers.NFKC()
+  tokenizer.model.unk_token = "[UNK]"
+  words = Vocabulary(tokenizer)
+  assert not words.separable
+  assert Encoder(words)([["a b,c", "c"], [], [","]]).token_N.tolist() == [5, 6, 6]
+
+
+def test_special_tokens_stand_anywhere_and_none_may_be_missing(tmp_path):
+  path = tmp_path / "vocab.txt"
+  path.write_text("[MASK]\nthe\n[SEP]\n##s\n[unused0]\n[PAD]\n[UNK]\ncat\n[CLS]\n", encoding="utf-8")
+  words = load_vocabulary(path)
+  assert (words.pad, words.unk, words.cls, words.sep, words.mask, words.size) == (5, 6, 8, 2, 0, 9)
+  assert words.encode(["The cats [MASK]", "dog"]) == [[1, 7, 3, 6, 6, 6], [6]]
+  assert words.encode(["The cats [MASK]."], special=True) == [[1, 7, 3, 0, 6]]
+  assert words.decode([8, 1, 7, 3, 2]) == "the cats" and words.decode([8, 1, 2], special=True) == "[CLS] the [SEP]"
+  assert np.flatnonzero(~words.begins_word).tolist() == [3]
+  words.save(tmp_path)
+  again = load_vocabulary(tmp_path)
+  assert again.digest == words.digest and again.mask == 0
+  path.write_text("[PAD]\n[UNK]\n[CLS]\nthe\n")
+  with pytest.raises(ValueError, match=r"vocab.txt has no \[SEP\], \[MASK\]; wanted"):
+    load_vocabulary(path)
+
+
+def test_cased_or_not_is_seen(tmp_path):
+  special = [text for text, _ in SPECIAL.values()]
+  for tokens, lowercase, wanted in (
+    (["the", "The"], None, ["[UNK]", "The"]),
+    (["the", "fue"], None, ["fue", "the"]),
+    (["the", "The"], True, ["[UNK]", "the"]),
+  ):
+    (tmp_path / "vocab.txt").write_text("\n".join([*special, *tokens]) + "\n")
+    words = load_vocabulary(tmp_path, lowercase)
+    assert [words.tokenizer.id_to_token(i) for i in words.encode(["Fué The"])[0]] == wanted
+  for lowercase, wanted in ((False, 6), (True, 5)):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(do_lower_case=lowercase)))
+    assert load_vocabulary(tmp_path).encode(["The"]) == [[wanted]]
+
+
+def test_whole_words(chapters):
+  lines = chapters[0]
+  wordpiece, bpe = (train_vocabulary(lines, 500, kind) for kind in ("wordpiece", "bpe"))
+  for ids, line in zip(wordpiece.encode(lines), lines, strict=True):
+    assert wordpiece.begins_word[ids].sum() == len(wordpiece.tokenizer.pre_tokenizer.pre_tokenize_str(line))
+  for ids, line in zip(bpe.encode(lines), lines, strict=True):
+    assert bpe.begins_word[ids].sum() == len(line.split()) and bpe.decode(ids) == line
+  for words in (wordpiece, bpe):
+    assert words.begins_word[list(words.special)].all() and words.begins_word.shape == (words.size,)
+    given = [["In", "the", "beginnings"], [], ["\x00", "God"]]
+    found = words.encode_words(given)
+    assert [len(ids) for ids in found] == [3, 0, 2] and all(itertools.chain(*found))
+    assert [i for ids in found[0] for i in ids] == words.encode(["In the beginnings"])[0]
+  assert wordpiece.encode_words([["\x00"]]) == [[[wordpiece.unk]]]
+
+
+def test_a_vocabulary_that_is_none(tmp_path):
+  (tmp_path / "tokenizer.json").write_text("{}")
+  for path, message in (
+    (tmp_path, "is no tokenizer"),
+    (tmp_path / "none.txt", "cannot read"),
+    (Path("/"), "has no voc"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      load_vocabulary(path)
+  with pytest.raises(ValueError, match="lowercase=True is for"):
+    load_vocabulary(tmp_path / "tokenizer.json", True)
+  with pytest.raises(ValueError, match="did you mean 'bpe'"):
+    train_vocabulary([], 1000, "bpee")
+  for kind in ("wordpiece", "bpe"):
+    with pytest.raises(ValueError, match="wanted more than"):
+      train_vocabulary(["a"], 100, kind)
+
+
+# Rows.
+
+
+def test_pairs_of_real_text_are_as_published(numbered):
+  made = rows(numbered)
+  assert max(len(row["token"]) for row in made) == 128
+  assert len(made) > 8000 and 0.5 < np.mean([row["next"][0] == 0 for row in made]) < 0.58
+  for a, b, follows in every(made):
+    documents = {*document_of(numbered, a[[0, -1]])}, {*document_of(numbered, b[[0, -1]])}
+    assert len(documents[0]) == len(documents[1]) == 1
+    assert (documents[0] == documents[1]) == follows
+    if follows:
+      assert 0 < b[0] - a[-1] < 128  # what was cut is between
+  # A is as often cut in front as behind.
+  uncut = numbered.start_S
+  cut = [(a[0] not in uncut, a[-1] + 1 not in uncut) for a, _, _ in every(made)]
+  front, behind = np.mean(cut, 0)
+  assert 0.2 < front < 0.8 and abs(front - behind) < 0.05
+
+
+def test_sentences_of_one_token_are_never_cut_so_all_can_be_told():
+  documents = lengths(*[[1] * n for n in (20_000, 1, 3000, 2, 7000)])
+  made = every(rows(documents, length=64))
+  followed = [b for _, b, follows in made if follows]
+  assert all(b[0] == a[-1] + 1 for a, b, follows in made if follows)
+  # Every sentence once: those that made room for a random B were put back.
+  told = np.concatenate([*(a for a, _, _ in made), *followed])
+  assert np.array_equal(np.sort(told), documents.token_N)
+  assert 0.45 < 1 - len(followed) / len(made) < 0.55
+  # One in ten wants less than there is room for, and then any length.
+  total = np.array([len(a) + len(b) for a, b, follows in made if follows])
+  assert total.max() == 61 and 0.06 < np.mean(total < 61) < 0.14 and 20 < np.mean(total[total < 61]) < 40
+  # A is any part of it.
+  share = [len(a) / (len(a) + len(b)) for a, b, follows in made if follows and len(a) + len(b) == 61]
+  assert np.allclose(np.quantile(share, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.08)
+  assert (total[total < 61] > 1).all()
+  assert all(len(row["token"]) == 64 for row in rows(lengths([1] * 600, [1] * 600), length=64, short=0)[:5])
+
+
+def test_a_random_b_is_any_other_document():
+  made = every(rows(lengths(*[[5] * 4] * 6), copies=2000))
+  counts = Counter((a[0] // 20, b[0] // 20, b[0] % 20) for a, b, follows in made if not follows)
+  assert len(counts) == 6 * 5 * 4 and min(counts.values()) > 0.5 * max(counts.values())
+
+
+def test_documents_of_one_sentence_and_chunks_of_one_document():
+  made = every(rows(lengths([4], [3], [2]), copies=20))
+  assert len(made) == 60 and {follows for _, _, follows in made} == {0}
+  # Alone: what is random is elsewhere in the document, and not the next sentence.
+  for size, least, most in ((10, 0.4, 0.6), (70, 1, 1)):  # of the longer a row has but one
+    documents = lengths([size] * 40)
+    made = every(rows(documents, length=64, copies=20))
+    assert least <= np.mean([follows == 0 for _, _, follows in made]) <= most
+    for a, b, follows in made:
+      first, last = sentence_of(documents, a[[0, -1]])
+      assert follows or sentence_of(documents, b[0]) not in range(first, last + 2)
+      assert follows or sentence_of(documents, b[-1]) not in range(first, last + 1)
+  ((a, b, follows),) = every(rows(lengths([4])))
+  assert (a.tolist(), b.tolist(), follows) == ([0, 1, 2, 3], [], -1)
+  assert {follows for _, _, follows in every(rows(lengths([4, 2]), copies=9))} == {1}
+  assert len(make_rows(lengths(), MARKS, np.random.default_rng(0))) == 0
+
+
+def test_the_longer_is_cut_and_nothing_becomes_empty():
+  for length in (8, 9, 16, 40):
+    for a, b, _ in every(rows(lengths([1, 300, 2], [90, 1], [3] * 30), length=length, copies=30)):
+      assert len(a) + len(b) <= length - 3
+  assert len(every(rows(lengths(*[[1]] * 50), length=64, pack=True))) == 50  # 13 are 65 tokens: not one to spare
+  made = every(rows(lengths([300, 300]), length=43, copies=30))
+  assert {(len(a), len(b), follows) for a, b, follows in made} == {(20, 20, 1)}
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_without_pairs_all_text_is_there_once(numbered, pack):
+  made = rows(numbered, pairs=False, pack=pack)
+  told = np.concatenate([a for a, _, _ in every(made)])
+  assert {follows for _, _, follows in every(made)} == {-1}
+  assert np.array_equal(np.sort(told[told >= 0]), numbered.token_N)
+  assert max(len(row["token"]) for row in made) == 128
+
+
+def test_full_sentences_go_on_into_the_next_document():
+  documents = lengths([5, 5], [5, 5, 30, 1], [1])
+  made = [a.tolist() for a, _, _ in every(rows(documents, pairs=False, length=22))]
+  part = [*range(10), MARKS.sep, *range(10, 15)]
+  assert made[:2] == [part, [*range(15, 20)]]  # a sentence longer than a row is cut, and begins one
+  assert made[2:] == [[*range(20, 40)], [*range(40, 51), MARKS.sep, 51]]
+
+
+def test_pieces_are_of_one_document_each():
+  made = every(rows(lengths([25, 20], [7], [40, 2]), pairs=False, pack=True, length=22))
+  assert sorted((a[0], len(a)) for a, _, _ in made) == [
+    (0, 20),
+    (20, 20),
+    (40, 5),
+    (45, 7),
+    (52, 20),
+    (72, 20),
+    (92, 2),
+  ]
+
+
+@pytest.mark.parametrize("kwargs", [dict(), dict(length=512), dict(pairs=False), dict(pairs=False, length=512)])
+def test_packed_rows_are_full(numbered, kwargs):
+  made = rows(numbered, pack=True, **kwargs)
+  room = (dict(length=128) | kwargs)["length"]
+  used = [len(row["token"]) for row in made]
+  assert max(used) <= room and 1 - sum(used) / (room * len(used)) < 0.02
+  assert max(len(row["end"]) for row in made) > 1
+
+
+def test_packing_changes_where_a_sequence_is_and_little_else(numbered, monkeypatch):
+  def told(made):
+    return Counter((tuple(a), tuple(b), follows) for a, b, follows in every(made))
+
+  alone, packed = told(rows(numbered)), told(rows(numbered, pack=True))
+  assert (alone & packed).total() > 0.93 * alone.total() == 0.93 * packed.total()
+  monkeypatch.setattr(examples, "SLACK", 1000)  # nothing may be cut
+  assert told(rows(numbered, pack=True)) == alone
+
+
+def test_draws_are_of_the_seed(numbered):
+  part = numbered.part(range(10, 40))
+  assert np.array_equal(part.token_N, numbered.token_N[np.isin(document_of(numbered, numbered.token_N), range(10, 40))])
+  first, again, other = (make_rows(part, MARKS, np.random.default_rng(seed), pack=True) for seed in (3, 3, 4))
+  assert all(np.array_equal(x, vars(again)[name]) for name, x in vars(first).items())
+  assert not np.array_equal(first.token_N, other.token_N)
+  once, twice = (every(rows(part, copies=copies)) for copies in (1, 2))
+  assert all(map(np.array_equal, once[0], twice[0])) and 1.8 < len(twice) / len(once) < 2.2
+  assert not np.array_equal(twice[0][0], twice[len(once)][0]) or not np.array_equal(twice[0][1], twice[len(once)][1])
+
+
+def test_arguments_that_make_no_rows(numbered):
+  with pytest.raises(ValueError, match=r"length is 7; wanted at least 8(.|\n)*short is 2(.|\n)*copies is 0"):
+    rows(numbered, length=7, short=2, copies=0)
+  with pytest.raises(ValueError, match=r"short is 0\.1"):
+    rows(numbered, pairs=False, pack=True, short=0.1)
+
+
+# Sources.
+
+
+def test_running_text_to_sentences():
+  text = (
+    'He said, "Go!"  She went\nhome. Mr. J. R. Smith paid 3.5 dollars... and then? yes. “What?” Oh, e.g. 你好。再见！'
+  )
+  assert split_sentences(text) == [
+    'He said, "Go!"',
+    "She went home.",
+    "Mr. J. R. Smith paid 3.5 dollars... and then? yes.",
+    "“What?”",
+    "Oh, e.g. 你好。",
+    "再见！",
+  ]
+  assert split_sentences(" \n") == []
+
+
+def read_all(source):
+  return [document for chunk in source.chunks() for document in source.read(chunk)]
+
+
+@pytest.fixture
+def folder(tmp_path, chapters):
+  """Text files in folders, of which one has a mark of its encoding, one Windows' line ends, and two are empty."""
+  (tmp_path / "text" / "b").mkdir(parents=True)
+  texts = ["\n\n".join("\n".join(chapter) for chapter in chapters[i : i + 8]) for i in range(0, 40, 8)]
+  for name, text in zip(("a.txt", "b/1.txt", "b/2.txt", "b/3.txt", "c"), texts, strict=True):
+    (tmp_path / "text" / name).write_text(text + "\n", encoding="utf-8")
+  (tmp_path / "text/a.txt").write_bytes(b"\xef\xbb\xbf" + texts[0].encode())
+  (tmp_path / "text/b/2.txt").write_bytes(texts[2].replace("\n", "\r\n").encode() + b"\r\n \r\n\r\n")
+  (tmp_path / "text/b/empty").write_text("")
+  (tmp_path / "text/z").write_text("\n \n")
+  (tmp_path / "text/.hidden").write_bytes(b"\xff")
+  return tmp_path / "text"
+
+
+@pytest.mark.parametrize("chunk", [100, 3000, 20_000, 10**9])
+def test_chunks_are_cut_where_documents_end(folder, chapters, chunk, monkeypatch):
+  monkeypatch.setattr(sources, "CHUNK", chunk)
+  source = TextFiles(str(folder))
+  chunks = source.chunks()
+  assert chunks == source.chunks() and (len(chunks) == 1) == (chunk == 10**9)
+  if chunk >= 20_000:  # shorter ones cut a chapter of twice their length
+    found = read_all(source)
+    assert [document for document in found if document] == chapters[:40] and found.count([]) == 2
+  assert [v for document in read_all(source) for v in document] == [v for chapter in chapters[:40] for v in chapter]
+  # Every byte is in one chunk.
+  parts = [part for each in chunks for part in each]
+  for file in {part.name for part in parts}:
+    places = [part[1:] for part in parts if part.name == file]
+    assert places[0][0] == 0 and places[-1][1] == Path(file).stat().st_size
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(places))
+
+
+@pytest.mark.parametrize("chunk", [3000, 10**9])
+def test_a_file_is_a_document(folder, chapters, chunk, monkeypatch):
+  monkeypatch.setattr(sources, "CHUNK", chunk)
+  found = [*filter(None, read_all(TextFiles(str(folder), documents="file")))]
+  verses = [v for chapter in chapters[:40] for v in chapter]
+  assert [*itertools.chain(*found)] == verses and (len(found) == 5) == (chunk == 10**9)
+  running = [*itertools.chain(*read_all(TextFiles(str(folder), sentences="split")))]
+  if chunk == 10**9:
+    assert " ".join(running) == " ".join(verses) and len(running) > 1.2 * len(verses)
+
+
+def test_text_without_an_end_of_line_is_cut_between_characters(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, "CHUNK", 1000)
+  for text in ("日本" * 3000, "wörd " * 3000):
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    source = TextFiles(str(tmp_path / "text"))
+    assert len(source.chunks()) > 3
+    found = [v for document in read_all(source) for v in document]
+    assert "".join(found).replace(" ", "") == text.replace(" ", "") and all("wörd" in v or "日" in v for v in found)
+
+
+def test_text_that_is_not_utf8_is_named_with_its_place(folder, monkeypatch):
+  monkeypatch.setattr(sources, "CHUNK", 5000)
+  with (folder / "b/3.txt").open("r+b") as file:
+    file.seek(12_345)
+    file.write(b"\xff")
+  with pytest.raises(ValueError, match=r"b/3.txt is not UTF-8: byte 12,345 is 0xff"):
+    read_all(TextFiles(str(folder)))
+
+
+def test_a_bundled_set_is_read_by_chapters(chapters, monkeypatch):
+  assert len(chapters) == 1102 and len(chapters[0]) == 31 and chapters[0][0].startswith("In the beginning")
+  monkeypatch.setattr(sources, "CHUNK", 300_000)
+  source = TextRecords("verses_en_es", split="train[:3000]")
+  assert len(source.chunks()) > 1
+  assert read_all(source) == [
+    *chapters[: len(read_all(source)) - 1],
+    chapters[len(read_all(source)) - 1][: len(read_all(source)[-1])],
+  ]
+  assert sum(map(len, read_all(source))) == 3000
+  spanish = TextRecords("verses_en_es", split="val", feature="translation/es")
+  assert "EN el" in " ".join(v for d in read_all(spanish) for v in d) or len(read_all(spanish)) > 20
+  with pytest.raises(ValueError, match="did you mean 'translation/es'"):
+    TextRecords("verses_en_es", feature="translation/s")
+  with pytest.raises(ValueError, match="no split 'vall'"):
+    TextRecords("verses_en_es", split="vall").chunks()
+
+
+def test_a_set_of_texts_is_read_a_record_a_document(tmp_path):
+  class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    name, VERSION = "some_texts", tfds.core.Version("1.0.0")
+
+    def _info(self):
+      features = {"text": tfds.features.Text(), "title": tfds.features.Text()}
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+      return {"train": ((i, {"text": text, "title": "t"}) for i, text in enumerate(texts))}
+
+    def _generate_examples(self):
+      raise NotImplementedError
+
+  texts = ["One. Two!\nstill two\n\nThree", "", b"\xff Five"]
+  Builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+  source = make_source("some_texts", data_dir=str(tmp_path))
+  assert source.feature == "text"
+  (chunk,) = source.chunks()
+  with pytest.raises(ValueError, match="not UTF-8: example 2 of 'some_texts'"):
+    source.read(chunk)
+  head = make_source("some_texts", data_dir=str(tmp_path), split="train[:2]")
+  assert read_all(head) == [["One.", "Two!", "still two", "Three"], []] or read_all(head)[1] == []
+  assert read_all(head)[0][0] == "One." and read_all(head)[0][-1] == "Three"
+
+
+def test_sources_that_are_none(tmp_path):
+  for source, options, message in (
+    ("nothere.txt", {}, "no file or folder 'nothere.txt'"),
+    ("verses_en_ess", {}, "neither a file or folder nor a data set(.|\n)*near it: verses_en_es"),
+    (str(tmp_path), {}, "no folder with files in it"),
+    (str(tmp_path), dict(split="train"), "--split is for a data set"),
+    ("verses_en_es", dict(documents="file"), "--documents is for text files"),
+    (__file__, dict(documents="fil"), "did you mean 'file'"),
+    ("fashion_mnist_small", {}, "has not one text"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      make_source(source, **options)
+
+
+# On disk.
+
+
+OPTIONS = dict(vocab_size=600, validation=0.1)
+
+
+def prepared(tmp_path, where, folder, **kwargs):
+  return Path(prepare.prepare_corpus("corpus/bible", str(tmp_path / where), str(folder), **OPTIONS | kwargs))
+
+
+def content(folder):
+  return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def small(monkeypatch):
+  monkeypatch.setattr(sources, "CHUNK", 20_000)
+
+
+def test_a_corpus_opens_as_any_set(tmp_path, folder, small, chapters):
+  path = prepared(tmp_path, "one", folder, processes=1, copies=2)
+  builder = data.open_builder("corpus/bible", str(tmp_path / "one"))
+  assert Path(builder.data_path) == path and set(builder.info.splits) == {"train", "val"}
+  found = {split: [*builder.as_data_source(split)] for split in builder.info.splits}
+  assert {len(found[s]) == builder.info.splits[s].num_examples for s in found} == {True}
+  assert set(found["train"][0]) == {"token", "end", "split", "next"} and found["train"][0]["token"].dtype == np.int32
+  words = load_vocabulary(path)
+  counts = json.loads((path / "preparation.json").read_text())["counts"]
+  assert counts["documents"] == 40 and counts["empty_documents"] == 2
+  assert counts["unknown_tokens"] == 0 < counts["text_tokens"]
+  assert counts["text_tokens"] == sum(map(len, words.encode([v for c in chapters[:40] for v in c])))
+  assert counts["train_tokens"] == sum(len(row["token"]) for row in found["train"])
+  assert len(tfds.builder_from_directory(path).as_data_source("val")) == counts["val_rows"]
+  # No chapter is in both.
+  places = {}
+  for number, verse in ((i, v) for i, chapter in enumerate(chapters[:40]) for v in chapter):
+    places.setdefault(tuple(words.encode([verse])[0]), number)
+  seen = {}
+  for split, made in found.items():
+    text = [np.split(row["token"], row["split"])[0].tolist()[1:-1] for row in made]
+    seen[split] = {number for ids, number in places.items() if any(t[: len(ids)] == list(ids) for t in text)}
+  assert len(seen["val"]) >= 4 and len(seen["train"]) > 25 and not seen["val"] & seen["train"]
+  # Two copies to train on, and one to validate with.
+  for split, copies in (("train", 2), ("val", 1)):
+    text = sum(map(len, words.encode([verse for i in seen[split] for verse in chapters[i]])))
+    assert copies < counts[f"{split}_tokens"] / text < 1.7 * copies
+
+
+def test_a_chunk_without_text_is_an_empty_shard(tmp_path, folder, small):
+  (folder / "b/2.txt").write_text(" \n" * 15_000)
+  path = prepared(tmp_path, "one", folder, processes=1, validation=0.0)
+  builder = data.open_builder("corpus/bible", str(tmp_path / "one"))
+  assert 0 in builder.info.splits["train"].shard_lengths
+  made = [*builder.as_data_source("train")]
+  assert len(made) == builder.info.splits["train"].num_examples == sum(1 for _ in made)
+  counts = json.loads((path / "preparation.json").read_text())["counts"]
+  assert counts["empty_documents"] == 3 and counts["train_rows"] == len(made)
+
+
+def test_whole_chunks_are_for_validation_where_there_are_many(tmp_path, folder, monkeypatch):
+  monkeypatch.setattr(sources, "CHUNK", 2000)
+  path = prepared(tmp_path, "one", folder, processes=1)
+  splits = tfds.builder_from_directory(path).info.splits
+  chunks = json.loads((path / "preparation.json").read_text())["chunks"]
+  assert len(splits["val"].shard_lengths) == round(0.1 * chunks) >= prepare.WHOLE
+  assert len(splits["val"].shard_lengths) + len(splits["train"].shard_lengths) == chunks
+  none = prepared(tmp_path, "two", folder, processes=1, validation=0.0)
+  assert set(tfds.builder_from_directory(none).info.splits) == {"train"}
+
+
+def test_two_processes_make_what_one_makes(tmp_path, folder, small):
+  one, two = (prepared(tmp_path, str(n), folder, processes=n, pack=True) for n in (1, 2))
+  assert content(one) == content(two) and len(content(one)) > 10
+
+
+KILLED = """
+import os, signal, sys
+from train.text import documents, prepare
+documents.CHUNK = 20_000
+done, close = [], prepare._replace
+def replace(path, text):
+  done.append(path.name)
+  if sum(name.startswith("chunk") for name in done) == 3:
+    path.with_name("chunk-00002.json.1.tmp").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+  close(path, text)
+prepare._replace = replace
+prepare.prepare_corpus("corpus/bible", sys.argv[1], sys.argv[2], vocab_size=600, validation=0.1, processes=1)
+"""
+
+
+def test_who_was_killed_goes_on(tmp_path, folder, small, monkeypatch):
+  wanted = prepared(tmp_path, "one", folder, processes=1)
+  done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "two"), str(folder)], capture_output=True)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  left = tmp_path / "two/corpus/bible/1.0.0.incomplete"
+  assert {p.name for p in left.glob("chunk-*.json")} == {"chunk-00000.json", "chunk-00001.json"}
+  with pytest.raises(ValueError, match=r"begun with other arguments: length was 128, is 64\. To begin anew, delete"):
+    prepared(tmp_path, "two", folder, processes=1, length=64)
+  made, make = [], prepare.make_chunk
+  monkeypatch.setattr(prepare, "make_chunk", lambda job, number, chunk: (made.append(number), make(job, number, chunk)))
+  assert content(prepared(tmp_path, "two", folder, processes=1)) == content(wanted)
+  assert made[0] == 2 and not left.exists()
+
+
+def test_an_error_in_a_process_is_told(tmp_path, folder, small):
+  (folder / "c").write_bytes(b"abc \xe9")
+  (tmp_path / "vocab.txt").write_text("\n".join([*(text for text, _ in SPECIAL.values()), "the"]))
+  with pytest.raises(ValueError, match="text/c is not UTF-8: byte 4 is 0xe9"):
+    prepared(tmp_path, "one", folder, processes=2, vocab=str(tmp_path / "vocab.txt"), vocab_size=None)
+
+
+def test_what_cannot_be_prepared(tmp_path, folder, capsys):
+  def fails(message, name="corpus/bible", **kwargs):
+    with pytest.raises(ValueError, match=message):
+      data.prepare(name, str(tmp_path), **dict(source=str(folder)) | kwargs)
+
+  fails("no name for a corpus; wanted corpus/NAME", name="corpus")
+  fails("no name for a corpus", name="corpus/a/b")
+  fails("--pack is for corpus/NAME; this is 'cifar10'", name="cifar10", pack=True)
+  fails("needs a text: --source", source=None)
+  fails("a corpus: length is 'x'", length="x")
+  fails("a corpus has no 'lenght'; did you mean 'length'", lenght=1)
+  fails("did you mean 'bpe'", tokenizer="bp")
+  fails("vocab_size and tokenizer are for a vocabulary that is trained", vocab="x", vocab_size=10)
+  fails("validation is 1", validation=1.0)
+  fails("processes is 0", processes=0)
+  fails("beam_option is", beam_option=["a=b"])
+  (folder.parent / "empty").write_text("\n")
+  fails("all documents are empty", source=str(folder.parent / "empty"), processes=1)
+  # The command hands on what it is given, and an option's value is no override.
+  command = ["prepare", "corpus/x", "--source", str(folder), "--data-dir", str(tmp_path)]
+  assert cli.main([*command, "--beam-option", "a.b=c", "--no-pairs", "--pack"]) == 2
+  assert "beam_option is ['a.b=c']" in capsys.readouterr().err
+  assert cli.main([*command, "--processes", "1", "--vocab-size", "500", "--no-pairs", "--pack"]) == 0
+  assert capsys.readouterr().out.strip() == str(tmp_path / "corpus/x/1.0.0")
+  assert json.loads((tmp_path / "corpus/x/1.0.0/preparation.json").read_text())["pairs"] is False
+  assert cli.main(command) == 2 and "is there already" in capsys.readouterr().err
