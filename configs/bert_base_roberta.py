@@ -1,7 +1,7 @@
-r"""BERT-base pretrained as RoBERTa: full sentences of 512 tokens, no next sentence, new masks each time. Not run by us.
+r"""BERT-base pretrained as RoBERTa: full sentences of 512 tokens, and no next sentence. Recipe, not run by us.
 
-Recipe. Published, on Wikipedia and books: perplexity 3.77 on held-out text, 84.6 % on MNLI and 92.8 % on SST-2 (Liu et
-al. 2019, table 3: 31,000 steps of 8,192 rows at a rate of 1e-3; its warmup is not told, ours has the share of table 9).
+Published, on Wikipedia and books: perplexity 3.77 on held-out text, 84.6 % on MNLI and 92.8 % on SST-2 (Liu et al.
+2019, table 3: 31,000 steps of 8,192 rows at a rate of 1e-3; its warmup is not told, ours has the share of table 9).
 With 160 GB of text the paper takes 500,000 steps (table 9): steps=500_000 optimizer.learning_rate=6e-4.
 
 The vocabulary, of byte-level BPE as there, is learned from the text. Unlike RoBERTa, rows begin with BERT's tokens, and
@@ -28,7 +28,7 @@ def get_config():
     "bert/base", "corpus/wiki_sentences512", length=512, max_predictions=77, head="words", vocab=50_265, mask=4
   )
   config.batch_size = 8192
-  config.accumulate = 8
+  config.accumulate = 16
   config.steps = 31_000
   config.optimizer = dict(
     name="adamw", learning_rate=1e-3, schedule="linear", warmup=24 / 500, weight_decay=0.01, b2=0.98, eps=1e-6
