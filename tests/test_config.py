@@ -96,10 +96,11 @@ def test_the_command_reports(tmp_path, capsys):
   assert json.loads((tmp_path / "doctor.json").read_text())["backend"] == "cpu"
 
 
-def drawn(model):
+def drawn(model, seed):
   """Parameters that are random numbers: without compiling anything."""
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16), jnp.int32))
-  return jax.tree.map(lambda a: np.random.default_rng(0).normal(size=a.shape).astype(a.dtype), shapes)
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), shapes)
 
 
 PRETRAINING = [n for n in configuration.shipped() if n.startswith(("bert_base", "bert_large"))]
@@ -116,7 +117,7 @@ def test_what_goes_on_from_a_pretraining_finds_all_of_it(name, tmp_path):
     config = configuration.load(target, [*shrink, *overrides])
     source = configuration.load(Path(config.init.path).name, shrink)
     before, model = (zoo.create(c.model.name, **configuration.kwargs(c.model)) for c in (source, config))
-    pretrained, fresh = map(drawn, (before, model))
+    pretrained, fresh = drawn(before, 0), drawn(model, 1)
     config.init.path = str(tmp_path / "bert.safetensors")
     zoo.save(config.init.path, source.model.name, configuration.kwargs(source.model), pretrained)
     encoder = load_into(model, fresh, **configuration.kwargs(config.init))["params"]["encoder"]
