@@ -1,8 +1,8 @@
 r"""BERT-base pretrained on one chip in a day. Recipe, not run by us.
 
-Published, of one GPU for a day: 78.6 on average over GLUE's development sets (Geiping & Goldstein 2023, as later work
-cites it), against 79.6 on the test sets of BERT-base as published. From there: no next sentence, no dropout, packed
-rows of 128 tokens, 4,096 in a batch, clipped at 0.5. From Izsak et al. 2021: the rate of 1e-3, which rises for 6 % of
+Published, of one GPU for a day: 78.6 on average over GLUE (Geiping & Goldstein 2023, as later work cites it), where
+BERT-base as published has 79.6 on the test sets. From there: no next sentence, no dropout, packed rows of 128 tokens,
+4,096 in a batch, gradients clipped at 0.5. From Izsak et al. 2021: the rate of 1e-3, which rises for 6 % of
 the time and then falls linearly to 0 when it is up, and Adam's b2 and epsilon. Unlike both, norms stay behind the
 sublayers, where such a rate may be too high: if the loss breaks out, halve it. Only hidden words are told.
 

@@ -25,10 +25,18 @@ from configs._bert import pretraining
 
 def get_config():
   config = pretraining(
-    "bert/base", "corpus/wiki_sentences512", length=512, max_predictions=77, head="words", vocab=50_265, mask=4
+    "bert/base",
+    "corpus/wiki_sentences512",
+    length=512,
+    max_predictions=77,
+    head="words",
+    vocab=50_265,
+    mask=4,
+    # What matrices make is kept for the backward pass, attention is done again: more rows at a time.
+    remat="dots_with_no_batch_dims_saveable",
   )
   config.batch_size = 8192
-  config.accumulate = 16
+  config.accumulate = 4
   config.steps = 31_000
   config.optimizer = dict(
     name="adamw", learning_rate=1e-3, schedule="linear", warmup=24 / 500, weight_decay=0.01, b2=0.98, eps=1e-6

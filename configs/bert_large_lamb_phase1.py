@@ -18,6 +18,4 @@ from configs._bert import lamb
 
 
 def get_config():
-  config = lamb(1)
-  config.accumulate = 16
-  return config
+  return lamb(1)

@@ -12,6 +12,4 @@ from configs._bert import lamb
 
 
 def get_config():
-  config = lamb(2)
-  config.accumulate = 64
-  return config
+  return lamb(2)
