@@ -97,10 +97,7 @@ def lamb(phase: int) -> ConfigDict:
     config.batch_size = 32_768
     config.steps = 1563
     config.optimizer = dict(learning_rate=4e-3, warmup=200, **optimizer)
-  # What matrices make is kept for the backward pass, attention is done again: more rows at a time, and so fewer sums
-  # of gradients over the chips, of which each part of a batch has one.
-  config.model.remat = "dots_with_no_batch_dims_saveable"
-  config.accumulate = 4 if phase == 1 else 8
+  config.accumulate = 16 if phase == 1 else 64
   config.evals.val.every = 500
   config.checkpoint.every = 200
   config.log_every = 10
