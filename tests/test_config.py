@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,15 @@ from ml_collections import ConfigDict
 
 import configs
 import zoo
-from train import cli, program
+from train import cli, optim, program
 from train import config as configuration
 from zoo.axes import flatten
 from zoo.stack import unstack_params
 from zoo.weights import load_into
+
+
+def docstring(name):
+  return ast.get_docstring(ast.parse((Path(configs.__path__[0]) / f"{name}.py").read_text()))
 
 
 @pytest.mark.parametrize("name", configuration.shipped())
@@ -27,10 +32,10 @@ def test_every_shipped_config_makes_a_program(name):
   config = configuration.load(name)
   made = program.Program(config, config.steps or 10**6)
   assert flatten(made.abstract_state().params)
-  doc = ast.get_docstring(ast.parse((Path(configs.__path__[0]) / f"{name}.py").read_text()))
+  doc = docstring(name)
   assert f"zoo train {name}" in doc
-  if "imagenet" in name or "wmt14" in name:  # nobody is led to believe that we have these numbers
-    assert "Recipe, not run by us." in doc and "Published" in doc
+  if re.search(r"imagenet|wmt14|^bert_(base|large)", name):  # nobody is led to believe that we have these numbers
+    assert "Recipe, not run by us." in doc and ("Published" in doc or "which tells what is published" in doc)
 
 
 def test_bare_name_and_path_are_the_same():
@@ -89,6 +94,49 @@ def test_the_command_reports(tmp_path, capsys):
   assert "no model matches 'vitt*'" in capsys.readouterr().err
   assert cli.main(["doctor", "--json", str(tmp_path / "doctor.json")]) == 0
   assert json.loads((tmp_path / "doctor.json").read_text())["backend"] == "cpu"
+
+
+def drawn(model, seed):
+  """Parameters that are random numbers: without compiling anything."""
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16), jnp.int32))
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), shapes)
+
+
+PRETRAINING = [n for n in configuration.shipped() if n.startswith(("bert_base", "bert_large"))]
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_what_goes_on_from_a_pretraining_finds_all_of_it(name, tmp_path):
+  """By the commands that docstrings tell, on models of the same structure and a small size."""
+  shrink = [f"model.{k}={v}" for k, v in dict(width=16, depth=2, mlp_dim=24, heads=2).items()]
+  commands = re.findall(r"zoo train .*", docstring(name).replace("\\\n", " "))
+  later = [words[2:] for words in map(shlex.split, commands) if any(word.startswith("init.path") for word in words)]
+  assert later or name.endswith("_phase1")
+  for target, *overrides in later:
+    config = configuration.load(target, [*shrink, *overrides])
+    source = configuration.load(Path(config.init.path).name, shrink)
+    before, model = (zoo.create(c.model.name, **configuration.kwargs(c.model)) for c in (source, config))
+    pretrained, fresh = drawn(before, 0), drawn(model, 1)
+    config.init.path = str(tmp_path / "bert.safetensors")
+    zoo.save(config.init.path, source.model.name, configuration.kwargs(source.model), pretrained)
+    encoder = load_into(model, fresh, **configuration.kwargs(config.init))["params"]["encoder"]
+    for path, leaf in flatten(pretrained["params"]["encoder"]).items():
+      np.testing.assert_array_equal(leaf, flatten(encoder)[path], err_msg=path)
+
+
+@pytest.mark.parametrize("name", [n for n in PRETRAINING if n.endswith("_phase2")])
+def test_second_phases_go_on_where_the_first_ended(name):
+  first, second = (configuration.load(name.replace("phase2", phase)) for phase in ("phase1", "phase2"))
+  assert second.init.path == f"runs/{name.replace('phase2', 'phase1')}"
+  assert first.model == second.model and (first.data.length, second.data.length) == (128, 512)
+  if "lamb" not in name:  # which warms up anew
+    _, before = optim.make({}, first.steps, **first.optimizer)
+    _, after = optim.make({}, second.steps, **second.optimizer)
+    assert (first.steps, second.steps) == (900_000, 100_000)
+    assert before(10_000) == pytest.approx(1e-4) and after(100_000) == 0
+    # A straight line from there to the last step.
+    assert before(first.steps) == pytest.approx(after(1000)) == pytest.approx(1e-4 * 100 / 990)
 
 
 @pytest.mark.parametrize("name", [n for n in configuration.shipped() if "finetune" in n or "linear" in n])

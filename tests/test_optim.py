@@ -165,7 +165,8 @@ def test_rates_fall_from_layer_to_layer():
 
 
 @pytest.mark.parametrize(
-  ("name", "kwargs"), [("adamw", dict(layer_decay=0.7)), ("muon", {}), ("muon", dict(layer_decay=0.7))]
+  ("name", "kwargs"),
+  [("adamw", dict(layer_decay=0.7)), ("muon", {}), ("muon", dict(layer_decay=0.7)), ("lamb", {}), ("lars", {})],
 )
 def test_stacked_parameters_are_updated_as_looped_ones(name, kwargs):
   params, gradients = draw(shapes()), draw(shapes(), 1)
@@ -178,6 +179,50 @@ def test_stacked_parameters_are_updated_as_looped_ones(name, kwargs):
 def test_layer_decay_needs_layers():
   with pytest.raises(ValueError, match="layer_decay needs a model with blocks in its encoder"):
     optim.make({"head": {"kernel": np.ones((2, 2))}}, 10, learning_rate=0.1, layer_decay=0.5)
+
+
+# ---- LAMB and LARS ----
+
+
+def test_lamb_is_as_published():
+  """You et al. 2020, algorithm 2, where the authors' code applies it; and Adam elsewhere."""
+  params, b1, b2, eps, decay = draw(shapes(depth=1)), 0.8, 0.9, 1e-3, 0.5
+  optimizer, _ = optim.make(
+    params, 10, name="lamb", learning_rate=0.1, schedule="constant", weight_decay=decay, b1=b1, b2=b2, eps=eps
+  )
+  state, update, now = optimizer.init(params), jax.jit(optimizer.update), axes.flatten(params)
+  m, v = (dict.fromkeys(now, 0.0) for _ in range(2))
+  for step in range(1, 4):
+    gradients = draw(params, step)
+    change, state = update(gradients, state, params)
+    params = jax.tree.map(jnp.add, params, change)
+    for path, g in axes.flatten(gradients).items():
+      m[path] = b1 * m[path] + (1 - b1) * g
+      v[path] = b2 * v[path] + (1 - b2) * g**2
+      r = m[path] / (1 - b1**step) / (np.sqrt(v[path] / (1 - b2**step)) + eps)
+      if path.endswith("kernel"):
+        r += decay * now[path]
+        r *= np.linalg.norm(now[path]) / np.linalg.norm(r)
+      now[path] = now[path] - 0.1 * r
+      np.testing.assert_allclose(axes.flatten(params)[path], now[path], rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+def test_only_what_decays_has_a_rate_of_its_own(name):
+  params = draw(TOY)
+  before, after = (
+    axes.flatten(updates(draw(TOY, 1), tree, name=name)) for tree in (params, jax.tree.map(lambda p: 2 * p, params))
+  )
+  for path, update in before.items():
+    np.testing.assert_allclose(after[path], update * (2 if path.endswith("kernel") else 1), rtol=1e-4, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars"])
+def test_a_kernel_of_zeros_moves_and_so_does_one_without_gradient_not(name):
+  for params, gradients in ((0, 1), (1, 0), (0, 0)):
+    tree, change = (jax.tree.map(lambda a, by=by: by * a, draw(TOY)) for by in (params, gradients))
+    for update in jax.tree.leaves(updates(change, tree, name=name)):
+      assert np.isfinite(update).all() and (np.abs(update).max() > 0) == gradients
 
 
 # ---- Muon ----

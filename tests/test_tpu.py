@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import json
 
 import jax
@@ -26,9 +27,21 @@ MESHES = {
 }
 
 
+# BERT's other heads: more of the model, the data and the objective that train it.
+HEADS = {
+  "classify": (dict(num_classes=3), dict(name="sentences", text="any"), "label"),
+  "tag": (dict(num_classes=5), dict(name="tags"), "tag"),
+  "span": ({}, dict(name="questions", stride=4, question_length=5), "span"),
+}
+
+
 @functools.cache
 def compiled(name, mesh_name, **overrides):
-  """The train step of a model on a mesh: its collectives, the mesh, the parameters' shapes, the memory."""
+  """The train step of a model on a mesh: its collectives, the mesh, the parameters' shapes, the memory.
+
+  A head of BERT may stand for a model.
+  """
+  name, head = ("bert/test", name) if name in HEADS else (name, None)
   chip, devices = plan.tpu_devices(SHAPE)
   mesh = sharding.make_mesh(**MESHES[mesh_name], devices=devices)
   way = sharding.Jit(mesh)
@@ -53,6 +66,11 @@ def compiled(name, mesh_name, **overrides):
     "nat": dict(name="nat", label_smoothing=0.1),
     "bert": dict(name="mlm_nsp", max_predictions=5, whole_words=True),
   }.get(family, dict(name="translate", label_smoothing=0.1))
+  if head:
+    more, data, objective = HEADS[head]
+    config.model.update(head=head, **more)
+    config.data = dict(dataset="any", vocabulary="any", length=16, **data)
+    config.objective = dict(name=objective)
   config.optimizer = dict(name="adamw", learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0)
   config.batch_size = LOCAL * way.data_devices
   config.ema_decay = 0.99
@@ -73,8 +91,9 @@ def moved(found, *ops, axis=None):
 MODELS = [name for name in zoo.names("*/test") if name != "kernel_regression/test"]
 
 
-@pytest.mark.parametrize("mesh_name", MESHES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+  ("name", "mesh_name"), [*itertools.product(MODELS, MESHES), *itertools.product(HEADS, ("fsdp", "tensor"))]
+)
 def test_examples_stay_where_they_are(name, mesh_name):
   found, mesh, params, memory = compiled(name, mesh_name)
   assert not any(p.size % LOCAL == 0 for p in params), "the test cannot tell examples from parameters"

@@ -1,9 +1,11 @@
-"""Optimisers from optax by name; schedules; weight decay, layer-wise rates and freezing by parameter path."""
+"""Optimisers by name, most of optax; schedules; weight decay, layer-wise rates and freezing by parameter path."""
 
 import inspect
 import re
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -11,11 +13,74 @@ from zoo import axes
 from zoo.errors import check_call, nearest
 from zoo.stack import STACKED
 
-# name -> (optax's function, its argument for the decay rate, its argument for the mask of what decays).
+
+def _scale_by_trust_ratio(
+  adapted: Callable, coefficient: float = 1.0, eps: float = 0.0
+) -> optax.GradientTransformation:
+  """Updates times the norm of the parameter over their own, layer by layer, also where these share a stacked array.
+
+  Args:
+    adapted: from a tree to booleans: which parameters; the others' updates stay as they are.
+    coefficient: times the ratio. eps: added to the norm of the update.
+  """
+
+  def scale(path: str, update: jax.Array, param: jax.Array, wanted: bool) -> jax.Array:
+    if not wanted:
+      return update
+    own = range(1 if f"/{STACKED}/" in f"/{path}" else 0, param.ndim)
+    size, change = (jnp.sqrt(jnp.square(a).sum(tuple(own), keepdims=True)) for a in (param, update))
+    moves = (size > 0) & (change > 0)
+    return update * jnp.where(moves, coefficient * size / jnp.where(moves, change + eps, 1.0), 1.0)
+
+  return optax.stateless(lambda updates, params: axes.map_with_path(scale, updates, params, adapted(params)))
+
+
+def lamb(
+  learning_rate: optax.Schedule,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-6,
+  *,
+  weight_decay: float = 0.0,
+  decays: Callable,
+) -> optax.GradientTransformation:
+  """LAMB (You et al. 2020, algorithm 2).
+
+  As in the authors' code, what does not decay, such as norms and biases, is trained by Adam: its rate is not adapted.
+  (That of `optax.lamb` is, so a bias of 0 hardly leaves it.)
+  """
+  return optax.chain(
+    optax.scale_by_adam(b1, b2, eps),
+    optax.add_decayed_weights(weight_decay, decays),
+    _scale_by_trust_ratio(decays),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def lars(
+  learning_rate: optax.Schedule,
+  trust_coefficient: float = 0.001,
+  eps: float = 0.0,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  *,
+  weight_decay: float = 0.0,
+  decays: Callable,
+) -> optax.GradientTransformation:
+  """LARS (You et al. 2017), as released: the rate of what decays is adapted, and of nothing else."""
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay, decays),
+    _scale_by_trust_ratio(decays, trust_coefficient, eps),
+    optax.scale_by_learning_rate(learning_rate),
+    optax.trace(momentum, nesterov),
+  )
+
+
+# name -> (the function, its argument for the decay rate, its argument for the mask of what decays).
 OPTIMIZERS = {
   "adamw": (optax.adamw, "weight_decay", "mask"),
-  "lamb": (optax.lamb, "weight_decay", "mask"),
-  "lars": (optax.lars, "weight_decay", "weight_decay_mask"),
+  "lamb": (lamb, "weight_decay", "decays"),
+  "lars": (lars, "weight_decay", "decays"),
   "lion": (optax.lion, "weight_decay", "mask"),
   "adafactor": (optax.adafactor, "weight_decay_rate", "weight_decay_mask"),
   "muon": (optax.contrib.muon, None, None),
@@ -52,7 +117,7 @@ def make_schedule(
     "constant": lambda: optax.constant_schedule(peak),
     "cosine": lambda: optax.cosine_decay_schedule(peak, total - warmup, final / peak if peak else 0.0),
     "linear": lambda: optax.linear_schedule(peak, final, total - warmup),
-    "rsqrt": lambda: lambda step: peak / jax.numpy.sqrt(1 + step / timescale),
+    "rsqrt": lambda: lambda step: peak / jnp.sqrt(1 + step / timescale),
   }[name]()
   if not warmup:
     return decay
@@ -161,7 +226,7 @@ def make(
     layer_decay: factor from each layer to the one below it (`layer_scales`).
     clip_norm: largest global gradient norm; 0 for none.
     freeze: regular expressions of paths that do not change; they have no optimiser state.
-    **kwargs: of the optax function, such as b1, b2, momentum.
+    **kwargs: of the optimiser's function, such as b1, b2, momentum.
 
   Returns:
     the transformation, and the schedule of the learning rate.
@@ -191,8 +256,6 @@ def make(
 
   if name == "muon":
     kwargs["muon_weight_dimension_numbers"] = _muon_dimensions
-  if name == "lars":  # the released code adapts the rate of what decays, and of nothing else
-    kwargs = {"trust_ratio_mask": decays} | kwargs
   if decay_argument:
     kwargs |= {decay_argument: weight_decay, mask_argument: decays}
   if name == "adafactor":  # the only one whose decay is not already times the rate

@@ -1,0 +1,104 @@
+"""What the configs that pretrain BERT share: Devlin et al. 2019, 3.1 and A.2.
+
+Published are two texts, English Wikipedia (2,500 million words) and BooksCorpus (800 million), which is not handed out
+any more. The recipes are of the former, as TFDS has it. For books of your own, or both, give a folder of text files:
+`--source FOLDER --documents file --sentences split`.
+
+The vocabulary is the published one, in a folder `bert-base-uncased`. Without `--vocab` one of the same size is learned,
+and then [MASK] is another token: model.mask=4. The rows of 512 tokens need that of the rows of 128:
+`--vocab data/corpus/wiki128/1.0.0`.
+"""
+
+from ml_collections import ConfigDict
+
+from train.config import defaults
+
+STEPS = 1_000_000
+WARMUP = 10_000
+RATE = 1e-4
+
+
+def pretraining(
+  model: str,
+  corpus: str,
+  *,
+  length: int,
+  max_predictions: int,
+  head: str = "pretrain",
+  whole_words: bool = False,
+  **fields,
+) -> ConfigDict:
+  """A config that pretrains a BERT, for TPUs.
+
+  Args:
+    model: such as "bert/base".
+    corpus: "corpus/NAME", which the config's command prepares.
+    length: tokens in a row.
+    max_predictions: of a row, which is 15 % of its tokens.
+    head: "pretrain" with the prediction of the next sentence, for rows of pairs; "words" without, for others.
+    whole_words: hide words, with all their pieces.
+    **fields: more of the model. By default its special tokens are those of the published vocabulary.
+  """
+  config = defaults()
+  config.model = dict(name=model, head=head, scan=True, dtype="bfloat16", **fields)
+  config.data = dict(name="corpus", dataset=corpus, data_dir="data", length=length, pairs=head == "pretrain")
+  config.objective = dict(name="mlm_nsp", max_predictions=max_predictions, whole_words=whole_words)
+  config.evals = dict(val=dict(name="loss", every=10_000))
+  config.checkpoint = dict(every=5000, keep=2, best="", mode="max")
+  config.log_every = 100
+  # On a TPU "rbg" bits come from the hardware.
+  config.prng = "rbg"
+  return config
+
+
+def published(model: str, phase: int) -> ConfigDict:
+  """A phase of the published pretraining, of `STEPS` steps of 256 rows: 90 % of 128 tokens, the rest of 512.
+
+  The rate rises for `WARMUP` steps and then falls to 0 at the last one; the second phase goes on where the first has
+  left off, but for its own short warmup, since Adam's averages are not handed on.
+
+  Args:
+    model: "bert/base" or "bert/large".
+    phase: 1 or 2.
+  """
+  first = round(0.9 * STEPS)
+  middle = RATE * (STEPS - first) / (STEPS - WARMUP)
+  optimizer = dict(name="adamw", schedule="linear", weight_decay=0.01, eps=1e-6, clip_norm=1.0)
+  if phase == 1:
+    config = pretraining(model, "corpus/wiki128", length=128, max_predictions=20)
+    config.steps = first
+    config.optimizer = dict(learning_rate=RATE, warmup=WARMUP, final_rate=middle, **optimizer)
+  else:
+    config = pretraining(model, "corpus/wiki512", length=512, max_predictions=77)
+    config.init = dict(path=f"runs/{model.replace('/', '_')}_phase1")
+    config.steps = STEPS - first
+    config.optimizer = dict(learning_rate=middle, warmup=1000, **optimizer)
+  config.batch_size = 256
+  return config
+
+
+def lamb(phase: int) -> ConfigDict:
+  """A phase of BERT-large's pretraining in large batches (You et al. 2020, 4.1): 65,536 rows, then 32,768.
+
+  Steps, rates and warmups of each phase are those of NVIDIA's DeepLearningExamples for these batches.
+
+  Args:
+    phase: 1, of 128 tokens, or 2, of 512.
+  """
+  optimizer = dict(name="lamb", schedule="linear", weight_decay=0.01, clip_norm=1.0)
+  if phase == 1:
+    config = pretraining("bert/large", "corpus/wiki128", length=128, max_predictions=20)
+    config.batch_size = 65_536
+    config.steps = 7038
+    config.optimizer = dict(learning_rate=6e-3, warmup=2000, **optimizer)
+  else:
+    config = pretraining("bert/large", "corpus/wiki512", length=512, max_predictions=77)
+    config.init = dict(path="runs/bert_large_lamb_phase1")
+    config.batch_size = 32_768
+    config.steps = 1563
+    config.optimizer = dict(learning_rate=4e-3, warmup=200, **optimizer)
+  config.accumulate = 16 if phase == 1 else 64
+  config.evals.val.every = 500
+  config.checkpoint.every = 200
+  config.log_every = 10
+  return config

@@ -1,0 +1,45 @@
+r"""BERT-base pretrained as RoBERTa: full sentences of 512 tokens, and no next sentence. Recipe, not run by us.
+
+Published, on Wikipedia and books: perplexity 3.77 on held-out text, 84.6 % on MNLI and 92.8 % on SST-2 (Liu et al.
+2019, table 3: 31,000 steps of 8,192 rows at a rate of 1e-3; its warmup is not told, ours has the share of table 9).
+With 160 GB of text the paper takes 500,000 steps (table 9): steps=500_000 optimizer.learning_rate=6e-4.
+
+The vocabulary, of byte-level BPE as there, is learned from the text. Unlike RoBERTa, rows begin with BERT's tokens, and
+there is a table of two types of which one is used.
+
+    zoo prepare wikipedia/20230601.en --data-dir data
+    zoo prepare corpus/wiki_sentences512 --source wikipedia/20230601.en --data-dir data --length 512 --no-pairs \
+      --tokenizer bpe --vocab-size 50265 --no-lowercase
+    zoo train bert_base_roberta
+
+A pooler is not pretrained. To fine-tune:
+
+    zoo train bert_glue_mnli init.path=runs/bert_base_roberta data.vocabulary=data/corpus/wiki_sentences512/1.0.0 \
+      model.vocab=50265 model.mask=4 "init.keep=('head/.*', 'pooler/.*')"
+
+The compiler's prediction for 64 chips (`zoo plan bert_base_roberta --tpu v5e:8x8`): 124,696,665 parameters, 9.85 GiB of
+each chip's 15.75 GiB, which fits, with 8 rows at a time; 0.200 s a step at the chips' peak. At 40 % of that, which is a
+guess, 31,000 steps take 4.3 hours. Not measured: we have no TPU.
+"""
+
+from configs._bert import pretraining
+
+
+def get_config():
+  config = pretraining(
+    "bert/base",
+    "corpus/wiki_sentences512",
+    length=512,
+    max_predictions=77,
+    head="words",
+    vocab=50_265,
+    mask=4,
+  )
+  config.batch_size = 8192
+  config.accumulate = 16
+  config.steps = 31_000
+  config.optimizer = dict(
+    name="adamw", learning_rate=1e-3, schedule="linear", warmup=24 / 500, weight_decay=0.01, b2=0.98, eps=1e-6
+  )
+  config.checkpoint.every = 1000
+  return config
