@@ -308,8 +308,8 @@ def bert_run(book, kind):
   size = dict(width=24, depth=2, mlp_dim=40, heads=4, vocab=150)
   rows = ["batch_size=8", f"model={dict(name='bert/nano', **size)}", f"data.dataset={book / 'book.txt'}"]
   rows += ["data.vocab_size=150", "data.length=32", "data.copies=1"]
-  if kind == "packed":
-    rows += ["model.head=words", "data.pairs=False", "data.pack=True"]
+  pairs = kind == "pairs"
+  rows += [f"model.head={'pretrain' if pairs else 'words'}", f"data.pairs={pairs}", f"data.pack={not pairs}"]
   if kind == "labels":
     made = data.make(**configuration.load("bert_quickstart", rows).data)
     made.vocabulary.save(book)
