@@ -49,7 +49,7 @@ def ours(name: str, lengths: list[list[int]], length: int, most: int):
   from train.objectives import mlm_nsp
   from train.step import init_state, make_step
 
-  model = zoo.create(name, scan=True, remat="dots_saveable")
+  model = zoo.create(name)
   data = batch_of(lengths, length)
   variables = jax.jit(model.init)(rng.streams(rng.root(0), "params"), data["token"][:1])
   optimizer, _ = optim.make(variables["params"], 1000, learning_rate=1e-4, weight_decay=0.01)
