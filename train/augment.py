@@ -91,13 +91,39 @@ def pad_crop(shape_YX: tuple[int, int], rng: np.random.Generator, size_YX: tuple
   return Box(top, left, *shape_YX)
 
 
+def random_scale_crop(
+  shape_YX: tuple[int, int],
+  rng: np.random.Generator,
+  size_YX: tuple[int, int],
+  *,
+  scale: tuple[float, float] = (0.5, 2.0),
+) -> Box:
+  """A box of the shape wanted, anywhere in the picture scaled at random: the crop of segmentation (Chen et al. 2017).
+
+  Where the picture is smaller than the box it is anywhere in that.
+
+  Args:
+    shape_YX: of the picture.
+    rng: what it draws from.
+    size_YX: of the result.
+    scale: the least and the largest; at 1 the picture's shorter side is the result's.
+  """
+  factor = rng.uniform(*scale) * max(size_YX[0] / shape_YX[0], size_YX[1] / shape_YX[1])
+  sides = [max(1, round(size / factor)) for size in size_YX]
+  top, left = (
+    int(rng.integers(min(0, whole - side), max(0, whole - side), endpoint=True))
+    for whole, side in zip(shape_YX, sides, strict=True)
+  )
+  return Box(top, left, *sides)
+
+
 def whole(shape_YX: tuple[int, int], rng: np.random.Generator | None, size_YX: tuple[int, int]) -> Box:
   """The whole picture, stretched to the size wanted."""
   del rng, size_YX
   return Box(0, 0, *shape_YX)
 
 
-CROPS = {f.__name__: f for f in (random_resized_crop, center_crop, pad_crop, whole)}
+CROPS = {f.__name__: f for f in (random_resized_crop, random_scale_crop, center_crop, pad_crop, whole)}
 
 
 # Decoding and cutting.
@@ -202,6 +228,17 @@ def resize(picture_YXC: np.ndarray, box: Box, size_YX: tuple[int, int], interpol
   shrinks = y >= 2 * size_YX[0] or x >= 2 * size_YX[1]
   how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
   return cv2.resize(part_YXC, size_YX[::-1], interpolation=how).reshape(*size_YX, channels)
+
+
+def resize_mask(mask_YX: np.ndarray, box: Box, size_YX: tuple[int, int], outside: int) -> np.ndarray:
+  """The box of a mask at the size wanted, each pixel as the nearest one; `outside` where there is none."""
+  rows, columns = (
+    np.floor(start + (np.arange(size) + 0.5) * length / size).astype(int)
+    for start, length, size in zip(box[:2], box[2:], size_YX, strict=True)
+  )
+  inside = [(places >= 0) & (places < side) for places, side in zip((rows, columns), mask_YX.shape, strict=True)]
+  found_YX = mask_YX[np.clip(rows, 0, mask_YX.shape[0] - 1)[:, None], np.clip(columns, 0, mask_YX.shape[1] - 1)]
+  return np.where(inside[0][:, None] & inside[1], found_YX, np.asarray(outside, mask_YX.dtype))
 
 
 # Operations on the image.
@@ -339,7 +376,7 @@ def bind(spec: Mapping, known: Mapping[str, Callable], given: Sequence[str], wha
   if name not in known:
     raise ValueError(f"{what}: unknown name {name!r}{nearest(str(name), known)}")
   check_call(known[name], kwargs, f"{what} ({name})", given=given)
-  for key in ("area", "aspect"):
+  for key in ("area", "aspect", "scale"):
     pair = kwargs.get(key)
     if isinstance(pair, Sequence) and not (len(pair) == 2 and 0 < pair[0] <= pair[1]):
       raise ValueError(f"{what} ({name}): {key} is {pair!r}; wanted the least and the largest, both above 0")

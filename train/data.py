@@ -287,16 +287,17 @@ def prepare(
 
 
 @functools.lru_cache(maxsize=4)
-def _decoded(source: Source, channels: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-  """All images of a source [B, Y, X, C], their labels [B], and what is wrong with those that cannot be decoded."""
+def _decoded(source: Records, channels: int) -> tuple[np.ndarray, list, dict[int, str]]:
+  """All images of a source [B, Y, X, C], their targets as stored, and the faults of those that cannot be decoded."""
   images = np.zeros((len(source), *source.shape_YXC[:2], channels), np.uint8)
-  labels, faults = np.zeros(len(source), np.int64), {}
-  for i, (encoded, labels[i]) in enumerate(source):
+  targets, faults = [], {}
+  for i, (encoded, target) in enumerate(source):
+    targets.append(target)
     try:
       images[i] = augment.decode(encoded, channels)
     except ValueError as error:
       faults[i] = str(error)
-  return images, labels, faults
+  return images, targets, faults
 
 
 # Batches.
@@ -406,14 +407,19 @@ class Images:
     """What the labels mean."""
     return self.source().class_names
 
-  @staticmethod
-  def shapes(config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  @classmethod
+  def shapes(cls, config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch, told by `config.data` and the model's config alone: the set need not be here."""
     size = config["image_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
-    shapes = dict(image=((batch_size, *size, model_config.channels), np.uint8), label=((batch_size,), np.int32))
-    shapes |= dict(valid=((batch_size,), np.bool_), id=((batch_size,), np.int32))
-    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    arrays = cls.blank((*size, model_config.channels)) | dict(id=np.zeros((), np.int32))
+    return {name: jax.ShapeDtypeStruct((batch_size, *array.shape), array.dtype) for name, array in arrays.items()}
+
+  @classmethod
+  def blank(cls, image_shape: tuple[int, int, int]) -> Batch:
+    """What stands in a batch where no example is, in the order of `example`."""
+    image = np.zeros(image_shape, np.uint8)
+    return dict(image=image, label=np.zeros((), np.int32), valid=np.zeros((), np.bool_))
 
   def check_fit(self, model_config, objective) -> None:
     """Raises ValueError where a model or an objective is for other images or classes than these."""
@@ -441,8 +447,8 @@ class Images:
     channels = self.channels or self.source().shape_YXC[-1]
     return (*self.image_size, channels if channels == 1 else 3)
 
-  def example(self, source: Source, index: int, seed: Sequence[int] | None = None) -> tuple[np.ndarray, int, bool]:
-    """One image as it is in a batch, its label, and whether it is valid.
+  def example(self, source: Records, index: int, seed: Sequence[int] | None = None) -> tuple:
+    """One image as it is in a batch, its target, here a label, and whether it is valid.
 
     Args:
       source: of `self.source(split)`.
@@ -455,32 +461,49 @@ class Images:
     channels = self.image_shape[-1]
     rng = None if seed is None else np.random.default_rng(seed)
     choose = self._eval_crop if rng is None else self._train_crop
-    crop = functools.partial(choose, rng=rng, size_YX=self.image_size)
+    cut = {}
+
+    def crop(shape_YX: tuple[int, int]) -> augment.Box:
+      cut.update(shape_YX=shape_YX, box=choose(shape_YX, rng=rng, size_YX=self.image_size))
+      return cut["box"]
+
     interpolation = self.eval_interpolation if rng is None else self.interpolation
     try:
       if self.cached(source):
-        images, labels, faults = _decoded(source, channels)
-        label = int(labels[index])
+        images, targets, faults = _decoded(source, channels)
         if index in faults:
           raise augment.CorruptImage(faults[index])
-        box = crop(images.shape[1:3])
-        image = augment.resize(images[index], box, self.image_size, interpolation)
+        image = augment.resize(images[index], crop(images.shape[1:3]), self.image_size, interpolation)
+        target = targets[index]
       else:
-        encoded, label = source[index]
+        encoded, target = source[index]
         image = augment.cut(encoded, crop, self.image_size, channels, interpolation)
+      target = self.cut_target(source, index, target, **cut)
     except augment.CorruptImage as error:
       if not self.skip_corrupt:
         raise ValueError(
           f"corrupt image: {source.where(index)}: {error}. data.skip_corrupt=True leaves such images out"
         ) from error
-      return np.zeros(self.image_shape, np.uint8), 0, False
+      return tuple(self.blank(self.image_shape).values())
+    for op in self._ops if rng is not None else ():
+      image, target = self.distort(op, image, target, rng)
+    return image, target, True
+
+  def cut_target(self, source: Records, index: int, label: int, shape_YX: tuple[int, int], box: "augment.Box") -> int:
+    """The target of an example as it is stored to what it is for a box of the picture: a label stays as it is.
+
+    Raises:
+      ValueError: it is outside the classes.
+    """
     if not 0 <= label < source.num_classes:
       raise ValueError(f"label {label} is outside the {source.num_classes} classes: {source.where(index)}")
-    for op in self._ops if rng is not None else ():
-      image = op(image, rng)
-    return image, label, True
+    return label
 
-  def cached(self, source: Source) -> bool:
+  def distort(self, op: Callable, image: np.ndarray, label: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """One operation of `augment`, on an image and on its target where that follows: no label does."""
+    return op(image, rng), label
+
+  def cached(self, source: Records) -> bool:
     """Whether a source is kept decoded in memory."""
     fixed = None not in source.shape_YXC
     if self.cache and not fixed:
@@ -543,7 +566,7 @@ class _Part:
   """What one process reads: its slices of all batches, in pieces of work."""
 
   images: Images
-  source: Source
+  source: Records
   batch_size: int
   process_index: int
   process_count: int
@@ -572,19 +595,16 @@ class _Part:
     """The piece of work of that number."""
     step, part = divmod(which, self.size // self.piece)
     first = self.process_index * self.size + part * self.piece
-    batch = {
-      "image": np.zeros((self.piece, *self.images.image_shape), np.uint8),
-      "label": np.zeros(self.piece, np.int32),
-      "valid": np.zeros(self.piece, np.bool_),
-      "id": np.arange(first, first + self.piece, dtype=np.int32),
-    }
+    blank = self.images.blank(self.images.image_shape)
+    batch = {name: np.repeat(array[None], self.piece, 0) for name, array in blank.items()}
     for i in range(self.piece):
       place = step * self.batch_size + first + i
       if self.end is not None and place >= self.end:
         break
       index, seed = (place, None) if self.seed is None else (int(self.order[place]), (self.seed, place))
-      batch["image"][i], batch["label"][i], batch["valid"][i] = self.images.example(self.source, index, seed)
-    return batch
+      for name, value in zip(blank, self.images.example(self.source, index, seed), strict=True):
+        batch[name][i] = value
+    return batch | {"id": np.arange(first, first + self.piece, dtype=np.int32)}
 
   def stream(self, first_step: int, steps: int | None) -> "Batches":
     """Batches from `first_step` on, made by threads or worker processes ahead of time."""
@@ -677,6 +697,7 @@ def _join(pieces: Sequence[Batch]) -> Batch:
 KINDS = {
   "corpus": "train.text.corpus.Corpus",
   "images": "train.data.Images",
+  "masks": "train.masks.Masks",
   "pairs": "train.text.pairs.Pairs",
   "points": "train.points.Points",
   "questions": "train.text.questions.Questions",

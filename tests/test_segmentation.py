@@ -1,0 +1,220 @@
+"""Segmentation but for its models: masks go where their images go, scenes are what they say, scores are sklearn's."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from train import augment, data
+from train.masks import UNTOLD, decode
+
+
+def file(array, mode=None):
+  out = io.BytesIO()
+  image = Image.fromarray(array)
+  if mode == "P":
+    image.putpalette(bytes(range(255, -1, -1)) * 3)
+  image.save(out, "PNG")
+  return out.getvalue()
+
+
+class Fake(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A set of the (image, mask) files it is given."""
+
+  name = "fake"
+  VERSION = tfds.core.Version("1.0.0")
+  examples, shape, labels = (), (None, None, 3), ()
+
+  def _info(self):
+    features = dict(picture=tfds.features.Image(shape=self.shape), trimap=tfds.features.Image(shape=(None, None, 1)))
+    if self.labels:
+      features["trimap"] = tfds.features.LabeledImage(labels=list(self.labels), shape=(None, None, 1))
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    for i, (image, mask) in enumerate(self.examples):
+      yield i, {"picture": io.BytesIO(image), "trimap": io.BytesIO(mask)}
+
+
+def write(folder, examples, **attributes):
+  kind = type("Fake", (Fake,), dict(name="fake", examples=examples, **attributes), skip_registration=True)
+  kind(data_dir=folder, file_format="array_record").download_and_prepare()
+  return str(folder)
+
+
+def pictures(count=6, seed=0, classes=3):
+  """Images that show their masks: blocks of a class, each class of one colour, in all sizes."""
+  rng = np.random.default_rng(seed)
+  for i in range(count):
+    blocks = rng.integers(0, classes, (5 + i, 9 - i)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+    yield np.stack([blocks * 100] * 3, -1), blocks
+
+
+def masks(folder, **kwargs):
+  given = dict(dataset="fake", data_dir=folder, image_size=(24, 32), image="picture", mask="trimap", eval_split="train")
+  return data.make("masks", **given | dict(classes=3) | kwargs)
+
+
+def shown(batch):
+  """The classes that an image's colours show."""
+  return np.rint(batch["image"][..., 0] / 100).astype(int)
+
+
+@pytest.mark.parametrize(
+  "crop",
+  [
+    dict(name="random_resized_crop", area=(0.1, 1.0)),
+    dict(name="random_scale_crop", scale=(0.4, 3.0)),
+    dict(name="pad_crop", padding=9),
+    dict(name="whole"),
+  ],
+  ids=lambda crop: crop["name"],
+)
+def test_a_mask_goes_where_its_image_goes(tmp_path, crop):
+  folder = write(tmp_path, [(file(image), file(mask + 1)) for image, mask in pictures()])
+  flips = (dict(name="flip"),)
+  made = masks(folder, crop=crop, augment=flips, offset=1)
+  batches = made.train_batches(6, 0)
+  batch = {key: np.concatenate(parts) for key, parts in _joined(next(batches) for _ in range(8))}
+  batches.close()
+  assert batch["mask"].shape == (48, 24, 32) and batch["mask"].dtype == np.uint8 and batch["valid"].all()
+  told = batch["mask"] != UNTOLD
+  # Where an image is interpolated between two classes, and at a border, it shows neither.
+  same = (shown(batch) == batch["mask"])[told]
+  assert same.mean() > 0.8 and (same.reshape(-1).mean() < 1 or crop["name"] in ("whole", "pad_crop"))
+  if crop["name"] in ("random_scale_crop", "pad_crop"):
+    assert 0.02 < (~told).mean() < 0.6 and (batch["image"][~told] == 0).mean() > 0.9
+  else:
+    assert told.all()
+  assert {0, 1, 2} <= set(np.unique(batch["mask"]))
+  # Another crop's masks fit no better than chance.
+  assert (np.roll(shown(batch), 1, 0) == batch["mask"])[told].mean() < 0.6
+
+
+def _joined(batches):
+  batches = list(batches)
+  return [(key, [batch[key] for batch in batches]) for key in batches[0]]
+
+
+def test_at_its_own_size_a_mask_is_exact_and_flips_with_its_image(tmp_path):
+  rng = np.random.default_rng(0)
+  classes = [rng.integers(0, 3, (24, 32)).astype(np.uint8) for _ in range(8)]
+  folder = write(tmp_path, [(file(np.stack([c * 100] * 3, -1)), file(c)) for c in classes], shape=(24, 32, 3))
+  for cache in (True, False):  # decoded once, and each time
+    made = masks(folder, augment=(dict(name="flip"), dict(name="color_jitter", brightness=0.01)), cache=cache)
+    batch = next(made.train_batches(8, 0))
+    np.testing.assert_array_equal(shown(batch), batch["mask"])
+    evaluated = next(made.eval_batches(8))
+    np.testing.assert_array_equal(evaluated["mask"], classes)
+    assert 0 < sum((batch["mask"] == evaluated["mask"][i]).all((1, 2)).any() for i in range(8)) < 8  # some are flipped
+
+
+def test_padding_is_not_told_and_shapes_are_told_without_the_set(tmp_path):
+  folder = write(tmp_path, [(file(image), file(mask)) for image, mask in pictures(3)])
+  batch = next(masks(folder).eval_batches(4))
+  assert batch["valid"].tolist() == [True] * 3 + [False] and (batch["mask"][3] == UNTOLD).all()
+  model = type("Config", (), dict(channels=3))
+  told = data.kind("masks").shapes(dict(dataset="nowhere", image_size=(24, 32)), model, 4)
+  assert {key: (a.shape, a.dtype) for key, a in told.items()} == {k: (a.shape, a.dtype) for k, a in batch.items()}
+
+
+def test_processes_threads_and_workers_make_the_same_batch(tmp_path):
+  folder = write(tmp_path, [(file(image), file(mask)) for image, mask in pictures()])
+  made = masks(folder, crop=dict(name="random_scale_crop"), augment=(dict(name="flip"),))
+  whole = next(made.train_batches(6, 1, 2))
+  parts = [next(made.train_batches(6, 1, 2, process, 2)) for process in range(2)]
+  for key, value in whole.items():
+    np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), value)
+
+
+def test_numbers_below_the_offset_and_255_are_not_told(tmp_path):
+  stored = np.array([[0, 1, 2, 3], [255, 3, 2, 1]], np.uint8).repeat(12, 0).repeat(8, 1)
+  folder = write(tmp_path, [(file(np.zeros((24, 32, 3), np.uint8)), file(stored, mode)) for mode in ("L", "P")])
+  batch = next(masks(folder, offset=1).eval_batches(2))
+  wanted = np.array([[UNTOLD, 0, 1, 2], [UNTOLD, 2, 1, 0]]).repeat(12, 0).repeat(8, 1)
+  np.testing.assert_array_equal(batch["mask"], [wanted] * 2)  # a palette's colours are not its numbers
+
+
+def test_the_set_tells_its_classes_where_it_can(tmp_path):
+  examples = [(file(image), file(mask)) for image, mask in pictures(2)]
+  named = write(tmp_path / "named", examples, labels=("ground", "sea", "sky"))
+  made = masks(named, classes=0)
+  assert made.num_classes == 3 and made.class_names == ["ground", "sea", "sky"]
+  folder = write(tmp_path / "plain", examples)
+  with pytest.raises(ValueError, match=r"does not tell how many classes.*data\.classes"):
+    _ = masks(folder, classes=0).num_classes
+  assert (
+    masks(folder).class_names == ["0", "1", "2"] and masks(folder, names=("a", "b", "c"), classes=0).num_classes == 3
+  )
+
+
+def test_masks_that_are_wrong_are_named(tmp_path):
+  (image, mask), *_ = pictures(1)
+  good = file(image), file(mask)
+  for name, wrong, words in (
+    ("size", file(mask[:, 1:]), r"a mask has 40 x 71 pixels and its image 40 x 72: example 1 of 'fake'"),
+    ("class", file(mask + 1), r"the number 3, which with data\.offset=0 is outside the 3 classes: example 1 of 'fake'"),
+    ("colour", file(image), r"corrupt image: example 1 of 'fake'.*record 1 of.*a mask of mode RGB"),
+    ("bytes", b"no mask", r"corrupt image: example 1 of 'fake'.*7 bytes that are no mask"),
+  ):
+    folder = write(tmp_path / name, [good, (file(image), wrong)])
+    with pytest.raises(ValueError, match=words):
+      list(masks(folder).eval_batches(2))
+    if name in ("colour", "bytes"):
+      batch = next(masks(folder, skip_corrupt=True).eval_batches(2))
+      assert batch["valid"].tolist() == [True, False] and (batch["mask"][1] == UNTOLD).all()
+
+
+@pytest.mark.parametrize(
+  ("kwargs", "words"),
+  [
+    (dict(augment=(dict(name="rand_augment"),)), "rand_augment moves what is in an image"),
+    (dict(classes=256), "classes is 256"),
+    (dict(offset=-1), "offset -1"),
+    (dict(names=("a",), classes=3), "1 names for 3 classes"),
+    (dict(crop=dict(name="random_scale_crop", scale=(2.0, 1.0))), "least and the largest"),
+    (dict(ofset=1), "did you mean 'offset'"),
+  ],
+  ids=str,
+)
+def test_a_wrong_config_is_an_error_that_helps(kwargs, words):
+  with pytest.raises(ValueError, match=words):
+    masks("nowhere", **kwargs)
+
+
+def test_a_set_without_masks_is_refused():
+  with pytest.raises(ValueError, match=r"'fashion_mnist_small' has no images called 'mask' \(data\.mask\).*label"):
+    _ = data.make("masks", dataset="fashion_mnist_small", image_size=28).num_classes
+
+
+def test_scaled_crops_have_the_shape_and_the_scales_asked_for():
+  rng = np.random.default_rng(0)
+  boxes = [augment.random_scale_crop((100, 150), rng, (40, 20), scale=(0.5, 2.0)) for _ in range(500)]
+  heights = np.array([box.height for box in boxes])
+  assert heights.min() >= 50 and heights.max() <= 200 and np.ptp(heights) > 140  # the shorter side is 100 at scale 1
+  assert all(abs(box.width - box.height / 2) <= 1 for box in boxes)
+  for side, start, length in ((100, 0, 2), (150, 1, 3)):
+    for box in boxes:  # within the picture, or the picture within it
+      low, high = sorted((0, side - box[length]))
+      assert low <= box[start] <= high
+
+
+def test_masks_by_nearest_neighbours_are_pillows():
+  mask = np.random.default_rng(0).integers(0, 9, (30, 50)).astype(np.uint8)
+  for size in ((30, 50), (60, 100), (10, 25), (37, 61)):
+    found = augment.resize_mask(mask, augment.Box(0, 0, 30, 50), size, 255)
+    np.testing.assert_array_equal(found, Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+  part = augment.resize_mask(mask, augment.Box(-2, 3, 8, 49), (8, 49), 255)
+  assert (part[:2] == 255).all() and (part[:, -2:] == 255).all()
+  np.testing.assert_array_equal(part[2:, :-2], mask[:6, 3:])
+
+
+def test_masks_of_16_bits_keep_their_numbers():
+  out = io.BytesIO()
+  Image.fromarray(np.array([[0, 300]], np.uint16)).save(out, "PNG")
+  assert decode(out.getvalue()).tolist() == [[0, 300]]

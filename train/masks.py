@@ -1,0 +1,163 @@
+"""Images in which every pixel has a class, to batches of them with their masks: segmentation.
+
+A batch is that of `train.data`, with "mask" uint8 [B, Y, X] in the place of "label": the class of each pixel, or
+`UNTOLD` where nobody says, outside of the picture, and in examples that are none.
+"""
+
+import dataclasses
+import functools
+import io
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from train import augment
+from train.data import Batch, Images, Records, open_builder
+
+# What a pixel has whose class is not told: no class is so large.
+UNTOLD = 255
+# Operations that move or mix what is in the image by chance, so that a mask could not follow.
+MOVING = (augment.rand_augment,)
+
+
+class Source(Records):
+  """A split of a segmentation set: `source[i]` is (encoded image, encoded mask).
+
+  Attributes: `num_classes`, 0 where the set does not tell; `class_names`, `shape_YXC` (None where it varies).
+  """
+
+  def __init__(
+    self, dataset: str, split: str, data_dir: str | None, image: str, mask: str, builder: tfds.core.DatasetBuilder
+  ):
+    features = dict(builder.info.features)
+    self._image, self._mask = image, mask
+    for key, name in (("image", image), ("mask", mask)):
+      if not isinstance(features.get(name), tfds.features.Image):
+        raise ValueError(
+          f"{dataset!r} has no images called {name!r} (data.{key}): its features are {features}. Sets for segmentation"
+          " have an image and another one, its mask"
+        )
+    self.shape_YXC, named = features[image].shape, features[mask]
+    labelled = isinstance(named, tfds.features.LabeledImage)
+    self.num_classes = (named.num_classes or 0) if labelled else 0
+    self.class_names = named.names if self.num_classes else []
+    super().__init__(dataset, split, data_dir, builder)
+
+  def parse(self, values: Mapping) -> tuple[bytes, bytes]:
+    """The image file and the mask's."""
+    return tuple(values[name].bytes_list.value[0] for name in (self._image, self._mask))
+
+  def __reduce__(self):
+    # A worker process opens its own files.
+    return make_source, (self.dataset, self.split, self.data_dir, self._image, self._mask)
+
+
+@functools.lru_cache
+def make_source(dataset: str, split: str, data_dir: str | None, image: str, mask: str) -> Source:
+  """Opens a split of images with masks, whose features have these names; see `train.data.make_source`."""
+  return Source(dataset, split, data_dir, image, mask, open_builder(dataset, data_dir))
+
+
+def decode(encoded: bytes) -> np.ndarray:
+  """The numbers in a mask's file [Y, X]: of a grey image its values, of one with a palette the places in that.
+
+  Raises:
+    CorruptImage: nothing can be decoded, or there are several numbers for a pixel.
+  """
+  try:
+    mask = Image.open(io.BytesIO(encoded))
+    if mask.mode not in ("1", "L", "P", "I", "I;16"):
+      raise augment.CorruptImage(f"a mask of mode {mask.mode} has no one number for a pixel; wanted grey or a palette")
+    return np.asarray(mask).astype(np.int32)
+  except (OSError, SyntaxError) as error:
+    raise augment.CorruptImage(f"{len(encoded)} bytes that are no mask: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks(Images):
+  """Segmentation data: what `config.data = dict(name="masks", ...)` makes; `Images` but for the following.
+
+  Crops and flips move image and mask alike, the mask by nearest neighbours; all other operations change the image
+  alone.
+
+  Attributes:
+    image, mask: what the set calls them.
+    offset: what stands in a mask for class 0. Lower numbers, and 255, are of no class: pixels that are not told.
+    classes: how many there are; 0 for what the set says.
+    names: of the classes; as the set has them if empty.
+  """
+
+  image: str = "image"
+  mask: str = "mask"
+  offset: int = 0
+  classes: int = 0
+  names: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    super().__post_init__()
+    moving = [op.func.__name__ for op in self._ops if op.func in MOVING]
+    if moving:
+      raise ValueError(f"data.augment: {moving[0]} moves what is in an image, where its mask cannot follow")
+    if not 0 <= self.classes <= UNTOLD or self.offset < 0:
+      raise ValueError(f"data.classes is {self.classes} and data.offset {self.offset}; wanted 0 to {UNTOLD}, 0 or more")
+    object.__setattr__(self, "names", tuple(self.names))
+    if self.names and self.classes and len(self.names) != self.classes:
+      raise ValueError(f"data.names has {len(self.names)} names for {self.classes} classes")
+
+  def source(self, split: str | None = None) -> Source:
+    """A split on disk, by default the training split."""
+    return make_source(self.dataset, split or self.train_split, self.data_dir, self.image, self.mask)
+
+  @property
+  def num_classes(self) -> int:
+    """Classes; those of all pixels that are told are below it."""
+    if classes := self.classes or len(self.names) or self.source().num_classes - self.offset:
+      return classes
+    raise ValueError(f"{self.dataset!r} does not tell how many classes its masks have: set data.classes")
+
+  @property
+  def class_names(self) -> list[str]:
+    """What the classes mean; their numbers, where neither the set nor the config has names."""
+    names = self.names or self.source().class_names[self.offset :]
+    return list(names) or [str(number) for number in range(self.num_classes)]
+
+  @classmethod
+  def blank(cls, image_shape: tuple[int, int, int]) -> Batch:
+    """What stands in a batch where no example is, in the order of `example`."""
+    image = super().blank(image_shape)
+    return dict(image=image["image"], mask=np.full(image_shape[:2], UNTOLD, np.uint8), valid=image["valid"])
+
+  def cut_target(
+    self, source: Source, index: int, encoded: bytes, shape_YX: tuple[int, int], box: augment.Box
+  ) -> np.ndarray:
+    """The mask of a box of the picture, uint8 [Y, X].
+
+    Raises:
+      CorruptImage: it cannot be decoded.
+      ValueError: it has another size than its image, or a class that is none.
+    """
+    stored_YX = decode(encoded)
+    if stored_YX.shape != tuple(shape_YX):
+      sizes = " and its image {} x {}".format(*shape_YX)
+      raise ValueError("a mask has {} x {} pixels".format(*stored_YX.shape) + f"{sizes}: {source.where(index)}")
+    classes = self.num_classes
+    told_YX = (stored_YX >= self.offset) & (stored_YX != UNTOLD)
+    largest = int(stored_YX.max(where=told_YX, initial=self.offset))
+    if largest - self.offset >= classes:
+      raise ValueError(
+        f"a mask has the number {largest}, which with data.offset={self.offset} is outside the {classes} classes:"
+        f" {source.where(index)}"
+      )
+    mask_YX = np.where(told_YX, stored_YX - self.offset, UNTOLD).astype(np.uint8)
+    return augment.resize_mask(mask_YX, box, self.image_size, UNTOLD)
+
+  def distort(
+    self, op: Callable, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """One operation of `augment`, on an image, and on its mask where that follows."""
+    if op.func is not augment.flip:
+      return op(image, rng), mask
+    both = op(np.concatenate([image, mask[..., None]], -1), rng)
+    return both[..., :-1], both[..., -1]
