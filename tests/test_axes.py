@@ -36,6 +36,10 @@ COMBINATIONS = {
     dict(head="none"),
   ],
   "kernel_regression": [],
+  "segmenter": [
+    dict(head="linear", backbone="vit/nano4"),
+    dict(head="fpn", norm="layer", image_size=(64, 96), options=dict(patch=32, scan=True, positions="none")),
+  ],
   "seq2seq": [
     dict(cell="lstm", attention="none", head_bias=True),
     dict(attention="general", head="copy", bidirectional=False, input_feeding=True),

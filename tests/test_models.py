@@ -77,6 +77,30 @@ def bert_count(D, L, F, vocab=30_522, length=512, types=2):
   return (vocab + length + types) * D + 2 * D + blocks(D, L, F) + D * D + D + heads
 
 
+def filter_count(side, inputs, D, norm=True):
+  """A convolution, with a norm or a bias."""
+  return side * side * inputs * D + (2 * D if norm else D)
+
+
+def grown_count(D, *steps):
+  """Of a ViT's map, others: so many doublings of the map for each; a norm between two."""
+  return sum(n * (4 * D * D + 4 * D) + max(n - 1, 0) * 2 * D for n in steps)
+
+
+def fpn_count(widths, D, classes):
+  """Laterals, a filter for each level, one for each doubling up to the first, the classifier."""
+  levels = len(widths) * filter_count(3, D, D // 2) + 3 * filter_count(3, D // 2, D // 2)
+  smooth = len(widths) * filter_count(3, D, D, norm=False)
+  return sum(filter_count(1, w, D, norm=False) for w in widths) + smooth + levels + (D // 2 * classes + classes)
+
+
+def upernet_count(widths, D, classes, bins=4):
+  """What is pooled, laterals, filters, the fusion of all levels, the classifier."""
+  pooled = bins * filter_count(1, widths[-1], D) + filter_count(3, widths[-1] + bins * D, D)
+  laterals = sum(filter_count(1, w, D) + filter_count(3, D, D) for w in widths[:-1])
+  return pooled + laterals + filter_count(3, len(widths) * D, D) + (D * classes + classes)
+
+
 TI, S, M, BASE = (192, 12, 768), (384, 12, 1536), (512, 12, 2048), (768, 12, 3072)
 L, H, G_SMALL, G = (1024, 24, 4096), (1280, 32, 5120), (1408, 40, 6144), (1664, 48, 8192)
 COUNTS = {
@@ -126,6 +150,14 @@ COUNTS = {
   "transformer/big": transformer_count(1024, 6, 6, 4096, 37_000),
   "transformer/nano": transformer_count(128, 3, 3, 512, 4000),
   "transformer/test": transformer_count(24, 2, 3, 40, 29),
+  "segmenter/linear": vit_count(16, *S, side=512, classes=150),
+  "segmenter/fpn": vit_count(16, *S, side=512, classes=0) + grown_count(384, 2, 1) + fpn_count(4 * [384], 256, 150),
+  "segmenter/upernet": vit_count(16, *S, side=512, classes=0)
+  + grown_count(384, 2, 1)
+  + upernet_count(4 * [384], 512, 150),
+  "segmenter/test": vit_count(8, 24, 2, 40, side=(40, 24), classes=0)
+  + grown_count(24, 1)
+  + upernet_count(4 * [24], 20, 7, bins=2),
   "kernel_regression/average": 0,
   "kernel_regression/gaussian": 0,
   "kernel_regression/learned": 1,

@@ -55,6 +55,8 @@ def compiled(name, mesh_name, **overrides):
   elif family in ("vit", "mae"):
     config.model.drop_path = 0.1
     config.data = dict(name="images", image_size=zoo.create(name).config.image_size)
+  elif family == "segmenter":
+    config.data = dict(name="masks", dataset="any", image_size=zoo.create(name).config.image_size)
   elif family == "bert":
     config.data = dict(name="corpus", dataset="corpus/any", length=16, sequences=3)
   else:
@@ -62,6 +64,7 @@ def compiled(name, mesh_name, **overrides):
   config.objective = {
     "vit": dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0),
     "mae": dict(name="mae"),
+    "segmenter": dict(name="segment"),
     "kernel_regression": dict(name="regress"),
     "nat": dict(name="nat", label_smoothing=0.1),
     "bert": dict(name="mlm_nsp", max_predictions=5, whole_words=True),

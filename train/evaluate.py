@@ -1,12 +1,13 @@
-"""Evaluations: exact means over a split, scores of labels, tags, answers and translations, and a linear probe.
+"""Evaluations: exact means over a split, scores of labels, tags, masks, answers and translations, and a linear probe.
 
 An evaluation is made by `NAME(run, **kwargs)` and called with the variables of the model; `run` is what it may
 know of the training (`train.loop.Run`).
 """
 
+import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,9 @@ from ml_collections import ConfigDict
 
 from train import sharding
 from train.images import normalise
+from train.objectives import segment
 from train.objectives.label import read, scores_of_labels
+from train.objectives.segment import pixel_logits
 from train.objectives.span import span_logits
 from train.program import make_objective
 from train.step import make_eval_step
@@ -251,6 +254,59 @@ def entities(run, *, every: int = 0, split: str = "", batch_size: int = 0) -> Ev
     return scores.score_entities(found, wanted)
 
   return Evaluation(every, evaluate)
+
+
+def segmentation(run, *, every: int = 0, split: str = "", batch_size: int = 0) -> Evaluation:
+  """How well the classes of pixels are told: "miou", the mean intersection over union, and pixel "accuracy".
+
+  All are of one confusion matrix, summed over the split's pixels (`score_confusion`).
+
+  Args:
+    run: the training, of data "masks".
+    every: steps between two evaluations; 0 for only the last.
+    split: of the data; the evaluation split if empty.
+    batch_size: the training's if 0.
+
+  Returns:
+    an evaluation of these, 0 to 1, and of "iou/CLASS" for every class that occurs.
+  """
+  _check_kind(run, "masks", "segmentation")
+  classes, axis = run.data.num_classes, run.parallel.axis
+
+  def count(variables, batch):
+    logits_BYXV, _ = pixel_logits(run.model, variables, batch["image"], run.objective.mean, run.objective.std)
+    found_BYX = logits_BYXV[..., :classes].argmax(-1)
+    cell_BYX = jnp.where(segment.told(batch), batch["mask"].astype(jnp.int32) * classes + found_BYX, classes**2)
+    # For each example by itself, so that only the counts have to cross devices.
+    count_BV = jax.vmap(functools.partial(jnp.bincount, length=classes**2 + 1))(cell_BYX.reshape(len(cell_BYX), -1))
+    counts = count_BV.sum(0)[:-1].reshape(classes, classes)
+    return jax.lax.psum(counts, axis) if axis else counts
+
+  count = run.parallel.compile_eval(count)
+
+  def evaluate(variables) -> dict[str, float]:
+    confusion_VV = np.zeros((classes, classes), np.int64)
+    for batch in device_batches(run, split, batch_size or run.batch_size):
+      confusion_VV += run.parallel.host(count(variables, batch))
+    return score_confusion(confusion_VV, run.data.class_names)
+
+  return Evaluation(every, evaluate)
+
+
+def score_confusion(confusion_VV: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+  """Scores of a confusion matrix: how many pixels of each class (rows) were taken for each (columns).
+
+  The intersection over union of a class, also called the Jaccard index, is the share of the pixels that are of the
+  class or were taken for it, that are both.
+
+  Returns:
+    "iou/NAME" of each class that occurs on either side, "miou", their mean, and "accuracy"; 0 to 1. NaN for no pixels.
+  """
+  both_V = np.diag(confusion_VV)
+  union_V = confusion_VV.sum(0) + confusion_VV.sum(1) - both_V
+  scores = {f"iou/{names[v]}": float(both_V[v] / union_V[v]) for v in np.flatnonzero(union_V)}
+  mean = float(np.mean(list(scores.values()))) if scores else float("nan")
+  return {"miou": mean, "accuracy": float(both_V.sum() / max(confusion_VV.sum(), 1)) if scores else mean} | scores
 
 
 def answers(

@@ -18,6 +18,9 @@ token = nn.initializers.normal(0.02)
 # Learned positions of BERT and ViT.
 position = nn.initializers.normal(0.02)
 
+# He et al. 2015, eq. 10: convolutions before a ReLU.
+rectified = nn.initializers.he_normal()
+
 # ViT B.1.1: the classifier starts at zero, so that the first predictions are uniform.
 head = nn.initializers.zeros
 

@@ -141,8 +141,7 @@ def save(path: str | Path, model_name: str, overrides: Mapping, variables: Mappi
       "zoo_version": _version(),
     }
   else:
-    _check_collections(layout, variables)
-    tensors = write_back(variables["params"], tables[layout])
+    tensors = write_back(_placed(layout, tables[layout], variables), tables[layout])
   _write(path, safetensors.save(tensors, metadata))
 
 
@@ -195,9 +194,17 @@ def _write(path: Path, content: bytes) -> None:
     raise
 
 
-def _check_collections(layout: str, variables: Mapping) -> None:
-  if layout != "zoo" and (others := set(variables) - {"params"}):
-    raise WeightsError(f"layout {layout}", [f"has no place for the model's {', '.join(sorted(others))}"])
+def _placed(layout: str, table: Sequence[Rule], variables: Mapping) -> dict:
+  """A model's variables as a layout of others has places for them: parameters, and other collections by their names.
+
+  Raises:
+    WeightsError: a collection is nowhere in the table.
+  """
+  others = {name: tree for name, tree in variables.items() if name != "params"}
+  paths = [path for rule in table for path in ([rule.paths] if isinstance(rule.paths, str) else rule.paths)]
+  if homeless := [name for name in sorted(others) if not any(path.startswith(f"{name}/") for path in paths)]:
+    raise WeightsError(f"layout {layout}", [f"has no place for the model's {', '.join(homeless)}"])
+  return dict(variables.get("params", {})) | others
 
 
 def _version() -> str:
@@ -234,16 +241,18 @@ def _converted(path, source: Source, model, template: Mapping, layout, ignore, r
   if layout not in tables:
     given = f"there is no layout {layout!r}" if layout else "the file does not tell its layout: pass layout=..."
     raise WeightsError(str(path), [f"{given}; there are {', '.join(tables)}{_likely(source.tensors, tables)}"])
-  _check_collections(layout, template)
   variables = convert(
     source.tensors,
     tables[layout],
-    template if layout == "zoo" else template.get("params", {}),
+    template if layout == "zoo" else _placed(layout, tables[layout], template),
     ignore=[ignore] if isinstance(ignore, str) else ignore,
     resample=model.config.resampling if resample is True else resample or "",
     about=f"{path} (layout {layout}{_likely(source.tensors, tables, layout)}) does not fit {_family(model)}{hint}",
   )
-  return variables if layout == "zoo" else {"params": variables}
+  if layout == "zoo":
+    return variables
+  others = {name: variables.pop(name) for name in template if name in variables}
+  return {"params": variables} | others
 
 
 def _stacked_as(model, variables: Mapping) -> dict:

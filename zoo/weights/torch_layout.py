@@ -19,6 +19,8 @@ TOKEN = Transform(lambda t, shape: t[0, 0], lambda a: a[None, None])  # [1, 1, D
 ROW = Transform(lambda t, shape: t[0], lambda a: a[None])  # [1, V] to [V]
 # A table of positions that begins with two rows that nobody reads, [2 + T, D] to [T, D].
 FROM_THIRD = Transform(lambda t, shape: t[2:], lambda a: np.concatenate([np.zeros_like(a, shape=(2, a.shape[1])), a]))
+KERNEL = Transform(lambda t, shape: t.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # to [Y, X, C, D]
+POINT = Transform(lambda t, shape: t[..., 0, 0].T, lambda a: a.T[..., None, None])  # [D, C, 1, 1] to [C, D]
 IGNORED = Transform(lambda t: (), lambda: None)  # with paths ()
 HEADS = Transform(lambda t, shape: t.T.reshape(shape), lambda a: a.reshape(a.shape[0], -1).T)  # [N H, D] to [D, N, H]
 HEADS_BIAS = Transform(lambda t, shape: t.reshape(shape), lambda a: a.reshape(-1))  # [N H] to [N, H]

@@ -1,0 +1,164 @@
+"""Heads for segmentation: every backbone and head fits, sizes are those asked for, what is told is told where it is."""
+
+import functools
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from test_models import check_gradients, draw
+
+import zoo
+from zoo.models import segmenter
+
+
+def options(**fields):
+  """With a hash, as the caches of the tests want it."""
+  return flax.core.freeze(dict(patch=8, depth=1, width=8, mlp_dim=12) | fields)
+
+
+TINY = dict(options=options(), width=8, num_classes=5)
+
+
+def maps(rng, widths=(4, 6, 8, 12), size=(13, 9), batch=2):
+  """Maps of a hierarchical backbone, each half as large as the one before."""
+  sizes = [tuple(-(-n // 2**i) for n in size) for i in range(len(widths))]
+  return [rng.normal(size=(batch, *s, w)).astype(np.float32) for s, w in zip(sizes, widths, strict=True)]
+
+
+class Head(nn.Module):
+  """A head by itself."""
+
+  config: segmenter.Config
+
+  @nn.compact
+  def __call__(self, maps):
+    return segmenter.Model.tell(self, maps)
+
+
+@pytest.mark.parametrize(
+  "overrides",
+  [
+    dict(head="linear"),
+    dict(head="fpn", norm="layer"),
+    dict(head="fpn", options=options(patch=4), image_size=(20, 12)),
+    dict(head="upernet", norm="layer", options=options(class_token=False, pool="gap")),
+    dict(head="upernet", options=options(patch=32), image_size=(64, 32), bins=(1, 3)),
+  ],
+  ids=str,
+)
+def test_heads_and_patches(overrides):
+  output, aux = check_gradients("segmenter/test", **TINY | overrides)
+  c = zoo.create("segmenter/test", **TINY | overrides).config
+  Y, X = c.image_size
+  assert output.shape == (2, Y, X, 5)
+  if c.head == "linear":
+    assert aux["fused"].shape == (2, Y // c.patch, X // c.patch, 8)
+  else:
+    found = [aux[f"stage_{i}"].shape for i in range(4)]
+    assert found == [(2, -(-Y // stride), -(-X // stride), 8) for stride in (4, 8, 16, 32)]
+    assert aux["fused"].shape == (2, Y // 4, X // 4, 4 if c.head == "fpn" else 8)
+
+
+def test_other_image_sizes():
+  model, variables, _ = draw("segmenter/test", **TINY)
+  image = np.random.default_rng(0).normal(size=(1, 16, 56, 3)).astype(np.float32)
+  output, _ = jax.jit(model.apply)(variables, image)
+  assert output.shape == (1, 16, 56, 5) and np.isfinite(output).all()
+
+
+@pytest.mark.parametrize("head", ["fpn", "upernet"])
+def test_a_pixel_is_told_from_what_is_around_it(head):
+  """What a map shows is where it was: a map that is mirrored is told as the mirror image."""
+  rng = np.random.default_rng(0)
+  given = maps(rng, size=(16, 8))
+  config = segmenter.Config(head=head, width=8, num_classes=5, bins=(1, 2))
+  shapes = jax.eval_shape(Head(config).init, jax.random.key(0), given)
+  variables = jax.tree.map(lambda a: rng.normal(0.1, 0.4, a.shape).astype(np.float32), shapes)
+  variables["params"] = jax.tree.map(  # filters that are mirror images of themselves
+    lambda a: (a + a[:, ::-1]) / 2 if a.ndim == 4 else a, variables["params"]
+  )
+  variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
+  apply = functools.partial(jax.jit(Head(config).apply), variables)
+  logits, _ = apply(given)
+  mirrored, _ = apply([x[:, :, ::-1] for x in given])
+  np.testing.assert_allclose(mirrored[:, :, ::-1], logits, rtol=1e-4, atol=1e-4)
+  assert np.abs(mirrored - logits).max() > 0.1
+  for i, x in enumerate(given):  # every map is read
+    changed = [*given[:i], x + rng.normal(size=x.shape).astype(np.float32), *given[i + 1 :]]
+    assert np.abs(apply(changed)[0] - logits).max() > 1e-3, i
+
+
+def test_a_plain_map_grows_by_itself_and_shrinks_to_its_largest():
+  x = np.random.default_rng(0).normal(size=(2, 5, 3, 4)).astype(np.float32)
+  half = segmenter.Level(0.5).apply({}, x)
+  padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=-np.inf)
+  np.testing.assert_array_equal(half, padded.reshape(2, 3, 2, 2, 2, 4).max((2, 4)))
+  np.testing.assert_array_equal(segmenter.Level(1.0).apply({}, x), x)
+  level = segmenter.Level(4.0)
+  variables = level.init(jax.random.key(0), x)
+  grown = level.apply(variables, x)
+  assert grown.shape == (2, 20, 12, 4)
+  # Four by four pixels of one place alone.
+  gradient = jax.jacobian(lambda x: level.apply(variables, x)[0, 9, 5].sum())(x)
+  assert {tuple(place) for place in np.argwhere(np.abs(gradient).max(-1) > 0)} == {(0, 2, 1)}
+
+
+def test_resampling_is_positions():
+  from zoo.positions import resample
+
+  x = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
+  for size in ((10, 14), (13, 20), (3, 4), (5, 7)):
+    wanted = [resample(one, size, "bilinear") for one in x]
+    np.testing.assert_allclose(segmenter.resize(jnp.asarray(x), size), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_pooling_is_of_parts():
+  x = np.arange(2 * 6 * 4 * 1, dtype=np.float32).reshape(2, 6, 4, 1)
+  np.testing.assert_allclose(segmenter.pool(x, 2), x.reshape(2, 2, 3, 2, 2, 1).mean((2, 4)), rtol=1e-6)
+  np.testing.assert_allclose(segmenter.pool(x, 1)[:, 0, 0], x.mean((1, 2)), rtol=1e-6)
+  # Rows 0, 1 and 1, 2 of three, to two bins; and more bins than rows repeat them.
+  np.testing.assert_allclose(segmenter.pool(x[:, :3], 2)[:, :, 0, 0], [[2.5, 6.5], [26.5, 30.5]], rtol=1e-6)
+  assert segmenter.pool(x, 7).shape == (2, 7, 7, 1)
+
+
+def test_batch_statistics_are_kept_in_training_only():
+  model, variables, (image,) = draw("segmenter/test", **TINY)
+  _, changed = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]))(variables, image)
+  moved = jax.tree.map(lambda a, b: bool((a != b).all()), changed["batch_stats"], variables["batch_stats"])
+  assert all(jax.tree.leaves(moved)) and len(jax.tree.leaves(moved)) == 2 * (2 + 3 + 3 + 2)
+
+
+def test_the_backbone_is_the_classifiers():
+  """Its parameters have the same paths, so that weights of a classifier begin a segmentation."""
+  _, variables, (image,) = draw("segmenter/test", **TINY)
+  vit = zoo.create("vit/test", image_size=(40, 24), num_classes=0, **options())
+  _, wanted = vit.apply({"params": {"encoder": variables["params"]["encoder"]}}, image)
+  _, aux = zoo.create("segmenter/test", **TINY).apply(variables, image)
+  np.testing.assert_allclose(aux["block_00"], wanted["block_00"], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(aux["stage_1"].reshape(2, -1, 8), wanted["tokens"][:, 1:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("overrides", "words"),
+  [
+    (dict(backbone="vit/b17"), "unknown backbone 'vit/b17'; did you mean 'vit/b16'"),
+    (dict(backbone="bert/base", options={}), "bert/base has no encoder of images"),
+    (dict(backbone="segmenter/fpn", options={}), "segmenter/fpn has no encoder of images"),
+    (dict(backbone="vit/s14", options={}, image_size=28), "patch of 14 pixels has no maps at strides"),
+    (dict(options="patch"), "options is 'patch'; wanted fields of the backbone"),
+    (dict(options=dict(widht=3)), "vit/test has no field 'widht'; did you mean 'width'"),
+    (dict(options=dict(channels=1)), "options has channels, which the segmenter tells its backbone"),
+    (dict(head="uper"), "head is 'uper'; did you mean 'upernet'"),
+    (dict(norm="power"), "norm is 'power'"),
+    (dict(bins=(0, 1)), r"bins is \(0, 1\)"),
+    (dict(width=0, num_classes=0), "width is 0; wanted at least 1\nnum_classes is 0"),
+    (dict(image_size=(40, 23)), "40 x 23 pixels cannot be cut into 8 x 8 patches"),
+  ],
+  ids=str,
+)
+def test_segmenters_that_cannot_be(overrides, words):
+  with pytest.raises(ValueError, match=words):
+    zoo.create("segmenter/test", **overrides)

@@ -1,0 +1,49 @@
+"""Segmentation: softmax cross-entropy at every pixel whose class is told."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train import rng
+from train.images import normalise
+from train.masks import UNTOLD
+from train.objectives import Loss, apply, check_fields
+
+
+@dataclass(frozen=True)
+class Objective:
+  """Cross-entropy of the predicted and the given classes of pixels.
+
+  Attributes:
+    mean, std: of the pixels, 0 to 1, per channel; one value for all channels, or one each.
+  """
+
+  mean: tuple[float, ...] = (0.5,)
+  std: tuple[float, ...] = (0.5,)
+
+  def __post_init__(self):
+    check_fields(self, {}, ())
+
+  def __call__(self, model, variables, batch, key=None) -> Loss:
+    """Sums over the pixels that are told; `key=None` evaluates: no dropout."""
+    rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
+    logits_BYXV, rest = pixel_logits(model, variables, batch["image"], self.mean, self.std, rngs)
+    told_BYX = told(batch)
+    class_BYX = jnp.where(told_BYX, batch["mask"], 0).astype(jnp.int32)
+    loss_BYX = optax.softmax_cross_entropy_with_integer_labels(logits_BYXV, class_BYX)
+    hit_BYX = logits_BYXV.argmax(-1) == class_BYX
+    total, hits, weight = (jnp.where(told_BYX, x, 0.0).sum() for x in (loss_BYX, hit_BYX, jnp.ones_like(loss_BYX)))
+    return Loss(total, weight, {"accuracy": hits}, rest)
+
+
+def pixel_logits(model, variables, image_BYXC, mean, std, rngs=None) -> tuple[jax.Array, dict]:
+  """The logits of pixels [B, Y, X, V] for images as bytes, and the collections (`train.objectives.apply`)."""
+  (logits_BYXV, _), rest = apply(model, variables, normalise(image_BYXC, mean, std), rngs=rngs)
+  return logits_BYXV, rest
+
+
+def told(batch) -> jax.Array:
+  """The pixels of examples [B, Y, X] whose class is told."""
+  return (batch["mask"] != UNTOLD) & batch["valid"][:, None, None]
