@@ -1,17 +1,22 @@
 """Segmentation but for its models: masks go where their images go, scenes are what they say, scores are sklearn's."""
 
 import io
+import json
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train import augment, data
+from train import augment, data, evaluate, loop
+from train import config as configuration
 from train.datasets import fashion_scenes
+from train.images import normalise
 from train.masks import UNTOLD, decode
+from train.objectives import segment
 
 
 def file(array, mode=None):
@@ -299,3 +304,115 @@ def test_the_photographs_are_made_by_their_script(tmp_path):
   assert sorted(path.stem for path in paths) == sorted(sum(fashion_scenes.PHOTOGRAPHS.values(), ()))
   image = Image.open(paths[0])
   assert image.size == (400, 320) and abs(np.asarray(image.convert("L")).mean() - 0.299 * 250) < 3
+
+
+# ---- Objective and evaluation
+
+
+def test_the_loss_is_of_the_pixels_that_are_told():
+  rng = np.random.default_rng(0)
+  logits, mask = rng.normal(size=(3, 4, 5, 6)), rng.integers(0, 6, (3, 4, 5)).astype(np.uint8)
+  mask[0, :2] = UNTOLD
+  image = rng.integers(0, 256, (3, 4, 5, 1), np.uint8)
+  batch = dict(image=image, mask=mask, valid=np.array([True, False, True]), id=np.arange(3))
+
+  class Model:
+    def apply(self, variables, image_BYXC, rngs=None, mutable=None):
+      self.seen, self.rngs = image_BYXC, rngs
+      return ((logits, {}), {}) if mutable is not None else (logits, {})
+
+  model, objective = Model(), segment.Objective(mean=(0.2,), std=(0.3,))
+  loss = objective(model, {"params": {}}, batch)
+  places = [(i, y, x) for i in (0, 2) for y in range(4) for x in range(5) if mask[i, y, x] != UNTOLD]
+  chosen = np.array([logits[place] for place in places])
+  wanted = np.array([mask[place] for place in places])
+  log = np.log(np.exp(chosen).sum(1)) - chosen[np.arange(len(places)), wanted]
+  np.testing.assert_allclose(loss.total, log.sum(), rtol=1e-5)
+  assert loss.weight == len(places) == 30 and loss.metrics["accuracy"] == (chosen.argmax(1) == wanted).sum()
+  np.testing.assert_allclose(model.seen, (image / 255 - 0.2) / 0.3, atol=1e-6)
+  assert model.rngs is None
+  objective(model, {"params": {}}, batch, jax.random.key(0))
+  assert set(model.rngs) == {"dropout"}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+  """The folder of few scenes."""
+  folder = str(tmp_path_factory.mktemp("scenes"))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(fashion_scenes, "COUNTS", dict(train=24, test=19))
+    data.prepare("fashion_scenes", folder)
+  return folder
+
+
+def config(folder, **model):
+  made = configuration.load("segmenter_fashion_scenes", [f"data.data_dir={folder}"])
+  made.model = dict(name="segmenter/test", channels=1, num_classes=11, image_size=(64, 64)) | model
+  made.batch_size, made.epochs, made.steps, made.log_every, made.pictures = 8, 0.0, 4, 1, ()
+  made.checkpoint.every = 4
+  made.evals = dict(test=dict(name="segmentation"), loss=dict(name="loss"))
+  return made
+
+
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_scores_are_of_every_pixel_once_on_any_devices(scenes, way):
+  made = config(scenes, head="linear")
+  made.parallel = dict(name="jit", data=-1, fsdp=1, tensor=1) if way == "jit" else dict(name="pmap")
+  run = loop.Run(made)
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(np.float32), run.make_variables())
+  batch = next(run.data.eval_batches(19))
+  image = normalise(batch["image"], run.objective.mean, run.objective.std)
+  found = np.asarray(jax.jit(run.model.apply)(variables, image)[0]).argmax(-1)
+  confusion = np.zeros((11, 11), int)
+  np.add.at(confusion, (batch["mask"], found), 1)
+  wanted = evaluate.score_confusion(confusion, run.data.class_names)
+  on_devices = run.parallel.init(lambda: variables)
+  scores = run.make_evaluations()["test"].function(on_devices)
+  assert scores.keys() == wanted.keys() and len(set(np.unique(found))) > 2
+  for name, value in wanted.items():
+    assert abs(scores[name] - value) < 1e-3, name  # two programs may round a pixel otherwise
+  np.testing.assert_allclose(scores["accuracy"], (found == batch["mask"]).mean(), atol=1e-3)
+  mean = run.make_evaluations()["loss"].function(on_devices)
+  assert mean["examples"] == 19 * 64 * 64 and abs(mean["accuracy"] - scores["accuracy"]) < 1e-6
+
+
+def test_scores_by_hand():
+  confusion = np.array([[4, 1, 0, 0], [2, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+  scores = evaluate.score_confusion(confusion, ("a", "b", "c", "d"))
+  assert scores == {"iou/a": 4 / 7, "iou/b": 1 / 2, "miou": (4 / 7 + 1 / 2) / 2, "accuracy": 0.7}
+  taken = evaluate.score_confusion(np.array([[0, 3], [0, 0]]), ("a", "b"))  # one that is only taken for occurs, too
+  assert taken == {"iou/a": 0, "iou/b": 0, "miou": 0, "accuracy": 0}
+  nothing = evaluate.score_confusion(np.zeros((2, 2), int), ("a", "b"))
+  assert set(nothing) == {"miou", "accuracy"} and np.isnan(list(nothing.values())).all()
+
+
+def test_training_end_to_end(scenes, tmp_path):
+  loop.train(config(scenes, head="linear"), tmp_path / "run")
+  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  losses = [line["train/loss"] for line in lines if "train/loss" in line]
+  assert len(losses) == 4 and losses[0] == pytest.approx(np.log(11), rel=1e-3) and np.isfinite(losses).all()
+  assert 0 <= next(line["test/miou"] for line in lines if "test/miou" in line) <= 1
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (dict(model=dict(num_classes=10)), "the model has 10 classes, the data has labels up to 10"),
+    (dict(model=dict(channels=3)), "the model takes 3 channels, the data has 1"),
+    (dict(image_size=60), "60 x 60 pixels cannot be cut into 8 x 8 patches"),
+  ],
+  ids=str,
+)
+def test_models_that_do_not_fit_the_data(scenes, change, words):
+  made = config(scenes, **change.get("model", {}))
+  made.data.image_size = change.get("image_size", 64)
+  with pytest.raises(ValueError, match=words):
+    loop.Run(made)
+
+
+def test_the_evaluation_is_for_masks():
+  made = configuration.load("vit_fashion_mnist")
+  made.evals = dict(test=dict(name="segmentation"))
+  with pytest.raises(ValueError, match="the evaluation 'segmentation' is for data 'masks'; this is 'images'"):
+    loop.Run(made).make_evaluations()

@@ -8,6 +8,7 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn import metrics
 
+from train.evaluate import score_confusion
 from train.text import scores
 
 pytestmark = pytest.mark.parity
@@ -33,3 +34,19 @@ def test_entities_are_those_of_seqeval():
   references = dict(precision=precision_score, recall=recall_score, f1=f1_score)
   for name, function in references.items():
     assert told[name] == pytest.approx(function(wanted, found))
+
+
+def test_scores_of_masks_are_those_of_scikit_learn():
+  rng = np.random.default_rng(0)
+  wanted = rng.integers(0, 6, 3000)
+  found = np.where(rng.random(3000) < 0.6, wanted, rng.integers(0, 8, 3000))  # of 9 classes, one that never occurs
+  confusion = metrics.confusion_matrix(wanted, found, labels=range(9))
+  ours = np.zeros((9, 9), int)
+  np.add.at(ours, (wanted, found), 1)
+  np.testing.assert_array_equal(ours, confusion)
+  told = score_confusion(confusion, [str(n) for n in range(9)])
+  each = metrics.jaccard_score(wanted, found, average=None)
+  assert told.keys() == {"miou", "accuracy", *(f"iou/{n}" for n in range(8))}
+  np.testing.assert_allclose([told[f"iou/{n}"] for n in range(8)], each)
+  np.testing.assert_allclose(told["miou"], metrics.jaccard_score(wanted, found, average="macro"))
+  np.testing.assert_allclose(told["accuracy"], metrics.accuracy_score(wanted, found))
