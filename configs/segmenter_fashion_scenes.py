@@ -34,4 +34,5 @@ def get_config():
   config.optimizer = dict(name="adamw", learning_rate=1e-3, warmup=0.1, weight_decay=0.05, clip_norm=1.0)
   config.evals = dict(test=dict(name="segmentation", every=500))
   config.checkpoint = dict(every=500, keep=2, best="test/miou", mode="max")
+  config.pictures = ("loss_curve", "segmentations")
   return config

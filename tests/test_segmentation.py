@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from matplotlib.image import imread
 from PIL import Image
 
-from train import augment, data, evaluate, loop
+from train import augment, data, evaluate, loop, show
 from train import config as configuration
 from train.datasets import fashion_scenes
 from train.images import normalise
@@ -388,10 +389,13 @@ def test_scores_by_hand():
 
 
 def test_training_end_to_end(scenes, tmp_path):
-  loop.train(config(scenes, head="linear"), tmp_path / "run")
+  made = config(scenes, head="linear", options=dict(patch=8, depth=1))
+  made.pictures = ("segmentations",)
+  loop.train(made, tmp_path / "run")
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   losses = [line["train/loss"] for line in lines if "train/loss" in line]
   assert len(losses) == 4 and losses[0] == pytest.approx(np.log(11), rel=1e-3) and np.isfinite(losses).all()
+  assert imread(tmp_path / "run" / "segmentations.png").std() > 0.05
   assert 0 <= next(line["test/miou"] for line in lines if "test/miou" in line) <= 1
 
 
@@ -408,6 +412,25 @@ def test_models_that_do_not_fit_the_data(scenes, change, words):
   made = config(scenes, **change.get("model", {}))
   made.data.image_size = change.get("image_size", 64)
   with pytest.raises(ValueError, match=words):
+    loop.Run(made)
+
+
+def test_pictures_of_masks(scenes, tmp_path):
+  names, mask = [f"class {n}" for n in range(9)], np.random.default_rng(0).integers(0, 9, (3, 20, 30))
+  mask[:, 0] = UNTOLD
+  colours = show.mask_colours(mask, names)
+  assert (colours[:, 0] == show.HIDDEN).all() and len(np.unique(colours.reshape(-1, 3), axis=0)) == 10
+  image = np.zeros((3, 20, 30, 1), np.uint8)
+  figure = show.segmentations(image, mask, mask * 0, names, 0.25, path=tmp_path / "a.png")
+  assert len(figure.axes) == 9 and "25.0 %" in figure.texts[-1].get_text()
+  assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+  made = config(scenes, head="linear")
+  for name, words in (("attention_maps", "images with one class each, and masks"), ("heads", "texts")):
+    made.pictures = (name,)
+    with pytest.raises(ValueError, match=words):
+      loop.Run(made)
+  made = configuration.load("vit_fashion_mnist", ["pictures=('segmentations',)"])
+  with pytest.raises(ValueError, match="a picture of images with masks, and images are none"):
     loop.Run(made)
 
 

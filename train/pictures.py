@@ -13,7 +13,10 @@ from matplotlib.figure import Figure
 import zoo
 from train import show
 from train.augment import decode
+from train.evaluate import score_confusion
+from train.masks import Masks
 from train.objectives.regress import Objective
+from train.objectives.segment import pixel_logits
 from train.text import look, translate
 from train.text.corpus import TokenRows
 from train.text.labelled import Labelled
@@ -60,6 +63,9 @@ def check(name: str, run) -> None:
     # The heads of an encoder look at one text.
     if name in names and not hasattr(type(run.data), attribute) and not (name == "heads" and _reads_rows(run.data)):
       raise ValueError(f"{name} is a picture of {what}, and {run.config.data.name} are none")
+  if (name in OF_MASKS) != isinstance(run.data, Masks) and name in OF_MASKS | OF_IMAGES:
+    what = "images with masks" if name in OF_MASKS else "images with one class each"
+    raise ValueError(f"{name} is a picture of {what}, and {run.config.data.name} are none")
   if name == "reconstructions" and not hasattr(run.objective, "mask_ratio"):
     raise ValueError(f"{run.config.model.name} does not reconstruct; the picture is for masked autoencoders")
 
@@ -115,6 +121,23 @@ def _reconstructions(run, variables, workdir, images, *, path):
     std=objective.std,
     path=path,
   )
+
+
+def _segmentations(run, variables, workdir, images, *, path):
+  batch = next(run.data.eval_batches(6))
+  images, masks = (batch[name][batch["valid"]] for name in ("image", "mask"))
+  objective, names = run.objective, run.data.class_names
+
+  @jax.jit
+  def tell(variables, images):
+    logits_BYXV, _ = pixel_logits(run.model, variables, images, objective.mean, objective.std)
+    return logits_BYXV[..., : len(names)].argmax(-1)
+
+  found = np.asarray(tell(variables, images))
+  confusion_VV = np.zeros((len(names), len(names)), int)
+  np.add.at(confusion_VV, (masks[masks < len(names)], found[masks < len(names)]), 1)
+  score = score_confusion(confusion_VV, names)["miou"]
+  return show.segmentations(images, masks, found, names, score, path=path)
 
 
 def _attention(function, run, variables, workdir, images, *, path):
@@ -223,6 +246,7 @@ OF_IMAGES = {
   "attention_maps": functools.partial(_attention, show.attention_maps),
   "attention_rollout": functools.partial(_attention, show.attention_rollout),
 }
+OF_MASKS = {"segmentations": _segmentations}
 OF_POINTS = {
   "regression_curve": _regression_curve,
   "attention_heat_map": _attention_heat_map,
@@ -233,6 +257,7 @@ PICTURES = {
   "loss_curve": _loss_curve,
   "position_similarity": _position_similarity,
   **OF_IMAGES,
+  **OF_MASKS,
   **OF_POINTS,
   **OF_TEXTS,
 }

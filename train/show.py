@@ -206,6 +206,47 @@ def reconstructions(
   return figure
 
 
+# ---- segmentation
+
+
+def mask_colours(mask: np.ndarray, names: Sequence[str]) -> np.ndarray:
+  """A colour for each class of a mask [...]: uint8 [..., 3]. A class that is none, as where nobody tells, is pale."""
+  table = matplotlib.colormaps["tab20"](np.arange(len(names)) % 20)[:, :3] * 255
+  known = mask < len(names)
+  return np.where(known[..., None], table[np.where(known, mask, 0)], HIDDEN).astype(np.uint8)
+
+
+@_drawing
+def segmentations(
+  image_BYXC: np.ndarray, mask_BYX: np.ndarray, found_BYX: np.ndarray, names: Sequence[str], score: float
+) -> Figure:
+  """Images, the classes of their pixels, and those that a model told; a column each.
+
+  Args:
+    image_BYXC: uint8. mask_BYX: classes; others are not told. found_BYX: classes.
+    names: of the classes.
+    score: mean intersection over union of these images, 0 to 1.
+  """
+  B, Y, X, _ = image_BYXC.shape
+  occur = sorted({*np.unique(mask_BYX), *np.unique(found_BYX)} & {*range(len(names))})
+  lines = -(-len(occur) // 4)
+  figure, axes = _panels(3, B, Y / X, left=0.9, top=0.66 + 0.18 * lines)
+  rows = {"image": image_BYXC, "mask": mask_colours(mask_BYX, names), "prediction": mask_colours(found_BYX, names)}
+  for row, (label, images) in zip(axes, rows.items(), strict=True):
+    _row_label(row[0], label)
+    for axis, image in zip(row, images, strict=True):
+      _picture(axis, image)
+  patches = [
+    Rectangle((0, 0), 1, 1, color=colour / 255, label=names[v])
+    for v, colour in zip(occur, mask_colours(np.array(occur, int), names), strict=True)
+  ]
+  inches = figure.get_size_inches()
+  place = dict(loc="upper left", bbox_to_anchor=(0, 1 - 0.5 / inches[1]), borderaxespad=0)
+  figure.legend(handles=patches, ncols=4, handlelength=1, labelspacing=0.2, columnspacing=1, **place)
+  _title(figure, "The classes of pixels", f"mean intersection over union of these images: {100 * score:.1f} %")
+  return figure
+
+
 # ---- attention
 
 
