@@ -339,6 +339,22 @@ def test_what_is_pooled():
     np.testing.assert_allclose(aux["features"], of(np.asarray(aux["tokens"])), rtol=1e-5, atol=1e-6)
 
 
+def test_the_mean_of_a_text():
+  model = zoo.create("bert/test", head="classify", num_classes=3, pool="mean")
+  token = jax.random.randint(jax.random.key(0), (2, 7), 5, 29)
+  variables = model.init(jax.random.key(1), token)
+  assert "pooler" not in variables["params"]
+  logits, aux = model.apply(variables, token)
+  head = variables["params"]["head"]
+  np.testing.assert_allclose(logits, aux["tokens"].mean(1) @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-6)
+  padded, _ = model.apply(variables, jnp.pad(token, ((0, 0), (0, 3))))
+  np.testing.assert_allclose(padded, logits, rtol=1e-5, atol=1e-6)
+  with pytest.raises(ValueError, match=r"pool='mean'.*pool='cls'"):
+    model.apply(variables, token, first_BK=jnp.zeros((2, 1), jnp.int32))
+  with pytest.raises(ValueError, match="pool is 'max'"):
+    zoo.create("bert/test", pool="max")
+
+
 @pytest.mark.parametrize("positions", ["learned_1d", "learned_2d", "sincos_2d", "none"])
 def test_other_image_sizes(positions):
   """Positions are resampled: an image of other size is encoded as a model of that size with a resampled table would."""

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from zoo import init
 from zoo.axes import by_batch
+from zoo.dense import Dense
 from zoo.errors import field_faults
 from zoo.layers import (
   ACTIVATIONS,
@@ -158,7 +159,7 @@ class Encoder(nn.Module):
       patches = choose_tokens(patches, visible_BT)
       positions_BPD = positions_BPD[0][visible_BT]
     dtype = jnp.dtype(c.dtype)
-    x_BTD = nn.Dense(c.width, kernel_init=init.dense, dtype=dtype, name="patch")(patches)
+    x_BTD = Dense(c.width, kernel_init=init.dense, dtype=dtype, name="patch")(patches)
     x_BTD = x_BTD + positions_BPD.astype(dtype)
     if c.class_token:
       cls_D = self.param("cls", init.token, (c.width,)) + cls_position_D
