@@ -277,7 +277,7 @@ def _likely(tensors: Mapping, tables: Mapping, layout: str | None = None) -> str
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _ACTIVATIONS |= {"swish": "swish", "silu": "swish"}
 # What makes a variant: where `config.json` says otherwise than the name, one of them is wrong.
-_SIZES = re.compile(r"patch|(decoder_)?(width|depth|mlp_dim|heads)")
+_SIZES = re.compile(r"patch|widths|depths|(decoder_)?(width|depth|mlp_dim|heads)")
 
 
 def _described(path, source: Source, name: str | None, overrides: Mapping) -> tuple[str, dict]:
@@ -332,6 +332,7 @@ def _huggingface_fields(module, source: Source) -> dict:
     fields["activation"] = _ACTIVATIONS.get(fields["activation"], fields["activation"])
   if isinstance(fields.get("patch"), list):
     fields["patch"] = fields["patch"][0]
+  fields = {field: tuple(v) if isinstance(v, list) else v for field, v in fields.items()}  # JSON has no tuples
   # What is on top of the encoder shows in the tensors only; the key's first number is its width.
   for field, key in told["tops"].items():
     fields[field] = len(source.tensors[key]) if key in source.tensors else 0
