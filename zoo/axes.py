@@ -34,7 +34,7 @@ RULES = (
   (r"window/bias", ("window_features",)),
   (r"patch/kernel", ("pixels", "embed")),
   (r"patch/bias", ("embed",)),
-  (r"(encoder|decoder)/mask|encoder/cls|pos/cls|pool/probe", ("embed",)),
+  (r"encoder/cls|pos/cls|pool/probe|encoder/mask|decoder/mask", ("embed",)),
   (r"pos/table", ("rows", "columns", "embed")),
   (r"pos/row", ("rows", "half_embed")),
   (r"pos/column", ("columns", "half_embed")),
