@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import zoo
-from train import rng
+from train import rng, show
 from train.objectives import patch_prediction as objective
 from zoo.models.patch_prediction import corrupt
 
@@ -65,8 +65,8 @@ def test_other_shares(shares, counts):
 @pytest.mark.parametrize(
   ("shares", "message"),
   [
-    (dict(share=0.0), "share 0.0 corrupts 0 of 20 patches; wanted 0 < share <= 1 and at least one"),
-    (dict(share=1.2), "share 1.2 corrupts 24 of 20 patches"),
+    (dict(share=-0.1), "share is -0.1; wanted 0 <= share <= 1"),
+    (dict(share=1.2), "share is 1.2; wanted 0 <= share <= 1"),
     (dict(masked=0.8, swapped=0.3), "masked is 0.8 and swapped is 0.3; wanted both at least 0 and their sum at most 1"),
   ],
 )
@@ -134,6 +134,17 @@ def test_an_rng_is_needed_where_no_noise_is_given():
   chosen = [model.apply(variables, image, rngs={"mask": jax.random.key(k)})[1]["chosen"] for k in (0, 0, 1)]
   np.testing.assert_array_equal(chosen[0], chosen[1])
   assert (chosen[0] != chosen[2]).any() and (chosen[0][0] != chosen[0][1]).any()
+
+
+def test_attention_is_drawn_of_the_patches_as_they_are():
+  model, variables, image, _ = draw()
+  image = (image * 30 + 100).astype(np.uint8)
+  found = show.attention_weights(model, variables, image)
+  params = variables["params"]["encoder"]
+  head = {"kernel": np.zeros((8, 7), "f"), "bias": np.zeros(7, "f")}
+  rest = {"encoder": {k: v for k, v in params.items() if k != "mask"}, "head": head}
+  wanted = show.attention_weights(zoo.create("vit/test", **SMALL), {"params": rest}, image)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 # ---- The objective ----
@@ -208,3 +219,10 @@ def test_corruption_belongs_to_the_example_and_not_to_its_place():
 def test_a_negative_share():
   with pytest.raises(ValueError, match=r"config.objective: masked is -0.1; wanted at least 0"):
     objective.Objective(masked=-0.1)
+
+
+def test_a_share_that_corrupts_nothing():
+  model, variables, _, _ = draw()
+  batch = dict(image=np.zeros((2, 20, 12, 3), np.uint8), valid=np.ones(2, bool), id=np.arange(2))
+  with pytest.raises(ValueError, match=r"share 0.02 corrupts none of 15 patches; wanted at least one"):
+    objective.Objective(share=0.02)(model, variables, batch)

@@ -312,6 +312,14 @@ def test_resampling_must_be_asked_for(tmp_path):
       np.testing.assert_array_equal(pos["cls"], variables["params"]["encoder"]["pos"]["cls"])
 
 
+def test_what_has_no_positions_cannot_resample_them(tmp_path):
+  _, variables = random_variables("convnext/test")
+  zoo.save(tmp_path / "w.safetensors", "convnext/test", {}, variables)
+  assert_same(zoo.load(tmp_path / "w.safetensors", image_size=(64, 64))[1], variables)
+  with pytest.raises(WeightsError, match="convnext has no table of positions to resample; leave resample out"):
+    zoo.load(tmp_path / "w.safetensors", resample=True)
+
+
 def test_rows_and_columns_are_resampled(tmp_path):
   path = tmp_path / "w.safetensors"
   _, variables = random_variables("vit/test", positions="learned_2d")

@@ -42,6 +42,8 @@ class Objective:
     noise_BP = jax.vmap(lambda k: jax.random.uniform(k, (patches,)))(rng.per_example(mask_key, batch["id"]))
     shares = dict(share=self.share, masked=self.masked, swapped=self.swapped)
     logits_BTV, aux = model.apply(variables, image_BYXC, noise_BP, **shares, rngs=rngs)
+    if not logits_BTV.shape[1]:
+      raise ValueError(f"config.objective: share {self.share} corrupts none of {patches} patches; wanted at least one")
     target_BT = jnp.take_along_axis(colour_BP, aux["chosen"], axis=1)
     loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, target_BT).mean(1)
     right_B = (logits_BTV.argmax(-1) == target_BT).mean(1)

@@ -74,20 +74,18 @@ def corrupt(noise_BP: jax.Array, share: float = 0.5, masked: float = 0.8, swappe
 
   Args:
     noise_BP: [B, P] uniform noise, one value a patch.
-    share: of the patches to corrupt.
+    share: of the patches to corrupt; 0 for none.
     masked, swapped: shares of the corrupted to hide, and to replace with another patch of the image.
 
   Raises:
-    ValueError: shares that leave nothing to corrupt or sum to more than 1.
+    ValueError: shares that are negative or sum to more than 1.
   """
   patches = expect(noise_BP=noise_BP)["P"]
-  chosen = round(patches * share)
-  if not 0 < chosen <= patches:
-    raise ValueError(
-      f"a share of {share} corrupts {chosen} of {patches} patches; wanted 0 < share <= 1 and at least one"
-    )
+  if not 0 <= share <= 1:
+    raise ValueError(f"share is {share}; wanted 0 <= share <= 1")
   if masked < 0 or swapped < 0 or masked + swapped > 1:
     raise ValueError(f"masked is {masked} and swapped is {swapped}; wanted both at least 0 and their sum at most 1")
+  chosen = round(patches * share)
   hidden = round(chosen * masked)
   moved = round(chosen * (masked + swapped))
   order_BP = jnp.argsort(noise_BP, axis=1)

@@ -235,12 +235,15 @@ def _converted(path, source: Source, model, template: Mapping, layout, ignore, r
     given = f"there is no layout {layout!r}" if layout else "the file does not tell its layout: pass layout=..."
     raise WeightsError(str(path), [f"{given}; there are {', '.join(tables)}{_likely(source.tensors, tables)}"])
   _check_collections(layout, template)
+  if resample is True and not hasattr(model.config, "resampling"):
+    raise WeightsError(str(path), [f"{_family(model)} has no table of positions to resample; leave resample out"])
+  resampling = model.config.resampling if resample is True else resample
   variables = convert(
     source.tensors,
     tables[layout],
     template if layout == "zoo" else template.get("params", {}),
     ignore=[ignore] if isinstance(ignore, str) else ignore,
-    resample=model.config.resampling if resample is True else resample or "",
+    resample=resampling or "",
     about=f"{path} (layout {layout}{_likely(source.tensors, tables, layout)}) does not fit {_family(model)}{hint}",
   )
   return variables if layout == "zoo" else {"params": variables}
