@@ -101,7 +101,7 @@ class Block(nn.Module):
 
   activation: str = "gelu"
   epsilon: float = 1e-6
-  layer_scale: float = 1e-6
+  initial_scale: float = 1e-6
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -117,8 +117,8 @@ class Block(nn.Module):
     )
     y_BYXD = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(convolve(x_BYXD))
     y_BYXD = Mlp(RATIO * width, self.activation, dtype=self.dtype, kernel_init=init.normal, name="mlp")(y_BYXD)
-    if self.layer_scale:
-      scale_D = self.param("layer_scale", nn.initializers.constant(self.layer_scale), (width,))
+    if self.initial_scale:
+      scale_D = self.param("layer_scale", nn.initializers.constant(self.initial_scale), (width,))
       y_BYXD = y_BYXD * scale_D.astype(self.dtype)
     x_BYXD = by_batch(x_BYXD + DropPath(name="drop_path")(y_BYXD, drop_path))
     return x_BYXD, {"": x_BYXD}
@@ -147,7 +147,9 @@ class Stage(nn.Module):
     x_BYXD = nn.Dense(c.widths[i], kernel_init=init.normal, dtype=dtype, name="patch")(patches)
     if not i:
       x_BYXD = norm(name="norm")(x_BYXD)
-    block = functools.partial(Block, activation=c.activation, epsilon=c.epsilon, layer_scale=c.layer_scale, dtype=dtype)
+    block = functools.partial(
+      Block, activation=c.activation, epsilon=c.epsilon, initial_scale=c.layer_scale, dtype=dtype
+    )
     first = sum(c.depths[:i])
     rates = drop_path_rates(c.drop_path, sum(c.depths))[first : first + c.depths[i]]
     x_BYXD, aux = run_blocks(block, x_BYXD, per_block=rates, scan=c.scan, remat=c.remat)
