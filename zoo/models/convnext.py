@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from zoo import init
 from zoo.axes import by_batch
+from zoo.convolution import depthwise
 from zoo.errors import field_faults
 from zoo.layers import ACTIVATIONS, DropPath, LayerNorm, Mlp, drop_path_rates, patchify
 from zoo.shapes import expect
@@ -96,6 +97,20 @@ def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
   return (jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), jnp.float32),)
 
 
+class DepthwiseConv(nn.Module):
+  """Maps [B, Y, X, D] to [B, Y, X, D]: each feature convolved by itself (Liu et al. 2022, 2.3)."""
+
+  size: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BYXD: jax.Array) -> jax.Array:
+    width = expect(x_BYXD=x_BYXD)["D"]
+    kernel = self.param("kernel", init.normal, (self.size, self.size, 1, width))
+    bias_D = self.param("bias", nn.initializers.zeros, (width,))
+    return depthwise(x_BYXD.astype(self.dtype), kernel.astype(self.dtype)) + bias_D.astype(self.dtype)
+
+
 class Block(nn.Module):
   """Maps [B, Y, X, D] to [B, Y, X, D] (figure 4): what a 7 x 7 neighbourhood has of each feature, then an MLP."""
 
@@ -112,10 +127,8 @@ class Block(nn.Module):
     del shared, own
     width = expect(x_BYXD=x_BYXD)["D"]
     x_BYXD = by_batch(x_BYXD)
-    convolve = nn.Conv(
-      width, (KERNEL, KERNEL), feature_group_count=width, kernel_init=init.normal, dtype=self.dtype, name="conv"
-    )
-    y_BYXD = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(convolve(x_BYXD))
+    y_BYXD = DepthwiseConv(KERNEL, self.dtype, name="conv")(x_BYXD)
+    y_BYXD = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(y_BYXD)
     y_BYXD = Mlp(RATIO * width, self.activation, dtype=self.dtype, kernel_init=init.normal, name="mlp")(y_BYXD)
     if self.initial_scale:
       scale_D = self.param("layer_scale", nn.initializers.constant(self.initial_scale), (width,))
