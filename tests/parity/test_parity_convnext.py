@@ -21,7 +21,7 @@ from zoo.weights.read import read
 pytestmark = pytest.mark.parity
 
 SIZES = dict(hidden_sizes=[8, 12, 20, 28], depths=[2, 1, 3, 1])
-OURS = dict(widths=(8, 12, 20, 28), depths=(2, 1, 3, 1))
+OURS = dict(widths=(8, 12, 20, 28), depths=(2, 1, 3, 1), image_size=(32, 32))
 STAGES = [f"stage{i}" for i in (1, 2, 3, 4)]
 KINDS = {
   ConvNextModel: dict(),
@@ -59,7 +59,7 @@ def test_outputs_of_every_stage(kind, size, tmp_path):
   theirs = make(kind)
   theirs.save_pretrained(tmp_path)
   image, image_BYXC = draw(*size)
-  model, variables = zoo.load(tmp_path, "convnext/test")  # config.json tells all of its sizes
+  model, variables = zoo.load(tmp_path, "convnext/test", **OURS)
   output, aux = jax.jit(model.apply)(variables, image_BYXC)
   with torch.no_grad():
     told = theirs(image, output_hidden_states=True)
@@ -82,7 +82,7 @@ def test_other_numerics_and_grey(tmp_path):
   theirs = make(ConvNextForImageClassification, **more)
   theirs.save_pretrained(tmp_path)
   image, image_BYXC = draw(32, 48)
-  model, variables = zoo.load(tmp_path, "convnext/test", patch=2)
+  model, variables = zoo.load(tmp_path, "convnext/test", **OURS, patch=2)
   assert model.config.activation == "gelu_tanh" and model.config.head_epsilon == 1e-2
   with torch.no_grad():
     wanted = theirs(image[:, :1]).logits
@@ -110,7 +110,7 @@ def test_gradients():
   image, image_BYXC = draw(64, 40, batch=3)
   labels = torch.tensor([1, 6, 4])
   theirs(image, labels=labels).loss.backward()
-  model = zoo.create("convnext/test", head_epsilon=1e-12)
+  model = zoo.create("convnext/test", **OURS, head_epsilon=1e-12)
   table = zoo.family("convnext").tables(model.config)["huggingface"]
 
   def loss(params):
@@ -134,7 +134,7 @@ def test_hugging_face_reads_what_we_write(kind, tmp_path):
     ConvNextModel: dict(num_classes=0),
     ConvNextForImageClassification: {},
     ConvNextBackbone: dict(head="features", num_classes=0),
-  }[kind] | dict(head_epsilon=1e-12)
+  }[kind] | dict(OURS, head_epsilon=1e-12)
   model = zoo.create("convnext/test", **overrides)
   image, image_BYXC = draw(64, 32)
   shapes = jax.eval_shape(model.init, {"params": jax.random.key(0)}, image_BYXC)
@@ -161,12 +161,12 @@ def make_timm():
 def test_timm_names(tmp_path):
   theirs = make_timm()
   torch.save(theirs.state_dict(), tmp_path / "w.pth")
-  model, variables = zoo.load(tmp_path / "w.pth", "convnext/test", layout="timm")
+  model, variables = zoo.load(tmp_path / "w.pth", "convnext/test", layout="timm", **OURS)
   image, image_BYXC = draw(64, 96)
   with torch.no_grad():
     wanted = theirs(image)
   assert relative_error(jax.jit(model.apply)(variables, image_BYXC)[0], wanted) < 1e-5
-  zoo.save(tmp_path / "w.safetensors", "convnext/test", {}, variables, layout="timm")
+  zoo.save(tmp_path / "w.safetensors", "convnext/test", OURS, variables, layout="timm")
   written = read(tmp_path / "w.safetensors").tensors
   assert written.keys() == theirs.state_dict().keys()
   for name, value in theirs.state_dict().items():
@@ -176,7 +176,7 @@ def test_timm_names(tmp_path):
 def test_meta_names():
   """timm knows the names of the released files: what it makes of ours, written by them, has to be ours."""
   theirs = make_timm()
-  model = zoo.create("convnext/test")
+  model = zoo.create("convnext/test", **OURS)
   tables = zoo.family("convnext").tables(model.config)
   template = jax.eval_shape(model.init, {"params": jax.random.key(0)}, np.zeros((1, 32, 32, 3)))["params"]
   state = {name: value.numpy() for name, value in theirs.state_dict().items()}

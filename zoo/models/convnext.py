@@ -35,7 +35,7 @@ VARIANTS = {
     patch=2, widths=(32, 64, 128), depths=(2, 3, 1), image_size=(28, 28), channels=1, num_classes=10, layer_scale=0.1
   ),
   # Another size on every axis, so that no two can be confused unnoticed.
-  "test": dict(patch=4, widths=(8, 12, 20, 28), depths=(2, 1, 3, 1), image_size=(32, 64), num_classes=7),
+  "test": dict(patch=4, widths=(8, 12, 20), depths=(1, 2, 1), image_size=(16, 32), num_classes=7),
 }
 
 
