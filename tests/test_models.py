@@ -152,7 +152,7 @@ COUNTS = {
   "hybrid/r26_s32": 36_431_912,
   "hybrid/r50_b16": 98_659_112,
   "hybrid/r50_l32": 328_994_856,
-  "hybrid/test": hybrid_count(8, (1, 3), 16, 2, 24, 2, 40, side=(48, 32), classes=7),
+  "hybrid/test": hybrid_count(8, (1, 2), 16, 2, 24, 2, 40, side=(48, 32), classes=7),
   # A vector for what is hidden, and a classifier of 512 colours.
   "patch_prediction/s16": vit_count(16, *S, classes=512) + 384,
   "patch_prediction/b16": vit_count(16, *BASE, classes=512) + 768,

@@ -104,7 +104,10 @@ def by_batch(x: jax.Array) -> jax.Array:
 
 
 def whole(params):
-  """Marks parameters as cut no longer: for a loop over places, which would gather them at each place anew."""
+  """Marks parameters as cut no longer: for a loop over places, which would gather them at each place anew.
+
+  And for what XLA would else move activations for, such as depthwise convolutions.
+  """
   return _gather.get()(params)
 
 

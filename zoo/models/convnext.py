@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo import init
-from zoo.axes import by_batch
+from zoo.axes import by_batch, whole
 from zoo.convolution import depthwise
 from zoo.errors import field_faults
 from zoo.layers import ACTIVATIONS, DropPath, LayerNorm, Mlp, drop_path_rates, patchify
@@ -108,7 +108,9 @@ class DepthwiseConv(nn.Module):
     width = expect(x_BYXD=x_BYXD)["D"]
     kernel = self.param("kernel", init.normal, (self.size, self.size, 1, width))
     bias_D = self.param("bias", nn.initializers.zeros, (width,))
-    return depthwise(x_BYXD.astype(self.dtype), kernel.astype(self.dtype)) + bias_D.astype(self.dtype)
+    # Were it cut along the features, XLA would move the maps, which are larger.
+    kernel = whole(kernel.astype(self.dtype))
+    return depthwise(x_BYXD.astype(self.dtype), kernel) + bias_D.astype(self.dtype)
 
 
 class Block(nn.Module):

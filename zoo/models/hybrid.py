@@ -29,7 +29,7 @@ VARIANTS = {
   "r50_b16": dict(patch=16, stem_depths=(3, 4, 9), **vit.SIZES["b"]),
   "r50_l32": dict(patch=32, stem_depths=(3, 4, 6, 3), **vit.SIZES["l"]),
   "test": vit.VARIANTS["test"]
-  | dict(patch=16, stem_depths=(1, 3), stem_width=8, stem_groups=4, image_size=(48, 32), depth=2),
+  | dict(patch=16, stem_depths=(1, 2), stem_width=8, stem_groups=4, image_size=(48, 32), depth=2),
 }
 
 
