@@ -120,7 +120,7 @@ def test_the_stem_is_the_first_layer():
   assert {scale for path, scale in scales.items() if path.startswith("encoder/stem/")} == {0.25}
   assert scales["encoder/block_00/mlp/up/kernel"] == 0.5 and scales["head/kernel"] == 1
   optimizer, _ = optim.make(params, 10, name="muon", learning_rate=0.1, schedule="constant")
-  gradients = jax.tree.map(lambda p: p + 1, params)  # of which a mean is most, unless it is taken for one of many
+  gradients = jax.tree.map(lambda p: p + 1, params)  # one large singular value, to be made as small as the others
   change, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
   update = flatten(change)["encoder/stem/stage_1/first/conv2/kernel"]  # 3 x 3 x 16 to 16
   singular = np.linalg.svd(np.asarray(update).reshape(-1, 16), compute_uv=False)
