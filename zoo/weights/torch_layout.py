@@ -19,6 +19,7 @@ TOKEN = Transform(lambda t, shape: t[0, 0], lambda a: a[None, None])  # [1, 1, D
 ROW = Transform(lambda t, shape: t[0], lambda a: a[None])  # [1, V] to [V]
 # A table of positions that begins with two rows that nobody reads, [2 + T, D] to [T, D].
 FROM_THIRD = Transform(lambda t, shape: t[2:], lambda a: np.concatenate([np.zeros_like(a, shape=(2, a.shape[1])), a]))
+KERNEL = Transform(lambda t, shape: t.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # to [Y, X, C, D]
 IGNORED = Transform(lambda t: (), lambda: None)  # with paths ()
 HEADS = Transform(lambda t, shape: t.T.reshape(shape), lambda a: a.reshape(a.shape[0], -1).T)  # [N H, D] to [D, N, H]
 HEADS_BIAS = Transform(lambda t, shape: t.reshape(shape), lambda a: a.reshape(-1))  # [N H] to [N, H]
@@ -107,8 +108,13 @@ def dense(key: str, path: str) -> tuple[Rule, ...]:
   return Rule(rf"{key}\.weight", f"{path}/kernel", TRANSPOSED), Rule(rf"{key}\.bias", f"{path}/bias", AS_IS)
 
 
+def kernel(key: str, path: str) -> tuple[Rule, ...]:
+  """A convolution; where it is depthwise, of one channel for each feature."""
+  return Rule(rf"{key}\.weight", f"{path}/kernel", KERNEL), Rule(rf"{key}\.bias", f"{path}/bias", AS_IS)
+
+
 def norm(key: str, path: str) -> tuple[Rule, ...]:
-  """A layer normalisation."""
+  """A layer or group normalisation."""
   return Rule(rf"{key}\.weight", f"{path}/scale", AS_IS), Rule(rf"{key}\.bias", f"{path}/bias", AS_IS)
 
 
