@@ -24,6 +24,9 @@ COMBINATIONS = {
   "nat": [dict(length="cut"), dict(shared="none", cross="mix", copy=True, positions="t5")],
   "mae": IMAGES,
   "vit": [*IMAGES, dict(positions="relative")],  # an MAE sees a random choice of patches, which have no offsets
+  "hybrid": [dict(stem_depths=(2,)), dict(stem_depths=(), pool="map")],
+  "patch_prediction": [dict(positions="relative")],
+  "convnext": [dict(head="features"), dict(layer_scale=0.0, num_classes=0)],
   "transformer": [
     dict(shared="none", head_bias=True, positions="learned"),
     dict(head_bias=True, order="pre", final_norm=True),

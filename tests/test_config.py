@@ -19,6 +19,7 @@ import zoo
 from train import cli, optim, program
 from train import config as configuration
 from zoo.axes import flatten
+from zoo.positions import KINDS
 from zoo.stack import unstack_params
 from zoo.weights import load_into
 
@@ -137,6 +138,37 @@ def test_second_phases_go_on_where_the_first_ended(name):
     assert before(10_000) == pytest.approx(1e-4) and after(100_000) == 0
     # A straight line from there to the last step.
     assert before(first.steps) == pytest.approx(after(1000)) == pytest.approx(1e-4 * 100 / 990)
+
+
+@pytest.mark.parametrize("name", [n for n in configuration.shipped() if n.startswith("patch_prediction")])
+def test_what_a_patch_prediction_has_learned_is_found_by_the_command_it_tells(name, tmp_path):
+  shrink = [f"model.{k}={v}" for k, v in dict(width=16, depth=2, mlp_dim=24, heads=2).items()]
+  *_, command = re.findall(r"zoo train .*", docstring(name).replace("\\\n", " "))
+  target, *overrides = shlex.split(command.partition("--workdir")[0])[2:]
+  config, source = configuration.load(target, [*shrink, *overrides]), configuration.load(name, shrink)
+  assert config.init.path.startswith("runs/patch_prediction") and config.init.ignore and config.init.keep
+  before, model = (zoo.create(c.model.name, **configuration.kwargs(c.model)) for c in (source, config))
+  rngs, rng = {"params": jax.random.key(0), "mask": jax.random.key(1)}, np.random.default_rng(0)
+  pretrained, fresh = (
+    jax.tree.map(
+      lambda a: rng.normal(size=a.shape).astype(a.dtype),
+      jax.eval_shape(m.init, rngs, *zoo.family("vit").inputs(m.config, 1)),
+    )
+    for m in (before, model)
+  )
+  config.init.path = str(tmp_path / "pretrained.safetensors")
+  zoo.save(config.init.path, source.model.name, configuration.kwargs(source.model), pretrained)
+  encoder = flatten(load_into(model, fresh, **configuration.kwargs(config.init))["params"]["encoder"])
+  wanted = flatten(pretrained["params"]["encoder"])
+  assert encoder.keys() == wanted.keys() - {"mask"}
+  for path, leaf in encoder.items():
+    np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
+
+
+def test_the_ablation_of_positions_changes_them_alone():
+  made = [configuration.load(name).to_dict() for name in configuration.shipped() if "_pos_" in name]
+  kinds = [config["model"].pop("positions") for config in made]
+  assert sorted(kinds) == sorted(KINDS) and all(config == made[0] for config in made)
 
 
 @pytest.mark.parametrize("name", [n for n in configuration.shipped() if "finetune" in n or "linear" in n])

@@ -40,6 +40,27 @@ def mae_count(patch, D, L, F, DD, DL, DF, *, channels=3):
   return encoder + (D * DD + DD) + DD + blocks(DD, DL, DF) + 2 * DD + (DD * pixels + pixels)
 
 
+def convnext_count(patch, widths, depths, *, channels=3, classes=1000):
+  """Stem and its norm; norms and convolutions between stages; blocks; the last norm, the classifier."""
+  total = (patch * patch * channels + 1) * widths[0] + 2 * widths[0]
+  total += sum(2 * C + (4 * C + 1) * D for C, D in itertools.pairwise(widths))
+  for D, L in zip(widths, depths, strict=True):
+    total += L * ((7 * 7 + 1) * D + 2 * D + (D * 4 * D + 4 * D) + (4 * D * D + D) + D)
+  return total + 2 * widths[-1] + (widths[-1] + 1) * classes
+
+
+def hybrid_count(width, stages, patch, cell, *vit, channels=3, **kwargs):
+  """The root; units of three convolutions with their norms, the first of a stage with a fourth; a ViT of the map."""
+  total, C = 7 * 7 * channels * width + 2 * width, width
+  for i, depth in enumerate(stages):
+    narrow, wide = width * 2**i, 4 * width * 2**i
+    total += (C + 1) * wide + wide  # of the first unit's projection
+    for _ in range(depth):
+      total += C * narrow + 3 * 3 * narrow**2 + narrow * wide + 2 * (narrow + narrow + wide)
+      C = wide
+  return total + vit_count(patch, *vit, channels=channels, **kwargs) + (cell**2 * C - patch**2 * channels) * vit[0]
+
+
 def transformer_count(D, L, DL, F, vocab):
   """One embedding for all; an encoder, and a decoder with cross-attention and its norm."""
   return vocab * D + blocks(D, L, F) + blocks(D, DL, F) + DL * (2 * D + 4 * (D * D + D))
@@ -143,6 +164,25 @@ COUNTS = {
   "mae/h14": 656_613_964,
   "mae/nano4": mae_count(4, 96, 4, 192, 48, 1, 96, channels=1),
   "mae/test": mae_count(4, 24, 3, 40, 16, 2, 28),
+  # As published, and as Hugging Face's have it (`tests/parity/test_parity_convnext.py`).
+  "convnext/t": 28_589_128,
+  "convnext/s": 50_223_688,
+  "convnext/b": 88_591_464,
+  "convnext/l": 197_767_336,
+  "convnext/nano": convnext_count(2, (32, 64, 128), (2, 3, 1), channels=1, classes=10),
+  "convnext/test": convnext_count(4, (8, 12, 20), (1, 2, 1), classes=7),
+  # As timm has it; the others as published.
+  "hybrid/r_ti16": 6_337_704,
+  "hybrid/r26_s32": 36_431_912,
+  "hybrid/r50_b16": 98_659_112,
+  "hybrid/r50_l32": 328_994_856,
+  "hybrid/test": hybrid_count(8, (1, 2), 16, 2, 24, 2, 40, side=(48, 32), classes=7),
+  # A vector for what is hidden, and a classifier of 512 colours.
+  "patch_prediction/s16": vit_count(16, *S, classes=512) + 384,
+  "patch_prediction/b16": vit_count(16, *BASE, classes=512) + 768,
+  "patch_prediction/l16": vit_count(16, *L, classes=512) + 1024,
+  "patch_prediction/nano4": vit_count(4, 96, 4, 192, side=28, channels=1, classes=8) + 96,
+  "patch_prediction/test": vit_count(4, 24, 3, 40, side=(20, 12), classes=512) + 24,
   "nat/base": nat_count(512, 6, 6, 2048, 37_000),
   "nat/nano": nat_count(128, 3, 3, 512, 4000),
   "nat/test": nat_count(24, 2, 3, 40, 29, 3),
@@ -213,6 +253,9 @@ def test_parameter_count(name):
 def test_the_closed_forms_give_the_published_counts():
   assert vit_count(16, *S) == COUNTS["vit/s16"] and vit_count(14, *H) == COUNTS["vit/h14"]
   assert mae_count(16, *L, 512, 8, 2048) == COUNTS["mae/l16"]
+  assert convnext_count(4, (128, 256, 512, 1024), (3, 3, 27, 3)) == COUNTS["convnext/b"]
+  assert hybrid_count(64, (3, 4, 6, 3), 32, 1, *L) == COUNTS["hybrid/r50_l32"]
+  assert hybrid_count(64, (), 32, 8, *TI) == COUNTS["hybrid/r_ti16"]
   assert transformer_count(512, 6, 6, 2048, 37_000) == COUNTS["transformer/base"]
   assert bert_count(768, 12, 3072) == COUNTS["bert/base"] and bert_count(128, 2, 512) == COUNTS["bert/tiny"]
   without = {size: count(shapes(f"bert/{size}", head="none", scan=True)) for size in ("tiny", "base", "large")}
@@ -310,7 +353,8 @@ def test_bfloat16_is_for_computing_only(name, scan):
   assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
   assert {array.dtype for key, array in aux.items() if key in ("tokens", "block_00")} <= {jnp.dtype("bfloat16")}
   weights = [array for key, array in aux.items() if key.endswith(("weights", "alignment"))]
-  assert weights and all(array.dtype == jnp.float32 for array in weights)
+  assert bool(weights) != name.startswith("convnext/")  # which does not attend
+  assert all(array.dtype == jnp.float32 for array in weights)
 
 
 def test_features_are_float32_too():
@@ -369,6 +413,22 @@ def test_what_is_pooled():
   for pool, of in (("cls", lambda t: t[:, 0]), ("gap", lambda t: t[:, 1:].mean(1))):
     _, aux = run("vit/test", pool=pool)
     np.testing.assert_allclose(aux["features"], of(np.asarray(aux["tokens"])), rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_of_a_text():
+  model = zoo.create("bert/test", head="classify", num_classes=3, pool="mean")
+  token = jax.random.randint(jax.random.key(0), (2, 7), 5, 29)
+  variables = model.init(jax.random.key(1), token)
+  assert "pooler" not in variables["params"]
+  logits, aux = model.apply(variables, token)
+  head = variables["params"]["head"]
+  np.testing.assert_allclose(logits, aux["tokens"].mean(1) @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-6)
+  padded, _ = model.apply(variables, jnp.pad(token, ((0, 0), (0, 3))))
+  np.testing.assert_allclose(padded, logits, rtol=1e-5, atol=1e-6)
+  with pytest.raises(ValueError, match=r"pool='mean'.*pool='cls'"):
+    model.apply(variables, token, first_BK=jnp.zeros((2, 1), jnp.int32))
+  with pytest.raises(ValueError, match="pool is 'max'"):
+    zoo.create("bert/test", pool="max")
 
 
 @pytest.mark.parametrize("positions", ["learned_1d", "learned_2d", "sincos_2d", "none"])

@@ -52,7 +52,7 @@ def compiled(name, mesh_name, **overrides):
     config.model.dropout = 0.1
   if family == "kernel_regression":
     config.data = dict(name="points", dataset="engel")
-  elif family in ("vit", "mae"):
+  elif family in ("vit", "mae", "hybrid", "patch_prediction", "convnext"):
     config.model.drop_path = 0.1
     config.data = dict(name="images", image_size=zoo.create(name).config.image_size)
   elif family == "segmenter":
@@ -61,9 +61,11 @@ def compiled(name, mesh_name, **overrides):
     config.data = dict(name="corpus", dataset="corpus/any", length=16, sequences=3)
   else:
     config.data = dict(name="pairs", dataset="verses_en_es", source_length=11, target_length=9)
+  classify = dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0)
   config.objective = {
-    "vit": dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0),
+    **dict.fromkeys(("vit", "hybrid", "convnext"), classify),
     "mae": dict(name="mae"),
+    "patch_prediction": dict(name="patch_prediction"),
     "segmenter": dict(name="segment"),
     "kernel_regression": dict(name="regress"),
     "nat": dict(name="nat", label_smoothing=0.1),
@@ -159,9 +161,11 @@ def test_tensor_parallel_sums_activations(name):
   # Megatron (Shoeybi et al. 2019, 3): a sum for each sublayer forward, and one backward, or three where XLA does not
   # add the gradients through q, k and v first. It may send several arrays at once, so it is these that are counted.
   config = zoo.create(name).config
-  sublayers = 2 * config.depth + (3 if name.startswith(("transformer/", "nat/")) else 2) * getattr(
-    config, "decoder_depth", 0
-  )
+  if name.startswith("convnext/"):
+    sublayers = sum(config.depths)  # MLPs; depthwise convolutions need no other features
+  else:
+    decoder = 3 if name.startswith(("transformer/", "nat/")) else 2
+    sublayers = 2 * config.depth + decoder * getattr(config, "decoder_depth", 0)
   forward, backward = (
     sum(c.count for c in between for size in c.sizes if size % LOCAL == 0 and ("transpose(" in c.source) == back)
     for back in (False, True)

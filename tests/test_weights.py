@@ -170,8 +170,17 @@ CASES = [
   ("vit/test", "timm", {}),
   ("vit/test", "timm", dict(pool="gap", class_token=False, final_norm=False, head_norm="layer")),
   ("vit/test", "timm", dict(pool="map", class_token=False, representation=13)),
+  ("vit/test", "google", dict(representation=11, scan=True)),
+  ("vit/test", "google", dict(pool="map", class_token=False)),
   ("mae/test", "huggingface", {}),
   ("mae/test", "timm", dict(scan=True)),
+  *(("convnext/test", layout, {}) for layout in ("huggingface", "meta", "timm")),
+  ("convnext/test", "huggingface", dict(num_classes=0, scan=True)),
+  *(("convnext/test", layout, dict(head="features", num_classes=0)) for layout in ("huggingface", "meta")),
+  ("convnext/test", "timm", dict(layer_scale=0.0)),
+  ("hybrid/test", "timm", dict(scan=True)),
+  ("hybrid/test", "timm", dict(stem_depths=())),
+  ("hybrid/test", "google", {}),
   ("transformer/test", "huggingface", dict(head_bias=True)),
   ("transformer/test", "huggingface", dict(head_bias=True, shared="target", positions="learned", embed_norm=True)),
   ("transformer/test", "huggingface", dict(head_bias=True, shared="none", order="pre", final_norm=True, scan=True)),
@@ -301,6 +310,14 @@ def test_resampling_must_be_asked_for(tmp_path):
       pos = again["params"]["encoder"]["pos"]
       np.testing.assert_allclose(pos["table"], resample(table, (5, 3), method), rtol=1e-6)
       np.testing.assert_array_equal(pos["cls"], variables["params"]["encoder"]["pos"]["cls"])
+
+
+def test_what_has_no_positions_cannot_resample_them(tmp_path):
+  _, variables = random_variables("convnext/test")
+  zoo.save(tmp_path / "w.safetensors", "convnext/test", {}, variables)
+  assert_same(zoo.load(tmp_path / "w.safetensors", image_size=(64, 64))[1], variables)
+  with pytest.raises(WeightsError, match="convnext has no table of positions to resample; leave resample out"):
+    zoo.load(tmp_path / "w.safetensors", resample=True)
 
 
 def test_rows_and_columns_are_resampled(tmp_path):

@@ -145,8 +145,8 @@ def stop_frozen(params: dict, patterns: tuple[str, ...]) -> dict:
 def layer_scales(params: dict, decay: float) -> dict:
   """Layer-wise learning-rate decay: factor decay^(L + 1 - layer) (Clark et al. 2020; Bao et al. 2022).
 
-  Patches or words, positions, types and the class token are layer 0, block i is layer i + 1, all the rest is layer
-  L + 1.
+  A convolutional stem, patches or words, positions, types and learned tokens are layer 0, block i is layer i + 1, all
+  the rest is layer L + 1.
 
   Returns:
     path -> factor; stacked parameters get [L, 1, ...].
@@ -168,7 +168,7 @@ def layer_scales(params: dict, decay: float) -> dict:
     elif block:
       layer = int(block[1]) + 1
     else:
-      layer = 0 if re.match(r"encoder/(patch|pos|cls|embed|type)", path) else depth + 1
+      layer = 0 if re.match(r"encoder/(stem|patch|pos|cls|mask|embed|type)", path) else depth + 1
     return np.float32(decay) ** np.asarray(depth + 1 - layer, np.float32)
 
   return {path: scale(path, p) for path, p in axes.flatten(params).items()}
@@ -177,15 +177,20 @@ def layer_scales(params: dict, decay: float) -> dict:
 def _muon_dimensions(params: dict) -> dict:
   """Tells Muon which axes of a kernel are inputs and which outputs; None for what Adam trains.
 
-  Muon is for hidden matrices: embeddings, heads and vectors go to Adam (Jordan et al. 2024).
+  Muon is for hidden matrices: embeddings, heads and vectors go to Adam (Jordan et al. 2024), and depthwise
+  convolutions, which are a vector for each place.
   """
 
   def dimensions(path, names):
     path = axes.path_name(path)
-    if not path.endswith("kernel") or re.match(r"head/|encoder/patch/|decoder/pixels/", path):
+    if not path.endswith("kernel") or re.match(r"head/|encoder/(stage_0/)?patch/|decoder/pixels/", path):
       return None
     first = int(names[0] == "layers")
     split = first + (2 if names[first] == "heads" else 1)  # `attn/out` has two input axes, heads and head_dim
+    if names[first].endswith("rows"):  # a convolution: its places are inputs, too
+      if "one" in names:
+        return None
+      split = len(names) - 1
     return optax.contrib.MuonDimensionNumbers(tuple(range(first, split)), tuple(range(split, len(names))))
 
   # Exactly tuple: where parameters are frozen optax puts empty named tuples in their place.

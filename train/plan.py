@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.extend import core
+from jax.interpreters import partial_eval
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from rich.table import Table
@@ -76,9 +77,9 @@ def peak_flops(device: jax.Device) -> float | None:
 def count_macs(function: Callable, *args) -> int:
   """Multiply-adds of all matmuls and convolutions of a function, over all devices; nothing is run or allocated.
 
-  A scan counts its body as often as it runs, a `cond` its dearest branch, rematerialisation what it computes again.
-  A `while` loop, whose length nobody knows, counts its body once. The zeros that a strided convolution's gradient
-  is filled up with are not counted.
+  What no output needs is not counted, as XLA leaves it out. A scan counts its body as often as it runs, a `cond` its
+  dearest branch, rematerialisation what it computes again. A `while` loop, whose length nobody knows, counts its body
+  once. The zeros that a strided convolution's gradient is filled up with are not counted.
 
   Args:
     function: traceable by JAX.
@@ -87,7 +88,9 @@ def count_macs(function: Callable, *args) -> int:
   Returns:
     the exact number; FLOPs are twice as many.
   """
-  return _macs(jax.make_jaxpr(function)(*args).jaxpr)
+  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+  needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _macs(needed)
 
 
 def _macs(jaxpr: core.Jaxpr) -> int:

@@ -17,6 +17,7 @@ from zoo.errors import nearest
 # than its bytes.
 MESH_AXES = {
   **dict.fromkeys(("embed", "features", "query_embed", "key_embed"), "fsdp"),
+  **dict.fromkeys(("root", "unit_input", "wide", "narrow_input"), "fsdp"),
   **dict.fromkeys(("heads", "kv_heads", "mlp"), "tensor"),
 }
 # The batch is cut over both; fsdp is data parallelism that also cuts the parameters (Rajbhandari et al. 2020).

@@ -257,10 +257,12 @@ def attention_weights(model, variables: dict, image_BYXC, *, mean=(0.5,), std=(0
     ValueError: the model tells no attention weights.
   """
   options = {}
-  if "mask_ratio" in inspect.signature(type(model).__call__).parameters:
+  parameters = inspect.signature(type(model).__call__).parameters
+  if "noise_BP" in parameters:
     patches = math.prod(_grid(model, image_BYXC))
-    # Equal noise leaves the patches in their order.
-    options = dict(noise_BP=np.zeros((len(image_BYXC), patches), np.float32), mask_ratio=0.0)
+    # Equal noise leaves the patches in their order; and a share of 0 leaves them as they are.
+    options = {"noise_BP": np.zeros((len(image_BYXC), patches), np.float32)}
+    options["mask_ratio" if "mask_ratio" in parameters else "share"] = 0.0
 
   @jax.jit
   def look(variables, image_BYXC):

@@ -64,7 +64,7 @@ def create(name: str, **overrides) -> nn.Module:
 
 
 def _checked(what: str, value, kind):
-  """`value` as `kind`; a number or a list becomes rows and columns, nothing else is bent."""
+  """`value` as `kind`; a number or a list becomes rows and columns, a list a tuple, nothing else is bent."""
   if kind == tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else value
     if isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(v, int) and v > 0 for v in pair):
@@ -72,4 +72,8 @@ def _checked(what: str, value, kind):
     raise ValueError(f"{what} is {value!r}; wanted rows and columns, such as (224, 224)")
   if fault := type_fault(value, kind):
     raise ValueError(f"{what} is {fault}")
+  if kind == tuple[int, ...]:
+    if faults := [fault for v in value if (fault := type_fault(v, int))]:
+      raise ValueError(f"{what} is {value!r}, with {faults[0]}")
+    return tuple(value)
   return value

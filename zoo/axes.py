@@ -23,7 +23,7 @@ RULES = (
   (r"mlp/up/bias", ("mlp",)),
   (r"mlp/down/kernel", ("mlp", "embed")),
   (r"mlp/down/bias", ("embed",)),
-  (r"(norm|norm1|norm2|cross_norm|head_norm|source_norm|target_norm|embed_norm)/(scale|bias)", ("embed",)),
+  (r"(norm|norm1|norm2|cross_norm|head_norm|source_norm|target_norm|embed_norm|feature_norm)/(scale|bias)", ("embed",)),
   (r"buckets", ("buckets", "heads")),
   (r"bilinear", ("query_embed", "key_embed")),
   (r"query", ("query_embed", "attention_hidden")),
@@ -34,7 +34,7 @@ RULES = (
   (r"window/bias", ("window_features",)),
   (r"patch/kernel", ("pixels", "embed")),
   (r"patch/bias", ("embed",)),
-  (r"encoder/cls|pos/cls|pool/probe|decoder/mask", ("embed",)),
+  (r"encoder/cls|pos/cls|pool/probe|encoder/mask|decoder/mask", ("embed",)),
   (r"pos/table", ("rows", "columns", "embed")),
   (r"pos/row", ("rows", "half_embed")),
   (r"pos/column", ("columns", "half_embed")),
@@ -72,11 +72,27 @@ RULES = (
   (r"decoder/embed/bias", ("embed",)),
   (r"decoder/pixels/kernel", ("embed", "pixels")),
   (r"decoder/pixels/bias", ("pixels",)),
+  (r"input_norm/(scale|bias)", ("input_embed",)),
+  (r"conv/kernel", ("kernel_rows", "kernel_columns", "one", "embed")),
+  (r"conv/bias|layer_scale", ("embed",)),
+  (r"root/kernel", ("kernel_rows", "kernel_columns", "channels", "root")),
+  (r"root_norm/(scale|bias)", ("root",)),
+  # The units of a ResNet: wide, narrow, narrow, wide; the first of a stage comes from another width.
+  (r"first/conv1/kernel", ("point_rows", "point_columns", "unit_input", "narrow")),
+  (r"block(_\d\d|s)/conv1/kernel", ("point_rows", "point_columns", "wide", "narrow")),
+  (r"conv2/kernel", ("kernel_rows", "kernel_columns", "narrow_input", "narrow")),
+  (r"conv3/kernel", ("point_rows", "point_columns", "narrow", "wide")),
+  (r"proj/kernel", ("point_rows", "point_columns", "proj_input", "wide")),
+  (r"(conv1|conv2)_norm/(scale|bias)", ("narrow",)),
+  (r"(conv3|proj)_norm/(scale|bias)", ("wide",)),
 )
 
 
 # Parameters stacked by a scan over the layers are under this name.
 STACKED = "blocks"
+
+# Within which a logical axis has one size: a stage of a hierarchy, or else the encoder, the decoder, the head.
+_STAGE = re.compile(r"(.*/)?(stage_\d+|stem)(?=/)|[^/]+")
 
 _cut = contextvars.ContextVar("cut", default=lambda x: x)
 _gather = contextvars.ContextVar("gather", default=lambda x: x)
@@ -92,7 +108,10 @@ def by_batch(x: jax.Array) -> jax.Array:
 
 
 def whole(params):
-  """Marks parameters as cut no longer: for a loop over places, which would gather them at each place anew."""
+  """Marks parameters as cut no longer: for a loop over places, which would gather them at each place anew.
+
+  And for what XLA would else move activations for, such as depthwise convolutions.
+  """
   return _gather.get()(params)
 
 
@@ -133,7 +152,7 @@ def logical_axes(params: Mapping) -> dict:
 
   Raises:
     ValueError: a parameter that no rule or several rules fit, one of another rank than its rule, or a logical axis
-      of two sizes within a stage (encoder, decoder, head); all faults at once.
+      of two sizes within a stage (encoder, decoder, head; or one of a hierarchy's); all faults at once.
   """
   faults, sizes = [], {}
 
@@ -146,7 +165,7 @@ def logical_axes(params: Mapping) -> dict:
     if len(axes) != len(leaf.shape):
       faults.append(f"{path} has shape {leaf.shape}, its rule says {axes}")
       return axes
-    stage = path.partition("/")[0]
+    stage = _STAGE.match(path)[0]
     for axis, size in zip(axes, leaf.shape, strict=True):
       other_size, other_path = sizes.setdefault((stage, axis), (size, path))
       if other_size != size:

@@ -18,8 +18,12 @@ token = nn.initializers.normal(0.02)
 # Learned positions of BERT and ViT.
 position = nn.initializers.normal(0.02)
 
-# He et al. 2015, eq. 10: convolutions before a ReLU.
-rectified = nn.initializers.he_normal()
+# ConvNeXt (Liu et al. 2022; released code): every kernel. Cut at an absolute 2, which is no cut at all.
+normal = nn.initializers.normal(0.02)
+
+# He et al. 2015, eq. 10: convolutions before a ReLU. Also kernels that are standardised before use, so that how large
+# they are drawn is no matter.
+he = nn.initializers.he_normal()
 
 # ViT B.1.1: the classifier starts at zero, so that the first predictions are uniform.
 head = nn.initializers.zeros

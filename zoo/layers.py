@@ -12,6 +12,7 @@ from flax import linen as nn
 from zoo import init, norms, positions
 from zoo.attention import attend
 from zoo.axes import by_batch
+from zoo.dense import Dense, DenseGeneral, dot_general
 from zoo.dropout import drop
 from zoo.norms import LayerNorm
 from zoo.shapes import expect
@@ -117,7 +118,7 @@ class Attention(nn.Module):
 
     def project(name: str, heads: int, tokens: jax.Array) -> jax.Array:
       features = (heads, width // self.heads)
-      return nn.DenseGeneral(features, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(tokens)
+      return DenseGeneral(features, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(tokens)
 
     q_BTNH = project("q", self.heads, x_BTD)
     if self.rotary:
@@ -139,7 +140,7 @@ class Attention(nn.Module):
     key = self.make_rng("dropout") if self.dropout and self.has_rng("dropout") else None
     k_BSKH, v_BSKH = (a.swapaxes(1, 2) for a in cache)
     out_BTNH, weights = attend(q_BTNH, k_BSKH, v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout, dropout_key=key)
-    out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out")
+    out = DenseGeneral(width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out")
     return out(out_BTNH), weights, cache
 
 
@@ -154,7 +155,7 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, bias_init=init.mlp_bias, dtype=self.dtype)
+    dense = functools.partial(Dense, kernel_init=self.kernel_init, bias_init=init.mlp_bias, dtype=self.dtype)
     hidden = ACTIVATIONS[self.activation](dense(self.hidden, name="up")(x))
     hidden = Dropout(self.dropout, name="hidden_dropout")(hidden)
     return dense(x.shape[-1], name="down")(hidden)
@@ -323,7 +324,8 @@ def choose_tokens(x_BPD: jax.Array, index_BT: jax.Array) -> jax.Array:
 def tied_logits(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
   """How well each word's embedding fits: [B, T, V], summed in float32 (Press & Wolf 2017, 2)."""
   expect(x_BTD=x_BTD, table_VD=table_VD)
-  return jnp.einsum("BTD,VD->BTV", x_BTD, table_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+  table_DV = table_VD.astype(x_BTD.dtype).T
+  return dot_general(x_BTD, table_DV, (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def drop_path_rates(maximum: float, depth: int) -> np.ndarray:

@@ -48,7 +48,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=3)
   options = parser.parse_args()
   for scan in (True, False):
-    seconds = timing.in_turns({str(depth): compiling(depth, scan) for depth in (12, 24)}, options.rounds, warmup=0)
+    seconds = timing.in_turns({str(depth): compiling(depth, scan) for depth in (12, 24)}, options.rounds, settle=0)
     print(
       f"{'scanned ' if scan else 'unrolled'}: 12 layers {np.median(seconds['12']):.1f} s, "
       f"24 layers {np.median(seconds['24']):.1f} s; ratio {timing.ratio(seconds['24'], seconds['12'])}",

@@ -223,7 +223,7 @@ def bench_packing(options) -> None:
       jax.block_until_ready((holder[0], metrics))
 
     sides[batching] = run
-  seconds = timing.in_turns(sides, options.rounds)  # the first round compiles
+  seconds = timing.in_turns(sides, options.rounds)
   per_token = {side: [s / tokens[side] for s in values] for side, values in seconds.items()}
   for side in sides:
     gain, speed = timing.ratio(per_token["pad"], per_token[side]), 1 / np.median(per_token[side])

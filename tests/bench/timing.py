@@ -46,15 +46,20 @@ def _serve(pipe, make: Callable, args: tuple) -> None:
     pipe.send(True)
 
 
-def in_turns(functions: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-  """Seconds of each call; a round calls every function once, each of which returns when its work is done."""
+def in_turns(functions: dict[str, Callable[[], object]], rounds: int, settle: int = 1) -> dict[str, list[float]]:
+  """Seconds of each call; a round calls every function once, each of which returns when its work is done.
+
+  Before that it is called `settle` times for nothing: it compiles, and gets back the caches and the free memory that
+  the others had (which under a hypervisor may cost a second).
+  """
   seconds: dict[str, list[float]] = {name: [] for name in functions}
-  for turn in range(warmup + rounds):
+  for _ in range(rounds):
     for name, function in functions.items():
+      for _ in range(settle):
+        function()
       start = time.perf_counter()
       function()
-      if turn >= warmup:
-        seconds[name].append(time.perf_counter() - start)
+      seconds[name].append(time.perf_counter() - start)
   return seconds
 
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from zoo import init, masks
 from zoo.axes import by_batch
+from zoo.dense import Dense
 from zoo.errors import field_faults
 from zoo.layers import ACTIVATIONS, Block, Context, Dropout, LayerNorm, check_heads, choose_tokens, tied_logits
 from zoo.models.transformer import ROW, Row
@@ -49,8 +50,6 @@ VARIANTS = {
   ),
 }
 HEADS = ("pretrain", "words", "classify", "tag", "span", "none")
-# What of a head reads the first token through the pooler.
-POOLED = ("pretrain", "classify")
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,9 @@ class Config:
       "span": for each token how well an answer begins and ends there. "none": the tokens themselves.
     num_classes: of "classify" and "tag"; 0 for the others.
     pooler: whether there is one with the head "none"; the other heads know.
+    pool: what "classify" sees of a row: "cls", the first token through the pooler, as published; or the "mean" of all
+      tokens (Reimers & Gurevych 2019, 3), which needs no pooler: for weights whose first token was never asked
+      anything, such as those of the head "words".
     order: "post" as published, or "pre", with a norm after the last block; see `zoo.layers.Block`.
     positions: "learned", added to the embeddings, as published; or "rotary", turning queries and keys.
     dropout: of embeddings, sublayer outputs, and what "classify" and "tag" see. attention_dropout: of attention
@@ -88,6 +90,7 @@ class Config:
   head: str = "pretrain"
   num_classes: int = 0
   pooler: bool = True
+  pool: str = "cls"
   order: str = "post"
   positions: str = "learned"
   dropout: float = 0.1
@@ -102,6 +105,7 @@ class Config:
   def __post_init__(self):
     choices = dict(
       head=HEADS,
+      pool=("cls", "mean"),
       order=("post", "pre"),
       positions=("learned", "rotary"),
       activation=tuple(ACTIVATIONS),
@@ -143,7 +147,7 @@ class Encoder(nn.Module):
     length = token_BT.shape[1]
     if length > c.max_length:
       raise ValueError(f"a row has {length} tokens; the model's max_length is {c.max_length}")
-    segment_BT = (token_BT != c.pad).astype(jnp.int32) if row.segment_BT is None else row.segment_BT
+    segment_BT = segments(c, token_BT, row)
     position_BT = jnp.arange(length)[None] if row.position_BT is None else row.position_BT
     type_BT = jnp.zeros((1, 1), jnp.int32) if type_BT is None else type_BT
 
@@ -187,7 +191,7 @@ class Words(nn.Module):
   @nn.compact
   def __call__(self, x_BPD: jax.Array, table_VD: jax.Array) -> jax.Array:
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    x_BPD = nn.Dense(c.width, kernel_init=init.bert(c.deviation), dtype=dtype, name="transform")(x_BPD)
+    x_BPD = Dense(c.width, kernel_init=init.bert(c.deviation), dtype=dtype, name="transform")(x_BPD)
     x_BPD = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="norm")(ACTIVATIONS[c.activation](x_BPD))
     return tied_logits(x_BPD, table_VD) + self.param("bias", nn.initializers.zeros, (c.vocab,))
 
@@ -229,8 +233,12 @@ class Model(nn.Module):
     expect(token_BT=token_BT, masked_BP=masked_BP, first_BK=first_BK)
     tokens_BTD, table_VD, aux = Encoder(c, name="encoder")(token_BT, type_BT, row)
     aux["tokens"] = tokens_BTD
-    head = functools.partial(nn.Dense, kernel_init=init.bert(c.deviation))  # in float32
-    if c.head in POOLED or (c.head == "none" and c.pooler):
+    head = functools.partial(Dense, kernel_init=init.bert(c.deviation))  # in float32
+    if c.head == "classify" and c.pool == "mean":
+      if first_BK is not None:
+        raise ValueError("pool='mean' takes the mean of a whole row; sequences that share a row need pool='cls'")
+      aux["pooled"] = pooled = by_batch(mean_token(tokens_BTD, segments(c, token_BT, row) > 0))
+    elif c.head in ("pretrain", "classify") or (c.head == "none" and c.pooler):
       first_BKD = tokens_BTD[:, 0] if first_BK is None else choose_tokens(tokens_BTD, first_BK)
       pooled = jnp.tanh(nn.Dense(c.width, kernel_init=init.bert(c.deviation), dtype=dtype, name="pooler")(first_BKD))
       aux["pooled"] = pooled = by_batch(pooled.astype(jnp.float32))
@@ -247,6 +255,17 @@ class Model(nn.Module):
     return by_batch(head(c.num_classes, name="head")(Dropout(c.dropout, name="dropout")(seen))), aux
 
 
+def segments(config: Config, token_BT: jax.Array, row: Row) -> jax.Array:
+  """[B, T] int32: the sequence of its row that a token is of, from 1; 0 for padding."""
+  return (token_BT != config.pad).astype(jnp.int32) if row.segment_BT is None else row.segment_BT
+
+
+def mean_token(tokens_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
+  """The mean of the tokens that are `real_BT` [B, D], in float32; 0 where none is."""
+  real_BT1 = real_BT[..., None].astype(jnp.float32)
+  return (tokens_BTD * real_BT1).sum(1) / jnp.maximum(real_BT1.sum(1), 1)
+
+
 def sentence_embedding(tokens_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
   """The mean of the real tokens, of length 1 [B, D]: what is compared by its dot product (Reimers & Gurevych 2019, 3).
 
@@ -255,7 +274,7 @@ def sentence_embedding(tokens_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
     real_BT: bool, False for padding.
   """
   expect(tokens_BTD=tokens_BTD, real_BT=real_BT)
-  mean_BD = (tokens_BTD * real_BT[..., None]).sum(1) / jnp.maximum(real_BT.sum(1), 1)[:, None]
+  mean_BD = mean_token(tokens_BTD, real_BT)
   return mean_BD / jnp.maximum(jnp.linalg.norm(mean_BD, axis=1, keepdims=True), 1e-12)
 
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from zoo import init
 from zoo.axes import by_batch
+from zoo.dense import Dense
 from zoo.layers import Block, LayerNorm, check_heads, choose_tokens
 from zoo.models import vit
 from zoo.positions import sincos_2d
@@ -92,7 +93,7 @@ class Decoder(nn.Module):
     c = self.config
     dtype = jnp.dtype(c.dtype)
     width = c.decoder_width
-    x_BTE = nn.Dense(width, kernel_init=init.dense, dtype=dtype, name="embed")(x_BTD)
+    x_BTE = Dense(width, kernel_init=init.dense, dtype=dtype, name="embed")(x_BTD)
     cls_B1E, x_BTE = (x_BTE[:, :1], x_BTE[:, 1:]) if c.class_token else (x_BTE[:, :0], x_BTE)
     mask_E = self.param("mask", init.token, (width,)).astype(dtype)
     hidden = restore_BP.shape[1] - x_BTE.shape[1]
@@ -110,7 +111,7 @@ class Decoder(nn.Module):
     )
     x_BTE, aux = run_blocks(block, x_BTE, per_block=np.zeros(c.decoder_depth), scan=c.scan, remat=c.remat)
     x_BTE = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="norm")(x_BTE)
-    pixels = nn.Dense(c.patch**2 * c.channels, kernel_init=init.dense, name="pixels")
+    pixels = Dense(c.patch**2 * c.channels, kernel_init=init.dense, name="pixels")
     x_BPE = x_BTE[:, 1:] if c.class_token else x_BTE
     return by_batch(pixels(x_BPE.astype(jnp.float32))), aux
 

@@ -119,6 +119,11 @@ class Config:
     """Side of the backbone's patches."""
     return self.encoder.patch
 
+  @property
+  def resampling(self) -> str:
+    """How the backbone interpolates its positions, where it has any."""
+    return self.encoder.resampling
+
 
 def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
   """The shapes `Model` is called with."""
@@ -186,7 +191,7 @@ class Filter(nn.Module):
       self.width,
       (self.size, self.size),
       use_bias=not self.norm,
-      kernel_init=init.rectified,
+      kernel_init=init.he,
       dtype=self.dtype,
       name="filter",
     )(x_BYXC)

@@ -16,6 +16,7 @@ from flax import linen as nn
 from zoo import init, masks, norms
 from zoo.axes import by_batch
 from zoo.copying import Copies
+from zoo.dense import Dense
 from zoo.errors import field_faults
 from zoo.layers import ACTIVATIONS, Block, Cache, Context, Dropout, check_heads, tied_logits
 from zoo.positions import RelativeBias, alibi_bias, sincos_1d
@@ -220,7 +221,7 @@ class Model(nn.Module):
     self.decoder = Stack(c, c.decoder_depth, cross=True, name="decoder")
     self.dropout = Dropout(c.dropout, name="dropout")
     if c.shared == "none":
-      self.head = nn.Dense(c.vocab, use_bias=c.head_bias, kernel_init=init.dense, name="head")
+      self.head = Dense(c.vocab, use_bias=c.head_bias, kernel_init=init.dense, name="head")
     elif c.head_bias:
       self.head_bias = self.param("head_bias", nn.initializers.zeros, (c.vocab,))
     if c.copy:

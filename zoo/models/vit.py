@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from zoo import init
 from zoo.axes import by_batch
+from zoo.dense import Dense
 from zoo.errors import field_faults
 from zoo.layers import (
   ACTIVATIONS,
@@ -31,7 +32,7 @@ from zoo.positions import KINDS, RESAMPLINGS, Positions
 from zoo.shapes import expect
 from zoo.stack import run_blocks
 from zoo.weights import torch_layout as torch
-from zoo.weights.table import Rule
+from zoo.weights.table import Rule, Transform
 
 # ViT, table 1; Ti and S: DeiT (Touvron et al. 2021), table 1; M, g, G: Zhai et al. 2022, table 2.
 SIZES = {
@@ -128,6 +129,11 @@ class Config:
     """Rows and columns of patches."""
     return self.image_size[0] // self.patch, self.image_size[1] // self.patch
 
+  @property
+  def cell(self) -> int:
+    """Side of a patch on the map that the encoder cuts up: here the image itself."""
+    return self.patch
+
 
 def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
   """The shapes `Model` is called with."""
@@ -139,15 +145,29 @@ class Encoder(nn.Module):
 
   config: Config
 
+  def cut(self, image_BYXC: jax.Array) -> jax.Array:
+    """Images to the numbers of their patches, [B, Y / patch, X / patch, F]."""
+    return patchify(image_BYXC, self.config.cell)
+
   @nn.compact
   def __call__(
-    self, image_BYXC: jax.Array, visible_BT: jax.Array | None = None
+    self,
+    image_BYXC: jax.Array,
+    visible_BT: jax.Array | None = None,
+    corrupted: tuple[jax.Array, jax.Array] | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`visible_BT` [B, T] are indices of the patches to encode; None for all."""
+    """Encodes all patches, or some, or what was put in their places.
+
+    Args:
+      image_BYXC: the images.
+      visible_BT: indices of the patches to encode; None for all.
+      corrupted: (source_BP, masked_BP). A patch is embedded as the one that `source` tells, or, where `masked`, is a
+        learned vector instead; its position stays. None for the patches as they are.
+    """
     c = self.config
     if (channels := expect(image_BYXC=image_BYXC)["C"]) != c.channels:
       raise ValueError(f"the images have {channels} channels, the model takes {c.channels}")
-    patches = patchify(image_BYXC, c.patch)
+    patches = self.cut(image_BYXC)
     B, *grid, values = patches.shape
     positions_YXD, cls_position_D = Positions(c.positions, c.grid, c.width, c.class_token, c.resampling, name="pos")(
       tuple(grid)
@@ -158,7 +178,11 @@ class Encoder(nn.Module):
       patches = choose_tokens(patches, visible_BT)
       positions_BPD = positions_BPD[0][visible_BT]
     dtype = jnp.dtype(c.dtype)
-    x_BTD = nn.Dense(c.width, kernel_init=init.dense, dtype=dtype, name="patch")(patches)
+    x_BTD = Dense(c.width, kernel_init=init.dense, dtype=dtype, name="patch")(patches)
+    if corrupted is not None:
+      source_BP, masked_BP = corrupted
+      mask_D = self.param("mask", init.token, (c.width,)).astype(dtype)
+      x_BTD = jnp.where(masked_BP[..., None], mask_D, choose_tokens(x_BTD, source_BP))
     x_BTD = x_BTD + positions_BPD.astype(dtype)
     if c.class_token:
       cls_D = self.param("cls", init.token, (c.width,)) + cls_position_D
@@ -185,10 +209,10 @@ class Encoder(nn.Module):
     return x_BTD, aux | block_aux
 
 
-def features(model: nn.Module, variables: dict, image_BYXC: jax.Array) -> jax.Array:
+def features(model: nn.Module, variables: dict, image_BYXC: jax.Array, encoder: type[nn.Module] = Encoder) -> jax.Array:
   """The mean of the encoder's patch tokens [B, D]: what a linear probe judges."""
   c = model.config
-  tokens_BTD, _ = Encoder(c).apply({"params": variables["params"]["encoder"]}, image_BYXC)
+  tokens_BTD, _ = encoder(c).apply({"params": variables["params"]["encoder"]}, image_BYXC)
   return tokens_BTD[:, int(c.class_token) :].mean(1)
 
 
@@ -196,6 +220,7 @@ class Model(nn.Module):
   """Images [B, Y, X, C] to logits [B, V]."""
 
   config: Config
+  encoder_class = Encoder
 
   @nn.compact
   def __call__(self, image_BYXC: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -206,7 +231,7 @@ class Model(nn.Module):
       [B, N, T, T], "tokens" [B, T, D], "features" [B, D] (what the classifier sees).
     """
     c = self.config
-    tokens_BTD, aux = Encoder(c, name="encoder")(image_BYXC)
+    tokens_BTD, aux = self.encoder_class(c, name="encoder")(image_BYXC)
     patches_BPD = tokens_BTD[:, 1:] if c.class_token else tokens_BTD
     dtype = jnp.dtype(c.dtype)
     if c.pool == "cls":
@@ -262,6 +287,8 @@ def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
 
   "huggingface": ViTModel (write a model without classes) and ViTForImageClassification.
   "timm": its VisionTransformer, which MAE's released encoders and fine-tuned classifiers are too.
+  "google": the .npz files of the paper and of AugReg (Steiner et al. 2022), and those of big_vision that are not
+  stacked by a scan; for models of activation "gelu_tanh", as theirs are.
   """
   prefix = r"(?:vit\.|)" if config.num_classes else r"(?:|vit\.)"
   return {
@@ -283,6 +310,12 @@ def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
       *torch.dense(r"pre_logits\.fc", "representation"),
       *torch.dense("head", "head"),
     ),
+    "google": (
+      *encoder_google(config),
+      *_pool_google(rf"{GOOGLE}MAPHead_0"),
+      *_as_they_are(rf"{GOOGLE}pre_logits", "representation"),
+      *_as_they_are(rf"{GOOGLE}head", "head"),
+    ),
   }
 
 
@@ -290,7 +323,7 @@ def encoder_huggingface(config: Config, prefix: str) -> tuple[Rule, ...]:
   """The encoder's part of a Hugging Face table."""
   return (
     Rule(rf"{prefix}embeddings\.cls_token", "encoder/cls", torch.TOKEN),
-    *torch.patches(rf"{prefix}embeddings\.patch_embeddings\.projection", "encoder/patch", config.patch),
+    *torch.patches(rf"{prefix}embeddings\.patch_embeddings\.projection", "encoder/patch", config.cell),
     *_positions(rf"{prefix}embeddings\.position_embeddings", config),
     *block_huggingface(rf"{prefix}(?:encoder\.layer|layers)\.(\d+)", "encoder/block_{:02d}"),
     *torch.norm(rf"{prefix}layernorm", "encoder/norm"),
@@ -315,7 +348,7 @@ def encoder_timm(config: Config) -> tuple[Rule, ...]:
   """The encoder's part of a timm table."""
   return (
     Rule("cls_token", "encoder/cls", torch.TOKEN),
-    *torch.patches(r"patch_embed\.proj", "encoder/patch", config.patch),
+    *torch.patches(r"patch_embed\.proj", "encoder/patch", config.cell),
     *_positions("pos_embed", config),
     *block_timm(r"blocks\.(\d+)", "encoder/block_{:02d}"),
     *torch.norm("norm", "encoder/norm"),
@@ -332,6 +365,49 @@ def block_timm(key: str, path: str) -> tuple[Rule, ...]:
     *torch.dense(rf"{key}\.mlp\.fc1", f"{path}/mlp/up"),
     *torch.dense(rf"{key}\.mlp\.fc2", f"{path}/mlp/down"),
   )
+
+
+# Where a file of Google's keeps the parameters: at the top, or as big_vision and the optimiser's state have it.
+GOOGLE = r"(?:|params/|opt/target/)"
+
+
+def encoder_google(config: Config) -> tuple[Rule, ...]:
+  """The encoder's part of a table for Google's files: Flax's arrays, which lie as ours do, by other names."""
+  embedding = Transform(
+    lambda t, shape: t.reshape(shape), lambda a: a.reshape(config.cell, config.cell, -1, a.shape[-1])
+  )
+  key, path = rf"{GOOGLE}Transformer/encoderblock_(\d+)", "encoder/block_{:02d}"
+  return (
+    Rule(rf"{GOOGLE}cls", "encoder/cls", torch.TOKEN),
+    Rule(rf"{GOOGLE}embedding/kernel", "encoder/patch/kernel", embedding),
+    Rule(rf"{GOOGLE}embedding/bias", "encoder/patch/bias", torch.AS_IS),
+    *_positions(rf"{GOOGLE}(?:Transformer/posembed_input/pos_embedding|pos_embedding)", config),
+    *_as_they_are(rf"{key}/LayerNorm_0", f"{path}/norm1", "scale"),
+    *_attention_google(rf"{key}/(?:MultiHeadDotProductAttention_1|MultiHeadDotProductAttention_0)", f"{path}/attn"),
+    *_as_they_are(rf"{key}/(?:LayerNorm_2|LayerNorm_1)", f"{path}/norm2", "scale"),
+    *_as_they_are(rf"{key}/(?:MlpBlock_3|MlpBlock_0)/Dense_0", f"{path}/mlp/up"),
+    *_as_they_are(rf"{key}/(?:MlpBlock_3|MlpBlock_0)/Dense_1", f"{path}/mlp/down"),
+    *_as_they_are(rf"{GOOGLE}Transformer/encoder_norm", "encoder/norm", "scale"),
+  )
+
+
+def _pool_google(key: str) -> tuple[Rule, ...]:
+  return (
+    Rule(rf"{key}/probe", "pool/probe", torch.TOKEN),
+    *_attention_google(rf"{key}/MultiHeadDotProductAttention_0", "pool/attn"),
+    *_as_they_are(rf"{key}/LayerNorm_0", "pool/norm", "scale"),
+    *_as_they_are(rf"{key}/MlpBlock_0/Dense_0", "pool/mlp/up"),
+    *_as_they_are(rf"{key}/MlpBlock_0/Dense_1", "pool/mlp/down"),
+  )
+
+
+def _attention_google(key: str, path: str) -> tuple[Rule, ...]:
+  names = dict(query="q", key="k", value="v", out="out")
+  return tuple(rule for name, ours in names.items() for rule in _as_they_are(rf"{key}/{name}", f"{path}/{ours}"))
+
+
+def _as_they_are(key: str, path: str, weight: str = "kernel") -> tuple[Rule, ...]:
+  return tuple(Rule(rf"{key}/{name}", f"{path}/{name}", torch.AS_IS) for name in (weight, "bias"))
 
 
 def _positions(key: str, config: Config) -> tuple[Rule, ...]:

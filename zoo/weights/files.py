@@ -241,12 +241,15 @@ def _converted(path, source: Source, model, template: Mapping, layout, ignore, r
   if layout not in tables:
     given = f"there is no layout {layout!r}" if layout else "the file does not tell its layout: pass layout=..."
     raise WeightsError(str(path), [f"{given}; there are {', '.join(tables)}{_likely(source.tensors, tables)}"])
+  if resample is True and not hasattr(model.config, "resampling"):
+    raise WeightsError(str(path), [f"{_family(model)} has no table of positions to resample; leave resample out"])
+  resampling = model.config.resampling if resample is True else resample
   variables = convert(
     source.tensors,
     tables[layout],
     template if layout == "zoo" else _placed(layout, tables[layout], template),
     ignore=[ignore] if isinstance(ignore, str) else ignore,
-    resample=model.config.resampling if resample is True else resample or "",
+    resample=resampling or "",
     about=f"{path} (layout {layout}{_likely(source.tensors, tables, layout)}) does not fit {_family(model)}{hint}",
   )
   if layout == "zoo":
@@ -286,7 +289,7 @@ def _likely(tensors: Mapping, tables: Mapping, layout: str | None = None) -> str
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _ACTIVATIONS |= {"swish": "swish", "silu": "swish"}
 # What makes a variant: where `config.json` says otherwise than the name, one of them is wrong.
-_SIZES = re.compile(r"patch|(decoder_)?(width|depth|mlp_dim|heads)")
+_SIZES = re.compile(r"patch|widths|depths|(decoder_)?(width|depth|mlp_dim|heads)")
 
 
 def _described(path, source: Source, name: str | None, overrides: Mapping) -> tuple[str, dict]:
@@ -341,6 +344,7 @@ def _huggingface_fields(module, source: Source) -> dict:
     fields["activation"] = _ACTIVATIONS.get(fields["activation"], fields["activation"])
   if isinstance(fields.get("patch"), list):
     fields["patch"] = fields["patch"][0]
+  fields = {field: tuple(v) if isinstance(v, list) else v for field, v in fields.items()}  # JSON has no tuples
   # What is on top of the encoder shows in the tensors only; the key's first number is its width.
   for field, key in told["tops"].items():
     fields[field] = len(source.tensors[key]) if key in source.tensors else 0

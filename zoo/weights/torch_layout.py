@@ -109,8 +109,13 @@ def dense(key: str, path: str) -> tuple[Rule, ...]:
   return Rule(rf"{key}\.weight", f"{path}/kernel", TRANSPOSED), Rule(rf"{key}\.bias", f"{path}/bias", AS_IS)
 
 
+def kernel(key: str, path: str) -> tuple[Rule, ...]:
+  """A convolution; where it is depthwise, of one channel for each feature."""
+  return Rule(rf"{key}\.weight", f"{path}/kernel", KERNEL), Rule(rf"{key}\.bias", f"{path}/bias", AS_IS)
+
+
 def norm(key: str, path: str) -> tuple[Rule, ...]:
-  """A layer normalisation."""
+  """A layer or group normalisation."""
   return Rule(rf"{key}\.weight", f"{path}/scale", AS_IS), Rule(rf"{key}\.bias", f"{path}/bias", AS_IS)
 
 

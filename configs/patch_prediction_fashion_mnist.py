@@ -1,0 +1,20 @@
+"""Pretrains a small ViT to tell the mean grey of corrupted patches, on the bundled images, and probes what it learned.
+
+zoo train patch_prediction_fashion_mnist
+
+Of one channel, 3 bits are 8 greys. To fine-tune what it learned:
+
+zoo train vit_fashion_mnist init.path=runs/patch_prediction_fashion_mnist \
+  "init.ignore=params/(encoder/mask|head/.*)" "init.keep=head/.*" --workdir runs/patch_prediction_finetuned
+"""
+
+from configs import quickstart
+
+
+def get_config():
+  config = quickstart.get_config()
+  config.model = dict(name="patch_prediction/nano4", scan=True, remat="dots_saveable")
+  config.objective = dict(name="patch_prediction", mean=(0.286,), std=(0.353,))
+  config.optimizer.b2 = 0.999
+  config.pictures = ("loss_curve",)
+  return config

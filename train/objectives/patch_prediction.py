@@ -1,0 +1,70 @@
+"""Masked patch prediction: cross-entropy of the corrupted patches' mean colours (Dosovitskiy et al. 2021, B.1.2)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train import rng
+from train.images import normalise
+from train.objectives import Loss, check_fields
+from zoo.layers import patchify
+from zoo.shapes import expect
+
+
+@dataclass(frozen=True)
+class Objective:
+  """Prediction of what colour the corrupted patches were.
+
+  Attributes:
+    share: of the patches to corrupt.
+    masked, swapped: shares of these to hide and to replace with another patch; the rest is left as it is.
+    mean, std: of the pixels, 0 to 1, per channel; one value for all channels, or one each.
+  """
+
+  share: float = 0.5
+  masked: float = 0.8
+  swapped: float = 0.1
+  mean: tuple[float, ...] = (0.5,)
+  std: tuple[float, ...] = (0.5,)
+
+  def __post_init__(self):
+    check_fields(self, {0: ("share", "masked", "swapped")}, ())
+
+  def __call__(self, model, variables, batch, key=None) -> Loss:
+    """Sums over the valid images; `key=None` evaluates, with the same corruption every time."""
+    image_BYXC = normalise(batch["image"], self.mean, self.std)
+    colour_BP = mean_colours(batch["image"], model.config.patch, model.config.bits)
+    rngs = {} if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
+    mask_key = rng.streams(rng.root(0) if key is None else key, "mask")["mask"]
+    patches = colour_BP.shape[1]
+    noise_BP = jax.vmap(lambda k: jax.random.uniform(k, (patches,)))(rng.per_example(mask_key, batch["id"]))
+    shares = dict(share=self.share, masked=self.masked, swapped=self.swapped)
+    logits_BTV, aux = model.apply(variables, image_BYXC, noise_BP, **shares, rngs=rngs)
+    if not logits_BTV.shape[1]:
+      raise ValueError(f"config.objective: share {self.share} corrupts none of {patches} patches; wanted at least one")
+    target_BT = jnp.take_along_axis(colour_BP, aux["chosen"], axis=1)
+    loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, target_BT).mean(1)
+    right_B = (logits_BTV.argmax(-1) == target_BT).mean(1)
+    weight_B = batch["valid"].astype(jnp.float32)
+    return Loss((weight_B * loss_B).sum(), weight_B.sum(), {"accuracy": (weight_B * right_B).sum()}, {})
+
+
+def mean_colours(image_BYXC: jax.Array, patch: int, bits: int) -> jax.Array:
+  """The mean of each patch's pixels, in so many bits a channel, as one number.
+
+  Args:
+    image_BYXC: uint8.
+    patch: side of a patch in pixels.
+    bits: of each channel; the first channel's are the highest.
+
+  Returns:
+    [B, P] int32, 0 to 2^(bits C) - 1
+  """
+  sizes = expect(image_BYXC=image_BYXC)
+  patches = patchify(image_BYXC.astype(jnp.int32), patch).reshape(sizes["B"], -1, patch**2, sizes["C"])
+  # In whole numbers, so that no device rounds a mean over the border between two levels.
+  level_BPC = (patches.sum(2) << bits) // (256 * patch**2)
+  place_C = 1 << (bits * jnp.arange(sizes["C"])[::-1])
+  return (level_BPC * place_C).sum(-1)

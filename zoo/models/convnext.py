@@ -1,0 +1,339 @@
+"""ConvNeXt (Liu et al. 2022, "A ConvNet for the 2020s"): a convolutional network built like a Transformer.
+
+Four stages, each at half the resolution of the one before. In their blocks a depthwise convolution mixes places, as
+attention does, and an MLP mixes features.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zoo import init
+from zoo.axes import by_batch, whole
+from zoo.convolution import depthwise
+from zoo.dense import Dense
+from zoo.errors import field_faults
+from zoo.layers import ACTIVATIONS, DropPath, LayerNorm, Mlp, drop_path_rates, patchify
+from zoo.shapes import expect
+from zoo.stack import run_blocks
+from zoo.weights import torch_layout as torch
+from zoo.weights.table import Rule
+
+KERNEL = 7  # side of the depthwise convolutions (2.5)
+RATIO = 4  # of the MLPs' width to the blocks' (2.4)
+
+VARIANTS = {
+  # Section 3 and table 9.
+  "t": dict(patch=4, widths=(96, 192, 384, 768), depths=(3, 3, 9, 3)),
+  "s": dict(patch=4, widths=(96, 192, 384, 768), depths=(3, 3, 27, 3)),
+  "b": dict(patch=4, widths=(128, 256, 512, 1024), depths=(3, 3, 27, 3)),
+  "l": dict(patch=4, widths=(192, 384, 768, 1536), depths=(3, 3, 27, 3)),
+  # As many parameters as vit/nano4, for the same images.
+  "nano": dict(
+    patch=2, widths=(32, 64, 128), depths=(2, 3, 1), image_size=(28, 28), channels=1, num_classes=10, layer_scale=0.1
+  ),
+  # Another size on every axis, so that no two can be confused unnoticed.
+  "test": dict(patch=4, widths=(8, 12, 20), depths=(1, 2, 1), image_size=(16, 32), num_classes=7),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+  """What a ConvNeXt is made of.
+
+  Attributes:
+    widths: D of each stage. depths: blocks of each stage.
+    patch: side in pixels of what becomes a place of the first stage.
+    image_size: rows and columns it is meant for; others need nothing but to be large enough for the last stage.
+    channels: of the image.
+    num_classes: V of head "classify"; 0 leaves the classifier out, and the output is the pooled features [B, D].
+    head: "classify" pools the last stage and classifies; "features" normalises every stage's map, for dense prediction.
+    drop_path: stochastic depth rate of the last block; it grows linearly from 0 at the first, over all stages.
+    layer_scale: what the learned factors of the blocks' outputs start from (Touvron et al. 2021, eq. 4); 0 for none.
+    activation: "gelu" (exact) or "gelu_tanh".
+    epsilon: of the layer norms. head_epsilon: of the one before the classifier, 1e-12 at Hugging Face.
+    scan: compile one block for all of a stage. remat: what the backward pass recomputes (`zoo.stack.run_blocks`).
+    dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics and logits stay float32.
+  """
+
+  widths: tuple[int, ...]
+  depths: tuple[int, ...]
+  patch: int = 4
+  image_size: tuple[int, int] = (224, 224)
+  channels: int = 3
+  num_classes: int = 1000
+  head: str = "classify"
+  drop_path: float = 0.0
+  layer_scale: float = 1e-6
+  activation: str = "gelu"
+  epsilon: float = 1e-6
+  head_epsilon: float = 1e-6
+  scan: bool = False
+  remat: str = "none"
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    choices = dict(head=("classify", "features"), activation=tuple(ACTIVATIONS), dtype=("float32", "bfloat16"))
+    least = {1: ("patch", "channels"), 0: ("num_classes", "layer_scale")}
+    faults = field_faults(self, choices, least, ("drop_path",))
+    for field in ("widths", "depths"):
+      if min(getattr(self, field), default=0) < 1:
+        faults.append(f"{field} is {getattr(self, field)}; wanted one for each stage, at least 1")
+    if len(self.widths) != len(self.depths):
+      faults.append(f"{len(self.widths)} widths and {len(self.depths)} depths; wanted one of both for each stage")
+    if faults:
+      raise ValueError("\n".join(faults))
+
+  @property
+  def strides(self) -> tuple[int, ...]:
+    """Pixels from one place to the next, in each stage's map."""
+    return tuple(self.patch * 2**i for i in range(len(self.widths)))
+
+
+def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """The shapes `Model` is called with."""
+  return (jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), jnp.float32),)
+
+
+class DepthwiseConv(nn.Module):
+  """Maps [B, Y, X, D] to [B, Y, X, D]: each feature convolved by itself (Liu et al. 2022, 2.3)."""
+
+  size: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BYXD: jax.Array) -> jax.Array:
+    width = expect(x_BYXD=x_BYXD)["D"]
+    kernel = self.param("kernel", init.normal, (self.size, self.size, 1, width))
+    bias_D = self.param("bias", nn.initializers.zeros, (width,))
+    # Were it cut along the features, XLA would move the maps, which are larger.
+    kernel = whole(kernel.astype(self.dtype))
+    return depthwise(x_BYXD.astype(self.dtype), kernel) + bias_D.astype(self.dtype)
+
+
+class Block(nn.Module):
+  """Maps [B, Y, X, D] to [B, Y, X, D] (figure 4): what a 7 x 7 neighbourhood has of each feature, then an MLP."""
+
+  activation: str = "gelu"
+  epsilon: float = 1e-6
+  initial_scale: float = 1e-6
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x_BYXD: jax.Array, drop_path: float | jax.Array | None = None, shared=None, own=None
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the output, twice; `drop_path` is the rate of stochastic depth, `shared` and `own` are not used."""
+    del shared, own
+    width = expect(x_BYXD=x_BYXD)["D"]
+    x_BYXD = by_batch(x_BYXD)
+    y_BYXD = DepthwiseConv(KERNEL, self.dtype, name="conv")(x_BYXD)
+    y_BYXD = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(y_BYXD)
+    y_BYXD = Mlp(RATIO * width, self.activation, dtype=self.dtype, kernel_init=init.normal, name="mlp")(y_BYXD)
+    if self.initial_scale:
+      scale_D = self.param("layer_scale", nn.initializers.constant(self.initial_scale), (width,))
+      y_BYXD = y_BYXD * scale_D.astype(self.dtype)
+    x_BYXD = by_batch(x_BYXD + DropPath(name="drop_path")(y_BYXD, drop_path))
+    return x_BYXD, {"": x_BYXD}
+
+
+class Stage(nn.Module):
+  """A stage's input [B, Y, X, C] to its map [B, Y / 2, X / 2, D]; the first stage's patches are of `config.patch`.
+
+  Rows and columns beyond the last whole patch are left out, as a convolution without padding does.
+  """
+
+  config: Config
+  index: int
+
+  @nn.compact
+  def __call__(self, x_BYXC: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Returns the map for the next stage, the one for others, and every block's output."""
+    c, i = self.config, self.index
+    dtype = jnp.dtype(c.dtype)
+    norm = functools.partial(LayerNorm, epsilon=c.epsilon, dtype=dtype)
+    patch = 2 if i else c.patch
+    if i:
+      x_BYXC = norm(name="input_norm")(x_BYXC)
+    rows, columns = (size // patch * patch for size in x_BYXC.shape[1:3])
+    patches = patchify(x_BYXC[:, :rows, :columns], patch)
+    x_BYXD = Dense(c.widths[i], kernel_init=init.normal, dtype=dtype, name="patch")(patches)
+    if not i:
+      x_BYXD = norm(name="norm")(x_BYXD)
+    block = functools.partial(
+      Block, activation=c.activation, epsilon=c.epsilon, initial_scale=c.layer_scale, dtype=dtype
+    )
+    first = sum(c.depths[:i])
+    rates = drop_path_rates(c.drop_path, sum(c.depths))[first : first + c.depths[i]]
+    x_BYXD, aux = run_blocks(block, x_BYXD, per_block=rates, scan=c.scan, remat=c.remat)
+    return x_BYXD, norm(name="feature_norm")(x_BYXD) if c.head == "features" else x_BYXD, aux
+
+
+class Encoder(nn.Module):
+  """Images [B, Y, X, C] to the last stage's map [B, Y / 32, X / 32, D]."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, image_BYXC: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Aux has "stage_0", ... [B, Y, X, D] at `config.strides` and "stage_0/block_00", ..."""
+    c = self.config
+    sizes = expect(image_BYXC=image_BYXC)
+    if sizes["C"] != c.channels:
+      raise ValueError(f"the images have {sizes['C']} channels, the model takes {c.channels}")
+    if min(sizes["Y"], sizes["X"]) < c.strides[-1]:
+      raise ValueError(
+        f"an image of {sizes['Y']} x {sizes['X']} pixels leaves nothing for the last stage, whose places are "
+        f"{c.strides[-1]} pixels wide; wanted at least {c.strides[-1]} each way"
+      )
+    x, aux = image_BYXC, {}
+    for i in range(len(c.widths)):
+      x, aux[f"stage_{i}"], blocks = Stage(c, i, name=f"stage_{i}")(x)
+      aux |= {f"stage_{i}/{name}": value for name, value in blocks.items()}
+    return aux[f"stage_{i}"], aux
+
+
+def features(model: nn.Module, variables: dict, image_BYXC: jax.Array) -> jax.Array:
+  """The mean of the last stage's map [B, D]: what a linear probe judges."""
+  x_BYXD, _ = Encoder(model.config).apply({"params": variables["params"]["encoder"]}, image_BYXC)
+  return x_BYXD.mean((1, 2))
+
+
+class Model(nn.Module):
+  """Images [B, Y, X, C] to logits [B, V]; with head "features" to the last stage's map [B, Y, X, D]."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, image_BYXC: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Classifies images; rng `dropout` turns stochastic depth on.
+
+    Returns:
+      logits [B, V] in float32, and aux: "stage_0", ... [B, Y, X, D] at `config.strides`, which head "features"
+      normalises, "stage_0/block_00", ..., and "features" [B, D], what the classifier sees.
+    """
+    c = self.config
+    x_BYXD, aux = Encoder(c, name="encoder")(image_BYXC)
+    if c.head == "features":
+      return by_batch(x_BYXD.astype(jnp.float32)), aux
+    x_BD = LayerNorm(epsilon=c.head_epsilon, dtype=jnp.dtype(c.dtype), name="norm")(x_BYXD.mean((1, 2)))
+    x_BD = by_batch(x_BD.astype(jnp.float32))
+    aux |= {"features": x_BD}
+    if not c.num_classes:
+      return x_BD, aux
+    return by_batch(nn.Dense(c.num_classes, kernel_init=init.normal, name="head")(x_BD)), aux
+
+
+# A Hugging Face `config.json` (ConvNextConfig): see `vit.HUGGINGFACE`; and the heads that the classes stand for.
+HUGGINGFACE = dict(
+  model_types={"convnext": {}},
+  fields=dict(
+    widths="hidden_sizes",
+    depths="depths",
+    patch="patch_size",
+    image_size="image_size",
+    channels="num_channels",
+    layer_scale="layer_scale_init_value",
+    activation="hidden_act",
+    head_epsilon="layer_norm_eps",
+  ),
+  equal={},
+  tops=dict(num_classes="classifier.bias"),
+  heads={
+    "ConvNextModel": {},
+    "ConvNextForImageClassification": {},
+    "ConvNextBackbone": dict(head="features"),
+  },
+)
+
+
+def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
+  """What published weights call our parameters (`zoo.weights`).
+
+  "huggingface": ConvNextModel (write a model without classes), ConvNextForImageClassification, and, for head
+  "features", ConvNextBackbone with all its stages as `out_features`.
+  "meta": the released .pth files; with head "features", the backbones of the released detectors and segmenters.
+  "timm": its ConvNeXt.
+  """
+  classify = config.head == "classify" and config.num_classes
+  prefix = r"(?:convnext\.|)" if classify else r"(?:|convnext\.)"
+  return {
+    "huggingface": (
+      *_encoder(
+        config,
+        stem=(rf"{prefix}embeddings\.patch_embeddings", rf"{prefix}embeddings\.layernorm"),
+        down=(
+          rf"{prefix}encoder\.stages\.{{i}}\.downsampling_layer\.1",
+          rf"{prefix}encoder\.stages\.{{i}}\.downsampling_layer\.0",
+        ),
+        block=rf"{prefix}encoder\.stages\.{{i}}\.layers\.(\d+)",
+        parts=("dwconv", "layernorm", "pwconv1", "pwconv2", "layer_scale_parameter"),
+        feature_norm=r"hidden_states_norms\.stage{next}",
+      ),
+      *torch.norm(rf"{prefix}layernorm", "norm"),
+      *torch.dense("classifier", "head"),
+    ),
+    "meta": (
+      *_encoder(
+        config,
+        stem=(r"downsample_layers\.0\.0", r"downsample_layers\.0\.1"),
+        down=(r"downsample_layers\.{i}\.1", r"downsample_layers\.{i}\.0"),
+        block=r"stages\.{i}\.(\d+)",
+        parts=("dwconv", "norm", "pwconv1", "pwconv2", "gamma"),
+        feature_norm=r"norm{i}",
+      ),
+      *torch.norm("norm", "norm"),
+      *torch.dense("head", "head"),
+    ),
+    "timm": (
+      *_encoder(
+        config,
+        stem=(r"stem\.0", r"stem\.1"),
+        down=(r"stages\.{i}\.downsample\.1", r"stages\.{i}\.downsample\.0"),
+        block=r"stages\.{i}\.blocks\.(\d+)",
+        parts=("conv_dw", "norm", r"mlp\.fc1", r"mlp\.fc2", "gamma"),
+      ),
+      *torch.norm(r"head\.norm", "norm"),
+      *torch.dense(r"head\.fc", "head"),
+    ),
+  }
+
+
+def _encoder(
+  config: Config,
+  *,
+  stem: tuple[str, str],
+  down: tuple[str, str],
+  block: str,
+  parts: tuple[str, str, str, str, str],
+  feature_norm: str = "",
+) -> tuple[Rule, ...]:
+  """The encoder's part of a table; in the names {i} is the number of a stage from 0, {next} that from 1.
+
+  Args:
+    config: of the model.
+    stem: the first convolution and its norm. down: those between stages.
+    block: what a block's parameters begin with. parts: convolution, norm, the two layers of the MLP, layer scale.
+    feature_norm: of a stage's map; "" where there is no name for it.
+  """
+  conv, norm, up, out, scale = parts
+  rules = [*torch.patches(stem[0], "encoder/stage_0/patch", config.patch), *torch.norm(stem[1], "encoder/stage_0/norm")]
+  for i in range(len(config.widths)):
+    path = f"encoder/stage_{i}"
+    if i:
+      rules += torch.patches(down[0].format(i=i), f"{path}/patch", 2)
+      rules += torch.norm(down[1].format(i=i), f"{path}/input_norm")
+    theirs, ours = block.format(i=i), f"{path}/block_{{:02d}}"
+    rules += [
+      *torch.kernel(rf"{theirs}\.{conv}", f"{ours}/conv"),
+      *torch.norm(rf"{theirs}\.{norm}", f"{ours}/norm"),
+      *torch.dense(rf"{theirs}\.{up}", f"{ours}/mlp/up"),
+      *torch.dense(rf"{theirs}\.{out}", f"{ours}/mlp/down"),
+      Rule(rf"{theirs}\.{scale}", f"{ours}/layer_scale", torch.AS_IS),
+    ]
+    if feature_norm:
+      rules += torch.norm(feature_norm.format(i=i, next=i + 1), f"{path}/feature_norm")
+  return tuple(rules)

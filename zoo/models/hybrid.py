@@ -1,0 +1,263 @@
+"""Hybrid of a ResNet and a ViT (Dosovitskiy et al. 2021, 3.1 "Hybrid Architecture" and B; Steiner et al. 2022).
+
+The beginning of a ResNet, with group norm and weight standardisation as in BiT (Kolesnikov et al. 2020, 2.1), makes a
+map of the image; its places, or squares of them, are the patches of a ViT.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from zoo import init
+from zoo.axes import by_batch
+from zoo.layers import check_patches, patchify
+from zoo.models import vit
+from zoo.shapes import expect
+from zoo.stack import remat_policy, run_blocks
+from zoo.weights import torch_layout as torch
+from zoo.weights.table import Rule, Transform
+
+VARIANTS = {
+  # R50 for /16 has the fourth stage's blocks in its third (ViT, B.1); R+Ti/16 is the root alone. Its name counts a
+  # stride of 2, but there is a pooling behind the convolution, also in the released code: its tokens are of 32 pixels.
+  "r_ti16": dict(patch=32, stem_depths=(), **vit.SIZES["ti"]),
+  "r26_s32": dict(patch=32, stem_depths=(2, 2, 2, 2), **vit.SIZES["s"]),
+  "r50_b16": dict(patch=16, stem_depths=(3, 4, 9), **vit.SIZES["b"]),
+  "r50_l32": dict(patch=32, stem_depths=(3, 4, 6, 3), **vit.SIZES["l"]),
+  "test": vit.VARIANTS["test"]
+  | dict(patch=16, stem_depths=(1, 2), stem_width=8, stem_groups=4, image_size=(48, 32), depth=2),
+}
+
+
+@dataclass(frozen=True)
+class Config(vit.Config):
+  """A ViT, and the ResNet before it.
+
+  Attributes (beside those of `vit.Config`):
+    patch: side in pixels of what becomes a token, a multiple of `stride`.
+    stem_depths: residual units of each stage; () for the root alone.
+    stem_width: of the root; stage i has 2^i times as many narrow features, and 4 times as many between its units.
+    stem_groups: of the group norms. stem_epsilon: of the same, 1e-5 in timm.
+  """
+
+  stem_depths: tuple[int, ...] = ()
+  stem_width: int = 64
+  stem_groups: int = 32
+  stem_epsilon: float = 1e-6
+
+  def __post_init__(self):
+    super().__post_init__()
+    faults = []
+    if min(self.stem_depths, default=1) < 1:
+      faults.append(f"stem_depths is {self.stem_depths}; wanted at least 1 for each stage")
+    if self.stem_width < 1 or self.stem_groups < 1 or self.stem_width % self.stem_groups:
+      fitting = [n for n in range(1, self.stem_width + 1) if self.stem_width % n == 0]
+      faults.append(f"{self.stem_groups} groups do not divide the stem's width {self.stem_width}; try one of {fitting}")
+    if self.patch % self.stride:
+      near = max(round(self.patch / self.stride), 1) * self.stride
+      faults.append(
+        f"patch is {self.patch}, no multiple of the {self.stride} pixels from one place of the stem's map to the next; "
+        f"the nearest is {near}"
+      )
+    if faults:
+      raise ValueError("\n".join(faults))
+
+  @property
+  def stride(self) -> int:
+    """Pixels from one place of the stem's map to the next: 4 after the root and the first stage."""
+    return 4 * 2 ** max(len(self.stem_depths) - 1, 0)
+
+  @property
+  def cell(self) -> int:
+    """Side of a patch on the stem's map."""
+    return self.patch // self.stride
+
+
+inputs = vit.inputs
+
+
+class StdConv(nn.Module):
+  """A convolution with weight standardisation: [B, Y, X, C] to [B, Y / stride, X / stride, features].
+
+  Of the numbers that make a feature the mean is 0 and the variance 1 (Qiao et al. 2019, eq. 3; BiT, 2.1). 1e-8 is added
+  to the variance, as timm does; the code of the released weights adds 1e-5 to the deviation.
+  """
+
+  features: int
+  size: int
+  stride: int = 1
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BYXC: jax.Array) -> jax.Array:
+    channels = expect(x_BYXC=x_BYXC)["C"]
+    kernel = self.param("kernel", init.he, (self.size, self.size, channels, self.features))
+    of_feature = (0, 1, 2)
+    kernel = (kernel - kernel.mean(of_feature)) * jax.lax.rsqrt(kernel.var(of_feature) + 1e-8)
+    return jax.lax.conv_general_dilated(
+      x_BYXC.astype(self.dtype),
+      kernel.astype(self.dtype),
+      (self.stride, self.stride),
+      "SAME",  # where the stride leaves an odd number of pixels to pad, the larger half comes last
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+class Unit(nn.Module):
+  """A residual unit, [B, Y, X, C] to [B, Y / stride, X / stride, 4 width]: narrowed, convolved and widened.
+
+  The bottleneck of He et al. 2016 ("Deep Residual Learning", fig. 5), its stride at the 3 x 3 convolution. Norms are
+  behind convolutions, and the last activation is behind the sum: the order of the released hybrids, not that of BiT,
+  which norms and activates first (He et al. 2016, "Identity Mappings").
+
+  Attributes:
+    width: of what is convolved. groups, epsilon: of the group norms.
+    stride: of the convolution. project: whether the input is projected before it is added.
+    dtype: compute type.
+  """
+
+  width: int
+  groups: int
+  epsilon: float
+  stride: int = 1
+  project: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BYXC: jax.Array, drop_path=None, shared=None, own=None) -> tuple[jax.Array, dict]:
+    """Returns the output and nothing; what else a block may be given is not used."""
+    del drop_path, shared, own
+    x = by_batch(x_BYXC)
+
+    def convolve(y: jax.Array, features: int, size: int, stride: int, name: str, scale=nn.initializers.ones):
+      y = StdConv(features, size, stride, self.dtype, name=name)(y)
+      return group_norm(self.groups, self.epsilon, self.dtype, f"{name}_norm", scale)(y)
+
+    y = jax.nn.relu(convolve(x, self.width, 1, 1, "conv1"))
+    y = jax.nn.relu(convolve(y, self.width, 3, self.stride, "conv2"))
+    # A scale of 0 makes the unit pass its input on at first (Goyal et al. 2017, 5.1; the released code).
+    y = convolve(y, 4 * self.width, 1, 1, "conv3", nn.initializers.zeros)
+    if self.project:
+      x = convolve(x, 4 * self.width, 1, self.stride, "proj")
+    return by_batch(jax.nn.relu(x + y)), {}
+
+
+def group_norm(groups: int, epsilon: float, dtype: jnp.dtype, name: str, scale_init=nn.initializers.ones):
+  """Group normalisation (Wu & He 2018, eq. 7), statistics in float32 as those of `zoo.norms.LayerNorm`."""
+  return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype, scale_init=scale_init, use_fast_variance=False, name=name)
+
+
+class Stage(nn.Module):
+  """Residual units of one width, [B, Y, X, C] to [B, Y / stride, X / stride, D]: the first strides and projects."""
+
+  config: Config
+  index: int
+
+  @nn.compact
+  def __call__(self, x_BYXC: jax.Array) -> jax.Array:
+    c, i = self.config, self.index
+    sizes = dict(width=c.stem_width * 2**i, groups=c.stem_groups, epsilon=c.stem_epsilon, dtype=jnp.dtype(c.dtype))
+    first = Unit if c.remat == "none" else nn.remat(Unit, policy=remat_policy(c.remat))
+    x_BYXD, _ = first(stride=2 if i else 1, project=True, name="first", **sizes)(x_BYXC)
+    if rest := c.stem_depths[i] - 1:
+      unit = functools.partial(Unit, **sizes)
+      x_BYXD, _ = run_blocks(unit, x_BYXD, per_block=np.zeros(rest), scan=c.scan, remat=c.remat)
+    return x_BYXD
+
+
+class Stem(nn.Module):
+  """Images [B, Y, X, C] to a map [B, Y / stride, X / stride, D]: the beginning of a ResNet."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, image_BYXC: jax.Array) -> jax.Array:
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    x_BYXD = StdConv(c.stem_width, 7, 2, dtype, name="root")(image_BYXC)
+    x_BYXD = jax.nn.relu(group_norm(c.stem_groups, c.stem_epsilon, dtype, "root_norm")(x_BYXD))
+    x_BYXD = by_batch(nn.max_pool(x_BYXD, (3, 3), (2, 2), "SAME"))
+    for i in range(len(c.stem_depths)):
+      x_BYXD = Stage(c, i, name=f"stage_{i}")(x_BYXD)
+    return x_BYXD
+
+
+class Encoder(vit.Encoder):
+  """Images [B, Y, X, C] to tokens [B, T, D]: `vit.Encoder` of the stem's map."""
+
+  config: Config
+
+  def cut(self, image_BYXC: jax.Array) -> jax.Array:
+    """Images to the features of their patches, [B, Y / patch, X / patch, F]."""
+    c = self.config
+    check_patches(image_BYXC.shape[1:3], c.patch)
+    return patchify(Stem(c, name="stem")(image_BYXC), c.cell)
+
+
+class Model(vit.Model):
+  """Images [B, Y, X, C] to logits [B, V]."""
+
+  config: Config
+  encoder_class = Encoder
+
+
+features = functools.partial(vit.features, encoder=Encoder)
+
+
+def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
+  """What published weights call our parameters (`zoo.weights`); see `vit.tables`.
+
+  "timm": its hybrids of ResNetV2 and VisionTransformer, of `stem_epsilon=1e-5`. "google": the released .npz files.
+  """
+  of_vit = vit.tables(config)
+  return {
+    "timm": (*of_vit["timm"], *_stem_timm(config)),
+    "google": (*of_vit["google"], *_stem_google(config)),
+  }
+
+
+def _units(config: Config) -> list[tuple[int, int, str]]:
+  """Every unit: the number of its stage, its own in the stage, both from 0, and its path."""
+  return [
+    (i, j, f"encoder/stem/stage_{i}/{f'block_{j - 1:02d}' if j else 'first'}")
+    for i, depth in enumerate(config.stem_depths)
+    for j in range(depth)
+  ]
+
+
+def _stem_timm(config: Config) -> tuple[Rule, ...]:
+  prefix = r"patch_embed\.backbone"
+  root = rf"{prefix}\.stem" if config.stem_depths else prefix
+  rules = [
+    Rule(rf"{root}\.conv\.weight", "encoder/stem/root/kernel", torch.KERNEL),
+    *torch.norm(rf"{root}\.norm", "encoder/stem/root_norm"),
+  ]
+  for i, j, path in _units(config):
+    unit = rf"{prefix}\.stages\.{i}\.blocks\.{j}"
+    names = {f"conv{n}": (rf"conv{n}", rf"norm{n}") for n in (1, 2, 3)}
+    names |= {} if j else {"proj": (r"downsample\.conv", r"downsample\.norm")}
+    for ours, (conv, norm) in names.items():
+      rules += [Rule(rf"{unit}\.{conv}\.weight", f"{path}/{ours}/kernel", torch.KERNEL)]
+      rules += torch.norm(rf"{unit}\.{norm}", f"{path}/{ours}_norm")
+  return tuple(rules)
+
+
+def _stem_google(config: Config) -> tuple[Rule, ...]:
+  channels = Transform(lambda t, shape: t.reshape(shape), lambda a: a[None, None, None])  # [1, 1, 1, C] to [C]
+
+  def convolution(key: str, norm: str, path: str) -> list[Rule]:
+    kernel = Rule(rf"{vit.GOOGLE}{key}/kernel", f"{path}/kernel", torch.AS_IS)
+    return [kernel, *(Rule(rf"{vit.GOOGLE}{norm}/{n}", f"{path}_norm/{n}", channels) for n in ("scale", "bias"))]
+
+  rules = convolution("conv_root", "gn_root", "encoder/stem/root")
+  for i, j, path in _units(config):
+    unit = f"block{i + 1}/unit{j + 1}"
+    for n in (1, 2, 3):
+      rules += convolution(f"{unit}/conv{n}", f"{unit}/gn{n}", f"{path}/conv{n}")
+    if not j:
+      rules += convolution(f"{unit}/conv_proj", f"{unit}/gn_proj", f"{path}/proj")
+  return tuple(rules)
