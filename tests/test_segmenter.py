@@ -62,6 +62,23 @@ def test_heads_and_patches(overrides):
     assert aux["fused"].shape == (2, Y // 4, X // 4, 4 if c.head == "fpn" else 8)
 
 
+@pytest.mark.parametrize("head", segmenter.HEADS)
+def test_a_hierarchical_backbone_has_its_own_maps(head):
+  fields = dict(backbone="convnext/test", options=flax.core.freeze({}), head=head, image_size=(32, 48), num_classes=5)
+  if head == "linear":  # reads the last map alone
+    model, variables, (image,) = draw("segmenter/test", **fields)
+    output, aux = jax.jit(model.apply)(variables, image)
+  else:
+    output, aux = check_gradients("segmenter/test", **fields)
+  assert output.shape == (2, 32, 48, 5)
+  config = zoo.create("segmenter/test", **fields).config
+  widths, strides = config.encoder.widths, config.encoder.strides
+  for i, (width, stride) in enumerate(zip(widths, strides, strict=True)):
+    assert aux[f"stage_{i}"].shape == (2, 32 // stride, 48 // stride, width)
+  assert aux["fused"].shape[1:3] == ((32 // strides[-1], 48 // strides[-1]) if head == "linear" else (8, 12))
+  assert config.depth == sum(config.encoder.depths)
+
+
 def test_other_image_sizes():
   model, variables, _ = draw("segmenter/test", **TINY)
   image = np.random.default_rng(0).normal(size=(1, 16, 56, 3)).astype(np.float32)

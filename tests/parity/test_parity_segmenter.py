@@ -1,4 +1,4 @@
-"""UPerNet's head has the numbers of Hugging Face's on shared weights, in float32.
+"""UPerNet has the numbers of Hugging Face's on shared weights, in float32: its head, and all of it on a backbone.
 
 Needs the extra [parity].
 """
@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_golden import relative_error
 from test_segmenter import Head, maps
-from transformers import UperNetConfig
+from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
+import zoo
 from zoo.models import segmenter
 from zoo.weights import convert
 from zoo.weights.table import write_back
@@ -21,15 +23,18 @@ pytestmark = pytest.mark.parity
 WIDTHS = (8, 12, 20, 28)
 
 
-def theirs(bins, cls=UperNetHead):
-  """A head in evaluation with nothing left at 0 or 1."""
-  config = UperNetConfig(hidden_size=16, pool_scales=list(bins), num_labels=7, auxiliary_channels=12)
+def random(module):
+  """In evaluation, with nothing left at 0 or 1."""
   torch.manual_seed(0)
-  head = cls(config, list(WIDTHS)).eval()
-  for name, tensor in head.state_dict().items():
+  for name, tensor in module.state_dict().items():
     if tensor.is_floating_point():
       tensor.normal_(0.1, 0.3).abs_() if name.endswith("running_var") else tensor.normal_(0.1, 0.3)
-  return head
+  return module.eval()
+
+
+def theirs(bins, cls=UperNetHead):
+  config = UperNetConfig(hidden_size=16, pool_scales=list(bins), num_labels=7, auxiliary_channels=12)
+  return random(cls(config, list(WIDTHS)))
 
 
 @pytest.mark.parametrize(("bins", "size"), [((1, 2, 3, 6), (32, 48)), ((1, 3), (13, 9))])
@@ -51,3 +56,32 @@ def test_the_head_of_upernet(bins, size):
   statistics = params.pop("batch_stats")
   logits, _ = jax.jit(module.apply)({"params": params, "batch_stats": statistics}, given)
   assert relative_error(logits, wanted) < 1e-5
+
+
+# A backbone of theirs, and the same of ours.
+BACKBONES = {
+  "convnext/t": (
+    ConvNextConfig(hidden_sizes=list(WIDTHS), depths=[1, 1, 2, 1], out_features=[f"stage{i}" for i in range(1, 5)]),
+    dict(widths=WIDTHS, depths=(1, 1, 2, 1)),
+  ),
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_whole_of_upernet(backbone, tmp_path):
+  config, options = BACKBONES[backbone]
+  auxiliary = dict(auxiliary_in_channels=WIDTHS[2], auxiliary_channels=12)
+  model = random(
+    UperNetForSemanticSegmentation(UperNetConfig(backbone_config=config, hidden_size=16, num_labels=7, **auxiliary))
+  )
+  save_file(model.state_dict(), tmp_path / "model.safetensors")
+  image = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32)
+  with torch.no_grad():
+    wanted = model(torch.tensor(image).permute(0, 3, 1, 2)).logits.permute(0, 2, 3, 1).numpy()
+  fields = dict(backbone=backbone, options=options, width=16, num_classes=7, image_size=(64, 96))
+  ours, variables = zoo.load(tmp_path / "model.safetensors", "segmenter/upernet", layout="huggingface", **fields)
+  logits, _ = jax.jit(ours.apply)(variables, image)
+  assert logits.shape == wanted.shape == (1, 64, 96, 7) and relative_error(logits, wanted) < 1e-5
+  zoo.save(tmp_path / "back.safetensors", "segmenter/upernet", fields, variables, layout="huggingface")
+  _, again = zoo.load(tmp_path / "back.safetensors", "segmenter/upernet", layout="huggingface", **fields)
+  jax.tree.map(np.testing.assert_array_equal, again, variables)

@@ -53,7 +53,8 @@ class Config:
   Attributes:
     backbone: a model of images, by name: of a family whose encoder gives the maps "stage_0", ..., or a ViT.
     options: fields of the backbone that are otherwise than its name says.
-    head: "linear" tells classes from each place of the backbone's last map; "fpn" sums a feature pyramid (Kirillov et
+    head: "linear" tells classes from each place of the backbone's last map, so that the norms of its other maps learn
+      nothing; "fpn" sums a feature pyramid (Kirillov et
       al. 2019); "upernet" also pools the last map at several sizes (Xiao et al. 2018).
     width: D of the head.
     num_classes: V.
@@ -287,7 +288,9 @@ def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
   """
   if config.head != "upernet" or config.norm != "batch":
     return {}
-  backbone = zoo.family(config.backbone).tables(config.encoder)["huggingface"]
+  every = zoo.family(config.backbone).tables(config.encoder)["huggingface"]
+  # What a classifier has behind its encoder is not in a backbone.
+  backbone = [rule for rule in every if all(path.startswith("encoder/") for path in rule.targets((0,) * 9))]
   stages, head = len(STRIDES), "decode_head"
   return {
     "huggingface": (
