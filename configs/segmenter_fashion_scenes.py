@@ -1,9 +1,11 @@
-"""Trains a small UPerNet on a small ViT to tell the clothes in composed scenes, pixel by pixel.
+"""Trains a small ViT with a feature pyramid to tell the clothes in composed scenes, pixel by pixel.
 
 The scenes are made of bundled pictures (`train/datasets/fashion_scenes.py`), in half a minute and with no download.
 
     zoo prepare fashion_scenes --data-dir data
     zoo train segmenter_fashion_scenes
+
+Classes take their time to be told apart: for some hundred steps all is taken for background, whose share is 74 %.
 """
 
 from train.config import defaults
@@ -12,9 +14,9 @@ from train.config import defaults
 def get_config():
   config = defaults()
   config.model = dict(
-    name="segmenter/upernet",
+    name="segmenter/fpn",
     backbone="vit/nano4",
-    options=dict(patch=8, drop_path=0.1),
+    options=dict(patch=8),
     width=64,
     num_classes=11,
     image_size=64,
@@ -25,13 +27,13 @@ def get_config():
     dataset="fashion_scenes",
     data_dir="data",
     image_size=64,
-    crop=dict(name="random_scale_crop", scale=(0.75, 1.5)),
-    augment=(dict(name="flip"), dict(name="color_jitter", brightness=0.2, contrast=0.2)),
+    crop=dict(name="random_scale_crop", scale=(0.9, 1.2)),
+    augment=(dict(name="flip"),),
   )
   config.objective = dict(name="segment", mean=(0.45,), std=(0.27,))
-  config.batch_size = 32
-  config.epochs = 8.0
-  config.optimizer = dict(name="adamw", learning_rate=1e-3, warmup=0.1, weight_decay=0.05, clip_norm=1.0)
+  config.batch_size = 64
+  config.epochs = 16.0
+  config.optimizer = dict(name="adamw", learning_rate=2e-3, warmup=0.1, weight_decay=0.05, clip_norm=1.0)
   config.evals = dict(test=dict(name="segmentation", every=500))
   config.checkpoint = dict(every=500, keep=2, best="test/miou", mode="max")
   config.pictures = ("loss_curve", "segmentations")

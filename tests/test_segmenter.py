@@ -11,7 +11,10 @@ from flax import linen as nn
 from test_models import check_gradients, draw
 
 import zoo
+from train import config as configuration
+from zoo import axes
 from zoo.models import segmenter
+from zoo.weights import load_into
 
 
 def options(**fields):
@@ -179,3 +182,28 @@ def test_the_backbone_is_the_classifiers():
 def test_segmenters_that_cannot_be(overrides, words):
   with pytest.raises(ValueError, match=words):
     zoo.create("segmenter/test", **overrides)
+
+
+def test_the_shipped_recipe_starts_from_a_classifier(tmp_path):
+  config = configuration.load("upernet_convnext_t_oxford_pet")
+  tiny = dict(widths=(8, 12, 16, 20), depths=(1, 1, 1, 1))
+  classifier = zoo.create("convnext/t", **tiny)
+  fields = configuration.kwargs(config.model) | dict(options=tiny, width=8)
+  model = zoo.create(config.model.name, **fields)
+  rng = np.random.default_rng(0)
+  pretrained, fresh = (
+    jax.tree.map(
+      lambda a: rng.normal(size=a.shape).astype(np.float32),
+      jax.eval_shape(m.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))),
+    )
+    for m in (classifier, model)
+  )
+  zoo.save(tmp_path / "convnext.safetensors", "convnext/t", tiny, pretrained)
+  config.init.path = str(tmp_path / "convnext.safetensors")
+  loaded = axes.flatten(load_into(model, fresh, **configuration.kwargs(config.init)))
+  old, new = axes.flatten(pretrained), axes.flatten(fresh)
+  assert loaded.keys() == new.keys()
+  taken = {path for path in loaded if path in old and path.startswith("params/encoder/")}
+  assert len(taken) == len([path for path in old if "/encoder/" in path]) > 30
+  for path, leaf in loaded.items():
+    np.testing.assert_array_equal(leaf, (old if path in taken else new)[path], err_msg=path)
