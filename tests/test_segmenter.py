@@ -207,3 +207,6 @@ def test_the_shipped_recipe_starts_from_a_classifier(tmp_path):
   assert len(taken) == len([path for path in old if "/encoder/" in path]) > 30
   for path, leaf in loaded.items():
     np.testing.assert_array_equal(leaf, (old if path in taken else new)[path], err_msg=path)
+  zoo.save(tmp_path / "convnext.safetensors", "convnext/t", dict(tiny, activation="gelu_tanh"), pretrained)
+  with pytest.raises(ValueError, match="was trained with activation 'gelu_tanh', the model has 'gelu'"):
+    load_into(model, fresh, **configuration.kwargs(config.init))

@@ -362,15 +362,15 @@ def _huggingface_fields(module, source: Source) -> dict:
 
 def _check_numerics(path, source: Source, model) -> None:
   """Sizes show in the shapes; these do not, where the file tells them at all."""
-  fields = {}
-  if source.config is not None:
-    fields = _huggingface_fields(zoo.family(_family(model)), source)
+  fields, module, config = {}, zoo.family(_family(model)), getattr(model.config, "encoder", model.config)
+  if source.config is not None and hasattr(module, "HUGGINGFACE"):
+    fields = _huggingface_fields(module, source)
   elif source.model is not None:
     fields = dataclasses.asdict(zoo.create(source.model, **source.overrides).config)
   differ = [
-    f"was trained with {field} {fields[field]!r}, the model has {getattr(model.config, field)!r}"
+    f"was trained with {field} {fields[field]!r}, the model has {getattr(config, field)!r}"
     for field in ("activation", "epsilon", "heads")
-    if field in fields and fields[field] != getattr(model.config, field)
+    if field in fields and fields[field] != getattr(config, field)
   ]
   if differ:
     raise WeightsError(str(path), differ)
