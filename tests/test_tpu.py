@@ -52,7 +52,7 @@ def compiled(name, mesh_name, **overrides):
     config.model.dropout = 0.1
   if family == "kernel_regression":
     config.data = dict(name="points", dataset="engel")
-  elif family in ("vit", "mae"):
+  elif family in ("vit", "mae", "swin"):
     config.model.drop_path = 0.1
     config.data = dict(name="images", image_size=zoo.create(name).config.image_size)
   elif family == "bert":
@@ -60,7 +60,7 @@ def compiled(name, mesh_name, **overrides):
   else:
     config.data = dict(name="pairs", dataset="verses_en_es", source_length=11, target_length=9)
   config.objective = {
-    "vit": dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0),
+    **{key: dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0) for key in ("vit", "swin")},
     "mae": dict(name="mae"),
     "kernel_regression": dict(name="regress"),
     "nat": dict(name="nat", label_smoothing=0.1),

@@ -14,6 +14,7 @@ from safetensors import numpy as safetensors
 import zoo
 from train.checkpoint import Checkpoints
 from train.step import State
+from zoo.models.swin import V2
 from zoo.positions import resample, sincos_2d
 from zoo.stack import stack_params
 from zoo.weights import Rule, Transform, WeightsError, convert, load_into, torch_layout, write_back
@@ -172,6 +173,10 @@ CASES = [
   ("vit/test", "timm", dict(pool="map", class_token=False, representation=13)),
   ("mae/test", "huggingface", {}),
   ("mae/test", "timm", dict(scan=True)),
+  *(("swin/test", layout, {}) for layout in ("huggingface", "timm", "microsoft")),
+  *(("swin/test", layout, dict(V2, scan=True)) for layout in ("huggingface", "timm", "microsoft")),
+  *(("swin/test", layout, dict(head="features")) for layout in ("huggingface", "microsoft")),
+  ("swin/test", "huggingface", dict(head="none", order="res_post")),
   ("transformer/test", "huggingface", dict(head_bias=True)),
   ("transformer/test", "huggingface", dict(head_bias=True, shared="target", positions="learned", embed_norm=True)),
   ("transformer/test", "huggingface", dict(head_bias=True, shared="none", order="pre", final_norm=True, scan=True)),

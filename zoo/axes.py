@@ -25,6 +25,13 @@ RULES = (
   (r"mlp/down/bias", ("embed",)),
   (r"(norm|norm1|norm2|cross_norm|head_norm|source_norm|target_norm|embed_norm)/(scale|bias)", ("embed",)),
   (r"buckets", ("buckets", "heads")),
+  (r"offsets/table", ("offset_rows", "offset_columns", "heads")),
+  (r"offsets/up/kernel", ("coordinates", "offset_hidden")),
+  (r"offsets/up/bias", ("offset_hidden",)),
+  (r"offsets/down/kernel", ("offset_hidden", "heads")),
+  (r"attn/log_scale", ("heads",)),
+  (r"merge/kernel", ("merged", "embed")),
+  (r"merged_norm/(scale|bias)", ("merged",)),
   (r"bilinear", ("query_embed", "key_embed")),
   (r"query", ("query_embed", "attention_hidden")),
   (r"key", ("key_embed", "attention_hidden")),
@@ -70,6 +77,9 @@ RULES = (
   (r"decoder/pixels/bias", ("pixels",)),
 )
 
+
+# What of a path tells parts that may differ in size.
+_STAGE = re.compile(r"[^/]*(/stage_\d+(?=/))?")
 
 # Parameters stacked by a scan over the layers are under this name.
 STACKED = "blocks"
@@ -129,7 +139,7 @@ def logical_axes(params: Mapping) -> dict:
 
   Raises:
     ValueError: a parameter that no rule or several rules fit, one of another rank than its rule, or a logical axis
-      of two sizes within a stage (encoder, decoder, head); all faults at once.
+      of two sizes within a stage (encoder, decoder, head, or one of an encoder's `stage_0`, ...); all faults at once.
   """
   faults, sizes = [], {}
 
@@ -142,7 +152,7 @@ def logical_axes(params: Mapping) -> dict:
     if len(axes) != len(leaf.shape):
       faults.append(f"{path} has shape {leaf.shape}, its rule says {axes}")
       return axes
-    stage = path.partition("/")[0]
+    stage = _STAGE.match(path)[0]
     for axis, size in zip(axes, leaf.shape, strict=True):
       other_size, other_path = sizes.setdefault((stage, axis), (size, path))
       if other_size != size:

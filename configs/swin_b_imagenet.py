@@ -1,0 +1,16 @@
+"""Swin-B on ImageNet-1k, 300 epochs at 224 px. Recipe, not run by us.
+
+Published: 83.5 % top-1 (Liu et al. 2021, table 1, and the released weights). As `swin_t_imagenet`, with more stochastic
+depth.
+
+    zoo prepare imagenet2012 --data-dir data
+    zoo train swin_b_imagenet --workdir runs/swin_b
+
+PLAN
+"""
+
+from configs._swin import swin
+
+
+def get_config():
+  return swin("swin/b", drop_path=0.5)
