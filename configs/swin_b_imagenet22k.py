@@ -4,9 +4,9 @@ Published: 85.2 % top-1 on ImageNet-1k after fine-tuning at 224 px, 86.4 % at 38
 settings are those of the released code; the paper says a linear decay of the learning rate, and weight decay 0.01
 (4.1).
 
-TFDS does not have this set. With a folder for each of its 21,841 classes, `picture_folder` of CONTRIBUTING.md builds it;
-the last hundredth is for evaluation. Fine-tuning draws a new head, where the released code chose the rows of the old
-one whose classes ImageNet-1k has.
+TFDS does not have this set. With a folder for each of its 21,841 classes, `picture_folder` of CONTRIBUTING.md builds
+it; the last hundredth is for evaluation. Fine-tuning draws a new head, where the released code chose the rows of the
+old one whose classes ImageNet-1k has.
 
     zoo prepare picture_folder --data-dir data --source imagenet22k
     zoo train swin_b_imagenet22k --workdir runs/swin_b_22k

@@ -26,10 +26,11 @@ pytestmark = pytest.mark.parity
 THEIRS = dict(embed_dim=8, depths=[2, 2, 4, 2], num_heads=[1, 2, 4, 8], window_size=7, mlp_ratio=2.0)
 OURS = dict(width=8, depths=(2, 2, 4, 2), heads=(1, 2, 4, 8), window=7)
 V2_THEIRS, V2_OURS = THEIRS | dict(window_size=8), OURS | dict(window=8, **V2)
-# Whole windows in all stages; padding in each, odd maps where patches are merged, an image that patches do not fill;
-# oblong, where the last map is no larger than a window one way.
+# Whole windows in all stages; padding in most, odd maps where patches are merged, an image that patches do not fill;
+# oblong, where the last map is no larger than a window one way. Theirs fail where a map of V1 is smaller than a window,
+# and look at the rows alone, rounded down, in V2.
 V1_SIZES = [(224, 224), (230, 262), (224, 320)]
-V2_SIZES = [(256, 256), (264, 328), (256, 320)]
+V2_SIZES = [(256, 256), (288, 334), (256, 320)]
 OUTPUTS = {
   "Model": {"output": "last_hidden_state", "features": "pooler_output"},
   "ForImageClassification": {"output": "logits"},
@@ -136,7 +137,7 @@ def converted(model, overrides, size):
 
 @pytest.mark.parametrize("family", ["Swin", "Swinv2"])
 def test_gradients(family):
-  size = (104, 136)  # padded in every stage
+  size = (160, 176) if family == "Swinv2" else (200, 232)  # padded in most stages
   theirs = V2_THEIRS | dict(image_size=size) if family == "Swinv2" else THEIRS
   model = make(f"{family}ForImageClassification", num_labels=5, **theirs)
   image, labels = pixels(size), torch.tensor([1, 4])
@@ -159,7 +160,7 @@ KINDS = ["SwinModel", "SwinForImageClassification", "SwinBackbone", "Swinv2Model
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_hugging_face_reads_what_we_write(kind, tmp_path):
-  v2, size = "v2" in kind, (96, 64)
+  v2, size = "v2" in kind, (64, 96) if "v2" in kind or "Backbone" in kind else (224, 224)
   told = zoo.family("swin").HUGGINGFACE["heads"][kind]
   sizes = (V2_OURS if v2 else OURS) | dict(mlp_ratio=2.0, mask_padding=False, image_size=size) | told
   more = dict(num_labels=5) if "Classification" in kind else {}
