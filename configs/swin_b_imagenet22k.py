@@ -13,7 +13,7 @@ old one whose classes ImageNet-1k has.
     zoo train swin_b_384_finetune model.drop_path=0.2 init.path=runs/swin_b_22k \
       "init.ignore=params/head/.*" "init.keep=head/.*" --workdir runs/swin_b_22k_384
 
-PLAN
+On 128 chips each has as large a part of the batch as on 32 in `swin_b_imagenet`, whose plan tells the memory.
 """
 
 from configs._swin import swin

@@ -5,8 +5,6 @@ stochastic depth.
 
     zoo prepare imagenet2012 --data-dir data
     zoo train swin_s_imagenet --workdir runs/swin_s
-
-PLAN
 """
 
 from configs._swin import swin
