@@ -23,6 +23,11 @@ IMAGES = [
 COMBINATIONS = {
   "nat": [dict(length="cut"), dict(shared="none", cross="mix", copy=True, positions="t5")],
   "mae": IMAGES,
+  "swin": [
+    dict(order="res_post", scores="cosine", offsets="continuous"),
+    dict(head="features"),
+    dict(head="none"),
+  ],
   "vit": [*IMAGES, dict(positions="relative")],  # an MAE sees a random choice of patches, which have no offsets
   "hybrid": [dict(stem_depths=(2,)), dict(stem_depths=(), pool="map")],
   "patch_prediction": [dict(positions="relative")],
@@ -129,6 +134,13 @@ def test_two_rules_are_one_too_many(monkeypatch):
 
 
 def test_a_logical_axis_may_differ_between_stages():
+  named = axes.logical_axes(shapes("swin/test"))["encoder"]
+  for stage in range(2):  # of 24 and of 48
+    assert named[f"stage_{stage}"]["block_00"]["regular"]["norm1"]["scale"] == ("embed",)
+  params = shapes("swin/test")
+  params["encoder"]["stage_1"]["block_01"]["shifted"]["norm1"]["scale"] = shape(24)
+  with pytest.raises(ValueError, match=r"embed is .* in encoder/stage_1/block_01/shifted"):
+    axes.logical_axes(params)
   named = axes.logical_axes(shapes("mae/test"))
   assert named["encoder"]["norm"]["scale"] == named["decoder"]["norm"]["scale"] == ("embed",)  # of 24 and of 16
 

@@ -19,7 +19,7 @@ import zoo
 from train import cli, optim, program
 from train import config as configuration
 from zoo.axes import flatten
-from zoo.positions import KINDS
+from zoo.positions import KINDS, resample
 from zoo.stack import unstack_params
 from zoo.weights import load_into
 
@@ -171,7 +171,31 @@ def test_the_ablation_of_positions_changes_them_alone():
   assert sorted(kinds) == sorted(KINDS) and all(config == made[0] for config in made)
 
 
-@pytest.mark.parametrize("name", [n for n in configuration.shipped() if "finetune" in n or "linear" in n])
+def test_a_swin_of_large_windows_starts_from_one_of_small_ones(tmp_path):
+  """The shipped recipe, on models of the same structure and a small size."""
+  shrink = ["model.width=8", "model.depths=(2, 2)", "model.heads=(1, 2)"]
+  before, config = configuration.load("swin_b_imagenet", shrink), configuration.load("swin_b_384_finetune", shrink)
+  assert config.init.path == "runs/swin_b"
+  source, model = (zoo.create(c.model.name, **configuration.kwargs(c.model)) for c in (before, config))
+  assert (source.config.window, model.config.window) == (7, 12)
+  rng = np.random.default_rng(0)
+  image = jnp.zeros((1, 96, 96, 3))
+  shapes = [jax.eval_shape(m.init, {"params": jax.random.key(0)}, image) for m in (source, model)]
+  pretrained, fresh = (jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), s) for s in shapes)
+  config.init.path = str(tmp_path / "swin.safetensors")
+  zoo.save(config.init.path, before.model.name, configuration.kwargs(before.model), pretrained)
+  loaded = load_into(model, fresh, **configuration.kwargs(config.init))
+  old, new = flatten(unstack_params(pretrained["params"])), flatten(unstack_params(loaded["params"]))
+  assert old.keys() == new.keys()
+  for path, leaf in new.items():
+    wanted = resample(old[path], (23, 23), "bicubic") if path.endswith("offsets/table") else old[path]
+    np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+MAES = [n for n in configuration.shipped() if ("finetune" in n or "linear" in n) and not n.startswith("swin")]
+
+
+@pytest.mark.parametrize("name", MAES)
 def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
   """The shipped names of what to leave out and to keep, on models of the same structure and a small size."""
   small = dict(width=16, depth=2, mlp_dim=24, heads=2, patch=8, image_size=(16, 16))

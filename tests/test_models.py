@@ -122,6 +122,19 @@ def upernet_count(widths, D, classes, bins=4):
   return pooled + laterals + filter_count(3, len(widths) * D, D) + (D * classes + classes)
 
 
+def swin_count(D, depths, heads, window, *, patch=4, channels=3, ratio=4, classes=1000, v2=False):
+  """Patches and their norm; stages of blocks with scores by offset, each after the first merging patches; a head."""
+  total = (patch * patch * channels * D + D) + 2 * D
+  for stage, (depth, n) in enumerate(zip(depths, heads, strict=True)):
+    if stage:
+      D *= 2
+      total += 2 * D * D + (2 * D if v2 else 4 * D)  # without bias; the norm is behind it or before
+    # A small network of two coordinates, without a last bias, and a scale for each head; keys have no bias. Or a table.
+    offsets = (2 * 512 + 512 + 512 * n) + n - D if v2 else (2 * window - 1) ** 2 * n
+    total += blocks(D, depth, int(ratio * D)) + depth * offsets
+  return total + 2 * D + (D * classes + classes)
+
+
 TI, S, M, BASE = (192, 12, 768), (384, 12, 1536), (512, 12, 2048), (768, 12, 3072)
 L, H, G_SMALL, G = (1024, 24, 4096), (1280, 32, 5120), (1408, 40, 6144), (1664, 48, 8192)
 COUNTS = {
@@ -183,6 +196,17 @@ COUNTS = {
   "patch_prediction/l16": vit_count(16, *L, classes=512) + 1024,
   "patch_prediction/nano4": vit_count(4, 96, 4, 192, side=28, channels=1, classes=8) + 96,
   "patch_prediction/test": vit_count(4, 24, 3, 40, side=(20, 12), classes=512) + 24,
+  "swin/t": 28_288_354,
+  "swin/s": 49_606_258,
+  "swin/b": 87_768_224,
+  "swin/l": 196_532_476,
+  "swin/b_w12_384": 87_903_584,
+  "swin/l_w12_384": 196_735_516,
+  "swin/v2_t": 28_347_154,  # as timm counts swinv2_tiny_window8_256, and so on
+  "swin/v2_s": 49_728_418,
+  "swin/v2_b": 87_918_816,
+  "swin/nano": swin_count(48, (2, 2), (3, 6), 7, patch=2, channels=1, ratio=2, classes=10),
+  "swin/test": swin_count(24, (2, 4), (2, 6), 3, ratio=1.75, classes=7),
   "nat/base": nat_count(512, 6, 6, 2048, 37_000),
   "nat/nano": nat_count(128, 3, 3, 512, 4000),
   "nat/test": nat_count(24, 2, 3, 40, 29, 3),
@@ -256,6 +280,9 @@ def test_the_closed_forms_give_the_published_counts():
   assert convnext_count(4, (128, 256, 512, 1024), (3, 3, 27, 3)) == COUNTS["convnext/b"]
   assert hybrid_count(64, (3, 4, 6, 3), 32, 1, *L) == COUNTS["hybrid/r50_l32"]
   assert hybrid_count(64, (), 32, 8, *TI) == COUNTS["hybrid/r_ti16"]
+  assert swin_count(96, (2, 2, 6, 2), (3, 6, 12, 24), 7) == COUNTS["swin/t"]
+  assert swin_count(128, (2, 2, 18, 2), (4, 8, 16, 32), 12) == COUNTS["swin/b_w12_384"]
+  assert swin_count(96, (2, 2, 18, 2), (3, 6, 12, 24), 8, v2=True) == COUNTS["swin/v2_s"]
   assert transformer_count(512, 6, 6, 2048, 37_000) == COUNTS["transformer/base"]
   assert bert_count(768, 12, 3072) == COUNTS["bert/base"] and bert_count(128, 2, 512) == COUNTS["bert/tiny"]
   without = {size: count(shapes(f"bert/{size}", head="none", scan=True)) for size in ("tiny", "base", "large")}

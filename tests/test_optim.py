@@ -131,7 +131,12 @@ def test_no_decay_by_path():
     assert optim.matches(optim.NO_DECAY, f"encoder/{name}"), name
   for name in ("pool/probe", "decoder/mask", "encoder/block_00/norm1/scale", "encoder/blocks/mlp/up/bias"):
     assert optim.matches(optim.NO_DECAY, name), name
-  for name in ("head/kernel", "encoder/patch/kernel", "encoder/blocks/attn/q/kernel", "representation/kernel"):
+  block = "encoder/stage_0/blocks/shifted"  # as Swin's released code has it
+  for name in ("offsets/table", "offsets/up/kernel", "offsets/down/kernel", "attn/log_scale", "norm2/scale"):
+    assert optim.matches(optim.NO_DECAY, f"{block}/{name}"), name
+  assert optim.matches(optim.NO_DECAY, "encoder/stage_1/merged_norm/scale")
+  kernels = ("head", "encoder/patch", "encoder/blocks/attn/q", "representation", f"{block}/attn/q", "stage_1/merge")
+  for name in (f"{path}/kernel" for path in kernels):
     assert not optim.matches(optim.NO_DECAY, name), name
   params = draw(shapes(depth=1))
   assert set(decaying(params, no_decay=("kernel$", "bias$"))) == {

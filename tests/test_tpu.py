@@ -52,7 +52,7 @@ def compiled(name, mesh_name, **overrides):
     config.model.dropout = 0.1
   if family == "kernel_regression":
     config.data = dict(name="points", dataset="engel")
-  elif family in ("vit", "mae", "hybrid", "patch_prediction", "convnext"):
+  elif family in ("vit", "mae", "hybrid", "patch_prediction", "convnext", "swin"):
     config.model.drop_path = 0.1
     config.data = dict(name="images", image_size=zoo.create(name).config.image_size)
   elif family == "segmenter":
@@ -63,7 +63,7 @@ def compiled(name, mesh_name, **overrides):
     config.data = dict(name="pairs", dataset="verses_en_es", source_length=11, target_length=9)
   classify = dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0)
   config.objective = {
-    **dict.fromkeys(("vit", "hybrid", "convnext"), classify),
+    **dict.fromkeys(("vit", "hybrid", "convnext", "swin"), classify),
     "mae": dict(name="mae"),
     "patch_prediction": dict(name="patch_prediction"),
     "segmenter": dict(name="segment"),

@@ -14,6 +14,7 @@ from safetensors import numpy as safetensors
 import zoo
 from train.checkpoint import Checkpoints
 from train.step import State
+from zoo.models.swin import V2
 from zoo.positions import resample, sincos_2d
 from zoo.stack import stack_params
 from zoo.weights import Rule, Transform, WeightsError, convert, load_into, torch_layout, write_back
@@ -181,6 +182,10 @@ CASES = [
   ("hybrid/test", "timm", dict(scan=True)),
   ("hybrid/test", "timm", dict(stem_depths=())),
   ("hybrid/test", "google", {}),
+  *(("swin/test", layout, {}) for layout in ("huggingface", "timm", "microsoft")),
+  *(("swin/test", layout, dict(V2, scan=True)) for layout in ("huggingface", "timm", "microsoft")),
+  *(("swin/test", layout, dict(head="features")) for layout in ("huggingface", "microsoft")),
+  ("swin/test", "huggingface", dict(head="none", order="res_post")),
   ("transformer/test", "huggingface", dict(head_bias=True)),
   ("transformer/test", "huggingface", dict(head_bias=True, shared="target", positions="learned", embed_norm=True)),
   ("transformer/test", "huggingface", dict(head_bias=True, shared="none", order="pre", final_norm=True, scan=True)),
@@ -557,8 +562,8 @@ def test_a_huggingface_directory_that_is_another_model(tmp_path):
   huggingface(tmp_path / "hf", "vit/test", {})
   with pytest.raises(WeightsError, match=r"hidden_size 24, vit/ti16 has width 192\n"):
     zoo.load(tmp_path / "hf", "vit/ti16")
-  huggingface(tmp_path / "other", "vit/test", {}, model_type="swin")
-  with pytest.raises(WeightsError, match=r"model_type 'swin'.*There are: bert, vit_mae, marian, bart, mbart, vit; or"):
+  huggingface(tmp_path / "other", "vit/test", {}, model_type="clip")
+  with pytest.raises(WeightsError, match=r"model_type 'clip'.*There are: bert, .*vit_mae, .*swinv2, .*, vit; or"):
     zoo.load(tmp_path / "other")
   huggingface(tmp_path / "odd", "vit/test", {"width": 28})
   with pytest.raises(WeightsError, match=r"no variant of vit has .*'width': 28.*pass a name"):

@@ -89,7 +89,12 @@ OPTIMIZERS = {
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt")
 
 # Vectors that scale, shift or stand for something are not decayed towards zero.
-NO_DECAY = (r"bias$", r"(norm\w*|scale)(/|$)", r"(^|/)pos/", r"(^|/)(cls|probe|mask|relative|buckets|inverse_width)$")
+NO_DECAY = (
+  r"bias$",
+  r"(norm\w*|scale)(/|$)",
+  r"(^|/)(pos|offsets)/",
+  r"(^|/)(cls|probe|mask|relative|buckets|inverse_width)$",
+)
 
 
 def make_schedule(
@@ -183,7 +188,7 @@ def _muon_dimensions(params: dict) -> dict:
 
   def dimensions(path, names):
     path = axes.path_name(path)
-    if not path.endswith("kernel") or re.match(r"head/|encoder/(stage_0/)?patch/|decoder/pixels/", path):
+    if not path.endswith("kernel") or re.match(r"head/|encoder/(stage_0/)?patch/|decoder/pixels/|.*/offsets/", path):
       return None
     first = int(names[0] == "layers")
     split = first + (2 if names[first] == "heads" else 1)  # `attn/out` has two input axes, heads and head_dim

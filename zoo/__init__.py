@@ -10,6 +10,7 @@ import fnmatch
 import functools
 import importlib
 import pkgutil
+import typing
 
 from flax import linen as nn
 
@@ -72,8 +73,9 @@ def _checked(what: str, value, kind):
     raise ValueError(f"{what} is {value!r}; wanted rows and columns, such as (224, 224)")
   if fault := type_fault(value, kind):
     raise ValueError(f"{what} is {fault}")
-  if kind == tuple[int, ...]:
-    if faults := [fault for v in value if (fault := type_fault(v, int))]:
-      raise ValueError(f"{what} is {value!r}, with {faults[0]}")
+  if typing.get_origin(kind) is tuple:  # of any length, such as one number a stage
+    faults = [fault for v in value if (fault := type_fault(v, typing.get_args(kind)[0]))]
+    if faults:
+      raise ValueError(f"{what} has {faults[0]}")
     return tuple(value)
   return value

@@ -17,6 +17,7 @@ what they are tested against.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.dropout import drop
 from zoo.shapes import expect
@@ -87,6 +88,29 @@ def dot_product_scores(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
   q_BTKGH = q_BTNH.reshape(*q_BTNH.shape[:2], sizes["K"], -1, sizes["H"])
   scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
   return scores.reshape(sizes["B"], sizes["N"], sizes["T"], sizes["S"])
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """Vectors [..., H] of length 1, computed in float32, in the type of x; one of 0 stays, and passes no gradient."""
+  wide = x.astype(jnp.float32)
+  square = jnp.square(wide).sum(-1, keepdims=True)
+  real = square > 1e-24  # where PyTorch's `normalize` begins to divide by the length
+  return jnp.where(real, wide * jax.lax.rsqrt(jnp.where(real, square, 1.0)), 0.0).astype(x.dtype)
+
+
+def cosine(q_BTNH: jax.Array, k_BSKH: jax.Array, log_scale_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Queries and keys whose scaled dot product is a scaled cosine, cos(q, k) / tau (Swin V2, Liu et al. 2022, eq. 2).
+
+  Args:
+    q_BTNH, k_BSKH: queries and keys.
+    log_scale_N: log(1 / tau), learned for each head; tau is never below 0.01.
+
+  Returns:
+    queries and keys for `attend` and `dot_product_scores`
+  """
+  sizes = expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, log_scale_N=log_scale_N)
+  scale_N = jnp.exp(jnp.minimum(log_scale_N, np.log(100.0))) * sizes["H"] ** 0.5  # by whose inverse they will be scaled
+  return (unit(q_BTNH) * scale_N[:, None]).astype(q_BTNH.dtype), unit(k_BSKH)
 
 
 def dot_scores(q_BTQ: jax.Array, k_BSQ: jax.Array) -> jax.Array:

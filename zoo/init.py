@@ -15,6 +15,12 @@ mlp_bias = nn.initializers.normal(1e-6)
 # MAE, A.1: class and mask tokens. A plain normal: `truncated_normal(0.02)` would have deviation 0.0176.
 token = nn.initializers.normal(0.02)
 
+# Swin's released code: all dense kernels, bias tables and the head. What it truncates is beyond 100 deviations.
+swin = nn.initializers.normal(0.02)
+
+# PyTorch's default for a convolution, uniform within 1 / sqrt(inputs): Swin's patches, which its code leaves at that.
+fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 # Learned positions of BERT and ViT.
 position = nn.initializers.normal(0.02)
 

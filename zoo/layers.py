@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from zoo import init, norms, positions
-from zoo.attention import attend
+from zoo.attention import attend, cosine
 from zoo.axes import by_batch
 from zoo.dense import Dense, DenseGeneral, dot_general
 from zoo.dropout import drop
@@ -77,6 +77,7 @@ class Attention(nn.Module):
     kv_heads: K; divides N, and each key and value head serves N / K query heads (Ainslie et al. 2023); 0 for N.
     rotary: turn queries and keys by their positions (`positions.rotary`).
     kernel_init: of the projections.
+    cosine: score by cosines (`attention.cosine`); keys then have no bias.
   """
 
   heads: int
@@ -86,6 +87,7 @@ class Attention(nn.Module):
   kv_heads: int = 0
   rotary: bool = False
   kernel_init: Callable = init.dense
+  cosine: bool = False
 
   @nn.compact
   def __call__(
@@ -117,8 +119,9 @@ class Attention(nn.Module):
     kv_heads = self.kv_heads or self.heads
 
     def project(name: str, heads: int, tokens: jax.Array) -> jax.Array:
-      features = (heads, width // self.heads)
-      return DenseGeneral(features, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(tokens)
+      features, bias = (heads, width // self.heads), name != "k" or not self.cosine
+      dense = DenseGeneral(features, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
+      return dense(tokens)
 
     q_BTNH = project("q", self.heads, x_BTD)
     if self.rotary:
@@ -139,6 +142,9 @@ class Attention(nn.Module):
       bias = scores if bias is None else bias + scores
     key = self.make_rng("dropout") if self.dropout and self.has_rng("dropout") else None
     k_BSKH, v_BSKH = (a.swapaxes(1, 2) for a in cache)
+    if self.cosine:
+      log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (self.heads,))
+      q_BTNH, k_BSKH = cosine(q_BTNH, k_BSKH, log_scale_N)
     out_BTNH, weights = attend(q_BTNH, k_BSKH, v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout, dropout_key=key)
     out = DenseGeneral(width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out")
     return out(out_BTNH), weights, cache

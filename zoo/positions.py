@@ -168,6 +168,74 @@ def relative_scores(q_BTNH: jax.Array, table_OH: jax.Array) -> jax.Array:
   return scores * sizes["H"] ** -0.5
 
 
+def window_offsets(window: tuple[int, int]) -> np.ndarray:
+  """How many rows and columns a query is after a key, for all pairs of places in a window, row by row.
+
+  Returns:
+    [T, T, 2] int, T = rows x columns of the window
+  """
+  place_T2 = np.stack(np.meshgrid(*map(np.arange, window), indexing="ij"), -1).reshape(-1, 2)
+  return place_T2[:, None] - place_T2
+
+
+def _spread(table_YXN: jax.Array, window: tuple[int, int]) -> jax.Array:
+  """A score for each offset, [2 rows - 1, 2 columns - 1, N], as one for each query and key, [N, T, T]."""
+  rows, columns = np.moveaxis(window_offsets(window) + np.array(window) - 1, -1, 0)
+  return jnp.moveaxis(table_YXN[rows, columns], -1, 0)
+
+
+class OffsetTable(nn.Module):
+  """A learned score for every offset within a window and every head (Swin, Liu et al. 2021, 3.2, eq. 4).
+
+  Attributes:
+    heads: N.
+    window: side of the largest window. A smaller one reads the middle of the table: an offset keeps its score.
+  """
+
+  heads: int
+  window: int
+
+  @nn.compact
+  def __call__(self, window: tuple[int, int]) -> jax.Array:
+    """The scores [N, T, T] of a window of so many rows and columns, float32; a `bias` of `zoo.attention.attend`.
+
+    Raises:
+      ValueError: the window is larger than the table is made for.
+    """
+    if max(window) > self.window:
+      raise ValueError(f"a window of {window[0]} x {window[1]} has offsets beyond a table made for {self.window}")
+    table_YXN = self.param("table", init.swin, (2 * self.window - 1, 2 * self.window - 1, self.heads))
+    middle = tuple(slice(self.window - side, self.window + side - 1) for side in window)
+    return _spread(table_YXN[middle], window)
+
+
+class OffsetMlp(nn.Module):
+  """Scores for offsets by a small network of their logarithms: at any window (Swin V2, Liu et al. 2022, 3.3, eq. 3, 4).
+
+  As in the released code: offsets go from -8 to 8 in the window trained with, their logarithms are divided by log(8),
+  and a score is 16 times a sigmoid.
+
+  Attributes:
+    heads: N.
+    trained: rows and columns of the window that the weights were, or will be, trained with.
+    hidden: units of the network.
+  """
+
+  heads: int
+  trained: tuple[int, int]
+  hidden: int = 512
+
+  @nn.compact
+  def __call__(self, window: tuple[int, int]) -> jax.Array:
+    """The scores [N, T, T] of a window of so many rows and columns, float32; a `bias` of `zoo.attention.attend`."""
+    sides = (np.arange(1 - side, side) * 8 / max(of - 1, 1) for side, of in zip(window, self.trained, strict=True))
+    offset_YX2 = np.stack(np.meshgrid(*sides, indexing="ij"), -1)
+    offset_YX2 = (np.sign(offset_YX2) * np.log2(1 + np.abs(offset_YX2)) / np.log2(8)).astype(np.float32)
+    hidden = jax.nn.relu(nn.Dense(self.hidden, kernel_init=init.swin, name="up")(offset_YX2))
+    table_YXN = nn.Dense(self.heads, use_bias=False, kernel_init=init.swin, name="down")(hidden)
+    return _spread(16 * jax.nn.sigmoid(table_YXN), window)
+
+
 def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, base: float = 10000.0) -> jax.Array:
   """Turns queries or keys by angles that grow with their position (RoPE; Su et al. 2021, eq. 34).
 

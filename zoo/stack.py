@@ -52,7 +52,8 @@ def run_blocks(
       `(x, aux)`.
     x: the input of the first block.
     shared: a tree of arrays that every block gets whole, such as masks.
-    per_block: [L]; each block gets one value (its stochastic depth rate), None for 0.
+    per_block: [L]; each block gets one value (its stochastic depth rate), None for 0. Or [L, n], where a block is
+      several in a row: it gets n of them.
     own: a tree of arrays [L, ...], or a list of L trees; each block gets its part, such as the memory it reads.
     scan: compile one block and loop over stacked parameters, instead of unrolling.
     remat: what to keep for the backward pass: "none" keeps everything; else the name of a policy in
@@ -67,9 +68,10 @@ def run_blocks(
     cls = nn.remat(cls, policy=remat_policy(remat), prevent_cse=not scan)
   aux = {}
   if not scan:
-    for i, value in enumerate(per_block):
+    for i, value in enumerate(per_block.tolist()):
       part = own[i] if isinstance(own, list) else _slice(own, i)
-      x, outputs = cls(name=f"block_{i:02d}", **kwargs)(x, float(value) or None, shared, part)
+      value = [v or None for v in value] if isinstance(value, list) else value or None
+      x, outputs = cls(name=f"block_{i:02d}", **kwargs)(x, value, shared, part)
       aux |= {f"block_{i:02d}/{k}".rstrip("/"): v for k, v in outputs.items()}
     return x, aux
   scanned = nn.scan(

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from test_golden import relative_error
 from test_segmenter import Head, maps
-from transformers import ConvNextConfig, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import ConvNextConfig, SwinConfig, UperNetConfig, UperNetForSemanticSegmentation
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 import zoo
@@ -64,13 +64,24 @@ BACKBONES = {
     ConvNextConfig(hidden_sizes=list(WIDTHS), depths=[1, 1, 2, 1], out_features=[f"stage{i}" for i in range(1, 5)]),
     dict(widths=WIDTHS, depths=(1, 1, 2, 1)),
   ),
+  "swin/t": (
+    SwinConfig(
+      embed_dim=12,
+      depths=[2] * 4,
+      num_heads=[1, 2, 3, 4],
+      window_size=3,
+      image_size=96,
+      out_features=[f"stage{i}" for i in range(1, 5)],
+    ),
+    dict(width=12, depths=(2,) * 4, heads=(1, 2, 3, 4), window=3, mask_padding=False, shrink="never"),
+  ),
 }
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_whole_of_upernet(backbone, tmp_path):
   config, options = BACKBONES[backbone]
-  auxiliary = dict(auxiliary_in_channels=WIDTHS[2], auxiliary_channels=12)
+  auxiliary = dict(auxiliary_in_channels=48 if "swin" in backbone else WIDTHS[2], auxiliary_channels=12)
   model = random(
     UperNetForSemanticSegmentation(UperNetConfig(backbone_config=config, hidden_size=16, num_labels=7, **auxiliary))
   )

@@ -44,8 +44,8 @@ def load(
       model of its weights, and then the file's overrides do not count.
     layout: whose keys the file has: "zoo", or one of the model's `tables`, such as "huggingface" and "timm".
     ignore: regular expressions of keys to leave out; nothing else is left out silently.
-    resample: True interpolates a position table made for another image size as the model does (its `resampling`); a
-      string names one of `zoo.positions.RESAMPLINGS`.
+    resample: True interpolates a position table made for another image size or window as the model does (its
+      `resampling`); a string names one of `zoo.positions.RESAMPLINGS`.
     average: of a training run, the moving average of the parameters.
     **overrides: fields of the model's config, stronger than what the file says.
 
@@ -230,6 +230,7 @@ def _refit(table: np.ndarray, shape: tuple, method: str) -> np.ndarray:
   return np.asarray(resample_table(table[:, None], (shape[0], 1), method))[:, 0]
 
 
+_RESAMPLED = re.compile(r"/(pos/(table|row|column)|offsets/table)$")
 _OURS = Transform(lambda t, shape: t, lambda a: a)
 _OUR_POSITIONS = Transform(lambda t, shape: t, lambda a: a, _refit)
 
@@ -272,7 +273,7 @@ def _tables(model, template: Mapping) -> dict[str, tuple[Rule, ...]]:
   """The tables of the model's family, and "zoo": our own paths, which go where they say."""
   module = zoo.family(_family(model))
   ours = tuple(
-    Rule(re.escape(path), path, _OUR_POSITIONS if re.search("/pos/(table|row|column)$", path) else _OURS)
+    Rule(re.escape(path), path, _OUR_POSITIONS if _RESAMPLED.search(path) else _OURS)
     for path in flatten_dict(template, sep="/")
   )
   return {"zoo": ours} | (module.tables(model.config) if hasattr(module, "tables") else {})
@@ -289,7 +290,7 @@ def _likely(tensors: Mapping, tables: Mapping, layout: str | None = None) -> str
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _ACTIVATIONS |= {"swish": "swish", "silu": "swish"}
 # What makes a variant: where `config.json` says otherwise than the name, one of them is wrong.
-_SIZES = re.compile(r"patch|widths|depths|(decoder_)?(width|depth|mlp_dim|heads)")
+_SIZES = re.compile(r"patch|window|offsets|(decoder_)?(widths?|depths?|mlp_dim|heads)")
 
 
 def _described(path, source: Source, name: str | None, overrides: Mapping) -> tuple[str, dict]:
@@ -320,15 +321,15 @@ def _described_by_huggingface(path, source: Source, name: str | None, overrides:
   sizes = {k: v for k, v in fields.items() if _SIZES.fullmatch(k) and k not in overrides}
   if name is None:
     family = module.__name__.rpartition(".")[2]
-    same = [v for v, variant in module.VARIANTS.items() if sizes.items() <= (variant | overrides).items()]
+    given = {f.name: f.default for f in dataclasses.fields(module.Config)}
+    same = [v for v, variant in module.VARIANTS.items() if sizes.items() <= (given | variant | overrides).items()]
     if not same:
       raise WeightsError(str(path), [f"no variant of {family} has {sizes}: pass a name, and these as overrides"])
     return f"{family}/{same[0]}", fields
   variant = dataclasses.asdict(zoo.create(name).config)
+  keys = dict.fromkeys(sizes, "model_type") | module.HUGGINGFACE["fields"]  # a kind of model may fix a field
   differ = [
-    f"config.json says {module.HUGGINGFACE['fields'][k]} {v}, {name} has {k} {variant[k]}"
-    for k, v in sizes.items()
-    if variant[k] != v
+    f"config.json says {keys[k]} {c[keys[k]]}, {name} has {k} {variant[k]}" for k, v in sizes.items() if variant[k] != v
   ]
   if differ:
     raise WeightsError(str(path), differ)
@@ -339,12 +340,12 @@ def _huggingface_fields(module, source: Source) -> dict:
   """What a Hugging Face directory tells of the fields of our config."""
   told = module.HUGGINGFACE
   fields = dict(told["model_types"].get(source.config.get("model_type"), {}))
-  fields |= {field: source.config[key] for field, key in told["fields"].items() if key in source.config}
+  given = {field: source.config[key] for field, key in told["fields"].items() if key in source.config}
+  fields |= {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
   if "activation" in fields:
     fields["activation"] = _ACTIVATIONS.get(fields["activation"], fields["activation"])
-  if isinstance(fields.get("patch"), list):
+  if isinstance(fields.get("patch"), tuple):
     fields["patch"] = fields["patch"][0]
-  fields = {field: tuple(v) if isinstance(v, list) else v for field, v in fields.items()}  # JSON has no tuples
   # What is on top of the encoder shows in the tensors only; the key's first number is its width.
   for field, key in told["tops"].items():
     fields[field] = len(source.tensors[key]) if key in source.tensors else 0

@@ -30,8 +30,8 @@ class Transform(NamedTuple):
     forward: (tensor, *shapes of the parameters) -> one array, or a tuple where one tensor fills several. It may
       raise ValueError, whose text becomes a line of the error.
     inverse: (*parameters) -> the tensor, or None where nothing is written.
-    refit: (tensor, *shapes, method) -> a tensor of the right shape, interpolated from one of another image size;
-      None for what cannot be resampled.
+    refit: (tensor, *shapes, method) -> a tensor of the right shape, interpolated from one of another image size or
+      window; None for what cannot be resampled.
   """
 
   forward: Callable
@@ -183,8 +183,8 @@ def _forward(tensor: np.ndarray, transform: Transform, wanted: list, resample: s
       raise ValueError(f"has shape {list(tensor.shape)}, the model wants {list(example.shape)}")
     if not resample:
       raise ValueError(
-        f"holds positions of another image size: {list(tensor.shape)}, the model wants {list(example.shape)}; "
-        "load at the image size it was made for, or interpolate with resample=True"
+        f"holds positions of another image size or window: {list(tensor.shape)}, the model wants "
+        f"{list(example.shape)}; load at the size it was made for, or interpolate with resample=True"
       )
     tensor = transform.refit(tensor, *shapes, resample)
   arrays = transform.forward(tensor, *shapes)

@@ -21,6 +21,7 @@ ROW = Transform(lambda t, shape: t[0], lambda a: a[None])  # [1, V] to [V]
 FROM_THIRD = Transform(lambda t, shape: t[2:], lambda a: np.concatenate([np.zeros_like(a, shape=(2, a.shape[1])), a]))
 KERNEL = Transform(lambda t, shape: t.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # to [Y, X, C, D]
 POINT = Transform(lambda t, shape: t[..., 0, 0].T, lambda a: a.T[..., None, None])  # [D, C, 1, 1] to [C, D]
+SCALE = Transform(lambda t, shape: t[:, 0, 0], lambda a: a[:, None, None])  # [N, 1, 1] to [N]
 IGNORED = Transform(lambda t: (), lambda: None)  # with paths ()
 HEADS = Transform(lambda t, shape: t.T.reshape(shape), lambda a: a.reshape(a.shape[0], -1).T)  # [N H, D] to [D, N, H]
 HEADS_BIAS = Transform(lambda t, shape: t.reshape(shape), lambda a: a.reshape(-1))  # [N H] to [N, H]
@@ -70,6 +71,31 @@ def _positions_refit(t: np.ndarray, *shapes_and_method) -> np.ndarray:
 
 # [1, 1 + P, D] to the table [Y, X, D] and the class token's [D]; [1, P, D] to the table alone.
 POSITIONS = Transform(_positions_forward, _positions_inverse, _positions_refit)
+
+
+def _offsets_refit(t: np.ndarray, shape: tuple, method: str) -> np.ndarray:
+  """As published code resizes them: a square window's table, to another."""
+  old = np.asarray(t, np.float32).reshape(*_square(len(t)), -1)
+  return np.asarray(resample_table(old, shape[:2], method)).reshape(-1, shape[2])
+
+
+# A score for each offset within a window: [(2 W - 1)^2, N] to [2 W - 1, 2 W - 1, N].
+OFFSETS = Transform(lambda t, shape: t.reshape(shape), lambda a: a.reshape(-1, a.shape[-1]), _offsets_refit)
+
+
+def merged(kernel: bool) -> Transform:
+  """What follows on four neighbouring patches in one, which published Swins list column by column, and ours row by row.
+
+  Args:
+    kernel: of a linear layer [2 D, 4 D] to [4 D, 2 D]; or else a vector [4 D].
+  """
+
+  def turn(a):
+    return a.reshape(2, 2, -1, *a.shape[1:]).swapaxes(0, 1).reshape(a.shape)
+
+  if kernel:
+    return Transform(lambda t, shape: turn(t.T), lambda a: turn(a).T)
+  return Transform(lambda t, shape: turn(t), turn)
 
 
 def fixed_table(make: Callable[[], np.ndarray], instead: str) -> Transform:

@@ -1,0 +1,14 @@
+"""Trains a small Swin Transformer to tell the ten kinds of clothes in 10,000 bundled Fashion-MNIST images.
+
+14 x 14 patches in four windows, then 7 x 7 in one; shifted windows in the first stage.
+
+    zoo train swin_fashion_mnist
+"""
+
+from configs import vit_fashion_mnist
+
+
+def get_config():
+  config = vit_fashion_mnist.get_config()
+  config.model = dict(name="swin/nano", drop_path=0.1)
+  return config

@@ -1,0 +1,607 @@
+"""Swin Transformer (Liu et al. 2021, "Hierarchical Vision Transformer using Shifted Windows"); V2 (Liu et al. 2022).
+
+Patches attend within windows, and the windows of every second block are shifted by half of their side, so that what
+was found in one reaches its neighbours. After each stage four neighbouring patches become one of twice the width: maps
+at strides 4, 8, 16 and 32, as a convolutional network has them, at a cost that grows linearly with the image.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from zoo import init, masks
+from zoo.axes import by_batch
+from zoo.dense import Dense
+from zoo.errors import field_faults
+from zoo.layers import (
+  ACTIVATIONS,
+  Attention,
+  Dropout,
+  DropPath,
+  LayerNorm,
+  Mlp,
+  check_heads,
+  drop_path_rates,
+  patchify,
+)
+from zoo.positions import RESAMPLINGS, OffsetMlp, OffsetTable
+from zoo.shapes import expect
+from zoo.stack import run_blocks
+from zoo.weights import torch_layout as torch
+from zoo.weights.table import Rule
+
+# Liu et al. 2021, 3.3.
+SIZES = {
+  "t": dict(width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)),
+  "s": dict(width=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24)),
+  "b": dict(width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32)),
+  "l": dict(width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48)),
+}
+V1 = dict(order="pre", scores="dot", offsets="table")
+V2 = dict(order="res_post", scores="cosine", offsets="continuous")
+VARIANTS = (
+  {size: dict(**SIZES[size]) for size in SIZES}
+  | {f"{size}_w12_384": dict(window=12, image_size=(384, 384), **SIZES[size]) for size in ("b", "l")}
+  | {f"v2_{size}": dict(window=8, image_size=(256, 256), **SIZES[size], **V2) for size in ("t", "s", "b")}
+  | {
+    # For 28 x 28 grey images, as in Fashion-MNIST: 14 x 14 patches in four windows, then 7 x 7 in one.
+    "nano": dict(
+      patch=2, width=48, depths=(2, 2), heads=(3, 6), mlp_ratio=2.0, image_size=(28, 28), channels=1, num_classes=10
+    ),
+    # Another size on every axis, so that no two can be confused unnoticed; maps of 8 x 10 and 4 x 5 need padding.
+    "test": dict(
+      width=24, depths=(2, 4), heads=(2, 6), window=3, mlp_ratio=1.75, image_size=(32, 40), channels=3, num_classes=7
+    ),
+  }
+)
+HEADS = ("classify", "none", "features")
+
+
+@dataclass(frozen=True)
+class Windows:
+  """How a map of tokens is cut into windows. All of it is known while tracing, so that masks are constants.
+
+  Windows that are shifted begin `shift` rows and columns later, and those at the borders are smaller (figure 2). With
+  "roll" the map is rolled instead, so that smaller windows share one of the full size, and are kept apart by the mask
+  (figure 4): no more windows than without a shift. With "pad" each is filled up: (Y / M + 1) (X / M + 1) windows. What
+  the tokens get is the same.
+
+  Attributes:
+    size: rows and columns of the map. window: of a window. shift: of the first window; below the window's.
+    method: "roll" or "pad".
+    mask_padding: whether what fills the map up to whole windows is never attended to; else it is, as zeros.
+  """
+
+  size: tuple[int, int]
+  window: tuple[int, int]
+  shift: tuple[int, int] = (0, 0)
+  method: str = "roll"
+  mask_padding: bool = True
+
+  @property
+  def whole(self) -> tuple[int, int]:
+    """Rows and columns of the map, filled up to whole windows."""
+    return tuple(-(-n // side) * side for n, side in zip(self.size, self.window, strict=True))
+
+  @property
+  def margins(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What is added before and after the rows, and the columns."""
+    more = [side if s and self.method == "pad" else 0 for side, s in zip(self.window, self.shift, strict=True)]
+    before = [m - s if m else 0 for m, s in zip(more, self.shift, strict=True)]
+    rows, columns = ((b, n + m - b - own) for b, n, m, own in zip(before, self.whole, more, self.size, strict=True))
+    return rows, columns
+
+  @property
+  def padded(self) -> tuple[int, int]:
+    """Rows and columns of what is cut."""
+    return tuple(n + sum(margin) for n, margin in zip(self.size, self.margins, strict=True))
+
+  @property
+  def count(self) -> int:
+    """W, the number of windows."""
+    return int(np.prod([n // side for n, side in zip(self.padded, self.window, strict=True)]))
+
+  @property
+  def rolled(self) -> tuple[int, int]:
+    """By how many rows and columns the map is rolled back."""
+    return self.shift if self.method == "roll" else (0, 0)
+
+  def segments(self) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers [W, T] of queries and of keys: those who may attend to each other have the same; no query has -1."""
+    along = zip(self.size, self.whole, self.window, self.shift, self.margins, self.padded, strict=True)
+    groups, reals = [], []
+    for own, whole, side, shift, (before, _), padded in along:
+      place = np.arange(padded) - before
+      groups.append((place - shift) // side + 1)  # which window of the plane, from 0 on
+      reals.append((place >= 0) & (place < (own if self.mask_padding else whole)))
+    group_YX = groups[0][:, None] * (groups[1].max() + 1) + groups[1]
+    key_YX = np.where(reals[0][:, None] & reals[1], group_YX, -1)
+    both = np.roll([group_YX, key_YX], [-s for s in self.rolled], (1, 2))
+    query_WT, key_WT = partition(both[..., None].astype(np.int32), self.window).reshape(2, self.count, -1)
+    return query_WT, key_WT
+
+  def mask(self, batch: int) -> jax.Array | None:
+    """Who may attend to whom, [B W, 1, T, T]; None for all."""
+    query_WT, key_WT = self.segments()
+    if (key_WT == query_WT[:, :1]).all():
+      return None
+    # Numbers are T times fewer than pairs: the compiler makes the mask where it is used, instead of reading it.
+    every = (jnp.broadcast_to(n_WT, (batch, *n_WT.shape)).reshape(-1, n_WT.shape[1]) for n_WT in (query_WT, key_WT))
+    return masks.same_segment(*every)
+
+  def cut(self, x_BYXD: jax.Array) -> jax.Array:
+    """The windows of each map, one after another: [B W, T, D], T tokens row by row."""
+    x_BYXD = jnp.pad(x_BYXD, ((0, 0), *self.margins, (0, 0)))
+    if any(self.rolled):
+      x_BYXD = jnp.roll(x_BYXD, [-s for s in self.rolled], (1, 2))
+    return partition(x_BYXD, self.window)
+
+  def join(self, x_BTD: jax.Array) -> jax.Array:
+    """The inverse of `cut`: [B W, T, D] to [B, Y, X, D]."""
+    (rows, columns), (Y, X) = self.window, self.padded
+    x_BYXD = x_BTD.reshape(-1, Y // rows, X // columns, rows, columns, x_BTD.shape[-1])
+    x_BYXD = x_BYXD.swapaxes(2, 3).reshape(-1, Y, X, x_BTD.shape[-1])
+    if any(self.rolled):
+      x_BYXD = jnp.roll(x_BYXD, self.rolled, (1, 2))
+    first_Y, first_X = (before for before, _ in self.margins)
+    return x_BYXD[:, first_Y : first_Y + self.size[0], first_X : first_X + self.size[1]]
+
+
+def partition(x_BYXD: jax.Array, window: tuple[int, int]) -> jax.Array:
+  """Cuts maps into windows that fill them exactly: [B, Y, X, D] to [B W, T, D]."""
+  B, Y, X, D = x_BYXD.shape
+  rows, columns = window
+  x = x_BYXD.reshape(B, Y // rows, rows, X // columns, columns, D)
+  return x.swapaxes(2, 3).reshape(-1, rows * columns, D)
+
+
+def shift_ratio(size: tuple[int, int], window: int) -> float:
+  """How many times as many windows padding a shift needs as rolling: 9 for 4 in figure 4, a map of 2 x 2 windows.
+
+  Args:
+    size: rows and columns of the map. window: side of a window, of at least 2; shifted by half of it.
+  """
+  padded, rolled = (Windows(size, (window, window), (window // 2, window // 2), method) for method in ("pad", "roll"))
+  return padded.count / rolled.count
+
+
+def msa_macs(rows: int, columns: int, width: int) -> int:
+  """Multiply-adds of attention among all tokens of a map, eq. 1: 4 h w C^2 + 2 (h w)^2 C."""
+  tokens = rows * columns
+  return 4 * tokens * width**2 + 2 * tokens**2 * width
+
+
+def wmsa_macs(rows: int, columns: int, width: int, window: int) -> int:
+  """Multiply-adds of attention within windows of side M, eq. 2: 4 h w C^2 + 2 M^2 h w C; M divides h and w."""
+  tokens = rows * columns
+  return 4 * tokens * width**2 + 2 * window**2 * tokens * width
+
+
+@dataclass(frozen=True)
+class Config:
+  """What a Swin Transformer is made of. Three fields make a V2 of it: `V2`.
+
+  Attributes:
+    width: D of the first stage; it doubles from stage to stage.
+    depths: blocks of each stage: even, since regular and shifted windows take turns. heads: N of each stage.
+    patch: side of a patch in pixels. window: M, side of a window in tokens.
+    mlp_ratio: F over D.
+    image_size: rows and columns the model is made for. It takes any other: whatever is no multiple of a patch, of a
+      window or of two when patches are merged, is filled up at the bottom and on the right. Parameters do not depend
+      on it.
+    channels: of the image.
+    num_classes: V of "classify"; 0 leaves the classifier out, and the output is the pooled features [B, D].
+    head: "classify"; "none": the last map, normalised; "features": the maps of all stages, each with a norm of its
+      own, as a backbone for dense tasks.
+    order: norms before sublayers, "pre", or "res_post": behind them, before the sum (V2, 3.2).
+    scores: "dot" products, or "cosine" (V2, eq. 2).
+    offsets: scores by relative position: a learned "table", or "continuous": a network of their logarithms (V2, 3.3).
+    pretrained_windows: sides of the windows, a stage each, that continuous offsets were trained with, 0 or () where
+      these are those of `image_size` (V2, 3.3).
+    shrink: what happens where a map is no larger than a window. "both": the window becomes a square of the map's
+      smaller side, and is not shifted, as published for classification; "each": so along each axis by itself;
+      "never": windows stay as they are, as in the published backbones for dense tasks.
+    shift: "roll" or "pad", see `Windows`: a matter of cost alone.
+    mask_padding: what fills a map up to whole windows is never attended to, so that tokens see but the image. Published
+      code lets them attend to it, as zeros: False, where its numbers are wanted (`zoo.load` of a Hugging Face directory
+      sets it). Maps that windows divide do not differ.
+    resampling: how `zoo.load` interpolates a table of another window: one of `zoo.positions.RESAMPLINGS`.
+    dropout: of embeddings, MLPs and sublayer outputs. attention_dropout: of attention weights.
+    drop_path: stochastic depth rate of the last block; it grows linearly from 0 over all stages.
+    activation: one of `zoo.layers.ACTIVATIONS`. epsilon: of the layer norms.
+    scan: compile one pair of blocks for all of a stage. remat: what the backward pass recomputes
+      (`zoo.stack.run_blocks`).
+    dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
+  """
+
+  width: int
+  depths: tuple[int, ...]
+  heads: tuple[int, ...]
+  patch: int = 4
+  window: int = 7
+  mlp_ratio: float = 4.0
+  image_size: tuple[int, int] = (224, 224)
+  channels: int = 3
+  num_classes: int = 1000
+  head: str = "classify"
+  order: str = "pre"
+  scores: str = "dot"
+  offsets: str = "table"
+  pretrained_windows: tuple[int, ...] = ()
+  shrink: str = "both"
+  shift: str = "roll"
+  mask_padding: bool = True
+  resampling: str = "bicubic"
+  dropout: float = 0.0
+  attention_dropout: float = 0.0
+  drop_path: float = 0.0
+  activation: str = "gelu"
+  epsilon: float = 1e-5
+  scan: bool = False
+  remat: str = "none"
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    choices = dict(
+      head=HEADS,
+      order=("pre", "res_post"),
+      scores=("dot", "cosine"),
+      offsets=("table", "continuous"),
+      shrink=("both", "each", "never"),
+      shift=("roll", "pad"),
+      resampling=RESAMPLINGS,
+      activation=tuple(ACTIVATIONS),
+      dtype=("float32", "bfloat16"),
+    )
+    faults = field_faults(
+      self,
+      choices,
+      {1: ("patch", "width", "window", "channels"), 0: ("num_classes",)},
+      ("dropout", "attention_dropout", "drop_path"),
+    )
+    if self.mlp_ratio <= 0:
+      faults.append(f"mlp_ratio is {self.mlp_ratio}; wanted more than 0")
+    if not self.depths or any(depth < 2 or depth % 2 for depth in self.depths):
+      faults.append(f"depths is {self.depths}; wanted even numbers from 2 on: regular and shifted windows take turns")
+    if len(self.heads) != len(self.depths) or any(n < 1 for n in self.heads):
+      faults.append(f"heads is {self.heads}; wanted at least 1 for each of the {len(self.depths)} stages")
+    if self.pretrained_windows and (
+      len(self.pretrained_windows) < len(self.depths) or any(side < 0 for side in self.pretrained_windows)
+    ):
+      faults.append(f"pretrained_windows is {self.pretrained_windows}; wanted none, or 0 or more for each stage")
+    if faults:
+      raise ValueError("\n".join(faults))
+    for stage, heads in enumerate(self.heads):
+      check_heads(self.width_of(stage), heads)
+
+  @property
+  def depth(self) -> int:
+    """L, the blocks of all stages."""
+    return sum(self.depths)
+
+  def width_of(self, stage: int) -> int:
+    """D of a stage, from 0 on."""
+    return self.width * 2**stage
+
+  def windows(self, size: tuple[int, int], shifted: bool = False) -> Windows:
+    """How a map of so many rows and columns is cut."""
+    window, half = (self.window, self.window), self.window // 2
+    shift = (half, half)
+    if self.shrink == "both" and min(size) <= self.window:
+      window, shift = (min(size), min(size)), (0, 0)
+    elif self.shrink == "each":
+      window = tuple(min(n, self.window) for n in size)
+      shift = tuple(half if n > self.window else 0 for n in size)
+    return Windows(size, window, shift if shifted else (0, 0), self.shift, self.mask_padding)
+
+  def trained_window(self, stage: int) -> tuple[int, int]:
+    """Rows and columns of the windows that a stage's continuous offsets are trained with."""
+    if self.pretrained_windows and self.pretrained_windows[stage]:
+      return (self.pretrained_windows[stage],) * 2
+    stride = self.patch * 2**stage
+    return self.windows(tuple(-(-side // stride) for side in self.image_size)).window
+
+
+def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """The shapes `Model` is called with."""
+  return (jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), jnp.float32),)
+
+
+class Block(nn.Module):
+  """Attention within windows and an MLP, each added to its input (eq. 3): [B, Y, X, D] to [B, Y, X, D]."""
+
+  config: Config
+  stage: int
+  shifted: bool
+
+  @nn.compact
+  def __call__(self, x_BYXD: jax.Array, drop_path: float | jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Returns the output, and the attention weights [B W, N, T, T]; `drop_path` is the rate of stochastic depth."""
+    c, dtype, heads = self.config, jnp.dtype(self.config.dtype), self.config.heads[self.stage]
+    B, Y, X, D = x_BYXD.shape
+    windows = c.windows((Y, X), self.shifted)
+    post = c.order == "res_post"
+
+    def add(x: jax.Array, sublayer: Callable, name: str, norm: str) -> tuple[jax.Array, tuple]:
+      """Residual, norm, dropout and stochastic depth around a sublayer; also what else that returns."""
+      # V2's released code begins with blocks that do nothing: the norms behind them scale by 0.
+      scale_init = nn.initializers.zeros if post else nn.initializers.ones
+      norm = LayerNorm(epsilon=c.epsilon, dtype=dtype, scale_init=scale_init, name=norm)
+      y, *rest = sublayer(x if post else norm(x))
+      y = Dropout(c.dropout, name=f"{name}_dropout")(y)
+      return x + DropPath(name=f"{name}_drop_path")(norm(y) if post else y, drop_path), rest
+
+    def attend(x: jax.Array):
+      if c.offsets == "table":
+        offsets = OffsetTable(heads, c.window, name="offsets")
+      else:
+        offsets = OffsetMlp(heads, c.trained_window(self.stage), name="offsets")
+      attention = Attention(
+        heads,
+        c.attention_dropout,
+        dtype=dtype,
+        kernel_init=init.swin,
+        cosine=c.scores == "cosine",
+        name="attn",
+      )
+      y, weights, _ = attention(windows.cut(x), mask=windows.mask(B), bias=offsets(windows.window)[None])
+      return windows.join(y), weights
+
+    def transform(x: jax.Array):
+      return (Mlp(int(c.mlp_ratio * D), c.activation, c.dropout, dtype, init.swin, name="mlp")(x),)
+
+    x_BYXD, (weights,) = add(by_batch(x_BYXD), attend, "attn", "norm1")
+    x_BYXD, _ = add(x_BYXD, transform, "mlp", "norm2")
+    return by_batch(x_BYXD), weights
+
+
+class Pair(nn.Module):
+  """Two blocks in a row (figure 3b), with regular and with shifted windows: [B, Y, X, D] to [B, Y, X, D]."""
+
+  config: Config
+  stage: int
+
+  @nn.compact
+  def __call__(self, x_BYXD: jax.Array, drop_path=None, shared=None, own=None) -> tuple[jax.Array, dict]:
+    """Returns the output and aux, for `run_blocks`; `drop_path` are two rates, or None."""
+    aux = {}
+    for i, name in enumerate(("regular", "shifted")):
+      block = Block(self.config, self.stage, name == "shifted", name=name)
+      x_BYXD, weights = block(x_BYXD, None if drop_path is None else drop_path[i])
+      aux |= {name: x_BYXD, f"{name}/weights": weights}
+    return x_BYXD, aux
+
+
+def _fill_up(x_BYXD: jax.Array, side: int) -> jax.Array:
+  """Zeros at the bottom and on the right, up to multiples of `side`."""
+  Y, X = x_BYXD.shape[1:3]
+  return jnp.pad(x_BYXD, ((0, 0), (0, -Y % side), (0, -X % side), (0, 0)))
+
+
+class Stage(nn.Module):
+  """An image [B, Y, X, C] to the first map [B, Y / patch, X / patch, D], or a map to the next, half as large."""
+
+  config: Config
+  stage: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the map that the next stage reads, and aux, with what the head reads as "" where that is another."""
+    c, dtype, stage = self.config, jnp.dtype(self.config.dtype), self.stage
+    norm = functools.partial(LayerNorm, epsilon=c.epsilon, dtype=dtype)
+    aux = {}
+    if stage == 0:
+      patches = patchify(_fill_up(x, c.patch), c.patch)
+      x_BYXD = Dense(c.width, kernel_init=init.fan_in, dtype=dtype, name="patch")(patches)
+      x_BYXD = aux["embedded"] = Dropout(c.dropout, name="dropout")(norm(name="embed_norm")(x_BYXD))
+    else:
+      four = patchify(_fill_up(x, 2), 2)
+      merge = Dense(c.width_of(stage), use_bias=False, kernel_init=init.swin, dtype=dtype, name="merge")
+      x_BYXD = norm(name="norm")(merge(four)) if c.order == "res_post" else merge(norm(name="merged_norm")(four))
+    first, pairs = sum(c.depths[:stage]), c.depths[stage] // 2
+    rates = drop_path_rates(c.drop_path, c.depth)[first : first + 2 * pairs].reshape(pairs, 2)
+    pair = functools.partial(Pair, config=c, stage=stage)
+    x_BYXD, block_aux = run_blocks(pair, x_BYXD, per_block=rates, scan=c.scan, remat=c.remat)
+    aux |= block_aux | {"": norm(name="head_norm")(x_BYXD) if c.head == "features" else x_BYXD}
+    return x_BYXD, aux
+
+
+class Encoder(nn.Module):
+  """Images [B, Y, X, C] to the last map [B, Y, X, D], normalised."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, image_BYXC: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    c = self.config
+    if (channels := expect(image_BYXC=image_BYXC)["C"]) != c.channels:
+      raise ValueError(f"the images have {channels} channels, the model takes {c.channels}")
+    x, aux = image_BYXC, {}
+    for stage in range(len(c.depths)):
+      x, stage_aux = Stage(c, stage, name=f"stage_{stage}")(x)
+      aux |= {f"stage_{stage}/{key}".rstrip("/"): value for key, value in stage_aux.items()}
+    aux["embedded"] = aux.pop("stage_0/embedded")
+    if c.head == "features":
+      return aux[f"stage_{len(c.depths) - 1}"], aux
+    return LayerNorm(epsilon=c.epsilon, dtype=jnp.dtype(c.dtype), name="norm")(x), aux
+
+
+def features(model: nn.Module, variables: dict, image_BYXC: jax.Array) -> jax.Array:
+  """The mean of the last map [B, D]: what a linear probe judges."""
+  tokens_BYXD, _ = Encoder(model.config).apply({"params": variables["params"]["encoder"]}, image_BYXC)
+  return tokens_BYXD.mean((1, 2))
+
+
+class Model(nn.Module):
+  """Images [B, Y, X, C] to what `Config.head` says of them."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, image_BYXC: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Looks at images of any size; rng `dropout` turns dropout and stochastic depth on.
+
+    Returns:
+      float32: logits [B, V] of "classify", or the last map [B, Y, X, D]. And aux: "embedded", "stage_0", ..., the maps
+      [B, Y, X, D] at strides 4, 8, 16, 32, with norms if the head is "features"; of every block
+      "stage_0/block_00/regular", "stage_0/block_00/shifted", ... [B, Y, X, D], and their weights,
+      "stage_0/block_00/regular/weights", ... [B W, N, T, T]; "tokens" [B, Y, X, D], the last map, normalised, and
+      "features" [B, D], their mean.
+    """
+    c = self.config
+    tokens_BYXD, aux = Encoder(c, name="encoder")(image_BYXC)
+    x_BD = by_batch(tokens_BYXD.astype(jnp.float32).mean((1, 2)))
+    aux |= {"tokens": tokens_BYXD, "features": x_BD}
+    if c.head != "classify":
+      return tokens_BYXD.astype(jnp.float32), aux
+    if not c.num_classes:
+      return x_BD, aux
+    return by_batch(nn.Dense(c.num_classes, kernel_init=init.swin, name="head")(x_BD)), aux
+
+
+# A Hugging Face `config.json`: see `vit.HUGGINGFACE`; its "architectures" tells the head.
+HUGGINGFACE = dict(
+  model_types={"swin": dict(mask_padding=False, **V1), "swinv2": dict(mask_padding=False, **V2)},
+  fields=dict(
+    patch="patch_size",
+    width="embed_dim",
+    depths="depths",
+    heads="num_heads",
+    window="window_size",
+    mlp_ratio="mlp_ratio",
+    image_size="image_size",
+    channels="num_channels",
+    activation="hidden_act",
+    epsilon="layer_norm_eps",
+    pretrained_windows="pretrained_window_sizes",
+  ),
+  equal={},
+  tops={},
+  heads={
+    "SwinForImageClassification": dict(head="classify", num_classes="classifier.bias"),
+    "Swinv2ForImageClassification": dict(head="classify", num_classes="classifier.bias"),
+    "SwinModel": dict(head="none"),
+    "Swinv2Model": dict(head="none"),
+    "SwinBackbone": dict(head="features", shrink="never"),
+  },
+)
+
+
+def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
+  """What published weights call our parameters (`zoo.weights`).
+
+  "huggingface": SwinModel, SwinForImageClassification and SwinBackbone, and those of Swinv2.
+  "timm": its SwinTransformer and SwinTransformerV2. "microsoft": the released .pth files, and timm's before 0.9.
+  """
+  return {
+    "huggingface": _huggingface(config),
+    "timm": _timm(config, first=0, head=r"head\.fc"),
+    # There a stage ends with the merging that ours, and timm's, begin with.
+    "microsoft": _timm(config, first=1, head="head"),
+  }
+
+
+def _blocks(config: Config) -> list[tuple[int, int, str]]:
+  """Stage, number within the stage, and our path, of every block."""
+  return [
+    (stage, i, f"encoder/stage_{stage}/block_{i // 2:02d}/{('regular', 'shifted')[i % 2]}")
+    for stage, depth in enumerate(config.depths)
+    for i in range(depth)
+  ]
+
+
+def _merging(config: Config, key: str, stage: int) -> tuple[Rule, ...]:
+  path = f"encoder/stage_{stage}"
+  kernel = Rule(rf"{key}\.reduction\.weight", f"{path}/merge/kernel", torch.merged(kernel=True))
+  if config.order == "res_post":
+    return kernel, *torch.norm(rf"{key}\.norm", f"{path}/norm")
+  names = (("weight", "scale"), ("bias", "bias"))
+  return kernel, *(Rule(rf"{key}\.norm\.{a}", f"{path}/merged_norm/{b}", torch.merged(kernel=False)) for a, b in names)
+
+
+def _offsets(config: Config, table: str, network: str, scale: str, path: str) -> tuple[Rule, ...]:
+  """The scores by offset, and the scale of cosines."""
+  rules = (Rule(table, f"{path}/offsets/table", torch.OFFSETS),)
+  if config.offsets == "continuous":
+    layers = (("0", "up"), ("2", "down"))
+    rules = tuple(r for a, b in layers for r in torch.dense(rf"{network}\.{a}", f"{path}/offsets/{b}"))
+  return (*rules, Rule(scale, f"{path}/attn/log_scale", torch.SCALE))
+
+
+def _huggingface(config: Config) -> tuple[Rule, ...]:
+  name = "swinv2" if config.offsets == "continuous" else "swin"
+  # The encoder alone has no name of its own in files.
+  prefix = rf"(?:{name}\.|)" if config.head == "classify" else rf"(?:|{name}\.)"
+  layers = rf"{prefix}encoder\.layers"
+  rules = [
+    *torch.patches(rf"{prefix}embeddings\.patch_embeddings\.projection", "encoder/stage_0/patch", config.patch),
+    *torch.norm(rf"{prefix}embeddings\.norm", "encoder/stage_0/embed_norm"),
+    *torch.dense("classifier", "head"),
+    *(
+      Rule(rf"{layers}\.(\d+)\.blocks\.(\d+)\.attention\.self\.{buffer}", (), torch.IGNORED)
+      for buffer in ("relative_position_index", "relative_coords_table")
+    ),
+  ]
+  if config.head == "features":  # which keeps a last norm that it does not use
+    rules += [Rule(rf"{prefix}layernorm\.{name}", (), torch.IGNORED) for name in ("weight", "bias")]
+  else:
+    rules += torch.norm(rf"{prefix}layernorm", "encoder/norm")
+  for stage in range(len(config.depths)):
+    rules += torch.norm(rf"hidden_states_norms\.stage{stage + 1}", f"encoder/stage_{stage}/head_norm")
+    rules += _merging(config, rf"{layers}\.{stage - 1}\.downsample", stage) if stage else ()
+  for stage, i, path in _blocks(config):
+    key = rf"{layers}\.{stage}\.blocks\.{i}"
+    attention = rf"{key}\.attention"
+    for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v")):
+      # The names in files, or else those of transformers 5 in memory.
+      rules += torch.heads(rf"{attention}\.(?:self\.{theirs}|{ours}_proj)", f"{path}/attn/{ours}")
+    table = "relative_position_bias_table"
+    rules += _offsets(
+      config,
+      rf"{attention}\.(?:self\.{table}|relative_position_bias\.{table})",
+      rf"{attention}\.self\.continuous_position_bias_mlp",
+      rf"{attention}\.self\.logit_scale",
+      path,
+    )
+    rules += torch.heads_out(rf"{attention}\.(?:output\.dense|o_proj)", f"{path}/attn/out")
+    rules += torch.norm(rf"{key}\.layernorm_before", f"{path}/norm1")
+    rules += torch.norm(rf"{key}\.layernorm_after", f"{path}/norm2")
+    rules += torch.dense(rf"{key}\.(?:intermediate\.dense|mlp\.fc1)", f"{path}/mlp/up")
+    rules += torch.dense(rf"{key}\.(?:output\.dense|mlp\.fc2)", f"{path}/mlp/down")
+  return tuple(rules)
+
+
+def _timm(config: Config, first: int, head: str) -> tuple[Rule, ...]:
+  """`first` is the stage whose merging is in its layer 0."""
+  buffers = ("attn_mask", r"attn\.relative_position_index", r"attn\.relative_coords_table")
+  rules = [
+    *torch.patches(r"patch_embed\.proj", "encoder/stage_0/patch", config.patch),
+    *torch.norm(r"patch_embed\.norm", "encoder/stage_0/embed_norm"),
+    *torch.norm("norm", "encoder/norm"),
+    *torch.dense(head, "head"),
+    *(Rule(rf"layers\.(\d+)\.blocks\.(\d+)\.{buffer}", (), torch.IGNORED) for buffer in buffers),
+  ]
+  for stage in range(len(config.depths)):
+    rules += torch.norm(f"norm{stage}", f"encoder/stage_{stage}/head_norm")  # Microsoft's code for detection
+    rules += _merging(config, rf"layers\.{stage - first}\.downsample", stage) if stage else ()
+  for stage, i, path in _blocks(config):
+    key, each = rf"layers\.{stage}\.blocks\.{i}", [f"{path}/attn/{name}" for name in "qkv"]
+    if config.scores == "cosine":
+      kernels = tuple(f"{p}/kernel" for p in each)
+      rules += [Rule(rf"{key}\.attn\.qkv\.weight", kernels, torch.fused(torch.HEADS))]
+      rules += [Rule(rf"{key}\.attn\.{name}_bias", f"{path}/attn/{name}/bias", torch.HEADS_BIAS) for name in "qv"]
+    else:
+      rules += torch.heads(rf"{key}\.attn\.qkv", *each)
+    names = (rf"{key}\.attn\.{name}" for name in ("relative_position_bias_table", "cpb_mlp", "logit_scale"))
+    rules += _offsets(config, *names, path)
+    rules += torch.heads_out(rf"{key}\.attn\.proj", f"{path}/attn/out")
+    rules += torch.norm(rf"{key}\.norm1", f"{path}/norm1")
+    rules += torch.norm(rf"{key}\.norm2", f"{path}/norm2")
+    rules += torch.dense(rf"{key}\.mlp\.fc1", f"{path}/mlp/up")
+    rules += torch.dense(rf"{key}\.mlp\.fc2", f"{path}/mlp/down")
+  return tuple(rules)
