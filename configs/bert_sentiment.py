@@ -16,9 +16,12 @@ from train.config import defaults
 
 def get_config():
   config = defaults()
-  config.model = dict(name="bert/tiny", head="classify", num_classes=2)
+  # Neither hidden words nor the comparison of sentences, which MiniLM learned, ask anything of the first token.
+  config.model = dict(name="bert/tiny", head="classify", num_classes=2, pool="mean")
   # Of published files and of our own: the heads of the pretraining.
-  config.init = dict(path="", ignore=(r"cls\..*", r"params/(words|next)/.*"), keep=(r"head/.*",))
+  config.init = dict(
+    path="", ignore=(r"cls\..*", r"(bert\.)?pooler\..*", r"params/(words|next|pooler)/.*"), keep=(r"head/.*",)
+  )
   config.data = dict(
     name="sentences",
     dataset="vader_movies",

