@@ -447,7 +447,7 @@ def test_operations_are_as_published(name, gmacs, digits):
     (dict(depths=()), r"depths is \(\); wanted even numbers"),
     (dict(depths=(2, 2, 2)), r"heads is \(2, 6\); wanted at least 1 for each of the 3 stages"),
     (dict(depths=4), r"depths is 4 \(int\); wanted tuple"),
-    (dict(depths=(2, "2")), r"depths has '2' \(str\); wanted int"),
+    (dict(depths=(2, "2")), r"depths is \(2, '2'\), with '2' \(str\); wanted int"),
     (dict(heads=(2, 5)), "5 heads do not divide the width 48"),
     (dict(window=0, mlp_ratio=0.0), "window is 0; wanted at least 1\nmlp_ratio is 0.0; wanted more than 0"),
     (dict(pretrained_windows=(3,)), r"pretrained_windows is \(3,\); wanted none, or 0 or more for each stage"),

@@ -76,6 +76,6 @@ def _checked(what: str, value, kind):
   if typing.get_origin(kind) is tuple:  # of any length, such as one number a stage
     faults = [fault for v in value if (fault := type_fault(v, typing.get_args(kind)[0]))]
     if faults:
-      raise ValueError(f"{what} has {faults[0]}")
+      raise ValueError(f"{what} is {value!r}, with {faults[0]}")
     return tuple(value)
   return value

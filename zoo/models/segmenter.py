@@ -54,8 +54,8 @@ class Config:
     backbone: a model of images, by name: of a family whose encoder gives the maps "stage_0", ..., or a ViT.
     options: fields of the backbone that are otherwise than its name says.
     head: "linear" tells classes from each place of the backbone's last map, so that the norms of its other maps learn
-      nothing; "fpn" sums a feature pyramid (Kirillov et
-      al. 2019); "upernet" also pools the last map at several sizes (Xiao et al. 2018).
+      nothing; "fpn" sums a feature pyramid (Kirillov et al. 2019); "upernet" also pools the last map at several sizes
+      (Xiao et al. 2018).
     width: D of the head.
     num_classes: V.
     image_size: rows and columns the backbone is made for; it may take others. channels: of the image.
