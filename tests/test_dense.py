@@ -75,7 +75,7 @@ def test_remat_policies_see_the_products():
     x = jnp.ones((2, 5, 3))
     variables = layer.init(jax.random.key(0), x)
     apply = jax.checkpoint(lambda v, x: jnp.sin(layer.apply(v, x)).sum(), policy=jax.checkpoint_policies.dots_saveable)
-    text = jax.jit(jax.grad(apply, (0, 1))).lower(variables, x).as_text()
+    text = jax.jit(jax.value_and_grad(apply, (0, 1))).lower(variables, x).as_text()
     return len(re.findall(r"stablehlo\.dot_general", text))
 
   assert products(Dense(7)) == products(nn.Dense(7)) == 3
