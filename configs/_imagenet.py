@@ -7,6 +7,11 @@ from train.images import IMAGENET_MEAN, IMAGENET_STD
 
 TRAIN_IMAGES = 1_281_167
 PIXELS = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+# DeiT's, which Swin, ConvNeXt and MAE's fine-tuning took over (Touvron et al. 2021, table 9).
+DEIT_AUGMENT = (
+  dict(name="rand_augment", layers=2, magnitude=9, deviation=0.5),
+  dict(name="random_erasing", probability=0.25, **PIXELS),
+)
 
 
 def imagenet(

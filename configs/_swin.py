@@ -2,12 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs._imagenet import PIXELS, imagenet, steps
-
-AUGMENT = (
-  dict(name="rand_augment", layers=2, magnitude=9, deviation=0.5),
-  dict(name="random_erasing", probability=0.25, **PIXELS),
-)
+from configs._imagenet import DEIT_AUGMENT, PIXELS, imagenet, steps
 
 
 def swin(name: str, drop_path: float, *, image_size: int = 224) -> ConfigDict:
@@ -17,7 +12,7 @@ def swin(name: str, drop_path: float, *, image_size: int = 224) -> ConfigDict:
     name: of the model. drop_path: stochastic depth rate of the last block.
     image_size: pixels of a side.
   """
-  config = imagenet(image_size=image_size, augment=AUGMENT, interpolation="bicubic")
+  config = imagenet(image_size=image_size, augment=DEIT_AUGMENT, interpolation="bicubic")
   config.model = dict(name=name, drop_path=drop_path, scan=True, dtype="bfloat16")
   config.objective = dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0, **PIXELS)
   config.batch_size = 1024

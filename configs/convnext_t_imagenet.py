@@ -9,15 +9,12 @@ evaluation is of the moving average, as there.
 On 32 chips with 16 GB each it needs 13.97 GiB of 15.75, as `zoo plan convnext_t_imagenet --tpu v5e:4x8` tells.
 """
 
-from configs._imagenet import PIXELS, imagenet, steps
+from configs._imagenet import DEIT_AUGMENT, PIXELS, imagenet, steps
 
 
 def get_config():
   config = imagenet(
-    augment=(
-      dict(name="rand_augment", layers=2, magnitude=9, deviation=0.5),
-      dict(name="random_erasing", probability=0.25, **PIXELS),
-    ),
+    augment=DEIT_AUGMENT,
     interpolation="bicubic",
   )
   config.model = dict(name="convnext/t", drop_path=0.1, scan=True, dtype="bfloat16")

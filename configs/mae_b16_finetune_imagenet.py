@@ -7,15 +7,12 @@ work directory; Facebook's .pth files work too, with init.layout=timm init.ignor
     zoo train mae_b16_finetune_imagenet init.path=runs/mae_b16 --workdir runs/mae_b16_finetune
 """
 
-from configs._imagenet import PIXELS, imagenet, steps
+from configs._imagenet import DEIT_AUGMENT, PIXELS, imagenet, steps
 
 
 def get_config():
   config = imagenet(
-    augment=(
-      dict(name="rand_augment", layers=2, magnitude=9, deviation=0.5),
-      dict(name="random_erasing", probability=0.25, **PIXELS),
-    ),
+    augment=DEIT_AUGMENT,
     interpolation="bicubic",
   )
   config.model = dict(
