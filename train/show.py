@@ -230,7 +230,7 @@ def segmentations(
   B, Y, X, _ = image_BYXC.shape
   occur = sorted({*np.unique(mask_BYX), *np.unique(found_BYX)} & {*range(len(names))})
   lines = -(-len(occur) // 4)
-  figure, axes = _panels(3, B, Y / X, left=0.9, top=0.66 + 0.18 * lines)
+  figure, axes = _panels(3, B, Y / X, left=0.9, top=0.7 + 0.18 * lines)
   rows = {"image": image_BYXC, "mask": mask_colours(mask_BYX, names), "prediction": mask_colours(found_BYX, names)}
   for row, (label, images) in zip(axes, rows.items(), strict=True):
     _row_label(row[0], label)
@@ -241,7 +241,7 @@ def segmentations(
     for v, colour in zip(occur, mask_colours(np.array(occur, int), names), strict=True)
   ]
   inches = figure.get_size_inches()
-  place = dict(loc="upper left", bbox_to_anchor=(0, 1 - 0.5 / inches[1]), borderaxespad=0)
+  place = dict(loc="upper left", bbox_to_anchor=(0.1 / inches[0], 1 - 0.55 / inches[1]), borderaxespad=0, borderpad=0)
   figure.legend(handles=patches, ncols=4, handlelength=1, labelspacing=0.2, columnspacing=1, **place)
   _title(figure, "The classes of pixels", f"mean intersection over union of these images: {100 * score:.1f} %")
   return figure

@@ -20,6 +20,7 @@ from flax import linen as nn
 import zoo
 from zoo import init
 from zoo.axes import by_batch
+from zoo.dense import Dense
 from zoo.errors import field_faults, nearest
 from zoo.layers import ACTIVATIONS, Dropout, LayerNorm, unpatchify
 from zoo.norms import STATISTICS, norm
@@ -173,7 +174,7 @@ class Level(nn.Module):
     for step in range(round(math.log2(self.factor))):
       if step:
         x_BYXD = ACTIVATIONS["gelu"](LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm{step}")(x_BYXD))
-      grow = nn.Dense(4 * width, kernel_init=init.dense, dtype=self.dtype, name=f"grow_{step}")
+      grow = Dense(4 * width, kernel_init=init.dense, dtype=self.dtype, name=f"grow_{step}")
       x_BYXD = unpatchify(grow(x_BYXD), 2)
     return by_batch(x_BYXD)
 
