@@ -231,6 +231,66 @@ def test_masks_of_16_bits_keep_their_numbers():
   assert decode(out.getvalue()).tolist() == [[0, 300]]
 
 
+class FakePanoptic(Fake, skip_registration=True):
+  """A set as COCO's panoptic one: files of (image, mask in colours), and of each image the ids and labels."""
+
+  def _info(self):
+    segment = dict(id=np.int64, area=np.int64, label=tfds.features.ClassLabel(num_classes=133), is_crowd=np.bool_)
+    features = dict(
+      picture=tfds.features.Image(shape=(None, None, 3)),
+      trimap=tfds.features.Image(shape=(None, None, 3)),
+      objects=tfds.features.Sequence(segment),
+    )
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+
+  def _generate_examples(self):
+    for i, (image, mask, labels) in enumerate(self.examples):
+      objects = [dict(id=n, area=1, label=label, is_crowd=False) for n, label in labels.items()]
+      yield i, {"picture": io.BytesIO(image), "trimap": io.BytesIO(mask), "objects": objects}
+
+
+def coloured(ids):
+  """A panoptic mask: the id of each pixel as its colour."""
+  return file(np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8))
+
+
+def write_panoptic(folder, examples):
+  kind = type("Fake", (FakePanoptic,), dict(name="fake", examples=examples), skip_registration=True)
+  kind(data_dir=folder, file_format="array_record").download_and_prepare()
+  return str(folder)
+
+
+def test_panoptic_masks_are_the_labels_of_their_segments(tmp_path):
+  """Two segments of a label are one class; what is no segment is not told."""
+  ids = np.array([300, 7, 70_000, 0, 12])  # also two and three bytes long
+  labels = {7: 132, 12: 0, 70_000: 5, 300: 5}
+  places = np.random.default_rng(0).integers(0, 5, (24, 32))
+  none = np.zeros((24, 32), int)
+  image = file(np.zeros((24, 32, 3), np.uint8))
+  folder = write_panoptic(tmp_path, [(image, coloured(ids[places]), labels), (image, coloured(none), {})])
+  made = masks(folder, segments="objects", classes=0)
+  assert made.num_classes == 133
+  found = next(made.eval_batches(2))["mask"]
+  np.testing.assert_array_equal(found[0], np.array([5, 132, 5, UNTOLD, 0])[places])
+  assert (found[1] == UNTOLD).all()
+
+
+def test_panoptic_masks_that_are_wrong_are_named(tmp_path):
+  image = file(np.zeros((24, 32, 3), np.uint8))
+  (tmp_path / "grey").mkdir()
+  ids = np.full((24, 32), 9)
+  folder = write_panoptic(tmp_path, [(image, coloured(ids), {8: 1})])
+  with pytest.raises(ValueError, match=r"example 0 .*colours of the ids \[9\], which are none of its segments"):
+    next(masks(folder, segments="objects").eval_batches(1))
+  with pytest.raises(ValueError, match=r"no segments called 'parts' \(data.segments\), each with an id and a label"):
+    _ = masks(folder, segments="parts").num_train
+  with pytest.raises(ValueError, match=r"mode RGB has no one number for a pixel; wanted .* or data\.segments"):
+    next(masks(folder).eval_batches(1))
+  folder = write_panoptic(tmp_path / "grey", [(image, file(ids.astype(np.uint8)), {9: 1})])
+  with pytest.raises(ValueError, match="mode L has no ids of segments; wanted RGB"):
+    next(masks(folder, segments="objects").eval_batches(1))
+
+
 # ---- Scenes
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -22,57 +23,103 @@ UNTOLD = 255
 MOVING = (augment.rand_augment,)
 
 
+class Names(NamedTuple):
+  """What a set calls its images, their masks and, where masks are panoptic, the list of segments."""
+
+  image: str
+  mask: str
+  segments: str = ""
+
+
+class Panoptic(NamedTuple):
+  """A mask's file whose colours are ids of segments, R + 256 G + 256^2 B, and the label of each of these."""
+
+  image: bytes
+  ids: np.ndarray
+  labels: np.ndarray
+
+
 class Source(Records):
-  """A split of a segmentation set: `source[i]` is (encoded image, encoded mask).
+  """A split of a segmentation set: `source[i]` is (encoded image, encoded mask), the second as `decode` takes it.
 
   Attributes: `num_classes`, 0 where the set does not tell; `class_names`, `shape_YXC` (None where it varies).
   """
 
-  def __init__(
-    self, dataset: str, split: str, data_dir: str | None, image: str, mask: str, builder: tfds.core.DatasetBuilder
-  ):
+  def __init__(self, dataset: str, split: str, data_dir: str | None, names: Names, builder: tfds.core.DatasetBuilder):
     features = dict(builder.info.features)
-    self._image, self._mask = image, mask
-    for key, name in (("image", image), ("mask", mask)):
+    self._names = names
+    for key, name in (("image", names.image), ("mask", names.mask)):
       if not isinstance(features.get(name), tfds.features.Image):
         raise ValueError(
           f"{dataset!r} has no images called {name!r} (data.{key}): its features are {features}. Sets for segmentation"
           " have an image and another one, its mask"
         )
-    self.shape_YXC, named = features[image].shape, features[mask]
-    labelled = isinstance(named, tfds.features.LabeledImage)
+    self.shape_YXC, named = features[names.image].shape, features[names.mask]
+    if names.segments:
+      listed = features.get(names.segments)
+      parts = dict(listed.feature) if isinstance(listed, tfds.features.Sequence) else {}
+      named = parts.get("label")
+      if "id" not in parts or not isinstance(named, tfds.features.ClassLabel):
+        raise ValueError(
+          f"{dataset!r} has no segments called {names.segments!r} (data.segments), each with an id and a label: its"
+          f" features are {features}"
+        )
+    labelled = isinstance(named, tfds.features.LabeledImage | tfds.features.ClassLabel)
     self.num_classes = (named.num_classes or 0) if labelled else 0
     self.class_names = named.names if self.num_classes else []
     super().__init__(dataset, split, data_dir, builder)
 
-  def parse(self, values: Mapping) -> tuple[bytes, bytes]:
+  def parse(self, values: Mapping) -> tuple[bytes, bytes | Panoptic]:
     """The image file and the mask's."""
-    return tuple(values[name].bytes_list.value[0] for name in (self._image, self._mask))
+    image, mask = (values[name].bytes_list.value[0] for name in (self._names.image, self._names.mask))
+    if not self._names.segments:
+      return image, mask
+    ids, labels = (np.array(values[f"{self._names.segments}/{key}"].int64_list.value, int) for key in ("id", "label"))
+    return image, Panoptic(mask, ids, labels)
 
   def __reduce__(self):
     # A worker process opens its own files.
-    return make_source, (self.dataset, self.split, self.data_dir, self._image, self._mask)
+    return make_source, (self.dataset, self.split, self.data_dir, self._names)
 
 
 @functools.lru_cache
-def make_source(dataset: str, split: str, data_dir: str | None, image: str, mask: str) -> Source:
+def make_source(dataset: str, split: str, data_dir: str | None, names: Names) -> Source:
   """Opens a split of images with masks, whose features have these names; see `train.data.make_source`."""
-  return Source(dataset, split, data_dir, image, mask, open_builder(dataset, data_dir))
+  return Source(dataset, split, data_dir, names, open_builder(dataset, data_dir))
 
 
-def decode(encoded: bytes) -> np.ndarray:
+def decode(encoded: bytes | Panoptic) -> np.ndarray:
   """The numbers in a mask's file [Y, X]: of a grey image its values, of one with a palette the places in that.
 
+  Of a panoptic one the labels of its segments, and `UNTOLD` where there is none, which is the colour black.
+
   Raises:
-    CorruptImage: nothing can be decoded, or there are several numbers for a pixel.
+    CorruptImage: nothing can be decoded, there are several numbers for a pixel, or a colour is no segment's.
   """
+  panoptic = isinstance(encoded, Panoptic)
+  content = encoded.image if panoptic else encoded
   try:
-    mask = Image.open(io.BytesIO(encoded))
-    if mask.mode not in ("1", "L", "P", "I", "I;16"):
-      raise augment.CorruptImage(f"a mask of mode {mask.mode} has no one number for a pixel; wanted grey or a palette")
-    return np.asarray(mask).astype(np.int32)
+    mask = Image.open(io.BytesIO(content))
+    if mask.mode not in (("RGB",) if panoptic else ("1", "L", "P", "I", "I;16")):
+      raise augment.CorruptImage(
+        f"a mask of mode {mask.mode} has no ids of segments; wanted RGB"
+        if panoptic
+        else f"a mask of mode {mask.mode} has no one number for a pixel; wanted grey or a palette, or data.segments"
+      )
+    stored = np.asarray(mask).astype(np.int32)
   except (OSError, SyntaxError) as error:
-    raise augment.CorruptImage(f"{len(encoded)} bytes that are no mask: {error}") from error
+    raise augment.CorruptImage(f"{len(content)} bytes that are no mask: {error}") from error
+  return _labels(stored, encoded) if panoptic else stored
+
+
+def _labels(colour_YXC: np.ndarray, panoptic: Panoptic) -> np.ndarray:
+  """The labels [Y, X] of the segments that colours name (Kirillov et al. 2019; COCO's format)."""
+  id_YX = colour_YXC @ (1, 256, 256**2)
+  found, place_YX = np.unique(id_YX, return_inverse=True)
+  labels = dict(zip(panoptic.ids.tolist(), panoptic.labels.tolist(), strict=True)) | {0: UNTOLD}
+  if unknown := [n for n in found.tolist() if n not in labels]:
+    raise augment.CorruptImage(f"a mask has the colours of the ids {unknown[:5]}, which are none of its segments'")
+  return np.array([labels[n] for n in found.tolist()])[place_YX].reshape(id_YX.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +131,8 @@ class Masks(Images):
 
   Attributes:
     image, mask: what the set calls them.
+    segments: what it calls the list of an image's segments, each with "id" and "label", where the colours of a mask are
+      their ids: COCO's panoptic format. Empty where a mask's numbers are classes.
     offset: what stands in a mask for class 0. Lower numbers, and 255, are of no class: pixels that are not told.
     classes: how many there are; 0 for what the set says.
     names: of the classes; as the set has them if empty.
@@ -91,6 +140,7 @@ class Masks(Images):
 
   image: str = "image"
   mask: str = "mask"
+  segments: str = ""
   offset: int = 0
   classes: int = 0
   names: tuple[str, ...] = ()
@@ -108,7 +158,8 @@ class Masks(Images):
 
   def source(self, split: str | None = None) -> Source:
     """A split on disk, by default the training split."""
-    return make_source(self.dataset, split or self.train_split, self.data_dir, self.image, self.mask)
+    names = Names(self.image, self.mask, self.segments)
+    return make_source(self.dataset, split or self.train_split, self.data_dir, names)
 
   @property
   def num_classes(self) -> int:
@@ -130,7 +181,7 @@ class Masks(Images):
     return dict(image=image["image"], mask=np.full(image_shape[:2], UNTOLD, np.uint8), valid=image["valid"])
 
   def cut_target(
-    self, source: Source, index: int, encoded: bytes, shape_YX: tuple[int, int], box: augment.Box
+    self, source: Source, index: int, encoded: bytes | Panoptic, shape_YX: tuple[int, int], box: augment.Box
   ) -> np.ndarray:
     """The mask of a box of the picture, uint8 [Y, X].
 
