@@ -201,6 +201,7 @@ def test_rates_of_a_swin_fall_over_all_stages(scan):
   scales = axes.flatten(unstack_params(unflatten_dict(optim.layer_scales(params, 0.5), sep="/")))
   for path, layer in SWIN_LAYERS.items():
     assert scales[path] == 0.5 ** (7 - layer), path
+  assert optim.layer_scales(shapes("simmim/test"), 0.5)["encoder/stage_0/mask"] == 0.5**7
   # The norms of a backbone's maps are its heads.
   assert optim.layer_scales(shapes("swin/test", head="features"), 0.5)["encoder/stage_1/head_norm/scale"] == 1
 

@@ -1,6 +1,7 @@
 import functools
 import itertools
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from matplotlib.image import imread
 import zoo
 from train import config as configuration
 from train import data, loop, metrics, pictures, show
+from train.objectives import simmim
 from train.text import look
 from zoo.layers import patchify
 
@@ -144,14 +146,31 @@ def test_a_perfect_prediction_is_the_image(standardise, channels):
   assert hidden.shape == (*image.shape[:3], 1)
 
 
-def test_hidden_pixels_are_what_the_model_did_not_see():
-  model, variables = model_and_variables("mae/test", depth=1, decoder_depth=1)
+@pytest.mark.parametrize(
+  ("name", "fields", "count", "options"),
+  [
+    ("mae/test", dict(depth=1, decoder_depth=1), 15, {}),
+    ("simmim/test", dict(depths=(2,), heads=(2,)), 20, dict(unit=8)),
+  ],
+)
+def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, options):
+  model, variables = model_and_variables(name, **fields)
   image = images(model, 1)
-  noise = jax.random.uniform(jax.random.key(1), (1, 15))
-  predict = functools.partial(show.reconstruct, model, variables, noise_BP=noise, normalise_patches=False)
+  noise = jax.random.uniform(jax.random.key(1), (1, count))
+  predict = functools.partial(show.reconstruct, model, variables, noise_BP=noise, normalise_patches=False, **options)
   result, hidden = predict(image)
   np.testing.assert_array_equal(predict(np.where(hidden, 0, image).astype(np.uint8))[0], result)
   assert (predict(np.where(hidden, image, 0).astype(np.uint8))[0] != result).any()
+
+
+def test_hidden_squares_are_those_of_the_objective(tmp_path):
+  model, variables = model_and_variables("simmim/test", depths=(2,), heads=(2,))
+  run = SimpleNamespace(model=model, objective=simmim.Objective(unit=8, mask_ratio=0.7))
+  figure = pictures.PICTURES["reconstructions"](run, variables, None, images(model), path=tmp_path / "a.png")
+  drawn(tmp_path / "a.png")
+  assert "Rebuilt from 6 of 20 squares" in [t.get_text() for t in figure.texts]
+  seen = figure.axes[2].images[0].get_array().reshape(4, 8, 5, 8, -1)
+  assert (seen == show.HIDDEN).all((1, 3, 4)).sum() == 14
 
 
 # ---- curves

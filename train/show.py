@@ -123,12 +123,21 @@ def _pixels(image_BYXC: np.ndarray, mean: Sequence[float], std: Sequence[float])
 
 
 def reconstruct(
-  model, variables: dict, image_BYXC, noise_BP, *, mask_ratio=0.75, normalise_patches=True, mean=(0.5,), std=(0.5,)
+  model,
+  variables: dict,
+  image_BYXC,
+  noise_BP,
+  *,
+  mask_ratio=0.75,
+  normalise_patches=True,
+  mean=(0.5,),
+  std=(0.5,),
+  unit=None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What a masked autoencoder makes of images of which it sees a part.
+  """What a model makes of images of which it sees a part.
 
   Args:
-    model: of the family `mae`. variables: its parameters.
+    model: of the family `mae` or `simmim`. variables: its parameters.
     image_BYXC: uint8.
     noise_BP: decides what is hidden (`zoo.models.mae.random_mask`).
     mask_ratio, normalise_patches, mean, std: as in `train.objectives.mae`. A model trained to predict standardised
@@ -137,14 +146,14 @@ def reconstruct(
   Returns:
     the predicted images [B, Y, X, C] uint8, and which pixels were hidden [B, Y, X, 1] bool.
   """
-  patch = model.config.patch
+  patch, options = model.config.patch, dict(mask_ratio=mask_ratio) | (dict(unit=unit) if unit else {})
 
   @jax.jit  # as one program: nothing here is worth compiling by itself
   def predict(variables, image_BYXC, noise_BP):
     normal_BYXC = normalise(image_BYXC, mean, std)
-    pixels_BPF, aux = model.apply(variables, normal_BYXC, noise_BP, mask_ratio=mask_ratio)
+    pixels, aux = model.apply(variables, normal_BYXC, noise_BP, **options)
     target = patchify(normal_BYXC, patch)
-    predicted = pixels_BPF.reshape(target.shape)
+    predicted = patchify(pixels, patch) if pixels.ndim == 4 else pixels.reshape(target.shape)
     if normalise_patches:
       deviation = jnp.sqrt(target.var(-1, keepdims=True, ddof=1) + 1e-6)
       predicted = predicted * deviation + target.mean(-1, keepdims=True)
@@ -165,9 +174,10 @@ def reconstructions(
   normalise_patches: bool = True,
   mean: Sequence[float] = (0.5,),
   std: Sequence[float] = (0.5,),
+  unit: int | None = None,
   seed: int = 0,
 ) -> Figure:
-  """Images, what the masked autoencoder saw of them, and what it made of that (as He et al. 2022, fig. 2).
+  """Images, what the model saw of them, and what it made of that (as He et al. 2022, fig. 2).
 
   Args:
     image_BYXC: uint8, grey or RGB; one column each.
@@ -175,8 +185,9 @@ def reconstructions(
   """
   image_BYXC = np.asarray(image_BYXC)
   sizes = expect(image_BYXC=image_BYXC)
-  patches = (sizes["Y"] // model.config.patch) * (sizes["X"] // model.config.patch)
-  noise_BP = jax.random.uniform(jax.random.key(seed), (sizes["B"], patches))
+  side = unit or model.config.patch
+  parts = (sizes["Y"] // side) * (sizes["X"] // side)
+  noise_BP = jax.random.uniform(jax.random.key(seed), (sizes["B"], parts))
   predicted, hidden = reconstruct(
     model,
     variables,
@@ -186,6 +197,7 @@ def reconstructions(
     normalise_patches=normalise_patches,
     mean=mean,
     std=std,
+    unit=unit,
   )
   rows = {
     "original": image_BYXC,
@@ -198,11 +210,11 @@ def reconstructions(
     _row_label(row[0], label)
     for axis, image in zip(row, images, strict=True):
       _picture(axis, image)
-  seen = patches - int(hidden[0].sum()) // model.config.patch**2
+  seen = parts - int(hidden[0].sum()) // side**2
   note = "each patch's brightness and contrast are the original's, the rest is predicted"
   if not normalise_patches:
     note = "all pixels are predicted, but only the hidden ones were trained"
-  _title(figure, f"Rebuilt from {seen} of {patches} patches", note)
+  _title(figure, f"Rebuilt from {seen} of {parts} {'squares' if unit else 'patches'}", note)
   return figure
 
 
