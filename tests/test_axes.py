@@ -31,6 +31,7 @@ COMBINATIONS = {
   "vit": [*IMAGES, dict(positions="relative")],  # an MAE sees a random choice of patches, which have no offsets
   "hybrid": [dict(stem_depths=(2,)), dict(stem_depths=(), pool="map")],
   "patch_prediction": [dict(positions="relative")],
+  "simmim": [dict(order="res_post", scores="cosine", offsets="continuous")],
   "convnext": [dict(head="features"), dict(layer_scale=0.0, num_classes=0)],
   "transformer": [
     dict(shared="none", head_bias=True, positions="learned"),

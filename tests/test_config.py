@@ -140,29 +140,40 @@ def test_second_phases_go_on_where_the_first_ended(name):
     assert before(first.steps) == pytest.approx(after(1000)) == pytest.approx(1e-4 * 100 / 990)
 
 
-@pytest.mark.parametrize("name", [n for n in configuration.shipped() if n.startswith("patch_prediction")])
-def test_what_a_patch_prediction_has_learned_is_found_by_the_command_it_tells(name, tmp_path):
-  shrink = [f"model.{k}={v}" for k, v in dict(width=16, depth=2, mlp_dim=24, heads=2).items()]
+MASKED = [n for n in configuration.shipped() if n.startswith(("patch_prediction", "simmim")) and "finetune" not in n]
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_what_has_been_learned_of_hidden_patches_is_found_by_the_command_it_tells(name, tmp_path):
+  """A Swin's tables of offsets are resampled where its windows are others."""
+  fields = dict(width=16, depth=2, mlp_dim=24, heads=2)
+  if name.startswith("simmim"):
+    fields = dict(width=8, depths=(2, 2), heads=(1, 2))
+  shrink = [f"model.{k}={v}" for k, v in fields.items()]
   *_, command = re.findall(r"zoo train .*", docstring(name).replace("\\\n", " "))
   target, *overrides = shlex.split(command.partition("--workdir")[0])[2:]
   config, source = configuration.load(target, [*shrink, *overrides]), configuration.load(name, shrink)
-  assert config.init.path.startswith("runs/patch_prediction") and config.init.ignore and config.init.keep
+  assert name.startswith(config.init.path.removeprefix("runs/")) and config.init.ignore and config.init.keep
   before, model = (zoo.create(c.model.name, **configuration.kwargs(c.model)) for c in (source, config))
   rngs, rng = {"params": jax.random.key(0), "mask": jax.random.key(1)}, np.random.default_rng(0)
   pretrained, fresh = (
     jax.tree.map(
       lambda a: rng.normal(size=a.shape).astype(a.dtype),
-      jax.eval_shape(m.init, rngs, *zoo.family("vit").inputs(m.config, 1)),
+      jax.eval_shape(m.init, rngs, *zoo.family(c.model.name).inputs(m.config, 1)),
     )
-    for m in (before, model)
+    for m, c in ((before, source), (model, config))
   )
   config.init.path = str(tmp_path / "pretrained.safetensors")
   zoo.save(config.init.path, source.model.name, configuration.kwargs(source.model), pretrained)
-  encoder = flatten(load_into(model, fresh, **configuration.kwargs(config.init))["params"]["encoder"])
-  wanted = flatten(pretrained["params"]["encoder"])
-  assert encoder.keys() == wanted.keys() - {"mask"}
+  loaded = load_into(model, fresh, **configuration.kwargs(config.init))
+  encoder, wanted = (flatten(unstack_params(v["params"]["encoder"])) for v in (loaded, pretrained))
+  assert encoder.keys() == wanted.keys() - {"mask", "stage_0/mask"}
   for path, leaf in encoder.items():
-    np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
+    if leaf.shape == wanted[path].shape:
+      np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
+    else:
+      assert path.endswith("offsets/table")
+      np.testing.assert_allclose(leaf, resample(wanted[path], leaf.shape[:2], "bicubic"), rtol=1e-5, atol=1e-6)
 
 
 def test_the_ablation_of_positions_changes_them_alone():
@@ -192,7 +203,7 @@ def test_a_swin_of_large_windows_starts_from_one_of_small_ones(tmp_path):
     np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
-MAES = [n for n in configuration.shipped() if ("finetune" in n or "linear" in n) and not n.startswith("swin")]
+MAES = [n for n in configuration.shipped() if ("finetune" in n or "linear" in n) and n.startswith("mae")]
 
 
 @pytest.mark.parametrize("name", MAES)

@@ -207,6 +207,12 @@ COUNTS = {
   "swin/v2_b": 87_918_816,
   "swin/nano": swin_count(48, (2, 2), (3, 6), 7, patch=2, channels=1, ratio=2, classes=10),
   "swin/test": swin_count(24, (2, 4), (2, 6), 3, ratio=1.75, classes=7),
+  # A vector for what is hidden, and for a classifier the pixels of 32 x 32, or of what the last map has a place for.
+  "simmim/t": swin_count(96, (2, 2, 6, 2), (3, 6, 12, 24), 6, classes=32**2 * 3) + 96,
+  "simmim/b": swin_count(128, (2, 2, 18, 2), (4, 8, 16, 32), 6, classes=32**2 * 3) + 128,
+  "simmim/l": swin_count(192, (2, 2, 18, 2), (6, 12, 24, 48), 12, classes=32**2 * 3) + 192,
+  "simmim/nano": swin_count(48, (2, 2), (3, 6), 7, patch=2, channels=1, ratio=2, classes=4**2) + 48,
+  "simmim/test": swin_count(24, (2, 4), (2, 6), 3, ratio=1.75, classes=8**2 * 3) + 24,
   "nat/base": nat_count(512, 6, 6, 2048, 37_000),
   "nat/nano": nat_count(128, 3, 3, 512, 4000),
   "nat/test": nat_count(24, 2, 3, 40, 29, 3),

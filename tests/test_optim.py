@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 import zoo
 from train import optim
@@ -15,10 +16,10 @@ from zoo.stack import stack_params, unstack_params
 
 @functools.cache
 def shapes(name="vit/test", **overrides):
-  small = dict(width=8, mlp_dim=12, depth=3)
+  small = dict(width=8, mlp_dim=12, depth=3) if name == "vit/test" else {}
   model = zoo.create(name, **small | overrides)
   rngs = {"params": jax.random.key(0), "mask": jax.random.key(1)}
-  return jax.eval_shape(functools.partial(model.init, rngs), np.zeros((1, 20, 12, 3)))["params"]
+  return jax.eval_shape(functools.partial(model.init, rngs), *zoo.family(name).inputs(model.config, 1))["params"]
 
 
 def draw(tree, seed=0):
@@ -90,6 +91,14 @@ def test_schedules(name, wanted, peak):
   for step in (20, 33, 60, 99, 100):
     np.testing.assert_allclose(rate(step), peak * wanted(step - 20), rtol=1e-5)
   assert optim.make_schedule(name, peak, 0, 100)(0) == pytest.approx(peak)
+
+
+def test_a_rate_that_falls_in_steps():
+  rate = optim.make_schedule("step", 3.0, 20, 100, drops=(0.5, 0.9))
+  np.testing.assert_allclose([rate(s) for s in (10, 20, 49, 50, 89, 90, 100)], [1.5, 3, 3, 0.3, 0.3, 0.03, 0.03])
+  for name, drops in (("step", ()), ("step", (0.2,)), ("step", (0.5, 1.0)), ("cosine", (0.5,))):
+    with pytest.raises(ValueError, match=f"drops is .* of the schedule '{name}'; wanted shares of all 100 steps"):
+      optim.make_schedule(name, 3.0, 20, 100, drops=drops)
 
 
 def test_warmup_is_steps_or_a_share():
@@ -169,6 +178,34 @@ def test_rates_fall_from_layer_to_layer():
     np.testing.assert_allclose(update, plain[path] * scales[path], rtol=1e-5, err_msg=path)
 
 
+# By our paths, those of SimMIM's released code: what it calls its tensors, and their layers of 0 to L + 1 = 7.
+SWIN_LAYERS = {
+  "encoder/stage_0/patch/bias": 0,  # patch_embed.proj
+  "encoder/stage_0/embed_norm/scale": 0,  # patch_embed.norm
+  "encoder/stage_0/block_00/regular/attn/q/kernel": 1,  # layers.0.blocks.0
+  "encoder/stage_0/block_00/shifted/offsets/table": 2,  # layers.0.blocks.1
+  "encoder/stage_1/merge/kernel": 2,  # layers.0.downsample.reduction
+  "encoder/stage_1/merged_norm/scale": 2,  # layers.0.downsample.norm
+  "encoder/stage_1/block_00/regular/norm1/bias": 3,  # layers.1.blocks.0
+  "encoder/stage_1/block_00/shifted/mlp/up/kernel": 4,
+  "encoder/stage_1/block_01/regular/mlp/up/kernel": 5,
+  "encoder/stage_1/block_01/shifted/attn/out/bias": 6,
+  "encoder/norm/scale": 7,
+  "head/kernel": 7,
+}
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_rates_of_a_swin_fall_over_all_stages(scan):
+  params = shapes("swin/test", scan=scan)
+  scales = axes.flatten(unstack_params(unflatten_dict(optim.layer_scales(params, 0.5), sep="/")))
+  for path, layer in SWIN_LAYERS.items():
+    assert scales[path] == 0.5 ** (7 - layer), path
+  assert optim.layer_scales(shapes("simmim/test"), 0.5)["encoder/stage_0/mask"] == 0.5**7
+  # The norms of a backbone's maps are its heads.
+  assert optim.layer_scales(shapes("swin/test", head="features"), 0.5)["encoder/stage_1/head_norm/scale"] == 1
+
+
 @pytest.mark.parametrize(
   ("name", "kwargs"),
   [("adamw", dict(layer_decay=0.7)), ("muon", {}), ("muon", dict(layer_decay=0.7)), ("lamb", {}), ("lars", {})],
@@ -184,6 +221,8 @@ def test_stacked_parameters_are_updated_as_looped_ones(name, kwargs):
 def test_layer_decay_needs_layers():
   with pytest.raises(ValueError, match="layer_decay needs a model with blocks in its encoder"):
     optim.make({"head": {"kernel": np.ones((2, 2))}}, 10, learning_rate=0.1, layer_decay=0.5)
+  with pytest.raises(ValueError, match="layer_decay needs a model with blocks in its encoder"):
+    optim.layer_scales(shapes("convnext/test"), 0.5)
 
 
 # ---- LAMB and LARS ----

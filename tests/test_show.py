@@ -1,6 +1,7 @@
 import functools
 import itertools
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from test_models import draw
 
 import zoo
 from train import config as configuration
 from train import data, loop, metrics, pictures, show
+from train.images import normalise
+from train.objectives import simmim
 from train.text import look
 from zoo.layers import patchify
 
@@ -58,6 +62,52 @@ def test_rollout_multiplies_the_last_block_from_the_left():
   np.testing.assert_allclose(result.sum(-1), 1, rtol=1e-12)
   a, b, c = (w.mean(1) / 2 + np.eye(6) / 2 for w in weights)
   np.testing.assert_allclose(result, c @ b @ a, rtol=1e-12)
+
+
+# ---- attention within windows
+
+
+def test_attention_that_places_receive():
+  """By a walk over all windows and their queries; each gives away 1, and padding gives and gets none."""
+  model, variables, _ = draw("swin/test", width=12)
+  image = images(model)
+  maps = show.attention_received(model, variables, image)
+  _, aux = jax.jit(model.apply)(variables, normalise(image, (0.5,), (0.5,)))
+  assert [m.shape for m in maps] == [(2, 8, 10), (2, 4, 5)]  # in windows of 3
+  for stage, (found, last) in enumerate(zip(maps, (0, 1), strict=True)):
+    weights = np.asarray(aux[f"stage_{stage}/block_{last:02d}/shifted/weights"]).mean(1)
+    _, Y, X = found.shape
+    windows = model.config.windows((Y, X), shifted=True)
+    places = np.arange(1, Y * X + 1).reshape(1, Y, X, 1)
+    numbers = np.asarray(windows.cut(places))[..., 0]  # of what stands at each place of each window; 0 is padding
+    wanted = np.zeros((2, Y * X + 1))
+    for window, number_T in enumerate([*numbers] * 2):
+      for t in np.flatnonzero(number_T):
+        np.add.at(wanted[window // len(numbers)], number_T, weights[window, t])
+    np.testing.assert_allclose(found.reshape(2, -1), wanted[:, 1:], rtol=1e-5)
+    np.testing.assert_allclose(wanted[:, 0], 0, atol=1e-6)
+    np.testing.assert_allclose(found.mean((1, 2)), 1, rtol=1e-5)
+    assert found.std() > 1e-4
+
+
+def test_attention_maps_of_a_swin(tmp_path):
+  """Also of one that learned by hiding: nothing is hidden then."""
+  small = dict(width=8, depths=(2, 2), heads=(1, 2), scan=True)
+  hiding, params, _ = draw("simmim/test", **small)
+  encoder = params["params"]["encoder"]
+  first = {k: v for k, v in encoder["stage_0"].items() if k != "mask"}
+  model, variables = (
+    zoo.create("swin/test", num_classes=0, **small),
+    {"params": {"encoder": encoder | {"stage_0": first}}},
+  )
+  figure = show.attention_maps(model, variables, images(model), path=tmp_path / "a.png")
+  drawn(tmp_path / "a.png")
+  assert [axis.get_title() for axis in figure.axes[:3]] == ["image", "stage 0", "stage 1"] and len(figure.axes) == 6
+  other = show.attention_maps(hiding, params, images(model))
+  for a, b in zip(figure.axes, other.axes, strict=True):
+    np.testing.assert_allclose(a.images[0].get_array(), b.images[0].get_array(), atol=1e-4)
+  with pytest.raises(ValueError, match="tells no attention weights among all patches"):
+    show.attention_rollout(model, variables, images(model))
 
 
 # ---- maps and tables
@@ -144,14 +194,31 @@ def test_a_perfect_prediction_is_the_image(standardise, channels):
   assert hidden.shape == (*image.shape[:3], 1)
 
 
-def test_hidden_pixels_are_what_the_model_did_not_see():
-  model, variables = model_and_variables("mae/test", depth=1, decoder_depth=1)
+@pytest.mark.parametrize(
+  ("name", "fields", "count", "options"),
+  [
+    ("mae/test", dict(depth=1, decoder_depth=1), 15, {}),
+    ("simmim/test", dict(depths=(2,), heads=(2,)), 20, dict(unit=8)),
+  ],
+)
+def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, options):
+  model, variables = model_and_variables(name, **fields)
   image = images(model, 1)
-  noise = jax.random.uniform(jax.random.key(1), (1, 15))
-  predict = functools.partial(show.reconstruct, model, variables, noise_BP=noise, normalise_patches=False)
+  noise = jax.random.uniform(jax.random.key(1), (1, count))
+  predict = functools.partial(show.reconstruct, model, variables, noise_BP=noise, normalise_patches=False, **options)
   result, hidden = predict(image)
   np.testing.assert_array_equal(predict(np.where(hidden, 0, image).astype(np.uint8))[0], result)
   assert (predict(np.where(hidden, image, 0).astype(np.uint8))[0] != result).any()
+
+
+def test_hidden_squares_are_those_of_the_objective(tmp_path):
+  model, variables = model_and_variables("simmim/test", depths=(2,), heads=(2,))
+  run = SimpleNamespace(model=model, objective=simmim.Objective(unit=8, mask_ratio=0.7))
+  figure = pictures.PICTURES["reconstructions"](run, variables, None, images(model), path=tmp_path / "a.png")
+  drawn(tmp_path / "a.png")
+  assert "Rebuilt from 6 of 20 squares" in [t.get_text() for t in figure.texts]
+  seen = figure.axes[2].images[0].get_array().reshape(4, 8, 5, 8, -1)
+  assert (seen == show.HIDDEN).all((1, 3, 4)).sum() == 14
 
 
 # ---- curves

@@ -52,7 +52,7 @@ def compiled(name, mesh_name, **overrides):
     config.model.dropout = 0.1
   if family == "kernel_regression":
     config.data = dict(name="points", dataset="engel")
-  elif family in ("vit", "mae", "hybrid", "patch_prediction", "convnext", "swin"):
+  elif family in ("vit", "mae", "hybrid", "patch_prediction", "convnext", "swin", "simmim"):
     config.model.drop_path = 0.1
     config.data = dict(name="images", image_size=zoo.create(name).config.image_size)
   elif family == "segmenter":
@@ -66,6 +66,7 @@ def compiled(name, mesh_name, **overrides):
     **dict.fromkeys(("vit", "hybrid", "convnext", "swin"), classify),
     "mae": dict(name="mae"),
     "patch_prediction": dict(name="patch_prediction"),
+    "simmim": dict(name="simmim", unit=8),
     "segmenter": dict(name="segment"),
     "kernel_regression": dict(name="regress"),
     "nat": dict(name="nat", label_smoothing=0.1),

@@ -86,7 +86,7 @@ OPTIMIZERS = {
   "muon": (optax.contrib.muon, None, None),
   "sgd": (optax.sgd, None, None),
 }
-SCHEDULES = ("constant", "cosine", "linear", "rsqrt")
+SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "step")
 
 # Vectors that scale, shift or stand for something are not decayed towards zero.
 NO_DECAY = (
@@ -98,31 +98,46 @@ NO_DECAY = (
 
 
 def make_schedule(
-  name: str, peak: float, warmup: int, total: int, *, final: float = 0.0, timescale: int = 10_000
+  name: str,
+  peak: float,
+  warmup: int,
+  total: int,
+  *,
+  final: float = 0.0,
+  timescale: int = 10_000,
+  drops: tuple[float, ...] = (),
 ) -> optax.Schedule:
   """Learning rate by step: linear warmup from 0 to `peak`, then the named decay.
 
   Args:
     name: "constant"; "cosine" and "linear" fall to `final` at `total`; "rsqrt" falls as
-      1 / sqrt(1 + (step - warmup) / timescale) (Zhai et al. 2022, 3.5).
+      1 / sqrt(1 + (step - warmup) / timescale) (Zhai et al. 2022, 3.5); "step" falls to a tenth at each of `drops`.
     peak: the highest rate.
     warmup: steps of warmup.
     total: steps in all.
     final: the last rate.
     timescale: of "rsqrt", in steps.
+    drops: of "step", as shares of all steps.
 
   Raises:
-    ValueError: unknown name, or a warmup that leaves no step to train.
+    ValueError: unknown name, a warmup that leaves no step to train, or drops that are not between its end and the last.
   """
   if name not in SCHEDULES:
     raise ValueError(f"unknown schedule {name!r}{nearest(name, SCHEDULES)}")
   if not 0 <= warmup < total:
     raise ValueError(f"warmup takes {warmup} of {total} steps; wanted fewer than all")
+  at = [round(share * total) for share in drops]
+  if (name == "step") != bool(at) or any(not warmup < step < total for step in at):
+    raise ValueError(
+      f"drops is {drops} of the schedule {name!r}; wanted shares of all {total} steps, after the {warmup} of warmup,"
+      " for 'step', and none for the others"
+    )
   decay = {
     "constant": lambda: optax.constant_schedule(peak),
     "cosine": lambda: optax.cosine_decay_schedule(peak, total - warmup, final / peak if peak else 0.0),
     "linear": lambda: optax.linear_schedule(peak, final, total - warmup),
     "rsqrt": lambda: lambda step: peak / jnp.sqrt(1 + step / timescale),
+    "step": lambda: optax.piecewise_constant_schedule(peak, {step - warmup: 0.1 for step in at}),
   }[name]()
   if not warmup:
     return decay
@@ -147,11 +162,16 @@ def stop_frozen(params: dict, patterns: tuple[str, ...]) -> dict:
   return axes.map_with_path(lambda path, p: jax.lax.stop_gradient(p) if matches(patterns, path) else p, params)
 
 
+# The blocks whose layers are known: a ViT's or BERT's, and the two of each pair in a stage of a Swin's.
+_BLOCK = re.compile(rf"encoder/(?:stage_(\d+)/)?(?:block_(\d+)|{STACKED})/(regular|shifted)?")
+
+
 def layer_scales(params: dict, decay: float) -> dict:
   """Layer-wise learning-rate decay: factor decay^(L + 1 - layer) (Clark et al. 2020; Bao et al. 2022).
 
   A convolutional stem, patches or words, positions, types and learned tokens are layer 0, block i is layer i + 1, all
-  the rest is layer L + 1.
+  the rest is layer L + 1. A Swin's blocks are counted over all stages, and what merges patches belongs to the last
+  block before, as in the code of Xie et al. 2022.
 
   Returns:
     path -> factor; stacked parameters get [L, 1, ...].
@@ -159,24 +179,32 @@ def layer_scales(params: dict, decay: float) -> dict:
   Raises:
     ValueError: the model has no numbered blocks in its encoder.
   """
-  paths = list(axes.flatten(params))
-  numbers = [int(n) for path in paths for n in re.findall(r"encoder/block_(\d+)/", path)]
-  stacked = [p.shape[0] for p in jax.tree.leaves(params.get("encoder", {}).get(STACKED, {}))]
-  if not numbers and not stacked:
-    raise ValueError("layer_decay needs a model with blocks in its encoder")
-  depth = stacked[0] if stacked else max(numbers) + 1
+  blocks = {}  # path -> stage, numbers, and which of a pair
+  for path, p in axes.flatten(params).items():
+    found = _BLOCK.match(path)
+    if found and bool(found[1]) == bool(found[3]):  # not a ConvNeXt's
+      numbers = np.array(int(found[2])) if found[2] else np.arange(p.shape[0]).reshape(-1, *[1] * (len(p.shape) - 1))
+      blocks[path] = int(found[1] or 0), numbers, found[3]
+  if not blocks:
+    raise ValueError("layer_decay needs a model with blocks in its encoder, as ViT, BERT and Swin have them")
+  pair = 2 if any(which for *_, which in blocks.values()) else 1
+  stages = range(1 + max(stage for stage, *_ in blocks.values()))
+  depths = [pair * (1 + max(n.max() for stage, n, _ in blocks.values() if stage == s)) for s in stages]
+  first = [sum(depths[:s]) for s in stages]
+  depth = sum(depths)
 
-  def scale(path: str, p) -> np.ndarray:
-    block = re.match(r"encoder/block_(\d+)/", path)
-    if path.startswith(f"encoder/{STACKED}/"):
-      layer = np.arange(1, depth + 1).reshape(-1, *[1] * (len(p.shape) - 1))
-    elif block:
-      layer = int(block[1]) + 1
+  def scale(path: str) -> np.ndarray:
+    merging = re.match(r"encoder/stage_([1-9]\d*)/(?:merge|merged_norm|norm)/", path)
+    if path in blocks:
+      stage, numbers, which = blocks[path]
+      layer = first[stage] + pair * numbers + (which == "shifted") + 1
+    elif merging:
+      layer = first[int(merging[1])]
     else:
-      layer = 0 if re.match(r"encoder/(stem|patch|pos|cls|mask|embed|type)", path) else depth + 1
+      layer = 0 if re.match(r"encoder/(stage_0/)?(stem|patch|pos|cls|mask|embed|type)", path) else depth + 1
     return np.float32(decay) ** np.asarray(depth + 1 - layer, np.float32)
 
-  return {path: scale(path, p) for path, p in axes.flatten(params).items()}
+  return {path: scale(path) for path in axes.flatten(params)}
 
 
 def _muon_dimensions(params: dict) -> dict:
@@ -188,7 +216,7 @@ def _muon_dimensions(params: dict) -> dict:
 
   def dimensions(path, names):
     path = axes.path_name(path)
-    if not path.endswith("kernel") or re.match(r"head/|encoder/(stage_0/)?patch/|decoder/pixels/|.*/offsets/", path):
+    if not path.endswith("kernel") or re.match(r"head/|encoder/(stage_0/)?patch/|(decoder/)?pixels/|.*/offsets/", path):
       return None
     first = int(names[0] == "layers")
     split = first + (2 if names[first] == "heads" else 1)  # `attn/out` has two input axes, heads and head_dim
@@ -214,6 +242,7 @@ def make(
   warmup: int | float = 0,
   final_rate: float = 0.0,
   timescale: int = 10_000,
+  drops: tuple[float, ...] = (),
   weight_decay: float = 0.0,
   no_decay: tuple[str, ...] = NO_DECAY,
   layer_decay: float = 1.0,
@@ -230,7 +259,7 @@ def make(
     learning_rate: the peak.
     schedule: one of `SCHEDULES`.
     warmup: steps, or a share of all steps when below 1.
-    final_rate, timescale: of the schedule.
+    final_rate, timescale, drops: of the schedule.
     weight_decay: times the learning rate, as in AdamW (Loshchilov & Hutter 2019).
     no_decay: regular expressions of paths that do not decay.
     layer_decay: factor from each layer to the one below it (`layer_scales`).
@@ -258,7 +287,8 @@ def make(
   check_call(function, kwargs, f"config.optimizer ({name})", given=filled, also=own)
   check_patterns(freeze, params, "config.optimizer.freeze")
   steps = round(warmup * total_steps) if 0 < warmup < 1 else int(warmup)
-  rate = make_schedule(schedule, learning_rate, steps, total_steps, final=final_rate, timescale=timescale)
+  more = dict(final=final_rate, timescale=timescale, drops=drops)
+  rate = make_schedule(schedule, learning_rate, steps, total_steps, **more)
 
   # Functions of the tree they are given: where parameters are frozen, optax shows only the others.
   def decays(tree):

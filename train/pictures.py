@@ -1,5 +1,6 @@
 """The pictures of a run by name: what `config.pictures` lists and `zoo show` draws."""
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -67,7 +68,7 @@ def check(name: str, run) -> None:
     what = "images with masks" if name in OF_MASKS else "images with one class each"
     raise ValueError(f"{name} is a picture of {what}, and {run.config.data.name} are none")
   if name == "reconstructions" and not hasattr(run.objective, "mask_ratio"):
-    raise ValueError(f"{run.config.model.name} does not reconstruct; the picture is for masked autoencoders")
+    raise ValueError(f"{run.config.model.name} does not reconstruct; the picture is for MAE and SimMIM")
 
 
 def examples(data, count: int = 8) -> np.ndarray:
@@ -110,17 +111,8 @@ def _loss_curve(run, variables, workdir, images, *, path):
 
 
 def _reconstructions(run, variables, workdir, images, *, path):
-  objective = run.objective
-  return show.reconstructions(
-    run.model,
-    variables,
-    images,
-    mask_ratio=objective.mask_ratio,
-    normalise_patches=objective.normalise_patches,
-    mean=objective.mean,
-    std=objective.std,
-    path=path,
-  )
+  options = dict(normalise_patches=False) | dataclasses.asdict(run.objective)
+  return show.reconstructions(run.model, variables, images, **options, path=path)
 
 
 def _segmentations(run, variables, workdir, images, *, path):

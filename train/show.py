@@ -123,12 +123,21 @@ def _pixels(image_BYXC: np.ndarray, mean: Sequence[float], std: Sequence[float])
 
 
 def reconstruct(
-  model, variables: dict, image_BYXC, noise_BP, *, mask_ratio=0.75, normalise_patches=True, mean=(0.5,), std=(0.5,)
+  model,
+  variables: dict,
+  image_BYXC,
+  noise_BP,
+  *,
+  mask_ratio=0.75,
+  normalise_patches=True,
+  mean=(0.5,),
+  std=(0.5,),
+  unit=None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What a masked autoencoder makes of images of which it sees a part.
+  """What a model makes of images of which it sees a part.
 
   Args:
-    model: of the family `mae`. variables: its parameters.
+    model: of the family `mae` or `simmim`. variables: its parameters.
     image_BYXC: uint8.
     noise_BP: decides what is hidden (`zoo.models.mae.random_mask`).
     mask_ratio, normalise_patches, mean, std: as in `train.objectives.mae`. A model trained to predict standardised
@@ -137,14 +146,14 @@ def reconstruct(
   Returns:
     the predicted images [B, Y, X, C] uint8, and which pixels were hidden [B, Y, X, 1] bool.
   """
-  patch = model.config.patch
+  patch, options = model.config.patch, dict(mask_ratio=mask_ratio) | (dict(unit=unit) if unit else {})
 
   @jax.jit  # as one program: nothing here is worth compiling by itself
   def predict(variables, image_BYXC, noise_BP):
     normal_BYXC = normalise(image_BYXC, mean, std)
-    pixels_BPF, aux = model.apply(variables, normal_BYXC, noise_BP, mask_ratio=mask_ratio)
+    pixels, aux = model.apply(variables, normal_BYXC, noise_BP, **options)
     target = patchify(normal_BYXC, patch)
-    predicted = pixels_BPF.reshape(target.shape)
+    predicted = patchify(pixels, patch) if pixels.ndim == 4 else pixels.reshape(target.shape)
     if normalise_patches:
       deviation = jnp.sqrt(target.var(-1, keepdims=True, ddof=1) + 1e-6)
       predicted = predicted * deviation + target.mean(-1, keepdims=True)
@@ -165,9 +174,10 @@ def reconstructions(
   normalise_patches: bool = True,
   mean: Sequence[float] = (0.5,),
   std: Sequence[float] = (0.5,),
+  unit: int | None = None,
   seed: int = 0,
 ) -> Figure:
-  """Images, what the masked autoencoder saw of them, and what it made of that (as He et al. 2022, fig. 2).
+  """Images, what the model saw of them, and what it made of that (as He et al. 2022, fig. 2).
 
   Args:
     image_BYXC: uint8, grey or RGB; one column each.
@@ -175,8 +185,9 @@ def reconstructions(
   """
   image_BYXC = np.asarray(image_BYXC)
   sizes = expect(image_BYXC=image_BYXC)
-  patches = (sizes["Y"] // model.config.patch) * (sizes["X"] // model.config.patch)
-  noise_BP = jax.random.uniform(jax.random.key(seed), (sizes["B"], patches))
+  side = unit or model.config.patch
+  parts = (sizes["Y"] // side) * (sizes["X"] // side)
+  noise_BP = jax.random.uniform(jax.random.key(seed), (sizes["B"], parts))
   predicted, hidden = reconstruct(
     model,
     variables,
@@ -186,6 +197,7 @@ def reconstructions(
     normalise_patches=normalise_patches,
     mean=mean,
     std=std,
+    unit=unit,
   )
   rows = {
     "original": image_BYXC,
@@ -198,11 +210,11 @@ def reconstructions(
     _row_label(row[0], label)
     for axis, image in zip(row, images, strict=True):
       _picture(axis, image)
-  seen = patches - int(hidden[0].sum()) // model.config.patch**2
+  seen = parts - int(hidden[0].sum()) // side**2
   note = "each patch's brightness and contrast are the original's, the rest is predicted"
   if not normalise_patches:
     note = "all pixels are predicted, but only the hidden ones were trained"
-  _title(figure, f"Rebuilt from {seen} of {patches} patches", note)
+  _title(figure, f"Rebuilt from {seen} of {parts} {'squares' if unit else 'patches'}", note)
   return figure
 
 
@@ -250,12 +262,8 @@ def segmentations(
 # ---- attention
 
 
-def attention_weights(model, variables: dict, image_BYXC, *, mean=(0.5,), std=(0.5,)) -> np.ndarray:
-  """The encoder's attention weights [L, B, N, T, T] for uint8 images, nothing hidden.
-
-  Raises:
-    ValueError: the model tells no attention weights.
-  """
+def _told(model, variables: dict, image_BYXC, choose: Callable[[dict], dict], *, mean, std) -> dict:
+  """What is chosen of the aux that a model tells of uint8 images, nothing hidden."""
   options = {}
   parameters = inspect.signature(type(model).__call__).parameters
   if "noise_BP" in parameters:
@@ -263,16 +271,57 @@ def attention_weights(model, variables: dict, image_BYXC, *, mean=(0.5,), std=(0
     # Equal noise leaves the patches in their order; and a share of 0 leaves them as they are.
     options = {"noise_BP": np.zeros((len(image_BYXC), patches), np.float32)}
     options["mask_ratio" if "mask_ratio" in parameters else "share"] = 0.0
+  if "unit" in parameters:
+    options["unit"] = model.config.patch
 
   @jax.jit
   def look(variables, image_BYXC):
-    _, aux = model.apply(variables, normalise(image_BYXC, mean, std), **options)
+    return choose(model.apply(variables, normalise(image_BYXC, mean, std), **options)[1])
+
+  return jax.device_get(look(variables, image_BYXC))
+
+
+def attention_weights(model, variables: dict, image_BYXC, *, mean=(0.5,), std=(0.5,)) -> np.ndarray:
+  """The encoder's attention weights [L, B, N, T, T] for uint8 images, nothing hidden.
+
+  Raises:
+    ValueError: the model tells no attention weights among all patches.
+  """
+
+  def choose(aux):
     return {name: value for name, value in aux.items() if re.fullmatch(r"block_\d+/weights", name)}
 
-  aux = look(variables, image_BYXC)
+  aux = _told(model, variables, image_BYXC, choose, mean=mean, std=std)
   if not aux:
-    raise ValueError(f"{type(model).__module__} tells no attention weights: its aux has no 'block_00/weights'")
-  return np.stack([np.asarray(aux[name]) for name in sorted(aux)])
+    raise ValueError(
+      f"{type(model).__module__} tells no attention weights among all patches: its aux has no 'block_00/weights'"
+    )
+  return np.stack([aux[name] for name in sorted(aux)])
+
+
+def attention_received(model, variables: dict, image_BYXC, *, mean=(0.5,), std=(0.5,)) -> list[np.ndarray]:
+  """How much attention each place of a Swin's maps gets from its window, in the last block of each stage.
+
+  Args:
+    model: of the family `swin` or `simmim`.
+
+  Returns:
+    of each stage a map [B, Y, X]: the weights of all places of the window for this one, the mean over the heads. Each
+    place gives 1 away, so that the mean is 1, but for what goes to padding where that is attended to.
+  """
+  c = model.config
+
+  def choose(aux):
+    maps = {}
+    for stage, depth in enumerate(c.depths):
+      B, Y, X, _ = aux[f"stage_{stage}"].shape
+      windows = c.windows((Y, X), shifted=True)
+      weights_BNTS = aux[f"stage_{stage}/block_{depth // 2 - 1:02d}/shifted/weights"]
+      real_BT1 = windows.cut(jnp.ones((B, Y, X, 1)))  # what fills the map up looks, too
+      maps[stage] = windows.join((weights_BNTS.mean(1) * real_BT1).sum(1)[..., None])[..., 0]
+    return maps
+
+  return [*_told(model, variables, image_BYXC, choose, mean=mean, std=std).values()]
 
 
 def rollout(weights_LBNTT: np.ndarray) -> np.ndarray:
@@ -322,33 +371,39 @@ def attention_maps(
 ) -> Figure:
   """Where each head of the last block looks, one image a row, and the rollout over all blocks.
 
+  Of a Swin: what gets attention from its window, in the last block of each stage.
+
   Args:
-    model, variables: a ViT or a masked autoencoder.
+    model, variables: a ViT, a Swin, or what learns of hidden patches with one.
     image_BYXC: uint8.
     mean, std: of the pixels, as in training.
     max_heads: how many heads to show.
   """
   image_BYXC = np.asarray(image_BYXC)
-  weights_LBNTT = attention_weights(model, variables, image_BYXC, mean=mean, std=std)
-  grid, pool = _grid(model, image_BYXC), model.config.pool
-  heads = weights_LBNTT.shape[2]
-  shown = min(heads, max_heads)
-  maps = query_map(weights_LBNTT[-1], grid, pool)
-  paths = query_map(rollout(weights_LBNTT), grid, pool)
-  figure, axes = _panels(len(image_BYXC), shown + 2, image_BYXC.shape[1] / image_BYXC.shape[2], left=0.12, top=0.84)
-  for row, image, heads_map, path_map in zip(axes, image_BYXC, maps, paths, strict=True):
+  if hasattr(model.config, "windows"):
+    received = attention_received(model, variables, image_BYXC, mean=mean, std=std)
+    maps = {f"stage {stage}": map_BYX for stage, map_BYX in enumerate(received)}
+    title, note = "What gets attention from its window", "last block of each stage, all heads"
+  else:
+    weights_LBNTT = attention_weights(model, variables, image_BYXC, mean=mean, std=std)
+    grid, pool = _grid(model, image_BYXC), model.config.pool
+    heads = weights_LBNTT.shape[2]
+    shown = min(heads, max_heads)
+    last = query_map(weights_LBNTT[-1], grid, pool)
+    maps = {f"head {n + 1}": last[:, n] for n in range(shown)}
+    maps["rollout"] = query_map(rollout(weights_LBNTT), grid, pool)
+    cut = f", {shown} of {heads} heads" if shown < heads else ""
+    title = "Where the class token looks" if pool == "cls" else "Where all patches, averaged, look"
+    note = f"last of {len(weights_LBNTT)} blocks{cut}; rollout: all blocks"
+  B, Y, X, _ = image_BYXC.shape
+  figure, axes = _panels(B, 1 + len(maps), Y / X, left=0.12, top=0.84)
+  for row, image, *values in zip(axes, image_BYXC, *maps.values(), strict=True):
     _picture(row[0], image)
-    for axis, values in zip(row[1:], [*heads_map[:shown], path_map], strict=True):
-      axis.imshow(_spread(values), cmap=MAP, vmin=0, vmax=1, interpolation="nearest")
-  for axis, label in zip(axes[0], ["image", *(f"head {n + 1}" for n in range(shown)), "rollout"], strict=True):
+    for axis, value in zip(row[1:], values, strict=True):
+      axis.imshow(_spread(value), cmap=MAP, vmin=0, vmax=1, interpolation="nearest")
+  for axis, label in zip(axes[0], ["image", *maps], strict=True):
     axis.set_title(label, pad=4)
-  query = "the class token looks" if pool == "cls" else "all patches, averaged, look"
-  cut = f", {shown} of {heads} heads" if shown < heads else ""
-  _title(
-    figure,
-    f"Where {query}",
-    f"last of {len(weights_LBNTT)} blocks{cut}; rollout: all blocks; dark is least, bright is most",
-  )
+  _title(figure, title, f"{note}; dark is least, bright is most")
   return figure
 
 

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 def randomise(model, seed: int = 0):
   """Gives every parameter a value that matters, in evaluation mode."""
-  if hasattr(model, "decoder"):
+  if hasattr(model, "vit") and hasattr(model, "decoder"):
     # A new MAE has its fixed positions at 0: its initialiser takes the empty table for one that was loaded.
     embeddings = model.vit.embeddings
     embeddings.patch_embeddings.projection._is_hf_initialized = False

@@ -3,7 +3,9 @@
 Needs the extra [parity].
 """
 
+import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,10 @@ from golden.make_goldens import randomise
 from test_golden import relative_error
 
 import zoo
+from train.images import normalise
+from train.objectives.simmim import Objective
 from zoo.models.swin import V2
-from zoo.weights import convert
+from zoo.weights import WeightsError, convert
 from zoo.weights.read import read
 
 pytestmark = pytest.mark.parity
@@ -204,6 +208,9 @@ def test_old_files_keep_their_index(tmp_path):
 # ---- timm, and Microsoft's files ----
 
 
+BUFFERS = ("attn_mask", "relative_position_index", "relative_coords_table")
+
+
 def microsoft(state):
   """timm's tensors by the names of the released files, with their buffers: a stage ends with the merging."""
   renamed = {}
@@ -265,3 +272,62 @@ def test_a_table_of_another_window_is_that_of_the_released_code(tmp_path):
     wanted = torch.nn.functional.interpolate(square, size=(23, 23), mode="bicubic")[0].permute(1, 2, 0)
     found = variables["params"]["encoder"]["stage_0"]["block_00"][name]["offsets"]["table"]
     assert relative_error(found, wanted) < 1e-5
+
+
+# ---- SimMIM ----
+
+
+@pytest.mark.parametrize(("family", "side", "window"), [("Swin", 96, 3), ("Swinv2", 128, 4)])
+def test_pixels_and_loss_of_masked_image_modelling(family, side, window, tmp_path):
+  """Of square images, the only ones that theirs folds right."""
+  more = dict(depths=(2, 2, 2, 2))
+  theirs = make(f"{family}ForMaskedImageModeling", **THEIRS | more | dict(window_size=window, image_size=side))
+  theirs.save_pretrained(tmp_path)
+  with pytest.raises(WeightsError, match="no variant of simmim has"):  # nor one of Swin, whose type it is, too
+    zoo.load(tmp_path)
+  sizes = OURS | more | dict(window=window) | (V2 if family == "Swinv2" else {})
+  model, variables = zoo.load(tmp_path, "simmim/test", **sizes)
+  image = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+
+  @jax.jit
+  def learn(variables, batch):
+    found = []
+    recorder = SimpleNamespace(
+      config=model.config, apply=lambda *a, **k: found.append(model.apply(*a, **k)) or found[0]
+    )
+    loss = Objective(mean=(0.4,), std=(0.3,))(recorder, variables, batch)
+    (told, aux), *_ = found
+    return loss.total / loss.weight, told, aux["masked"]
+
+  loss, told, masked = learn(variables, dict(image=image, valid=np.ones(2, bool), id=np.arange(2)))
+  seen = torch.from_numpy(np.array(normalise(image, (0.4,), (0.3,)))).permute(0, 3, 1, 2)
+  with torch.no_grad():
+    wanted = theirs(seen, bool_masked_pos=torch.from_numpy(np.array(masked).reshape(2, -1)))
+  assert relative_error(told, wanted.reconstruction.permute(0, 2, 3, 1)) < 1e-5
+  np.testing.assert_allclose(loss, wanted.loss, rtol=1e-5)
+  # And back, by their names.
+  zoo.save(tmp_path / "w.safetensors", "simmim/test", dataclasses.asdict(model.config), variables, layout="huggingface")
+  written, state = read(tmp_path / "w.safetensors").tensors, read(tmp_path).tensors
+  assert written.keys() == state.keys()
+  for name, value in state.items():
+    np.testing.assert_array_equal(written[name], value, err_msg=name)
+
+
+def test_files_of_simmim(tmp_path):
+  """Microsoft's: their encoder is that of the other files, with a name."""
+  fields = dict(OURS, window=3, mlp_ratio=2.0, image_size=(96, 96))
+  model = zoo.create("simmim/test", **fields)
+  rngs = {"params": jax.random.key(0), "mask": jax.random.key(0)}
+  shapes = jax.eval_shape(model.init, rngs, jnp.zeros((1, 96, 96, 3)))
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+  zoo.save(tmp_path / "w.safetensors", "simmim/test", fields, variables, layout="microsoft")
+  encoder = timm.models.SwinTransformer(
+    img_size=96, window_size=3, embed_dim=8, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8), mlp_ratio=2, num_classes=0
+  )
+  names = microsoft(encoder.state_dict())
+  shapes = {f"encoder.{key}": tuple(value.shape) for key, value in names.items() if not key.endswith(BUFFERS)}
+  shapes |= {"encoder.mask_token": (1, 1, 8), "decoder.0.weight": (3072, 64, 1, 1), "decoder.0.bias": (3072,)}
+  assert {key: value.shape for key, value in read(tmp_path / "w.safetensors").tensors.items()} == shapes
+  _, again = zoo.load(tmp_path / "w.safetensors", "simmim/test", layout="microsoft", **fields)
+  jax.tree.map(np.testing.assert_array_equal, again, variables)

@@ -390,7 +390,7 @@ class Stage(nn.Module):
   stage: int
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(self, x: jax.Array, masked_BYX: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the map that the next stage reads, and aux, with what the head reads as "" where that is another."""
     c, dtype, stage = self.config, jnp.dtype(self.config.dtype), self.stage
     norm = functools.partial(LayerNorm, epsilon=c.epsilon, dtype=dtype)
@@ -398,7 +398,11 @@ class Stage(nn.Module):
     if stage == 0:
       patches = patchify(_fill_up(x, c.patch), c.patch)
       x_BYXD = Dense(c.width, kernel_init=init.fan_in, dtype=dtype, name="patch")(patches)
-      x_BYXD = aux["embedded"] = Dropout(c.dropout, name="dropout")(norm(name="embed_norm")(x_BYXD))
+      x_BYXD = norm(name="embed_norm")(x_BYXD)
+      if masked_BYX is not None:
+        mask_D = self.param("mask", init.token, (c.width,)).astype(dtype)
+        x_BYXD = jnp.where(masked_BYX[..., None], mask_D, x_BYXD)
+      x_BYXD = aux["embedded"] = Dropout(c.dropout, name="dropout")(x_BYXD)
     else:
       four = patchify(_fill_up(x, 2), 2)
       merge = Dense(c.width_of(stage), use_bias=False, kernel_init=init.swin, dtype=dtype, name="merge")
@@ -417,13 +421,16 @@ class Encoder(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, image_BYXC: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(
+    self, image_BYXC: jax.Array, masked_BYX: jax.Array | None = None
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Where `masked` [B, Y / patch, X / patch], a learned vector stands for the patch; None for all as they are."""
     c = self.config
     if (channels := expect(image_BYXC=image_BYXC)["C"]) != c.channels:
       raise ValueError(f"the images have {channels} channels, the model takes {c.channels}")
     x, aux = image_BYXC, {}
     for stage in range(len(c.depths)):
-      x, stage_aux = Stage(c, stage, name=f"stage_{stage}")(x)
+      x, stage_aux = Stage(c, stage, name=f"stage_{stage}")(x, masked_BYX if stage == 0 else None)
       aux |= {f"stage_{stage}/{key}".rstrip("/"): value for key, value in stage_aux.items()}
     aux["embedded"] = aux.pop("stage_0/embedded")
     if c.head == "features":
@@ -541,6 +548,7 @@ def _huggingface(config: Config) -> tuple[Rule, ...]:
   rules = [
     *torch.patches(rf"{prefix}embeddings\.patch_embeddings\.projection", "encoder/stage_0/patch", config.patch),
     *torch.norm(rf"{prefix}embeddings\.norm", "encoder/stage_0/embed_norm"),
+    Rule(rf"{prefix}embeddings\.mask_token", "encoder/stage_0/mask", torch.TOKEN),
     *torch.dense("classifier", "head"),
     *(
       Rule(rf"{layers}\.(\d+)\.blocks\.(\d+)\.attention\.self\.{buffer}", (), torch.IGNORED)
@@ -582,6 +590,7 @@ def _timm(config: Config, first: int, head: str) -> tuple[Rule, ...]:
   rules = [
     *torch.patches(r"patch_embed\.proj", "encoder/stage_0/patch", config.patch),
     *torch.norm(r"patch_embed\.norm", "encoder/stage_0/embed_norm"),
+    Rule("mask_token", "encoder/stage_0/mask", torch.TOKEN),
     *torch.norm("norm", "encoder/norm"),
     *torch.dense(head, "head"),
     *(Rule(rf"layers\.(\d+)\.blocks\.(\d+)\.{buffer}", (), torch.IGNORED) for buffer in buffers),

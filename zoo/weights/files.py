@@ -307,6 +307,9 @@ def _described(path, source: Source, name: str | None, overrides: Mapping) -> tu
 def _described_by_huggingface(path, source: Source, name: str | None, overrides: Mapping) -> tuple[str, dict]:
   kind = source.config.get("model_type")
   every = [f for f in map(zoo.family, zoo.names()) if hasattr(f, "HUGGINGFACE")]
+  # Where families share a type, the last one is it: that which has the class that wrote the file.
+  wrote = {*(source.config.get("architectures") or ())}
+  every.sort(key=lambda f: bool(wrote & f.HUGGINGFACE.get("heads", {}).keys()))
   families = {model_type: f for f in every for model_type in f.HUGGINGFACE["model_types"]}
   if name is None and kind not in families:
     raise WeightsError(str(path), [f"config.json has model_type {kind!r}{nearest(kind, families)}; or pass a name"])

@@ -98,6 +98,25 @@ def merged(kernel: bool) -> Transform:
   return Transform(lambda t, shape: turn(t), turn)
 
 
+def shuffled(channels: int, kernel: bool) -> Transform:
+  """What tells the pixels of a square from one place: torch's PixelShuffle has channels outermost, ours innermost.
+
+  Args:
+    channels: C of the image.
+    kernel: of a convolution [C * side * side, D, 1, 1] to [D, side * side * C]; or else a vector [C * side * side].
+  """
+
+  def forward(t, shape):
+    t = t.reshape(channels, shape[-1] // channels, *t.shape[1:2]).swapaxes(0, 1).reshape(t.shape[:2])
+    return t.T if kernel else t
+
+  def inverse(a):
+    a = a.T.reshape(-1, channels, *a.shape[:-1]).swapaxes(0, 1).reshape(a.T.shape)
+    return a[..., None, None] if kernel else a
+
+  return Transform(forward, inverse)
+
+
 def fixed_table(make: Callable[[], np.ndarray], instead: str) -> Transform:
   """A table that our models compute: compared with it and dropped, or written for those who keep it.
 

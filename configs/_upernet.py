@@ -1,0 +1,51 @@
+"""What the UPerNets share: the head, the data and its crops."""
+
+from ml_collections import ConfigDict
+
+from train.config import defaults
+from train.images import IMAGENET_MEAN, IMAGENET_STD
+
+
+def upernet(backbone: str, ignore: str, norm: str, **options) -> ConfigDict:
+  """UPerNet on Oxford-IIIT Pet, from a classifier.
+
+  Args:
+    backbone: the model of images, by name; the classifier's run has its name, too.
+    ignore: the classifier's parameters that the backbone has not got. norm: of the backbone's maps, which it has not.
+    **options: fields of the backbone.
+  """
+  config = defaults()
+  config.model = dict(
+    name="segmenter/upernet",
+    backbone=backbone,
+    options=options,
+    num_classes=3,
+    image_size=512,
+    dropout=0.1,
+    dtype="bfloat16",
+  )
+  config.init = dict(
+    path=f"runs/{backbone.replace('/', '_')}",
+    ignore=(f"params/{ignore}/.*",),
+    keep=(r"(?!encoder/).*", rf"encoder/stage_\d/{norm}/.*"),
+  )
+  config.data = dict(
+    name="masks",
+    dataset="oxford_iiit_pet",
+    data_dir="data",
+    mask="segmentation_mask",
+    offset=1,
+    names=("pet", "background", "outline"),
+    image_size=512,
+    channels=3,
+    crop=dict(name="random_scale_crop", scale=(0.5, 2.0)),
+    augment=(dict(name="flip"), dict(name="color_jitter", brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)),
+    workers=8,
+  )
+  config.objective = dict(name="segment", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+  config.batch_size = 16
+  config.epochs = 40.0
+  config.evals = dict(test=dict(name="segmentation", every=2000))
+  config.checkpoint = dict(every=2000, keep=2, best="test/miou", mode="max")
+  config.pictures = ("loss_curve", "segmentations")
+  return config

@@ -1,0 +1,19 @@
+"""Pretrains a small Swin to tell the pixels of hidden squares, on the bundled images, and probes what it has learned.
+
+zoo train simmim_fashion_mnist
+
+Of 7 x 7 squares of 4 pixels, 60 % are hidden. To fine-tune what it learned:
+
+zoo train swin_fashion_mnist init.path=runs/simmim_fashion_mnist \
+  "init.ignore=params/(encoder/stage_0/mask|pixels/.*)" "init.keep=head/.*" --workdir runs/simmim_finetuned
+"""
+
+from configs import quickstart
+
+
+def get_config():
+  config = quickstart.get_config()
+  config.model = dict(name="simmim/nano")
+  config.objective = dict(name="simmim", unit=4, mask_ratio=0.6, mean=(0.286,), std=(0.353,))
+  config.optimizer.b2 = 0.999
+  return config

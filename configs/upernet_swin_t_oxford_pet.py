@@ -1,0 +1,18 @@
+"""UPerNet on Swin-T: pets, their outlines and what is behind them, in Oxford-IIIT Pet. Recipe, not run by us.
+
+The head, the crops, the learning rate and its straight way down are those that Liu et al. 2021 (A2.3) have for ADE20K,
+which TFDS has not got with masks of classes; nothing is published for this set. `init.path` is a
+classifier's work directory.
+
+    zoo prepare oxford_iiit_pet --data-dir data
+    zoo train upernet_swin_t_oxford_pet init.path=runs/swin_t --workdir runs/upernet_swin_t
+"""
+
+from configs._upernet import upernet
+
+
+def get_config():
+  # Windows stay as they are, as in the published backbones for dense tasks.
+  config = upernet("swin/t", r"(encoder/norm|head)", "head_norm", drop_path=0.2, shrink="never")
+  config.optimizer = dict(name="adamw", learning_rate=6e-5, schedule="linear", warmup=500, weight_decay=0.01)
+  return config

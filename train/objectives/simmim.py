@@ -1,0 +1,63 @@
+"""Masked image modelling: absolute error of the hidden pixels (Xie et al. 2022, 3.4)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from train import rng
+from train.images import normalise
+from train.objectives import Loss
+from zoo.models.simmim import units
+from zoo.shapes import expect
+
+
+@dataclass(frozen=True)
+class Objective:
+  """Telling the pixels of hidden squares.
+
+  Attributes:
+    unit: side of a square in pixels.
+    mask_ratio: share of squares to hide.
+    mean, std: of the pixels, 0 to 1, per channel; one value for all channels, or one each.
+  """
+
+  unit: int = 32
+  mask_ratio: float = 0.6
+  mean: tuple[float, ...] = (0.5,)
+  std: tuple[float, ...] = (0.5,)
+
+  def __post_init__(self):
+    if not 0 < self.mask_ratio < 1:
+      raise ValueError(f"config.objective: mask_ratio is {self.mask_ratio}; wanted 0 < mask_ratio < 1")
+
+  def __call__(self, model, variables, batch, key=None) -> Loss:
+    """Sums over the valid images; `key=None` evaluates, with the same masks every time."""
+    image_BYXC = normalise(batch["image"], self.mean, self.std)
+    rows, columns = units(model.config, image_BYXC.shape[1:3], self.unit)
+    rngs = {} if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
+    mask_key = rng.streams(rng.root(0) if key is None else key, "mask")["mask"]
+    noise_BP = jax.vmap(lambda k: jax.random.uniform(k, (rows * columns,)))(rng.per_example(mask_key, batch["id"]))
+    options = dict(unit=self.unit, mask_ratio=self.mask_ratio)
+    pixels_BYXC, aux = model.apply(variables, image_BYXC, noise_BP, **options, rngs=rngs)
+    loss_B = absolute_error(pixels_BYXC, image_BYXC, aux["masked"])
+    weight_B = batch["valid"].astype(jnp.float32)
+    return Loss((weight_B * loss_B).sum(), weight_B.sum(), {}, {})
+
+
+def absolute_error(pixels_BYXC: jax.Array, image_BYXC: jax.Array, masked_BHW: jax.Array) -> jax.Array:
+  """Mean absolute error of the hidden pixels of each image.
+
+  Args:
+    pixels_BYXC: predictions.
+    image_BYXC: the normalised images.
+    masked_BHW: bool of each patch, True = was hidden; at least one of each image.
+
+  Returns:
+    [B] float32
+  """
+  sizes = expect(pixels_BYXC=pixels_BYXC, image_BYXC=image_BYXC, masked_BHW=masked_BHW)
+  patch = sizes["Y"] // sizes["H"]
+  hidden_BYX1 = masked_BHW.repeat(patch, 1).repeat(patch, 2)[..., None]
+  error_BYXC = jnp.abs(pixels_BYXC - image_BYXC) * hidden_BYX1
+  return error_BYXC.sum((1, 2, 3)) / (hidden_BYX1.sum((1, 2, 3)) * sizes["C"])
