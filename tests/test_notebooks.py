@@ -51,6 +51,12 @@ NOTEBOOKS = {
     "notebook_bert_small",
     ("bert", "scratch", "fine_tuned"),
   ),
+  "swin_and_dense_prediction.ipynb": Shows(
+    9,
+    ("padding needs 1.27", "97 × 131: (25, 33, 96)", "mIoU over", "128 × 256"),
+    "notebook_swin_small",
+    ("segmenter",),
+  ),
 }
 
 

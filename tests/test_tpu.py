@@ -54,6 +54,8 @@ def compiled(name, mesh_name, **overrides):
     config.data = dict(name="points", dataset="engel")
   elif family in ("vit", "mae", "hybrid", "patch_prediction", "convnext", "swin", "simmim"):
     config.model.drop_path = 0.1
+    if family in ("swin", "simmim"):
+      config.model.depths = (2, 2)  # a pair of windows in each stage: more of them only take longer to compile
     config.data = dict(name="images", image_size=zoo.create(name).config.image_size)
   elif family == "segmenter":
     config.data = dict(name="masks", dataset="any", image_size=zoo.create(name).config.image_size)

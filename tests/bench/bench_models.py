@@ -1,10 +1,11 @@
-"""Training steps of ViT and MAE against PyTorch: timm's models where timm is installed, else Hugging Face's.
+"""Models of images against PyTorch's, timm's or (MAE) Hugging Face's: training steps, and forward passes.
 
     pip install -e '.[parity]'
-    python tests/bench/bench_models.py [--models vit/s16 vit/b16 mae/b16] [--batch 8] [--rounds 5]
+    python tests/bench/bench_models.py [--models vit/s16 vit/b16 mae/b16 swin/t convnext/t] [--what train forward]
+      [--batch 8] [--rounds 5]
 
-Both sides do forward, backward and AdamW in float32 on images of the same size, in turns, with two threads, each in a
-process of its own.
+Both sides get images of 224 x 224 in float32, in turns, with two threads, each in a process of its own; a training step
+is forward, backward and AdamW, a forward pass gives the logits of an evaluation.
 """
 
 import argparse
@@ -15,9 +16,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 import timing
 
+SIZE = 224
+TIMM = {
+  "vit/s16": "vit_small_patch16_224",
+  "vit/b16": "vit_base_patch16_224",
+  "swin/t": "swin_tiny_patch4_window7_224",
+  "convnext/t": "convnext_tiny",
+}
+MODELS = (*TIMM, "mae/b16")
 
-def ours(name: str, batch: int):
-  """Whose model it is, and a compiled step as a function of nothing."""
+
+def ours(name: str, batch: int, what: str):
+  """Whose model it is, and what is timed as a function of nothing."""
   import jax
 
   import zoo
@@ -27,9 +37,14 @@ def ours(name: str, batch: int):
 
   # Scanned and with only the matrix products kept: unrolled, XLA for CPUs fuses the residual stream of all layers.
   model = zoo.create(name, scan=True, remat="dots_saveable")
-  images = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), np.uint8)
+  images = np.random.default_rng(0).integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8)
+  pixels = (images / 127.5 - 1).astype(np.float32)
+  variables = jax.jit(model.init)(rng.streams(rng.root(0), "params", "mask"), pixels[:1])
+  if what == "forward":
+    rngs = rng.streams(rng.root(0), "mask")
+    forward = jax.jit(lambda variables, pixels: model.apply(variables, pixels, rngs=rngs)[0])
+    return "ours", lambda: jax.block_until_ready(forward(variables, pixels))
   data = dict(image=images, label=np.arange(batch), valid=np.ones(batch, bool), id=np.arange(batch))
-  variables = jax.jit(model.init)(rng.streams(rng.root(0), "params", "mask"), np.zeros((1, 224, 224, 3), np.float32))
   optimizer, _ = optim.make(variables["params"], 1000, learning_rate=1e-4, weight_decay=0.05)
   objective = (mae if name.startswith("mae/") else classify).Objective()
   state = init_state(variables, optimizer)
@@ -43,43 +58,40 @@ def ours(name: str, batch: int):
   return "ours", run
 
 
-def theirs(name: str, batch: int):
-  """Whose model it is, and the step of the PyTorch peer as a function of nothing."""
+def theirs(name: str, batch: int, what: str):
+  """Whose model it is, and the same of the PyTorch peer as a function of nothing."""
+  import timm
   import torch
+  import transformers
 
   import zoo
 
   torch.set_num_threads(2)
-  images = torch.rand(batch, 3, 224, 224) * 2 - 1
+  images = torch.rand(batch, 3, SIZE, SIZE) * 2 - 1
   labels = torch.arange(batch)
-  c = zoo.create(name).config
-  sizes = dict(hidden_size=c.width, num_hidden_layers=c.depth, num_attention_heads=c.heads, intermediate_size=c.mlp_dim)
-  if name.startswith("mae/"):
-    import transformers
+  if name in TIMM:
+    whose, model = "timm", timm.create_model(TIMM[name])
 
+    def loss():
+      return torch.nn.functional.cross_entropy(model(images), labels)
+  else:
+    c = zoo.create(name).config
+    sizes = dict(
+      hidden_size=c.width, num_hidden_layers=c.depth, num_attention_heads=c.heads, intermediate_size=c.mlp_dim
+    )
     whose, model = "Hugging Face", transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**sizes))
 
     def loss():
       return model(images).loss
-  else:
-    try:
-      import timm
 
-      size = {384: "small", 768: "base", 1024: "large"}[c.width]
-      whose, model = "timm", timm.create_model(f"vit_{size}_patch{c.patch}_224")
-      logits = model
-    except ImportError:
-      import transformers
+  if what == "forward":
+    model.eval()
 
-      config = transformers.ViTConfig(**sizes, num_labels=1000)
-      whose, model = "Hugging Face", transformers.ViTForImageClassification(config)
+    def run():
+      with torch.inference_mode():
+        model(images)
 
-      def logits(x):
-        return model(x).logits
-
-    def loss():
-      return torch.nn.functional.cross_entropy(logits(images), labels)
-
+    return whose, run
   model.train()
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
 
@@ -92,25 +104,28 @@ def theirs(name: str, batch: int):
 
 
 def main() -> None:
-  """Prints a line a model."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--models", nargs="+", default=["vit/s16", "vit/b16", "mae/b16"])
+  """Prints a line for each model and what is timed."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+  parser.add_argument("--what", nargs="+", choices=("train", "forward"), default=("train", "forward"))
   parser.add_argument("--batch", type=int, default=8)
   parser.add_argument("--rounds", type=int, default=5)
   options = parser.parse_args()
   timing.two_cores()
   for name in options.models:
-    sides = {"ours": timing.Apart(ours, name, options.batch), "theirs": timing.Apart(theirs, name, options.batch)}
-    seconds = timing.in_turns(sides, options.rounds)
-    whose = sides["theirs"].about
-    for side in sides.values():
-      side.close()
-    speed = {side: options.batch / float(np.median(values)) for side, values in seconds.items()}
-    print(
-      f"{name:8}  images per second, training: ours {speed['ours']:.2f}, {whose} {speed['theirs']:.2f}; "
-      f"ratio {timing.ratio(seconds['theirs'], seconds['ours'])}",
-      flush=True,
-    )
+    for what in options.what:
+      case = name, options.batch, what
+      made = {"ours": timing.Apart(ours, *case), "theirs": timing.Apart(theirs, *case)}
+      seconds = timing.in_turns(made, options.rounds)
+      whose = made["theirs"].about
+      for side in made.values():
+        side.close()
+      speed = {side: options.batch / float(np.median(values)) for side, values in seconds.items()}
+      print(
+        f"{name:10}  images per second, {what:7}: ours {speed['ours']:.2f}, {whose} {speed['theirs']:.2f}; "
+        f"ratio {timing.ratio(seconds['theirs'], seconds['ours'])}",
+        flush=True,
+      )
 
 
 if __name__ == "__main__":
