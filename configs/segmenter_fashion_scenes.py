@@ -5,8 +5,8 @@ The scenes are made of bundled pictures (`train/datasets/fashion_scenes.py`), in
     zoo prepare fashion_scenes --data-dir data
     zoo train segmenter_fashion_scenes
 
-Classes take their time to be told apart: for some hundred steps all is taken for background, whose share is 74 %. With a
-smaller learning rate or a narrower head that lasts much longer.
+Classes take their time to be told apart: for some hundred steps all is taken for background, whose share is 74 %. With
+a smaller learning rate or a narrower head that lasts much longer.
 """
 
 from train.config import defaults
