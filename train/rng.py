@@ -28,6 +28,12 @@ def per_example(key: jax.Array, id_B: jax.Array) -> jax.Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(key, id_B)
 
 
+def per_patch(key: jax.Array | None, id_B: jax.Array, patches: int) -> jax.Array:
+  """Uniform noise [B, P] from the stream "mask", for each example by itself; None: the same in every evaluation."""
+  mask_key = streams(root(0) if key is None else key, "mask")["mask"]
+  return jax.vmap(lambda k: jax.random.uniform(k, (patches,)))(per_example(mask_key, id_B))
+
+
 def per_batch(key: jax.Array, id_B: jax.Array) -> jax.Array:
   """A key for one part of the global batch, so that devices and accumulation steps draw different numbers."""
   return jax.random.fold_in(key, id_B[0])

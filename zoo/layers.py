@@ -327,6 +327,17 @@ def choose_tokens(x_BPD: jax.Array, index_BT: jax.Array) -> jax.Array:
   return jnp.take_along_axis(x_BPD, index_BT[..., None], axis=1)
 
 
+def patch_noise(module: nn.Module, batch: int, patches: int, purpose: str) -> jax.Array:
+  """Uniform noise [B, P] that decides which patches are hidden, from the module's rng `mask`.
+
+  Raises:
+    ValueError: there is no such rng; `purpose` says what it is for.
+  """
+  if not module.has_rng("mask"):
+    raise ValueError(f'{purpose}: rngs={{"mask": key}}, or noise_BP')
+  return jax.random.uniform(module.make_rng("mask"), (batch, patches))
+
+
 def tied_logits(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
   """How well each word's embedding fits: [B, T, V], summed in float32 (Press & Wolf 2017, 2)."""
   expect(x_BTD=x_BTD, table_VD=table_VD)

@@ -33,9 +33,8 @@ class Objective:
     rngs = {}
     if key is not None:
       rngs = rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    mask_key = rng.streams(rng.root(0) if key is None else key, "mask")["mask"]
     patches = (image_BYXC.shape[1] // model.config.patch) * (image_BYXC.shape[2] // model.config.patch)
-    noise_BP = jax.vmap(lambda k: jax.random.uniform(k, (patches,)))(rng.per_example(mask_key, batch["id"]))
+    noise_BP = rng.per_patch(key, batch["id"], patches)
     pixels_BPF, aux = model.apply(variables, image_BYXC, noise_BP, mask_ratio=self.mask_ratio, rngs=rngs)
     loss_B = reconstruction_loss(pixels_BPF, image_BYXC, aux["masked"], model.config.patch, self.normalise_patches)
     weight_B = batch["valid"].astype(jnp.float32)

@@ -37,9 +37,8 @@ class Objective:
     image_BYXC = normalise(batch["image"], self.mean, self.std)
     colour_BP = mean_colours(batch["image"], model.config.patch, model.config.bits)
     rngs = {} if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    mask_key = rng.streams(rng.root(0) if key is None else key, "mask")["mask"]
     patches = colour_BP.shape[1]
-    noise_BP = jax.vmap(lambda k: jax.random.uniform(k, (patches,)))(rng.per_example(mask_key, batch["id"]))
+    noise_BP = rng.per_patch(key, batch["id"], patches)
     shares = dict(share=self.share, masked=self.masked, swapped=self.swapped)
     logits_BTV, aux = model.apply(variables, image_BYXC, noise_BP, **shares, rngs=rngs)
     if not logits_BTV.shape[1]:

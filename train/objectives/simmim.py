@@ -36,8 +36,7 @@ class Objective:
     image_BYXC = normalise(batch["image"], self.mean, self.std)
     rows, columns = units(model.config, image_BYXC.shape[1:3], self.unit)
     rngs = {} if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    mask_key = rng.streams(rng.root(0) if key is None else key, "mask")["mask"]
-    noise_BP = jax.vmap(lambda k: jax.random.uniform(k, (rows * columns,)))(rng.per_example(mask_key, batch["id"]))
+    noise_BP = rng.per_patch(key, batch["id"], rows * columns)
     options = dict(unit=self.unit, mask_ratio=self.mask_ratio)
     pixels_BYXC, aux = model.apply(variables, image_BYXC, noise_BP, **options, rngs=rngs)
     loss_B = absolute_error(pixels_BYXC, image_BYXC, aux["masked"])

@@ -14,7 +14,7 @@ from flax import linen as nn
 from zoo import init
 from zoo.axes import by_batch
 from zoo.dense import Dense
-from zoo.layers import Block, LayerNorm, check_heads, choose_tokens
+from zoo.layers import Block, LayerNorm, check_heads, choose_tokens, patch_noise
 from zoo.models import vit
 from zoo.positions import sincos_2d
 from zoo.shapes import expect
@@ -140,9 +140,7 @@ class Model(nn.Module):
     B, Y, X, _ = image_BYXC.shape
     grid = Y // c.patch, X // c.patch
     if noise_BP is None:
-      if not self.has_rng("mask"):
-        raise ValueError('an MAE needs an rng to hide patches by: rngs={"mask": key}, or noise_BP')
-      noise_BP = jax.random.uniform(self.make_rng("mask"), (B, grid[0] * grid[1]))
+      noise_BP = patch_noise(self, B, grid[0] * grid[1], "an MAE needs an rng to hide patches by")
     visible_BT, masked_BP, restore_BP = random_mask(noise_BP, mask_ratio)
     tokens_BTD, aux = vit.Encoder(c, name="encoder")(image_BYXC, visible_BT)
     pixels, decoder_aux = Decoder(c, name="decoder")(tokens_BTD, restore_BP, grid)

@@ -15,7 +15,7 @@ from zoo import init
 from zoo.axes import by_batch
 from zoo.dense import Dense
 from zoo.errors import field_faults
-from zoo.layers import choose_tokens
+from zoo.layers import choose_tokens, patch_noise
 from zoo.models import vit
 from zoo.shapes import expect
 
@@ -125,9 +125,7 @@ class Model(nn.Module):
     c = self.config
     B, Y, X, _ = image_BYXC.shape
     if noise_BP is None:
-      if not self.has_rng("mask"):
-        raise ValueError('patch prediction needs an rng to corrupt by: rngs={"mask": key}, or noise_BP')
-      noise_BP = jax.random.uniform(self.make_rng("mask"), (B, (Y // c.patch) * (X // c.patch)))
+      noise_BP = patch_noise(self, B, (Y // c.patch) * (X // c.patch), "patch prediction needs an rng to corrupt by")
     found = corrupt(noise_BP, share, masked, swapped)
     tokens_BTD, aux = vit.Encoder(c, name="encoder")(image_BYXC, corrupted=(found.source_BP, found.masked_BP))
     told_BTD = choose_tokens(tokens_BTD[:, int(c.class_token) :], found.chosen_BT)

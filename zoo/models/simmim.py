@@ -13,7 +13,7 @@ from flax import linen as nn
 from zoo import init
 from zoo.axes import by_batch
 from zoo.dense import Dense
-from zoo.layers import unpatchify
+from zoo.layers import patch_noise, unpatchify
 from zoo.models import swin
 from zoo.models.mae import random_mask
 from zoo.shapes import expect
@@ -110,9 +110,7 @@ class Model(nn.Module):
     unit = c.stride if unit is None else unit
     rows, columns = units(c, (sizes["Y"], sizes["X"]), unit)
     if noise_BP is None:
-      if not self.has_rng("mask"):
-        raise ValueError('a SimMIM needs an rng to hide patches by: rngs={"mask": key}, or noise_BP')
-      noise_BP = jax.random.uniform(self.make_rng("mask"), (sizes["B"], rows * columns))
+      noise_BP = patch_noise(self, sizes["B"], rows * columns, "a SimMIM needs an rng to hide patches by")
     _, masked_BP, _ = random_mask(noise_BP, mask_ratio)
     each = unit // c.patch
     masked_BYX = masked_BP.reshape(-1, rows, columns).repeat(each, 1).repeat(each, 2)

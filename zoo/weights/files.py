@@ -307,7 +307,7 @@ def _described(path, source: Source, name: str | None, overrides: Mapping) -> tu
 def _described_by_huggingface(path, source: Source, name: str | None, overrides: Mapping) -> tuple[str, dict]:
   kind = source.config.get("model_type")
   every = [f for f in map(zoo.family, zoo.names()) if hasattr(f, "HUGGINGFACE")]
-  # Where families share a type, the last one is it: that which has the class that wrote the file.
+  # Where families share a type, the last one is it: that which has the class that wrote the file, if the file tells.
   wrote = {*(source.config.get("architectures") or ())}
   every.sort(key=lambda f: bool(wrote & f.HUGGINGFACE.get("heads", {}).keys()))
   families = {model_type: f for f in every for model_type in f.HUGGINGFACE["model_types"]}
