@@ -16,7 +16,7 @@ from PIL import Image
 import train.datasets
 import train.objectives
 import zoo
-from train import cli, data, loop
+from train import cli, loop, sources
 from train import config as configuration
 from train.augment import decode
 from zoo import axes
@@ -55,7 +55,7 @@ def installed(tmp_path_factory):
 def pictures(tmp_path_factory):
   """A folder with FOLDER, one folder a class of real images in it, and with data/, where they are prepared."""
   here = tmp_path_factory.mktemp("pictures")
-  source = data.make_source("fashion_mnist_small", "test[:120]")
+  source = sources.make_source("fashion_mnist_small", "test[:120]")
   for i, (encoded, label) in enumerate(source):
     file = here / "FOLDER" / source.class_names[label].replace("/", " or ") / f"{i:03}.{('png', 'JPG')[i % 2]}"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ def test_the_objective_says_how_many_classes_it_wants(tmp_path):
 
 
 def test_the_data_set_holds_what_the_folder_holds(pictures):
-  source = data.make_source("picture_folder", "train", str(pictures / "data"))
+  source = sources.make_source("picture_folder", "train", str(pictures / "data"))
   files = sorted(pictures.glob("FOLDER/*/*"))
   assert len(source) == len(files) == 120 and source.num_classes == 10
   assert source.class_names == sorted({file.parent.name for file in files})
@@ -198,9 +198,9 @@ def test_the_data_set_holds_what_the_folder_holds(pictures):
 
 def test_a_folder_without_pictures_is_told(tmp_path):
   with pytest.raises(ValueError, match=r"picture_folder.*no CLASS/NAME with one of \.jpg"):
-    data.prepare("picture_folder", str(tmp_path / "data"), str(tmp_path))
+    sources.prepare("picture_folder", str(tmp_path / "data"), str(tmp_path))
   with pytest.raises(ValueError, match="--source FOLDER"):
-    data.prepare("picture_folder", str(tmp_path / "data"))
+    sources.prepare("picture_folder", str(tmp_path / "data"))
 
 
 def test_the_data_set_trains(pictures, tmp_path):

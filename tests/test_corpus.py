@@ -15,9 +15,8 @@ import pytest
 import tensorflow_datasets as tfds
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from train import cli, data
-from train.text import documents as sources
-from train.text import examples, prepare
+from train import cli, sources
+from train.text import documents, examples, prepare
 from train.text.documents import TextFiles, TextRecords, make_source, split_sentences
 from train.text.examples import Documents, Encoder, make_rows
 from train.text.vocabulary import SPECIAL, Vocabulary, load_vocabulary, train_vocabulary
@@ -386,7 +385,7 @@ def folder(tmp_path, chapters):
 
 @pytest.mark.parametrize("chunk", [100, 3000, 20_000, 10**9])
 def test_chunks_are_cut_where_documents_end(folder, chapters, chunk, monkeypatch):
-  monkeypatch.setattr(sources, "CHUNK", chunk)
+  monkeypatch.setattr(documents, "CHUNK", chunk)
   source = TextFiles(str(folder))
   chunks = source.chunks()
   assert chunks == source.chunks() and (len(chunks) == 1) == (chunk == 10**9)
@@ -404,7 +403,7 @@ def test_chunks_are_cut_where_documents_end(folder, chapters, chunk, monkeypatch
 
 @pytest.mark.parametrize("chunk", [3000, 10**9])
 def test_a_file_is_a_document(folder, chapters, chunk, monkeypatch):
-  monkeypatch.setattr(sources, "CHUNK", chunk)
+  monkeypatch.setattr(documents, "CHUNK", chunk)
   found = [*filter(None, read_all(TextFiles(str(folder), documents="file")))]
   verses = [v for chapter in chapters[:40] for v in chapter]
   assert [*itertools.chain(*found)] == verses and (len(found) == 5) == (chunk == 10**9)
@@ -414,7 +413,7 @@ def test_a_file_is_a_document(folder, chapters, chunk, monkeypatch):
 
 
 def test_text_without_an_end_of_line_is_cut_between_characters(tmp_path, monkeypatch):
-  monkeypatch.setattr(sources, "CHUNK", 1000)
+  monkeypatch.setattr(documents, "CHUNK", 1000)
   for text in ("日本" * 3000, "wörd " * 3000):
     (tmp_path / "text").write_text(text, encoding="utf-8")
     source = TextFiles(str(tmp_path / "text"))
@@ -424,7 +423,7 @@ def test_text_without_an_end_of_line_is_cut_between_characters(tmp_path, monkeyp
 
 
 def test_text_that_is_not_utf8_is_named_with_its_place(folder, monkeypatch):
-  monkeypatch.setattr(sources, "CHUNK", 5000)
+  monkeypatch.setattr(documents, "CHUNK", 5000)
   with (folder / "b/3.txt").open("r+b") as file:
     file.seek(12_345)
     file.write(b"\xff")
@@ -434,7 +433,7 @@ def test_text_that_is_not_utf8_is_named_with_its_place(folder, monkeypatch):
 
 def test_a_bundled_set_is_read_by_chapters(chapters, monkeypatch):
   assert len(chapters) == 1102 and len(chapters[0]) == 31 and chapters[0][0].startswith("In the beginning")
-  monkeypatch.setattr(sources, "CHUNK", 300_000)
+  monkeypatch.setattr(documents, "CHUNK", 300_000)
   source = TextRecords("verses_en_es", split="train[:3000]")
   assert len(source.chunks()) > 1
   assert read_all(source) == [
@@ -506,12 +505,12 @@ def content(folder):
 
 @pytest.fixture
 def small(monkeypatch):
-  monkeypatch.setattr(sources, "CHUNK", 20_000)
+  monkeypatch.setattr(documents, "CHUNK", 20_000)
 
 
 def test_a_corpus_opens_as_any_set(tmp_path, folder, small, chapters):
   path = prepared(tmp_path, "one", folder, processes=1, copies=2)
-  builder = data.open_builder("corpus/bible", str(tmp_path / "one"))
+  builder = sources.open_builder("corpus/bible", str(tmp_path / "one"))
   assert Path(builder.data_path) == path and set(builder.info.splits) == {"train", "val"}
   found = {split: [*builder.as_data_source(split)] for split in builder.info.splits}
   assert {len(found[s]) == builder.info.splits[s].num_examples for s in found} == {True}
@@ -541,7 +540,7 @@ def test_a_corpus_opens_as_any_set(tmp_path, folder, small, chapters):
 def test_a_chunk_without_text_is_an_empty_shard(tmp_path, folder, small):
   (folder / "b/2.txt").write_text(" \n" * 15_000)
   path = prepared(tmp_path, "one", folder, processes=1, validation=0.0)
-  builder = data.open_builder("corpus/bible", str(tmp_path / "one"))
+  builder = sources.open_builder("corpus/bible", str(tmp_path / "one"))
   assert 0 in builder.info.splits["train"].shard_lengths
   made = [*builder.as_data_source("train")]
   assert len(made) == builder.info.splits["train"].num_examples == sum(1 for _ in made)
@@ -550,7 +549,7 @@ def test_a_chunk_without_text_is_an_empty_shard(tmp_path, folder, small):
 
 
 def test_whole_chunks_are_for_validation_where_there_are_many(tmp_path, folder, monkeypatch):
-  monkeypatch.setattr(sources, "CHUNK", 2000)
+  monkeypatch.setattr(documents, "CHUNK", 2000)
   path = prepared(tmp_path, "one", folder, processes=1)
   splits = tfds.builder_from_directory(path).info.splits
   chunks = json.loads((path / "preparation.json").read_text())["chunks"]
@@ -605,7 +604,7 @@ def test_an_error_in_a_process_is_told(tmp_path, folder, small):
 def test_what_cannot_be_prepared(tmp_path, folder, capsys):
   def fails(message, name="corpus/bible", **kwargs):
     with pytest.raises(ValueError, match=message):
-      data.prepare(name, str(tmp_path), **dict(source=str(folder)) | kwargs)
+      sources.prepare(name, str(tmp_path), **dict(source=str(folder)) | kwargs)
 
   fails("no name for a corpus; wanted corpus/NAME", name="corpus")
   fails("no name for a corpus", name="corpus/a/b")

@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train import augment, data, loop
+from train import augment, data, loop, sources
 from train import config as configuration
 from train.datasets import fashion_mnist
 
@@ -388,9 +388,9 @@ def write_idx(folder, count):
 
 def test_the_full_fashion_mnist_from_local_files(tmp_path):
   with pytest.raises(ValueError, match="--source"):
-    data.prepare("fashion_mnist", tmp_path)
+    sources.prepare("fashion_mnist", tmp_path)
   pixels = write_idx(tmp_path, 30)
-  data.prepare("fashion_mnist", str(tmp_path / "sets"), str(tmp_path))
+  sources.prepare("fashion_mnist", str(tmp_path / "sets"), str(tmp_path))
   for split, (images_BYX, labels_B) in pixels.items():
     images = data.make("images", dataset="fashion_mnist", data_dir=str(tmp_path / "sets"), image_size=28)
     batch = next(images.eval_batches(30, split))
@@ -406,7 +406,7 @@ def test_the_bundled_set_is_what_its_script_makes(tmp_path, monkeypatch):
   monkeypatch.setattr(script, "PER_CLASS", {"train": 2, "test": 1})
   folder = script.make(str(tmp_path), tmp_path / "out")
   for split, count in script.PER_CLASS.items():
-    source = data.Source("small", split, None, tfds.builder_from_directory(folder))
+    source = sources.Source("small", split, None, tfds.builder_from_directory(folder))
     got = sorted(
       (label, data.augment.decode(file, 1).tobytes()) for file, label in (source[i] for i in range(len(source)))
     )
@@ -427,7 +427,7 @@ def tar(files):
 
 def test_imagenet_is_prepared_from_its_archives(tmp_path):
   with pytest.raises(ValueError, match=r"downloads.manual.*ILSVRC2012_img_train.tar"):
-    data.prepare("imagenet2012", str(tmp_path))
+    sources.prepare("imagenet2012", str(tmp_path))
   manual = tmp_path / "downloads" / "manual"
   manual.mkdir(parents=True)
   photos = {f"n01440764_{i}.JPEG": image_file(i, format="JPEG") for i in range(4)}
@@ -436,7 +436,7 @@ def test_imagenet_is_prepared_from_its_archives(tmp_path):
   (manual / "ILSVRC2012_img_train.tar").write_bytes(tar(classes))
   validation = {f"ILSVRC2012_val_0000000{i}.JPEG": image_file(i, format="JPEG") for i in (1, 2, 3)}
   (manual / "ILSVRC2012_img_val.tar").write_bytes(tar(validation))
-  data.prepare("imagenet2012", str(tmp_path))
+  sources.prepare("imagenet2012", str(tmp_path))
   images = data.make(
     "images", dataset="imagenet2012", data_dir=str(tmp_path), eval_split="validation", image_size=16, crop=CROP
   )
@@ -459,7 +459,7 @@ def test_cifar_is_prepared_from_arrays(tmp_path, monkeypatch):
     "\n".join(["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
   )
   monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(tmp_path))
-  data.prepare("cifar10", str(tmp_path / "sets"))
+  sources.prepare("cifar10", str(tmp_path / "sets"))
   images = data.make("images", dataset="cifar10", data_dir=str(tmp_path / "sets"), image_size=32)
   assert (images.num_train, images.num_eval(), images.image_shape) == (20, 4, (32, 32, 3))
   batch = next(images.eval_batches(4))
@@ -470,4 +470,4 @@ def test_cifar_is_prepared_from_arrays(tmp_path, monkeypatch):
 def test_what_cannot_be_prepared_says_why(tmp_path):
   for name, words in {"imagnet2012": "imagenet2012", "fashion_mnist_small": "comes with the code"}.items():
     with pytest.raises(ValueError, match=words):
-      data.prepare(name, str(tmp_path))
+      sources.prepare(name, str(tmp_path))

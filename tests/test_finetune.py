@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 import zoo
-from train import cli, data, loop, optim, program
+from train import cli, data, loop, optim, program, sources
 from train import config as configuration
 from train.datasets import vader_movies
 from train.objectives.label import Objective as Label
@@ -313,7 +313,7 @@ def test_rated_snippets_are_built_from_their_archive(tmp_path):
   archive.parent.mkdir()
   inner = packed(f"x/{vader_movies.FILE}", "".join(f"{n}\t{rating}\t{text}\r\n" for n, rating, text in rows).encode())
   archive.write_bytes(packed(f"vaderSentiment-3.3.2/{vader_movies.INNER}", inner))
-  data.prepare("vader_movies", str(tmp_path / "data"), str(archive.parent))
+  sources.prepare("vader_movies", str(tmp_path / "data"), str(archive.parent))
   found = {}
   for split in ("train", "val", "test"):
     table = tables.read("vader_movies", split, str(tmp_path / "data"), ("number", "text", "label", "rating"))
@@ -326,7 +326,7 @@ def test_rated_snippets_are_built_from_their_archive(tmp_path):
   assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
   assert 0.6 < len(found["train"]) / sum(map(len, found.values())) < 0.95
   with pytest.raises(ValueError, match=r"has no vaderSentiment-\*.tar.gz. Name the folder"):
-    data.prepare("vader_movies", str(tmp_path / "other"), str(tmp_path))
+    sources.prepare("vader_movies", str(tmp_path / "other"), str(tmp_path))
 
 
 # Tags.

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from matplotlib.image import imread
 from PIL import Image
 
-from train import augment, data, evaluate, loop, show
+from train import augment, data, evaluate, loop, show, sources
 from train import config as configuration
 from train.datasets import fashion_scenes
 from train.images import normalise
@@ -330,7 +330,7 @@ def test_scenes_need_nothing_from_elsewhere_and_are_the_same_everywhere(tmp_path
   monkeypatch.setattr(fashion_scenes, "COUNTS", dict(train=20, test=10))
   found = []
   for name in "ab":
-    data.prepare("fashion_scenes", str(tmp_path / name))
+    sources.prepare("fashion_scenes", str(tmp_path / name))
     made = data.make("masks", dataset="fashion_scenes", data_dir=str(tmp_path / name), image_size=64)
     found.append([next(made.eval_batches(size, split)) for split, size in (("train", 20), ("test", 10))])
   for key in ("image", "mask"):
@@ -402,7 +402,7 @@ def scenes(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp("scenes"))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(fashion_scenes, "COUNTS", dict(train=24, test=19))
-    data.prepare("fashion_scenes", folder)
+    sources.prepare("fashion_scenes", folder)
   return folder
 
 

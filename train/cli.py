@@ -230,9 +230,9 @@ def plan(config, overrides, tpu, json):
 
 def prepare(name, data_dir, source, vocab_size, tokenizer, **corpus):
   """Build a data set as ArrayRecord files: any TFDS name, a local one, or a text to pretrain on as corpus/NAME."""
-  from train import data
+  from train import sources
 
-  print(data.prepare(name, data_dir, source, vocab_size, tokenizer, **corpus))
+  print(sources.prepare(name, data_dir, source, vocab_size, tokenizer, **corpus))
 
 
 def configs(json):

@@ -9,281 +9,27 @@ bool [B], False for padding and for corrupt images that were asked to be skipped
 batch of all processes.
 """
 
-import bisect
 import dataclasses
-import difflib
 import functools
 import importlib
 import math
-import multiprocessing
 import os
-import pkgutil
-import re
-import sys
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import connection, resource_tracker
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import grain
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
-from absl import flags
-from array_record.python import array_record_module
-from tensorflow_datasets.proto import tf_example_pb2
 
-from train import augment, datasets
-from train.datasets._tensorflow import stand_in
+from train import augment
+from train.sources import Records, Source, make_source
+from train.stream import Batch, Batches, check_share, endless_order, start_workers
 from zoo.errors import check_call, nearest
 from zoo.layers import check_patches
-
-Batch = dict[str, np.ndarray]
 
 # A split of images of one size is kept decoded in memory if it is not larger.
 CACHE_BYTES = 2**30
 # At most so many images are one piece of work for a thread: a first batch is soon there, and memory is bounded.
 PIECE = 64
-
-
-# What is prepared of text to pretrain on is a config of this set.
-CORPUS = "corpus"
-
-
-# Data sets on disk.
-
-
-class Records:
-  """The records of a split on disk, in the order there; what one holds is up to `parse`.
-
-  Attributes: `dataset`, `split`, `data_dir`, `builder`.
-  """
-
-  def __init__(self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder):
-    self.dataset, self.split, self.data_dir, self.builder = dataset, split, data_dir, builder
-    try:
-      self._files = builder.info.splits[split].file_instructions
-    except ValueError as error:
-      known = nearest(re.split(r"\W", split)[0], builder.info.splits)
-      raise ValueError(f"{dataset!r} has no split {split!r} ({error}){known}") from error
-    self._ends = np.cumsum([file.take for file in self._files]).tolist()
-
-  def parse(self, values: Mapping) -> tuple:
-    """An example, from its features as TFDS stores them."""
-    raise NotImplementedError
-
-  def __len__(self) -> int:
-    return self._ends[-1] if self._ends else 0
-
-  def __getitem__(self, index: int) -> tuple:
-    file, place = self._find(index)
-    try:
-      return self._parse(self._reader(file).read([place])[0])
-    except Exception as error:
-      raise ValueError(f"cannot read {self.where(index)}: {error}") from error
-
-  def __iter__(self) -> Iterator[tuple]:
-    return self.span(0, len(self))
-
-  def span(self, begin: int, end: int) -> Iterator[tuple]:
-    """Some in order: many records at a time, which is several times as fast as one by one."""
-    while begin < end:
-      file, first = self._find(begin)
-      count = min(1024, end - begin, self._ends[bisect.bisect_right(self._ends, begin)] - begin)
-      try:
-        records = self._reader(file).read(first, first + count)
-      except Exception as error:
-        raise ValueError(f"cannot read record {first} or one of the next in {file}: {error}") from error
-      yield from map(self._parse, records)
-      begin += count
-
-  def _parse(self, record: bytes) -> tuple:
-    return self.parse(tf_example_pb2.Example.FromString(record).features.feature)
-
-  def where(self, index: int) -> str:
-    """The file and the place in it where an example is, for error messages."""
-    file, place = self._find(index)
-    return f"example {index} of {self.dataset!r} {self.split!r} (record {place} of {file})"
-
-  def _find(self, index: int) -> tuple[str, int]:
-    if not 0 <= index < len(self):
-      raise IndexError(f"example {index} of {len(self)}")
-    which = bisect.bisect_right(self._ends, index)
-    file = self._files[which]
-    return file.filename, index - (self._ends[which] - file.take) + file.skip
-
-  @functools.cached_property
-  def _reader(self):
-    # Random access: nothing is read ahead.
-    return functools.cache(
-      lambda file: array_record_module.ArrayRecordReader(
-        file, options="readahead_buffer_size:0", file_reader_buffer_size=32768
-      )
-    )
-
-
-class Source(Records):
-  """A split of an image classification set: `source[i]` is (encoded image, label).
-
-  Attributes: `num_classes`, `class_names`, `shape_YXC` (None where it varies).
-  """
-
-  def __init__(self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder):
-    features, keys = dict(builder.info.features), builder.info.supervised_keys
-    self._image, self._label = keys if keys and len(keys) == 2 else ("image", "label")
-    image, label = features.get(self._image), features.get(self._label)
-    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
-      raise ValueError(f"{dataset!r} has no images with one label each: its features are {features}")
-    self.shape_YXC, self.num_classes, self.class_names = image.shape, label.num_classes, label.names
-    super().__init__(dataset, split, data_dir, builder)
-
-  def parse(self, values: Mapping) -> tuple[bytes, int]:
-    """The image file and the label."""
-    return values[self._image].bytes_list.value[0], values[self._label].int64_list.value[0]
-
-  def __reduce__(self):
-    # A worker process opens its own files.
-    return make_source, (self.dataset, self.split, self.data_dir)
-
-
-@functools.lru_cache
-def make_source(dataset: str, split: str, data_dir: str | None = None) -> Source:
-  """Opens a split of images.
-
-  Args:
-    dataset: a bundled set ("fashion_mnist_small"), a builder in `train/datasets/`, or any name in TFDS.
-    split: as in TFDS: "train", "test", "train[:90%]", ...
-    data_dir: where prepared sets are; by default where TFDS keeps them.
-
-  Raises:
-    ValueError: see `open_builder`; no such split, no images with labels.
-  """
-  return Source(dataset, split, data_dir, open_builder(dataset, data_dir))
-
-
-def open_builder(dataset: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
-  """Opens a set that is prepared, or bundled; for the arguments see `make_source`.
-
-  Raises:
-    ValueError: no such set (the nearest is named), one that is not prepared (and how to).
-  """
-  base = re.split("[/:]", dataset)[0]
-  folder = Path(datasets.__path__[0]) if base in bundled() else data_dir
-  try:
-    builder = tfds.core.read_only_builder.builder_from_files(dataset, data_dir=folder)
-  except tfds.core.registered.DatasetNotFoundError as error:
-    _check_name(base)
-    where = data_dir or tfds.core.constants.DATA_DIR
-    raise ValueError(
-      f"the data set {dataset!r} is not in {where}. To prepare it: zoo prepare {dataset} --data-dir {where}"
-    ) from error
-  if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-    raise ValueError(
-      f"{builder.data_path} is in {builder.info.file_format.value} files, which have no random access. To prepare"
-      f" it as ArrayRecord, in another folder: zoo prepare {dataset} --data-dir FOLDER"
-    )
-  return builder
-
-
-def bundled() -> list[str]:
-  """The data sets that travel with the code."""
-  return sorted({p.parent.parent.name for p in Path(datasets.__path__[0]).glob("*/*/dataset_info.json")})
-
-
-def local() -> list[str]:
-  """The data sets with a builder in `train/datasets/`."""
-  modules = (m.name for m in pkgutil.iter_modules(datasets.__path__))
-  return sorted(m for m in modules if not m.startswith(("make_", "_")))
-
-
-def _check_name(name: str) -> None:
-  # Without TensorFlow TFDS ends the registration of its sets at the first module that wants it, before these.
-  for part in ("question_answering", "text", "translate"):
-    importlib.import_module(f"tensorflow_datasets.{part}")
-  if name == CORPUS:
-    return
-  known = [*bundled(), *local(), *tfds.list_builders(with_community_datasets=False)]
-  if name not in known:
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
-    here = ", ".join([*bundled(), *local()])
-    raise ValueError(
-      f"unknown data set {name!r}; near it: {', '.join(near) or 'nothing'}. There are {here}, and all of TFDS:"
-      " https://www.tensorflow.org/datasets/catalog/overview"
-    )
-
-
-def prepare(
-  name: str,
-  data_dir: str,
-  source: str | None = None,
-  vocab_size: int | None = None,
-  tokenizer: str | None = None,
-  **corpus,
-) -> str:
-  """Builds a set as ArrayRecord in `data_dir`, downloading what is needed; returns the set's folder.
-
-  A set of translations gets a tokenizer, trained on its split "train", once: every run is to use the same.
-
-  Args:
-    name: a builder in `train/datasets/`, or any name in TFDS; or "corpus/NAME", text to pretrain on.
-    data_dir: where the set goes.
-    source: the folder with files that only a person may download, by default `data_dir/downloads/manual`; or the text
-      of a corpus.
-    vocab_size: of the tokenizer; by default 32,000, of a corpus 30,522.
-    tokenizer: its kind, "bpe" (the default), "unigram" or "word"; of a corpus "wordpiece" (the default) or "bpe".
-    corpus: keyword arguments of `train.text.prepare.prepare_corpus`; None is as if not given.
-
-  Raises:
-    ValueError: no such set (the nearest is named), or one that cannot be built here, and why; another tokenizer is
-      there already; a tokenizer for a set without translations; an argument of a corpus for another set.
-  """
-  corpus = {key: value for key, value in corpus.items() if value is not None}
-  if re.split("[/:]", name)[0] == CORPUS:
-    from train.text import prepare as preparation
-
-    check_call(preparation.prepare_corpus, corpus, "a corpus", given=("name", "data_dir", "source"))
-    if source is None:
-      raise ValueError(f"{name!r} needs a text: --source FILE, FOLDER or a name in TFDS")
-    return preparation.prepare_corpus(name, data_dir, source, vocab_size=vocab_size, tokenizer=tokenizer, **corpus)
-  if corpus:
-    raise ValueError(f"--{next(iter(corpus)).replace('_', '-')} is for {CORPUS}/NAME; this is {name!r}")
-  from train.text import pairs  # which builds on this module
-  from train.text import tokenizer as tokenizers
-
-  tokenizers.check(vocab_size or pairs.VOCABULARY, tokenizer or "bpe")
-  base = re.split("[/:]", name)[0]
-  _check_name(base)
-  if base in bundled():
-    raise ValueError(f"{name!r} comes with the code: there is nothing to prepare")
-  downloads = Path(data_dir) / "downloads"
-  manual = Path(source) if source else downloads / "manual"
-  try:
-    with stand_in():
-      if base in local():
-        make_builder = importlib.import_module(f"train.datasets.{base}").Builder
-        if "/" in name:
-          make_builder = functools.partial(make_builder, config=name.partition("/")[2])
-      else:
-        make_builder = functools.partial(tfds.builder, name)
-      builder = make_builder(data_dir=data_dir, file_format="array_record")
-      built = Path(builder.data_path).exists()
-      if source and built and not pairs.lacks_tokenizer(builder):
-        raise ValueError(f"{builder.data_path} is there already; who wants another one deletes it first")
-      if (what := builder.MANUAL_DOWNLOAD_INSTRUCTIONS) and not built and not manual.is_dir():
-        raise ValueError(f"{name!r} needs files in {manual}, which is no folder. {what.strip()}")
-      builder.download_and_prepare(
-        download_dir=downloads, download_config=tfds.download.DownloadConfig(manual_dir=manual)
-      )
-  except ImportError as error:
-    raise ValueError(
-      f"TFDS's builder of {name!r} needs a package that is not here ({error}), to prepare the set, though not to read"
-      " it. If it is TensorFlow: pip install tensorflow"
-    ) from error
-  except (AssertionError, OSError) as error:  # files that are missing, a download that failed, a full disk
-    raise ValueError(f"cannot prepare {name!r}: {error}") from error
-  pairs.prepare_tokenizer(name, data_dir, builder, vocab_size, tokenizer)
-  return str(builder.data_path)
 
 
 @functools.lru_cache(maxsize=4)
@@ -298,9 +44,6 @@ def _decoded(source: Records, channels: int) -> tuple[np.ndarray, list, dict[int
     except ValueError as error:
       faults[i] = str(error)
   return images, targets, faults
-
-
-# Batches.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -513,7 +256,7 @@ class Images:
 
   def train_batches(
     self, batch_size: int, seed: int, first_step: int = 0, process_index: int = 0, process_count: int = 1
-  ) -> "Batches":
+  ) -> Batches:
     """The part of one process of an endless row of batches.
 
     Args:
@@ -542,7 +285,7 @@ class Images:
     process_index: int = 0,
     process_count: int = 1,
     limit: int | None = None,
-  ) -> "Batches":
+  ) -> Batches:
     """The part of one process of batches that hold every example of a split once; the last is padded, valid=False.
 
     Args:
@@ -606,7 +349,7 @@ class _Part:
         batch[name][i] = value
     return batch | {"id": np.arange(first, first + self.piece, dtype=np.int32)}
 
-  def stream(self, first_step: int, steps: int | None) -> "Batches":
+  def stream(self, first_step: int, steps: int | None) -> Batches:
     """Batches from `first_step` on, made by threads or worker processes ahead of time."""
     pieces = self.size // self.piece
     everything = grain.MapDataset.range(first_step * pieces, 2**62 if steps is None else steps * pieces)
@@ -618,79 +361,8 @@ class _Part:
     if self.images.cached(self.source) and not self.images.workers:
       _decoded(self.source, self.images.image_shape[-1])  # once, before several threads want it at once
     if self.images.workers:
-      work = _start_workers(work, self.images.workers)
+      work = start_workers(work, self.images.workers)
     return Batches(work, pieces)
-
-
-def endless_order(count: int, seed: int) -> grain.MapDataset:
-  """Place in an endless stream -> one of `count` examples; every epoch has its own order, which takes no memory."""
-  # Grain adds the epoch to its seed, so the seeds 0, 1, 2, ... themselves would share their epochs.
-  seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-  return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
-
-
-def check_share(batch_size: int, process_index: int, process_count: int) -> None:
-  """Raises ValueError where the processes cannot share a batch evenly."""
-  if batch_size < 1 or batch_size % process_count:
-    wanted = f"wanted a multiple of {process_count}"
-    raise ValueError(f"batch_size={batch_size} cannot be shared by {process_count} processes: {wanted}")
-  if not 0 <= process_index < process_count:
-    raise ValueError(f"process_index={process_index} of {process_count} processes")
-
-
-class Batches(Iterator[Batch]):
-  """An iterator over batches; `close()`, its deletion, or the end of the program ends its threads and workers."""
-
-  def __init__(self, work: grain.IterDataset, pieces: int):
-    # In a list, so that it can be let go of: Grain complains of iterators that outlive their modules.
-    self._iterator = [iter(work.batch(pieces, batch_fn=_join) if pieces > 1 else work)]
-    self._finalize = weakref.finalize(self, _close, self._iterator)
-
-  def __next__(self) -> Batch:
-    if not self._iterator:
-      raise StopIteration
-    return next(self._iterator[0])
-
-  def close(self) -> None:
-    """Ends it; nothing follows."""
-    self._finalize()
-
-
-def stream(make: Callable[[int], Batch], first: int, end: int = 2**62) -> Batches:
-  """The batches `make(step)` of the steps from `first` to before `end`, made by a thread ahead of time."""
-  work = grain.MapDataset.range(first, end).map(make)
-  return Batches(work.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)), 1)
-
-
-def _close(iterator: list[grain.DatasetIterator]) -> None:
-  iterator.pop().close()
-
-
-def _start_workers(work: grain.IterDataset, count: int) -> grain.IterDataset:
-  """Lets worker processes do the work, which ends with this process even if that is killed."""
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # Grain reads its flags, which only programs run by absl have parsed
-  # Images that a worker had ready when it was ended are freed by a process of Python's, which would warn of them.
-  sys.warnoptions.append("ignore:resource_tracker:UserWarning")
-  resource_tracker.ensure_running()
-  sys.warnoptions.pop()
-  options = grain.MultiprocessingOptions(count, per_worker_buffer_size=2)
-  return work.mp_prefetch(options, worker_init_fn=_end_with_parent)
-
-
-def _end_with_parent(index: int, count: int) -> None:
-  """In a worker: a thread that waits for the parent's end, which a worker that waits for orders would not notice."""
-  del index, count
-
-  def watch():
-    connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
-
-
-def _join(pieces: Sequence[Batch]) -> Batch:
-  return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
 
 
 # Where each kind of data is. Those that build on this module cannot be imported before it.

@@ -15,7 +15,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from train import augment
-from train.data import Batch, Images, Records, open_builder
+from train.data import Images
+from train.sources import Records, open_builder
+from train.stream import Batch
 
 # What a pixel has whose class is not told: no class is so large.
 UNTOLD = 255
@@ -84,7 +86,7 @@ class Source(Records):
 
 @functools.lru_cache
 def make_source(dataset: str, split: str, data_dir: str | None, names: Names) -> Source:
-  """Opens a split of images with masks, whose features have these names; see `train.data.make_source`."""
+  """Opens a split of images with masks, whose features have these names; see `train.sources.make_source`."""
   return Source(dataset, split, data_dir, names, open_builder(dataset, data_dir))
 
 

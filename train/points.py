@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from train import data, datasets
+from train import datasets, stream
 from zoo.errors import nearest
 
 # So many bad lines are named; a file that is no table has as many as lines.
@@ -180,7 +180,7 @@ class Points:
         "[B, S], such as kernel_regression/learned"
       )
 
-  def collate(self, split: str, places: np.ndarray, first_id: int = 0) -> data.Batch:
+  def collate(self, split: str, places: np.ndarray, first_id: int = 0) -> stream.Batch:
     """Arrays of the points at these places of a split; -1 is padding. See the top of this file."""
     keys, rows, valid = self.rows("train"), self.rows(split)[places], places >= 0
     x, y = (self.table.x - self.origin).astype(np.float32), self.table.y.astype(np.float32)
@@ -196,7 +196,7 @@ class Points:
 
   def train_batches(
     self, batch_size: int, seed: int, first_step: int = 0, process_index: int = 0, process_count: int = 1
-  ) -> data.Batches:
+  ) -> stream.Batches:
     """The part of one process of an endless row of batches.
 
     Args:
@@ -209,18 +209,18 @@ class Points:
     Raises:
       ValueError: a batch size that the processes cannot share, or larger than the split.
     """
-    data.check_share(batch_size, process_index, process_count)
+    stream.check_share(batch_size, process_index, process_count)
     count, part = self.num_train, batch_size // process_count
     if batch_size > count:
       raise ValueError(f"batch_size={batch_size}, but {self.dataset!r} has {count} points to train on")
     order = functools.lru_cache(maxsize=2)(lambda epoch: np.random.default_rng((seed, epoch)).permutation(count))
 
-    def make(step: int) -> data.Batch:
+    def make(step: int) -> stream.Batch:
       first = step * batch_size + process_index * part
       places = [order(place // count)[place % count] for place in range(first, first + part)]
       return self.collate("train", np.array(places), process_index * part)
 
-    return data.stream(make, first_step)
+    return stream.prefetch(make, first_step)
 
   def eval_batches(
     self,
@@ -229,7 +229,7 @@ class Points:
     process_index: int = 0,
     process_count: int = 1,
     limit: int | None = None,
-  ) -> data.Batches:
+  ) -> stream.Batches:
     """The part of one process of batches that hold every point of a split once, in the order of the file.
 
     Args:
@@ -242,13 +242,13 @@ class Points:
     Raises:
       ValueError: see `train_batches` and `rows`.
     """
-    data.check_share(batch_size, process_index, process_count)
+    stream.check_share(batch_size, process_index, process_count)
     split = split or "test"
     count, part = len(self.rows(split)), batch_size // process_count
     end = count if limit is None else min(limit, count)
 
-    def make(step: int) -> data.Batch:
+    def make(step: int) -> stream.Batch:
       places = np.arange(part) + step * batch_size + process_index * part
       return self.collate(split, np.where(places < end, places, -1), process_index * part)
 
-    return data.stream(make, 0, -(-end // batch_size))
+    return stream.prefetch(make, 0, -(-end // batch_size))

@@ -26,7 +26,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 
 from train import config as configuration
-from train import data, loop
+from train import loop, sources
 from train.datasets import vader_movies
 from train.text.documents import TextRecords
 
@@ -90,7 +90,7 @@ def main() -> None:
   if not text.exists():
     write_text(text, snippets, corpus)
   if not (sets / "vader_movies").exists():
-    data.prepare("vader_movies", str(sets), str(folder))
+    sources.prepare("vader_movies", str(sets), str(folder))
   own = folder / f"pretrained_{options.steps}"
   if {"own", "scratch"} & {*options.only}:  # which share the vocabulary
     train(own, "bert_quickstart", f"data.dataset={text}", f"steps={options.steps}", *PRETRAINING)

@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from train.augment import decode
-from train.data import make_source
 from train.datasets import fashion_mnist
+from train.sources import make_source
 
 SIZE = 64
 COUNTS = {"train": 8000, "test": 1000}

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from train import data
+from train import stream
 from train.text import tokenizer as tokenizers
 from zoo.errors import nearest
 
@@ -292,7 +292,7 @@ class TokenPairs:
 
   def train_batches(
     self, batch_size: int, seed: int, first_step: int = 0, process_index: int = 0, process_count: int = 1
-  ) -> data.Batches:
+  ) -> stream.Batches:
     """The part of one process of an endless row of batches.
 
     Args:
@@ -305,7 +305,7 @@ class TokenPairs:
     Raises:
       ValueError: a batch size that the processes cannot share, or larger than the epoch.
     """
-    data.check_share(batch_size, process_index, process_count)
+    stream.check_share(batch_size, process_index, process_count)
     if batch_size > self.num_train:
       raise ValueError(
         f"batch_size={batch_size}, but {self.dataset!r} {self.train_split!r} has {self.num_train} rows of pairs"
@@ -313,14 +313,14 @@ class TokenPairs:
     epochs, corpus, part = self._epochs(batch_size, seed), self.corpus(), batch_size // process_count
     pairs, ends = self._rows
 
-    def make(step: int) -> data.Batch:
+    def make(step: int) -> stream.Batch:
       epoch, place = divmod(step, epochs.steps)
       batches, shapes = epochs.epoch(epoch)
       mine = batches[place, process_index * part :][:part]
       rows = [pairs[ends[row - 1] if row else 0 : ends[row]] if row >= 0 else () for row in mine]
       return collate(corpus, rows, *self.batch_shapes[shapes[place]], process_index * part)
 
-    return data.stream(make, first_step)
+    return stream.prefetch(make, first_step)
 
   def eval_batches(
     self,
@@ -329,7 +329,7 @@ class TokenPairs:
     process_index: int = 0,
     process_count: int = 1,
     limit: int | None = None,
-  ) -> data.Batches:
+  ) -> stream.Batches:
     """The part of one process of batches that hold every pair of a split once, one a row, in order.
 
     Args:
@@ -342,16 +342,16 @@ class TokenPairs:
     Raises:
       ValueError: see `train_batches`.
     """
-    data.check_share(batch_size, process_index, process_count)
+    stream.check_share(batch_size, process_index, process_count)
     corpus, part = self.corpus(split or self.eval_split), batch_size // process_count
     end = len(corpus) if limit is None else min(limit, len(corpus))
 
-    def make(step: int) -> data.Batch:
+    def make(step: int) -> stream.Batch:
       first = step * batch_size + process_index * part
       rows = [(i,) if i < end else () for i in range(first, first + part)]
       return collate(corpus, rows, self.source_length, self.target_length, process_index * part)
 
-    return data.stream(make, 0, -(-end // batch_size))
+    return stream.prefetch(make, 0, -(-end // batch_size))
 
 
 class Epochs:
@@ -445,7 +445,7 @@ def pack(
 
 def collate(
   corpus: Corpus, rows: Sequence[Sequence[int]], source_length: int, target_length: int, first_id: int = 0
-) -> data.Batch:
+) -> stream.Batch:
   """Arrays of the pairs in each row; see the top of this file."""
   batch = {"valid": np.array([len(row) > 0 for row in rows]), "id": np.arange(len(rows), dtype=np.int32) + first_id}
   for name, side, length in (("source", corpus.source, source_length), ("target", corpus.target, target_length)):

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
-from train import data
+from train import sources, stream
 from train.text import examples, prepare
 from train.text.documents import Source, make_source
 from train.text.vocabulary import KINDS, Vocabulary, load_vocabulary, train_vocabulary
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 def collate(
   vocabulary: Vocabulary, rows: Sequence[Row | None], numbers: Sequence[int], length: int, sequences: int, first_id: int
-) -> data.Batch:
+) -> stream.Batch:
   """Arrays of rows; see the top of this file.
 
   Args:
@@ -158,7 +158,7 @@ class TokenRows:
 
   def train_batches(
     self, batch_size: int, seed: int, first_step: int = 0, process_index: int = 0, process_count: int = 1
-  ) -> data.Batches:
+  ) -> stream.Batches:
     """The part of one process of an endless row of batches.
 
     Args:
@@ -171,18 +171,18 @@ class TokenRows:
     Raises:
       ValueError: a batch size that the processes cannot share, or larger than the split.
     """
-    data.check_share(batch_size, process_index, process_count)
+    stream.check_share(batch_size, process_index, process_count)
     rows, part = self.rows(self.train_split), batch_size // process_count
     if batch_size > len(rows):
       raise ValueError(f"batch_size={batch_size}, but {self.dataset!r} {self.train_split!r} has {len(rows)} rows")
-    order = data.endless_order(len(rows), seed)
+    order = stream.endless_order(len(rows), seed)
 
-    def make(step: int) -> data.Batch:
+    def make(step: int) -> stream.Batch:
       first = step * batch_size + process_index * part
       numbers = [int(order[place]) for place in range(first, first + part)]
       return self._collate([rows[number] for number in numbers], numbers, process_index * part)
 
-    return data.stream(make, first_step)
+    return stream.prefetch(make, first_step)
 
   def eval_batches(
     self,
@@ -191,7 +191,7 @@ class TokenRows:
     process_index: int = 0,
     process_count: int = 1,
     limit: int | None = None,
-  ) -> data.Batches:
+  ) -> stream.Batches:
     """The part of one process of batches that hold every row of a split once; the last is padded, valid=False.
 
     Args:
@@ -204,22 +204,22 @@ class TokenRows:
     Raises:
       ValueError: see `train_batches`.
     """
-    data.check_share(batch_size, process_index, process_count)
+    stream.check_share(batch_size, process_index, process_count)
     rows, part = self.rows(split or self.eval_split), batch_size // process_count
     end = len(rows) if limit is None else min(limit, len(rows))
 
-    def make(step: int) -> data.Batch:
+    def make(step: int) -> stream.Batch:
       first = step * batch_size + process_index * part
       numbers = range(first, first + part)
       return self._collate([rows[i] if i < end else None for i in numbers], numbers, process_index * part)
 
-    return data.stream(make, 0, -(-end // batch_size))
+    return stream.prefetch(make, 0, -(-end // batch_size))
 
-  def _collate(self, rows: Sequence[Row | None], numbers: Sequence[int], first_id: int) -> data.Batch:
+  def _collate(self, rows: Sequence[Row | None], numbers: Sequence[int], first_id: int) -> stream.Batch:
     return collate(self.vocabulary, rows, numbers, self.length, self.sequences, first_id)
 
 
-class _Records(data.Records):
+class _Records(sources.Records):
   """The rows of a split on disk."""
 
   def parse(self, values: Mapping) -> Row:
@@ -260,7 +260,7 @@ class Corpus(TokenRows):
   @functools.cached_property
   def _opened(self) -> tuple[tfds.core.DatasetBuilder, dict]:
     """The set, and what it was made with and has in it."""
-    builder = data.open_builder(self.dataset, self.data_dir)
+    builder = sources.open_builder(self.dataset, self.data_dir)
     path = Path(builder.data_path) / prepare.ARGUMENTS
     if not path.exists():
       raise ValueError(

@@ -226,17 +226,17 @@ class TextRecords(Source):
 
   @functools.cached_property
   def _builder(self):
-    from train import data  # which is much to import for those who read files
+    from train import sources  # which is much to import for those who read files
 
-    return data.open_builder(self.dataset, self.data_dir)
+    return sources.open_builder(self.dataset, self.data_dir)
 
   @functools.cached_property
   def _records(self):
-    from train import data
+    from train import sources
 
     names = [*filter(None, (self.feature, self.document))]
 
-    class Texts(data.Records):
+    class Texts(sources.Records):
       """The texts of an example."""
 
       def parse(self, values: Mapping) -> tuple[bytes, ...]:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from train import config as configuration
-from train import data
+from train import data, stream
 from train.text.batches import GRAIN, Epochs, cheapest_edges
 from train.text.vocabulary import Vocabulary, load_vocabulary
 
@@ -248,7 +248,7 @@ class Labelled:
 
   def train_batches(
     self, batch_size: int, seed: int, first_step: int = 0, process_index: int = 0, process_count: int = 1
-  ) -> data.Batches:
+  ) -> stream.Batches:
     """The part of one process of an endless row of batches.
 
     Args:
@@ -261,7 +261,7 @@ class Labelled:
     Raises:
       ValueError: a batch size that the processes cannot share, or larger than the split.
     """
-    data.check_share(batch_size, process_index, process_count)
+    stream.check_share(batch_size, process_index, process_count)
     rows, part = self.rows(), batch_size // process_count
     if batch_size > len(rows):
       raise ValueError(
@@ -269,13 +269,13 @@ class Labelled:
       )
     epochs = self._epochs(batch_size, seed)
 
-    def make(step: int) -> data.Batch:
+    def make(step: int) -> stream.Batch:
       epoch, place = divmod(step, epochs.steps)
       batches, shapes = epochs.epoch(epoch)
       mine = batches[place, process_index * part :][:part]
       return self.collate(rows, mine, self.batch_lengths[shapes[place]], process_index * part)
 
-    return data.stream(make, first_step)
+    return stream.prefetch(make, first_step)
 
   def eval_batches(
     self,
@@ -284,7 +284,7 @@ class Labelled:
     process_index: int = 0,
     process_count: int = 1,
     limit: int | None = None,
-  ) -> data.Batches:
+  ) -> stream.Batches:
     """The part of one process of batches that hold every example of a split once, in order.
 
     Args:
@@ -297,22 +297,22 @@ class Labelled:
     Raises:
       ValueError: see `train_batches`.
     """
-    data.check_share(batch_size, process_index, process_count)
+    stream.check_share(batch_size, process_index, process_count)
     rows, part = self.rows(split or self.eval_split), batch_size // process_count
     end = len(rows) if limit is None else min(limit, len(rows))
     # The lengths do not ask for the training split, which need not be there.
     lengths = [-(-self.length * i // self.buckets) for i in range(1, self.buckets + 1)]
 
-    def make(step: int) -> data.Batch:
+    def make(step: int) -> stream.Batch:
       # One length for the parts of all processes.
       longest = rows.needed[step * batch_size : min((step + 1) * batch_size, end)].max()
       length = next(n for n in lengths if n >= longest)
       places = np.arange(part) + step * batch_size + process_index * part
       return self.collate(rows, np.where(places < end, places, -1), length, process_index * part)
 
-    return data.stream(make, 0, -(-end // batch_size))
+    return stream.prefetch(make, 0, -(-end // batch_size))
 
-  def collate(self, rows: Rows, examples: np.ndarray, length: int, first_id: int = 0) -> data.Batch:
+  def collate(self, rows: Rows, examples: np.ndarray, length: int, first_id: int = 0) -> stream.Batch:
     """Arrays of the examples of these numbers; -1 is padding. See the top of this file."""
     B, C, valid = len(examples), rows.choices, examples >= 0
     batch = {name: np.zeros((B * C, length), np.int32) for name in ("type", "segment", "position")}

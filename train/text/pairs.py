@@ -9,7 +9,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from tokenizers import Tokenizer
 
-from train import data
+from train import sources
 from train.text import files
 from train.text import tokenizer as tokenizers
 from train.text.batches import TokenPairs
@@ -31,7 +31,7 @@ def languages(features: tfds.features.FeatureConnector) -> dict[str, str]:
   return {}
 
 
-class Lines(data.Records):
+class Lines(sources.Records):
   """A split of a translation set: `lines[i]` is the text in each of the languages asked for, as UTF-8."""
 
   def __init__(
@@ -149,7 +149,7 @@ class Pairs(TokenPairs):
 
   @functools.cached_property
   def _builder(self) -> tfds.core.DatasetBuilder:
-    return data.open_builder(self.dataset, self.data_dir)
+    return sources.open_builder(self.dataset, self.data_dir)
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from train import data
+from train import sources
 from train.text import files
 from zoo.errors import nearest
 
@@ -51,7 +51,7 @@ def read(dataset: str, split: str, data_dir: str | None, columns: Sequence[str])
   """
   if found := local_files(dataset, ENDINGS):
     return _from_files(dataset, split, found, columns)
-  records = Fields(dataset, split, data_dir, data.open_builder(dataset, data_dir), columns)
+  records = Fields(dataset, split, data_dir, sources.open_builder(dataset, data_dir), columns)
   return Table(list(records), records.where, records.class_names)
 
 
@@ -86,7 +86,7 @@ def part(dataset: str, split: str, found: Mapping[str, Path], count: Callable[[P
   return [(found[p.splitname], range(sizes[p.splitname])[p.from_ : p.to]) for p in pieces]
 
 
-class Fields(data.Records):
+class Fields(sources.Records):
   """Features of a split in TFDS: `fields[i]` is a tuple of texts and numbers; a sequence is a list.
 
   Attributes: `class_names`, of those that are class labels.

@@ -1,0 +1,49 @@
+"""Pictures of a run and of what a model has learned, as matplotlib figures: give a path to write a PNG."""
+
+from train.show.attention import (
+  attention_maps,
+  attention_received,
+  attention_rollout,
+  attention_weights,
+  query_map,
+  rollout,
+)
+from train.show.curves import loss_curve, smooth
+from train.show.images import mask_colours, reconstruct, reconstructions, segmentations
+from train.show.positions import position_similarity, position_table, similarity
+from train.show.regression import attention_heat_map, kernel_widths, regression_curve
+from train.show.style import COLOURS, FAINT, HIDDEN, INK, MAP, SOFT, STYLE
+from train.show.text import alignment, beam_tree, heads, hidden_words, row_strips
+
+__all__ = [
+  "COLOURS",
+  "FAINT",
+  "HIDDEN",
+  "INK",
+  "MAP",
+  "SOFT",
+  "STYLE",
+  "alignment",
+  "attention_heat_map",
+  "attention_maps",
+  "attention_received",
+  "attention_rollout",
+  "attention_weights",
+  "beam_tree",
+  "heads",
+  "hidden_words",
+  "kernel_widths",
+  "loss_curve",
+  "mask_colours",
+  "position_similarity",
+  "position_table",
+  "query_map",
+  "reconstruct",
+  "reconstructions",
+  "regression_curve",
+  "rollout",
+  "row_strips",
+  "segmentations",
+  "similarity",
+  "smooth",
+]
