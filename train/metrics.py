@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from tensorboardX import SummaryWriter
 
 from train.plan import peak_flops
 from zoo.errors import Unwritable
@@ -105,6 +104,8 @@ class Log:
     path.parent.mkdir(parents=True, exist_ok=True)
     self._cut(path, first_step)
     self._file = path.open("a", encoding="utf-8")
+    from tensorboardX import SummaryWriter  # which imports PyTorch where that is installed: three seconds
+
     # Events from purge_step on are forgotten by TensorBoard when it reads this newer file.
     self._events = SummaryWriter(str(path.parent / "tensorboard"), purge_step=first_step + 1 if first_step else 0)
     if self.console.is_terminal:

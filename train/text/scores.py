@@ -6,7 +6,6 @@ import string
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy.stats
 
 from zoo.errors import nearest
 
@@ -37,17 +36,19 @@ def matthews(found_N: np.ndarray, label_N: np.ndarray) -> float:
   return float((np.trace(table_VV) * count - label_V @ found_V) / np.sqrt(spread)) if spread else 0.0
 
 
-def _correlation(function: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
+def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
   def correlation(found_N: np.ndarray, label_N: np.ndarray) -> float:
+    import scipy.stats  # which takes more than a second
+
     # It is not defined for numbers that are all the same: they tell nothing.
     constant = np.ptp(found_N) == 0 or np.ptp(label_N) == 0
-    return 0.0 if constant else float(function(found_N, label_N).statistic)
+    return 0.0 if constant else float(getattr(scipy.stats, name)(found_N, label_N).statistic)
 
   return correlation
 
 
-pearson = _correlation(scipy.stats.pearsonr)
-spearman = _correlation(scipy.stats.spearmanr)
+pearson = _correlation("pearsonr")
+spearman = _correlation("spearmanr")
 
 # Of classes or choices, and of numbers.
 LABEL_SCORES = dict(accuracy=accuracy, f1=f1, matthews=matthews)
