@@ -16,12 +16,15 @@ def get_config():
   config = defaults()
   config.model = dict(
     name="segmenter/fpn",
-    backbone="swin/nano",
-    options=dict(patch=4, depths=(2, 2, 2), heads=(3, 6, 12), window=4),
+    backbone="swin/nano4",
     width=64,
     num_classes=11,
     image_size=64,
     channels=1,
+  )
+  # A classifier's run has another norm and its head, and not those of the maps.
+  config.init.update(
+    ignore=("params/encoder/norm/.*", "params/head/.*"), keep=("(?!encoder/).*", r"encoder/stage_\d/head_norm/.*")
   )
   config.data = dict(
     name="masks",

@@ -206,6 +206,7 @@ COUNTS = {
   "swin/v2_s": 49_728_418,
   "swin/v2_b": 87_918_816,
   "swin/nano": swin_count(48, (2, 2), (3, 6), 7, patch=2, channels=1, ratio=2, classes=10),
+  "swin/nano4": swin_count(48, (2, 2, 2), (3, 6, 12), 4, channels=1, ratio=2, classes=10),
   "swin/test": swin_count(24, (2, 4), (2, 6), 3, ratio=1.75, classes=7),
   # A vector for what is hidden, and for a classifier the pixels of 32 x 32, or of what the last map has a place for.
   "simmim/t": swin_count(96, (2, 2, 6, 2), (3, 6, 12, 24), 6, classes=32**2 * 3) + 96,
