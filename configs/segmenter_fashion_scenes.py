@@ -1,12 +1,16 @@
 """Trains a small Swin with a feature pyramid to tell the clothes in composed scenes, pixel by pixel.
 
-The scenes are made of bundled pictures (`train/datasets/fashion_scenes.py`), in half a minute and with no download.
+The scenes are made of bundled pictures (`train/datasets/fashion_scenes.py`), in half a minute and with no download. The
+backbone begins as a classifier of the same clothes:
 
     zoo prepare fashion_scenes --data-dir data
-    zoo train segmenter_fashion_scenes
+    zoo train swin_fashion_mnist model.name=swin/nano4 epochs=10 --workdir runs/swin_nano4
+    zoo train segmenter_fashion_scenes init.path=runs/swin_nano4
 
-Classes take their time to be told apart: for some hundred steps all is taken for background, whose share is 74 %. With
-a smaller learning rate or a narrower head that lasts much longer.
+On two cores this takes about five minutes and half an hour. Mean intersection over union on the test scenes, whose
+clothes and photographs are others than those to train on (one seed): 33.8 %, and of pixels 81.4 % are right. Classes
+take their time to be told apart: for some hundred steps all is taken for background, whose share is 74 %; from random
+weights for twice as many.
 """
 
 from train.config import defaults
@@ -36,8 +40,8 @@ def get_config():
   )
   config.objective = dict(name="segment", mean=(0.45,), std=(0.27,))
   config.batch_size = 32
-  config.epochs = 8.0
-  config.optimizer = dict(name="adamw", learning_rate=4e-3, warmup=0.05, weight_decay=0.05, clip_norm=1.0)
+  config.epochs = 12.0
+  config.optimizer = dict(name="adamw", learning_rate=2e-3, warmup=0.05, weight_decay=0.05, clip_norm=1.0)
   config.evals = dict(test=dict(name="segmentation", every=500))
   config.checkpoint = dict(every=500, keep=2, best="test/miou", mode="max")
   config.pictures = ("loss_curve", "segmentations")

@@ -151,9 +151,9 @@ def test_models_are_described():
     plan.describe_models("vot/b16")
 
 
-@pytest.mark.slow
-def test_every_model_is_described():
-  assert [m.name for m in plan.describe_models()] == zoo.names()
+def test_every_family_is_described():
+  found = plan.describe_models("*/test")
+  assert [m.name for m in found] == zoo.names("*/test") and all(m.parameters and m.macs and m.inputs for m in found)
 
 
 # ---- collectives, in the notations of the TPU compiler

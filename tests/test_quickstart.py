@@ -11,7 +11,8 @@ from PIL import Image
 
 @pytest.mark.slow
 def test_the_first_command_teaches_an_encoder(tmp_path):
-  environment = os.environ | dict(XLA_FLAGS="")  # one device, code that is optimised
+  # One device, code that is optimised, and large pages: it trains in half the time.
+  environment = os.environ | dict(XLA_FLAGS="", GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
   command = [sys.executable, "-m", "train", "train", "quickstart", "--workdir", str(tmp_path / "run")]
   done = subprocess.run(
     [*command, "--json", str(tmp_path / "result.json")], env=environment, capture_output=True, text=True, timeout=1500

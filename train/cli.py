@@ -365,8 +365,9 @@ VERBS: Mapping = {
     "what": dict(
       nargs="*",
       metavar="PICTURE",
-      help="loss_curve, reconstructions, attention_maps, attention_rollout, position_similarity; of points "
-      "regression_curve, attention_heat_map, kernel_widths; of translations alignment, heads",
+      help="loss_curve, position_similarity; of images reconstructions, attention_maps, attention_rollout; of masks "
+      "segmentations; of points regression_curve, attention_heat_map, kernel_widths; of translations alignment, heads; "
+      "of BERT heads",
     ),
     "--image": dict(metavar="FILE", help="a picture of one's own"),
     "--out": dict(metavar="DIR", help="where to write; the work directory if not given"),

@@ -54,7 +54,8 @@ def create(name: str, **overrides) -> nn.Module:
     ValueError: unknown name or field (the nearest is named), or a field of the wrong type.
   """
   if name not in names():
-    raise ValueError(f"unknown model {name!r}{nearest(name, names())}")
+    alike = names(name.partition("/")[0] + "/*") or names()
+    raise ValueError(f"unknown model {name!r}{nearest(name, alike)}")
   module = family(name)
   fields = {f.name: f.type for f in dataclasses.fields(module.Config)}
   for key, value in overrides.items():

@@ -207,8 +207,8 @@ class Config:
       on it.
     channels: of the image.
     num_classes: V of "classify"; 0 leaves the classifier out, and the output is the pooled features [B, D].
-    head: "classify"; "none": the last map, normalised; "features": the maps of all stages, each with a norm of its
-      own, as a backbone for dense tasks.
+    head: "classify"; "none": the last map, normalised; "features": the last map, and in aux those of all stages, each
+      with a norm of its own, as a backbone for dense tasks.
     order: norms before sublayers, "pre", or "res_post": behind them, before the sum (V2, 3.2).
     scores: "dot" products, or "cosine" (V2, eq. 2).
     offsets: scores by relative position: a learned "table", or "continuous": a network of their logarithms (V2, 3.3).

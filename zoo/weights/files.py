@@ -36,7 +36,8 @@ def load(
   """Makes the model that a file is for, with the file's weights.
 
   A file of ours (from `zoo.save`, or a training run's directory) says itself which model it is for, and so does a
-  Hugging Face directory in its `config.json`. For any other, say the name and whose layout it is in.
+  Hugging Face directory in its `config.json`. For any other, say the name and whose layout it is in. Every parameter
+  is the file's: for a model that has something new, such as a head of other classes, see `zoo.weights.load_into`.
 
   Args:
     path: .safetensors, .npz, .pt, .pth, .bin; a Hugging Face directory; the directory of a training run.
@@ -59,7 +60,8 @@ def load(
   source = read(path, average)
   name, fields = _described(path, source, name, overrides)
   model = zoo.create(name, **fields)
-  variables = _converted(path, source, model, _template(model), layout, ignore, resample)
+  hint = " (`ignore` leaves out parts of the file; to keep parts of the model as they are: zoo.weights.load_into)"
+  variables = _converted(path, source, model, _template(model), layout, ignore, resample, hint)
   return model, jax.tree.map(jnp.asarray, _stacked_as(model, variables))
 
 
@@ -235,7 +237,7 @@ _OURS = Transform(lambda t, shape: t, lambda a: a)
 _OUR_POSITIONS = Transform(lambda t, shape: t, lambda a: a, _refit)
 
 
-def _converted(path, source: Source, model, template: Mapping, layout, ignore, resample, hint: str = "") -> dict:
+def _converted(path, source: Source, model, template: Mapping, layout, ignore, resample, hint: str) -> dict:
   """The file's tensors as variables of the model, with its blocks unrolled."""
   layout = layout or source.layout
   tables = _tables(model, template)

@@ -184,7 +184,7 @@ def _forward(tensor: np.ndarray, transform: Transform, wanted: list, resample: s
     if not resample:
       raise ValueError(
         f"holds positions of another image size or window: {list(tensor.shape)}, the model wants "
-        f"{list(example.shape)}; load at the size it was made for, or interpolate with resample=True"
+        f"{list(example.shape)}; make the model for that size or window, or load with resample=True"
       )
     tensor = transform.refit(tensor, *shapes, resample)
   arrays = transform.forward(tensor, *shapes)
