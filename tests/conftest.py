@@ -6,8 +6,10 @@ import os
 # Before anybody imports jax. The libtpu of the extra [plan] would otherwise look for a TPU first.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of the tests' time. Unoptimised machine code takes 40 % less of it, and XLA's older way to write it
-# half of the rest.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# half of the rest; but libtpu reads the same flags, and ends the program at one that it does not know.
+QUICK = "--xla_backend_optimization_level=0"
+if importlib.util.find_spec("libtpu") is None:
+  QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no cloud to ask which TPU this is
 os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
