@@ -5,7 +5,8 @@
     zoo train swin_fashion_mnist
 
 It ends with 81.8 % of the 2,000 test images told rightly (one seed). With patches of 4 pixels and a stage more,
-`model.name=swin/nano4 epochs=10`, it is 84.6 % in half the epochs, each in a third of the time.
+`model.name=swin/nano4 epochs=10`, it is 84.6 % in half the epochs, of more than twice as
+many images a second.
 """
 
 from configs import vit_fashion_mnist

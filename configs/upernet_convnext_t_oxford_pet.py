@@ -7,7 +7,7 @@ with masks of classes; nothing is published for this set. `init.path` is a class
     zoo train upernet_convnext_t_oxford_pet init.path=runs/convnext_t --workdir runs/upernet_convnext_t
 """
 
-from configs._upernet import upernet
+from configs._segmenter import upernet
 
 
 def get_config():

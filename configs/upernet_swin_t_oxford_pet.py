@@ -12,7 +12,7 @@ The compiler's prediction for 16 chips (`zoo plan upernet_swin_t_oxford_pet --tp
 parameters, 1.46 of each chip's 15.75 GiB, which fits; 7.22 ms a step at the chips' peak. Not measured: we have no TPU.
 """
 
-from configs._upernet import upernet
+from configs._segmenter import upernet
 
 
 def get_config():

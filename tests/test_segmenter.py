@@ -185,29 +185,31 @@ def test_segmenters_that_cannot_be(overrides, words):
     zoo.create("segmenter/test", **overrides)
 
 
+# The config, its default run of a classifier, and a classifier with what makes it tiny.
 RECIPES = {
-  "convnext": dict(widths=(8, 12, 16, 20), depths=(1, 1, 1, 1)),
-  "swin": dict(width=8, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4)),
+  "upernet_convnext_t_oxford_pet": ("runs/convnext_t", "convnext/t", dict(widths=(8, 12, 16, 20), depths=(1,) * 4)),
+  "upernet_swin_t_oxford_pet": ("runs/swin_t", "swin/t", dict(width=8, depths=(2,) * 4, heads=(1, 2, 2, 4))),
+  "segmenter_fashion_scenes": ("", "swin/nano4", dict(width=8, heads=(1, 2, 2))),
 }
 
 
-@pytest.mark.parametrize("backbone", RECIPES)
-def test_the_shipped_recipes_start_from_a_classifier(backbone, tmp_path):
-  config = configuration.load(f"upernet_{backbone}_t_oxford_pet")
-  assert config.init.path == f"runs/{backbone}_t"
-  tiny = RECIPES[backbone]
-  classifier = zoo.create(f"{backbone}/t", **tiny)
-  fields = configuration.kwargs(config.model) | dict(options=dict(config.model.options, **tiny), width=8)
-  model = zoo.create(config.model.name, **fields)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_shipped_recipes_start_from_a_classifier(recipe, tmp_path):
+  config = configuration.load(recipe)
+  path, name, tiny = RECIPES[recipe]
+  assert config.init.path == path and config.model.backbone == name
+  classifier = zoo.create(name, **tiny)
+  fields = configuration.kwargs(config.model) | dict(width=8)
+  model = zoo.create(config.model.name, **fields | dict(options=dict(fields.get("options", {}), **tiny)))
   rng = np.random.default_rng(0)
   pretrained, fresh = (
     jax.tree.map(
       lambda a: rng.normal(size=a.shape).astype(np.float32),
-      jax.eval_shape(m.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))),
+      jax.eval_shape(m.init, jax.random.key(0), jnp.zeros((1, 64, 64, model.config.channels))),
     )
     for m in (classifier, model)
   )
-  zoo.save(tmp_path / "classifier.safetensors", f"{backbone}/t", tiny, pretrained)
+  zoo.save(tmp_path / "classifier.safetensors", name, tiny, pretrained)
   config.init.path = str(tmp_path / "classifier.safetensors")
   loaded = axes.flatten(load_into(model, fresh, **configuration.kwargs(config.init)))
   old, new = axes.flatten(pretrained), axes.flatten(fresh)
@@ -216,6 +218,6 @@ def test_the_shipped_recipes_start_from_a_classifier(backbone, tmp_path):
   assert len(taken) == len([path for path in old if re.search("/encoder/(?!norm/)", path)]) > 30
   for path, leaf in loaded.items():
     np.testing.assert_array_equal(leaf, (old if path in taken else new)[path], err_msg=path)
-  zoo.save(tmp_path / "classifier.safetensors", f"{backbone}/t", dict(tiny, activation="gelu_tanh"), pretrained)
+  zoo.save(tmp_path / "classifier.safetensors", name, dict(tiny, activation="gelu_tanh"), pretrained)
   with pytest.raises(ValueError, match="was trained with activation 'gelu_tanh', the model has 'gelu'"):
     load_into(model, fresh, **configuration.kwargs(config.init))

@@ -459,6 +459,8 @@ def test_what_fine_tuning_must_name(tmp_path):
   assert "params/decoder/mask has no rule" in lines
   assert "params/encoder/norm/scale has no rule" in lines
   assert "params/head/kernel [24, 7] is not filled" in lines
+  with pytest.raises(WeightsError, match=r"to keep parts of the model as they are: zoo\.weights\.load_into"):
+    zoo.load(path, "vit/test")
   with pytest.raises(WeightsError, match=r"trained with epsilon 1e-06, the model has 0.01"):
     load_into(fine_tuned(epsilon=0.01)[0], variables, path, ignore=".*decoder.*", keep="head.*")
 

@@ -12,15 +12,13 @@ from train.show.curves import loss_curve, smooth
 from train.show.images import mask_colours, reconstruct, reconstructions, segmentations
 from train.show.positions import position_similarity, position_table, similarity
 from train.show.regression import attention_heat_map, kernel_widths, regression_curve
-from train.show.style import COLOURS, FAINT, HIDDEN, INK, MAP, SOFT, STYLE
+from train.show.style import COLOURS, FAINT, HIDDEN, SOFT, STYLE
 from train.show.text import alignment, beam_tree, heads, hidden_words, row_strips
 
 __all__ = [
   "COLOURS",
   "FAINT",
   "HIDDEN",
-  "INK",
-  "MAP",
   "SOFT",
   "STYLE",
   "alignment",

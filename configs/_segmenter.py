@@ -1,4 +1,4 @@
-"""What the UPerNets share: the head, the data and its crops."""
+"""What the segmenters share: what they take from a classifier; and the UPerNets the head, the data and its crops."""
 
 from ml_collections import ConfigDict
 
@@ -6,12 +6,22 @@ from train.config import defaults
 from train.images import IMAGENET_MEAN, IMAGENET_STD
 
 
+def from_classifier(path: str, ignore: str, norm: str) -> dict:
+  """`config.init` of a segmenter whose backbone a run of a classifier has trained.
+
+  Args:
+    path: of the run; "" for none: it may be given on the command line.
+    ignore: the classifier's parameters that the backbone has not got. norm: of the backbone's maps, which it has not.
+  """
+  return dict(path=path, ignore=(f"params/{ignore}/.*",), keep=(r"(?!encoder/).*", rf"encoder/stage_\d/{norm}/.*"))
+
+
 def upernet(backbone: str, ignore: str, norm: str, **options) -> ConfigDict:
   """UPerNet on Oxford-IIIT Pet, from a classifier.
 
   Args:
     backbone: the model of images, by name; the classifier's run has its name, too.
-    ignore: the classifier's parameters that the backbone has not got. norm: of the backbone's maps, which it has not.
+    ignore, norm: see `from_classifier`.
     **options: fields of the backbone.
   """
   config = defaults()
@@ -24,11 +34,7 @@ def upernet(backbone: str, ignore: str, norm: str, **options) -> ConfigDict:
     dropout=0.1,
     dtype="bfloat16",
   )
-  config.init = dict(
-    path=f"runs/{backbone.replace('/', '_')}",
-    ignore=(f"params/{ignore}/.*",),
-    keep=(r"(?!encoder/).*", rf"encoder/stage_\d/{norm}/.*"),
-  )
+  config.init = from_classifier(f"runs/{backbone.replace('/', '_')}", ignore, norm)
   config.data = dict(
     name="masks",
     dataset="oxford_iiit_pet",
