@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import zoo
-from train import cli, loop, pictures, program
+from train import cli, loop, pictures, plan, program, rng
 from train import config as configuration
 from train.objectives import mae
 from zoo.weights.read import read
@@ -265,12 +265,13 @@ def test_a_short_batch_counts_its_own_operations(parallel):
   config.parallel.name, config.batch_size = parallel, 8
   config.model.update(width=16, mlp_dim=16, depth=1, decoder_depth=1, scan=False, remat="none")
   run = loop.Run(config)
-  macs = {}
+  state, key, macs = run.start(), run.parallel.put(rng.root(0)), {}
   for batch in itertools.islice(run.data.train_batches(8, 0), 25):
     if (length := batch["source"].shape[1]) not in macs:
-      macs[length] = run.count_macs(run.parallel.put_batch(batch))
+      macs[length] = plan.count_macs(run.jitted_step(), state, run.parallel.put_batch(batch), key)
   assert len(macs) > 1 and max(macs) == 96
-  assert sorted(macs.values()) == [macs[length] for length in sorted(macs)] and macs[96] == run.count_macs()
+  whole = plan.count_macs(run.step(), run.abstract_state(), run.abstract_batch(), run.abstract_key())
+  assert sorted(macs.values()) == [macs[length] for length in sorted(macs)] and macs[96] == whole
 
 
 def test_a_gradient_that_is_no_number_leaves_no_checkpoint(tmp_path, monkeypatch):

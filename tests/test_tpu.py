@@ -34,11 +34,14 @@ HEADS = {
 }
 # Fewer layers, since to compile takes as long as the program has lines: still more than one, or, where encoder and
 # decoder could be confused, another number of each; a pair of windows in each stage.
-SMALLER = (
-  dict.fromkeys(("vit", "patch_prediction"), dict(depth=2))
-  | dict(mae=dict(depth=2, decoder_depth=1))
-  | dict.fromkeys(("transformer", "nat"), dict(depth=1, decoder_depth=2))
-  | dict.fromkeys(("swin", "simmim"), dict(depths=(2, 2)))
+SMALLER = dict(
+  vit=dict(depth=2),
+  patch_prediction=dict(depth=2),
+  mae=dict(depth=2, decoder_depth=1),
+  transformer=dict(depth=1, decoder_depth=2),
+  nat=dict(depth=1, decoder_depth=2),
+  swin=dict(depths=(2, 2)),
+  simmim=dict(depths=(2, 2)),
 )
 
 

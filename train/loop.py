@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -114,18 +114,9 @@ class Run(Program):
     """Shapes of the state as a checkpoint holds it, with where its arrays go on these devices."""
     return self.parallel.abstract(self.abstract_state())
 
-  def count_macs(self, batch: dict | None = None) -> int:
-    """Multiply-adds of a step: forward, backward and update, of the global batch.
-
-    Args:
-      batch: one that is on the devices, which may be shorter than the largest; None for that.
-    """
-    shapes = self.abstract_batch()
-    if batch is not None:
-      # Under pmap the devices are an axis of their own, before that of their examples.
-      rest = {key: batch[key].shape[batch[key].ndim - a.ndim + 1 :] for key, a in shapes.items()}
-      shapes = {key: jax.ShapeDtypeStruct((self.batch_size, *rest[key]), a.dtype) for key, a in shapes.items()}
-    return plan.count_macs(self.step(), self.abstract_state(), shapes, self.abstract_key())
+  def jitted_step(self) -> Callable:
+    """The step over all devices. To lower it and to count its operations traces it but once."""
+    return self.parallel.compile(self.step(axis=self.parallel.axis))
 
 
 def eval_variables(state: State) -> dict:
@@ -285,6 +276,7 @@ def _loop(
   key = parallel.put(rng.root(config.seed, config.prng))
   source = run.data.train_batches(run.batch_size, config.seed, first, jax.process_index(), jax.process_count())
   count_invalid = jax.jit(lambda valid: (~valid).sum())
+  schedule = jax.jit(run.schedule)
   speed: dict = {}
   # Counted on the devices, so that the loop does not wait for them.
   corrupt = (checkpoints.newest_meta() or {}).get("corrupt", 0) if first else 0
@@ -328,8 +320,8 @@ def _loop(
       if shapes not in programs:
         log.status("compiling the step")
         with meter.compiling():
-          program = parallel.compile(run.step(axis=parallel.axis)).lower(state, batch, key).compile()
-          programs[shapes] = program, 2 * run.count_macs(batch)
+          jitted = run.jitted_step()
+          programs[shapes] = jitted.lower(state, batch, key).compile(), 2 * plan.count_macs(jitted, state, batch, key)
       if run.data.skip_corrupt:  # examples left out so far, of all processes
         corrupt += count_invalid(batch["valid"])
       program, flops = programs[shapes]
@@ -350,7 +342,7 @@ def _loop(
         if run.data.skip_corrupt:
           scalars[f"corrupt_{run.data.unit}"] = int(corrupt)
         speed |= (latest := meter.read())
-        log.train(step, scalars | {"learning_rate": float(run.schedule(step - 1))} | latest)
+        log.train(step, scalars | {"learning_rate": float(schedule(step - 1))} | latest)
       results.clear()  # a checkpoint is judged by its own step's metrics
       if evaluating:
         try:

@@ -523,11 +523,11 @@ def plan(config: ConfigDict, topology: str) -> Plan:
   sharding.check_batch(config.batch_size, way.data_devices, config.accumulate)
   # How many steps an epoch has is the data's to know, and no matter here.
   made = Program(config, config.steps or 10**6)
-  step, arguments = made.step(), abstract_arguments(made, way.mesh)
+  step, arguments = way.compile(made.step()), abstract_arguments(made, way.mesh)
   macs = count_macs(step, *arguments)
   start = time.perf_counter()
   try:
-    program = compile_for(way.compile(step), *arguments)
+    program = compile_for(step, *arguments)
     memory, traffic = hbm(program, chip), tuple(collectives(program.as_text()))
   except OutOfHbm as error:
     memory, traffic = Memory(error.needed, error.usable), ()

@@ -35,7 +35,8 @@ class Program:
     self.objective = make_objective(config.objective)
     options = configuration.kwargs(config.optimizer)
     check_call(optim.make, options, "config.optimizer", given=("params", "total_steps", "name"))
-    params = jax.eval_shape(self.make_variables)["params"]
+    self._variables = jax.eval_shape(self.make_variables)  # shapes
+    params = self._variables["params"]
     self.optimizer, self.schedule = optim.make(params, total_steps, name=config.optimizer.name, **options)
     freeze = options.get("freeze", ())
     self.step = partial(
@@ -63,7 +64,7 @@ class Program:
 
   def abstract_state(self) -> State:
     """Shapes of the state."""
-    return jax.eval_shape(lambda: self.make_state(self.make_variables()))
+    return jax.eval_shape(self.make_state, self._variables)
 
   def abstract_key(self) -> jax.ShapeDtypeStruct:
     """Shape of the root key."""
