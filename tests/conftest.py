@@ -3,13 +3,14 @@
 import importlib.util
 import os
 
+import pytest
+
 # Before anybody imports jax. The libtpu of the extra [plan] would otherwise look for a TPU first.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compiling is most of the tests' time. Unoptimised machine code takes 40 % less of it, and XLA's older way to write it
-# half of the rest; but libtpu reads the same flags, and ends the program at one that it does not know.
-QUICK = "--xla_backend_optimization_level=0"
-if importlib.util.find_spec("libtpu") is None:
-  QUICK += " --xla_cpu_use_fusion_emitters=false"
+# half of the rest; but libtpu ends the program at the second flag, which it does not know (below).
+OLDER = "--xla_cpu_use_fusion_emitters=false"
+QUICK = f"--xla_backend_optimization_level=0 {OLDER}"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no cloud to ask which TPU this is
 os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
@@ -27,3 +28,18 @@ collect_ignore = [
   for path, (module, variable) in _EXTRAS.items()
   if importlib.util.find_spec(module) is None and not os.environ.get(variable)
 ]
+
+
+@pytest.fixture(scope="session")
+def quick_flags():
+  """XLA's flags for another process, which sees one device."""
+  return QUICK
+
+
+@pytest.fixture(scope="session")
+def flags_that_libtpu_knows():
+  """It reads them when it is loaded; what compiles for the CPU reads them once, before its first program."""
+  import jax
+
+  jax.block_until_ready(jax.numpy.arange(2) + 1)
+  os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER, "")

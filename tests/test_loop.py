@@ -30,11 +30,11 @@ STEPS = 60
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment(tmp_path_factory, quick_flags):
   """One device, and compiled programs shared by the processes of this module."""
   cache = tmp_path_factory.mktemp("cache")
   return os.environ | dict(
-    XLA_FLAGS="", JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
+    XLA_FLAGS=quick_flags, JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
   )
 
 
@@ -160,7 +160,7 @@ def test_goes_on_with_another_number_of_devices(environment, whole, tmp_path, pa
   name, data, fsdp = parallel
   shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
   shutil.rmtree(tmp_path / "checkpoints" / str(STEPS))
-  eight = environment | dict(XLA_FLAGS="--xla_force_host_platform_device_count=8")
+  eight = environment | dict(XLA_FLAGS=f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count=8")
   output = run(eight, tmp_path, f"parallel.name={name}", f"parallel.data={data}", f"parallel.fsdp={fsdp}")
   assert f"going on at step {STEPS - 10}" in output
   # Sums over devices are in another order, so to rounding and not to the bit.
@@ -248,6 +248,7 @@ def test_an_evaluation_that_fails_costs_nothing_that_was_learned(tmp_path, capfd
 def test_texts_go_on_bit_for_bit_too(batching, tmp_path):
   """In batches of several shapes, each with a program of its own; and in rows of several pairs."""
   config = configuration.load("translate_en_es", [f"data.batching={batching}", "data.train_split=train[:150]"])
+  config.data.buckets = 2
   config.model.update(width=16, mlp_dim=16, depth=1, decoder_depth=1, dropout=0.1, scan=False, remat="none")
   config.batch_size, config.evals, config.pictures, config.checkpoint.every = 8, {}, (), 3
   for steps, folder in ((7, "whole"), (3, "parts"), (7, "parts")):

