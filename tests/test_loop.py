@@ -314,6 +314,12 @@ def test_misconfigured_runs_say_what_is_wrong(tmp_path, overrides, message):
     loop.train(load(*overrides), tmp_path)
 
 
+def test_a_wrong_config_leaves_no_directory(tmp_path):
+  with pytest.raises(ValueError, match="wanted one of them"):
+    loop.train(load("epochs=2"), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 def test_labels_outside_the_classes(tmp_path):
   overrides = ["model={'name': 'vit/nano4', 'num_classes': 7}", "objective={'name': 'classify'}"]
   with pytest.raises(ValueError, match=r"7 classes, the data has labels up to 9.*num_classes=10"):

@@ -165,7 +165,7 @@ def test_the_backbone_is_the_classifiers():
 @pytest.mark.parametrize(
   ("overrides", "words"),
   [
-    (dict(backbone="vit/b17"), "unknown backbone 'vit/b17'; did you mean 'vit/b16'"),
+    (dict(backbone="vit/b17"), r"unknown backbone 'vit/b17'; did you mean 'vit/b16'\? There are: convnext/t"),
     (dict(backbone="bert/base", options={}), "bert/base has no encoder of images"),
     (dict(backbone="segmenter/fpn", options={}), "segmenter/fpn has no encoder of images"),
     (dict(backbone="vit/s14", options={}, image_size=28), "patch of 14 pixels has no maps at strides"),
@@ -219,5 +219,6 @@ def test_the_shipped_recipes_start_from_a_classifier(recipe, tmp_path):
   for path, leaf in loaded.items():
     np.testing.assert_array_equal(leaf, (old if path in taken else new)[path], err_msg=path)
   zoo.save(tmp_path / "classifier.safetensors", name, dict(tiny, activation="gelu_tanh"), pretrained)
-  with pytest.raises(ValueError, match="was trained with activation 'gelu_tanh', the model has 'gelu'"):
+  wanted = f"{name} was trained with activation 'gelu_tanh', the model has 'gelu'"
+  with pytest.raises(ValueError, match=wanted):
     load_into(model, fresh, **configuration.kwargs(config.init))

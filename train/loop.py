@@ -192,8 +192,8 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
     NonFinite: the loss is no longer a number.
   """
   workdir = Path(workdir)
+  run = Run(config)  # first, so that a wrong config leaves no empty directory
   check_workdir(workdir)
-  run = Run(config)
   saved = json.loads(json.dumps(config.to_dict()))  # as JSON gives it back: tuples are lists
   notes: list[str] = []  # said before there is a log to say them
   checkpoints = Checkpoints(workdir, **config.checkpoint, note=notes.append)

@@ -171,7 +171,7 @@ def _check_name(name: str) -> None:
     importlib.import_module(f"tensorflow_datasets.{part}")
   if name == CORPUS:
     return
-  known = [*bundled(), *local(), *tfds.list_builders(with_community_datasets=False)]
+  known = {*bundled(), *local(), *tfds.list_builders(with_community_datasets=False)}
   if name not in known:
     near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
     here = ", ".join([*bundled(), *local()])

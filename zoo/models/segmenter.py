@@ -101,13 +101,18 @@ class Config:
     given = dict(image_size=self.image_size, channels=self.channels, dtype=self.dtype)
     if twice := sorted(given.keys() & self.options.keys()):
       raise ValueError(f"options has {', '.join(twice)}, which the segmenter tells its backbone: set its own fields")
+
+    def fields_of(name: str) -> set[str]:
+      return {f.name for f in dataclasses.fields(zoo.family(name).Config)}
+
+    def fits(name: str) -> bool:
+      return hasattr(zoo.family(name), "Encoder") and given.keys() <= fields_of(name)
+
     if self.backbone not in zoo.names():
-      raise ValueError(f"unknown backbone {self.backbone!r}{nearest(self.backbone, zoo.names())}")
-    family = zoo.family(self.backbone)
-    fields = {f.name for f in dataclasses.fields(family.Config)}
-    if not hasattr(family, "Encoder") or not given.keys() <= fields:
+      raise ValueError(f"unknown backbone {self.backbone!r}{nearest(self.backbone, filter(fits, zoo.names()))}")
+    if not fits(self.backbone):
       raise ValueError(f"the backbone {self.backbone} has no encoder of images; wanted a ViT, Swin, or ConvNeXt")
-    if "head" in fields:
+    if "head" in fields_of(self.backbone):
       given["head"] = "features"
     return zoo.create(self.backbone, num_classes=0, **given, **self.options).config
 

@@ -373,8 +373,9 @@ def _check_numerics(path, source: Source, model) -> None:
     fields = _huggingface_fields(module, source)
   elif source.model is not None:
     fields = dataclasses.asdict(zoo.create(source.model, **source.overrides).config)
+  whose = f"{source.model} " if source.model else ""
   differ = [
-    f"was trained with {field} {fields[field]!r}, the model has {getattr(config, field)!r}"
+    f"{whose}was trained with {field} {fields[field]!r}, the model has {getattr(config, field)!r}"
     for field in ("activation", "epsilon", "heads")
     if field in fields and fields[field] != getattr(config, field)
   ]
