@@ -194,6 +194,12 @@ CASES = [
 ]
 
 
+def test_weights_of_another_family_are_told_as_such(tmp_path):
+  zoo.save(tmp_path / "v.safetensors", "vit/test", {}, random_variables("vit/test")[1])
+  with pytest.raises(WeightsError, match=r"v.safetensors of vit/test \(layout zoo\) does not fit convnext"):
+    zoo.load(tmp_path / "v.safetensors", "convnext/test")
+
+
 @pytest.mark.parametrize(("name", "layout", "overrides"), CASES)
 def test_write_a_layout_and_read_it(tmp_path, name, layout, overrides):
   _, variables = random_variables(name, **overrides)

@@ -247,13 +247,14 @@ def _converted(path, source: Source, model, template: Mapping, layout, ignore, r
   if resample is True and not hasattr(model.config, "resampling"):
     raise WeightsError(str(path), [f"{_family(model)} has no table of positions to resample; leave resample out"])
   resampling = model.config.resampling if resample is True else resample
+  of = f" of {source.model}" if source.model else ""
   variables = convert(
     source.tensors,
     tables[layout],
     template if layout == "zoo" else _placed(layout, tables[layout], template),
     ignore=[ignore] if isinstance(ignore, str) else ignore,
     resample=resampling or "",
-    about=f"{path} (layout {layout}{_likely(source.tensors, tables, layout)}) does not fit {_family(model)}{hint}",
+    about=f"{path}{of} (layout {layout}{_likely(source.tensors, tables, layout)}) does not fit {_family(model)}{hint}",
   )
   if layout == "zoo":
     return variables
