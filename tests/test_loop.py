@@ -22,7 +22,7 @@ from PIL import Image
 import zoo
 from train import cli, loop, pictures, plan, program, rng
 from train import config as configuration
-from train.objectives import mae
+from train.objectives import mae, translate
 from zoo.weights.read import read
 
 CONFIG = str(Path(__file__).with_name("tiny_config.py"))
@@ -261,7 +261,7 @@ def test_texts_go_on_bit_for_bit_too(batching, tmp_path):
 
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_a_short_batch_counts_its_own_operations(parallel):
+def test_a_short_batch_counts_its_own_operations(parallel, monkeypatch):
   config = configuration.load("translate_en_es", ["data.batching=bucket", "data.train_split=train[:200]"])
   config.parallel.name, config.batch_size = parallel, 8
   config.model.update(width=16, mlp_dim=16, depth=1, decoder_depth=1, scan=False, remat="none")
@@ -271,6 +271,12 @@ def test_a_short_batch_counts_its_own_operations(parallel):
     if (length := batch["source"].shape[1]) not in macs:
       macs[length] = plan.count_macs(run.jitted_step(), state, run.parallel.put_batch(batch), key)
   assert len(macs) > 1 and max(macs) == 96
+  # Whoever compiles the step and counts its operations traces it once.
+  jitted, batch, traces = run.jitted_step(), run.parallel.put_batch(batch), []
+  call = translate.Objective.__call__
+  monkeypatch.setattr(translate.Objective, "__call__", lambda self, *a: traces.append(0) or call(self, *a))
+  jitted.lower(state, batch, key)
+  assert (once := len(traces)) and plan.count_macs(jitted, state, batch, key) and len(traces) == once
   whole = plan.count_macs(run.step(), run.abstract_state(), run.abstract_batch(), run.abstract_key())
   assert sorted(macs.values()) == [macs[length] for length in sorted(macs)] and macs[96] == whole
 

@@ -219,6 +219,6 @@ def test_the_shipped_recipes_start_from_a_classifier(recipe, tmp_path):
   for path, leaf in loaded.items():
     np.testing.assert_array_equal(leaf, (old if path in taken else new)[path], err_msg=path)
   zoo.save(tmp_path / "classifier.safetensors", name, dict(tiny, activation="gelu_tanh"), pretrained)
-  wanted = f"{name} was trained with activation 'gelu_tanh', the model has 'gelu'"
+  wanted = f"of {name}: was trained with activation 'gelu_tanh', the model has 'gelu'"
   with pytest.raises(ValueError, match=wanted):
     load_into(model, fresh, **configuration.kwargs(config.init))

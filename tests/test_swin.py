@@ -15,10 +15,10 @@ from train.plan import count_macs, describe_models
 from zoo.attention import cosine, dot_product_scores
 from zoo.layers import Attention
 from zoo.models import swin
-from zoo.models.swin import Windows
 from zoo.positions import OffsetMlp, OffsetTable, resample
 from zoo.stack import stack_params
 from zoo.weights import WeightsError
+from zoo.windows import Windows, msa_macs, shift_ratio, wmsa_macs
 
 
 def normal(*shape, seed=0):
@@ -135,12 +135,12 @@ def test_join_is_the_inverse_of_cut(method):
 @pytest.mark.parametrize("windows", [1, 2, 5])
 def test_nine_windows_for_four(windows):
   """Figure 4, and 3.2: from (h / M) (w / M) to (h / M + 1) (w / M + 1)."""
-  assert swin.shift_ratio((7 * windows, 7 * windows), 7) == (windows + 1) ** 2 / windows**2
+  assert shift_ratio((7 * windows, 7 * windows), 7) == (windows + 1) ** 2 / windows**2
   # That of 8 rows fills up to 14.
-  assert swin.shift_ratio((8, 14), 7) == 9 / 4
+  assert shift_ratio((8, 14), 7) == 9 / 4
   model = functools.partial(zoo.create, "swin/test", depths=(2,), heads=(2,), image_size=(24, 24))
   rolled, padded = (count_macs(in_model(model(shift=shift)), spec(1, 24, 24, 3)) for shift in ("roll", "pad"))
-  one = swin.wmsa_macs(3, 3, 24, 3)
+  one = wmsa_macs(3, 3, 24, 3)
   assert padded - rolled == 5 * one  # one of the two blocks has windows of 3 x 3 tokens, 9 instead of 4
 
 
@@ -416,8 +416,8 @@ def test_costs_are_equations_1_and_2():
   sides = (14, 28, 56, 112)
   msa = [macs_of_attention(side, 8, 0) for side in sides]
   wmsa = [macs_of_attention(side, 8, 7) for side in sides]
-  assert msa == [swin.msa_macs(side, side, 8) for side in sides]
-  assert wmsa == [swin.wmsa_macs(side, side, 8, 7) for side in sides]
+  assert msa == [msa_macs(side, side, 8) for side in sides]
+  assert wmsa == [wmsa_macs(side, side, 8, 7) for side in sides]
   pixels = np.log(np.square(sides))
   assert np.polyfit(pixels, np.log(wmsa), 1)[0] == pytest.approx(1)
   assert np.polyfit(pixels, np.log(msa), 1)[0] == pytest.approx(2, abs=0.05)

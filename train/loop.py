@@ -276,7 +276,7 @@ def _loop(
   key = parallel.put(rng.root(config.seed, config.prng))
   source = run.data.train_batches(run.batch_size, config.seed, first, jax.process_index(), jax.process_count())
   count_invalid = jax.jit(lambda valid: (~valid).sum())
-  schedule = jax.jit(run.schedule)
+  jitted, schedule = run.jitted_step(), jax.jit(run.schedule)
   speed: dict = {}
   # Counted on the devices, so that the loop does not wait for them.
   corrupt = (checkpoints.newest_meta() or {}).get("corrupt", 0) if first else 0
@@ -320,7 +320,6 @@ def _loop(
       if shapes not in programs:
         log.status("compiling the step")
         with meter.compiling():
-          jitted = run.jitted_step()
           programs[shapes] = jitted.lower(state, batch, key).compile(), 2 * plan.count_macs(jitted, state, batch, key)
       if run.data.skip_corrupt:  # examples left out so far, of all processes
         corrupt += count_invalid(batch["valid"])

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 import zoo
 from train import show
 from train.plan import count_macs
-from zoo.models.swin import msa_macs, wmsa_macs
+from zoo.windows import msa_macs, wmsa_macs
 
 SIDES = (224, 448, 896)
 NAMES = ("swin/t", "vit/s16")

@@ -247,14 +247,14 @@ def _converted(path, source: Source, model, template: Mapping, layout, ignore, r
   if resample is True and not hasattr(model.config, "resampling"):
     raise WeightsError(str(path), [f"{_family(model)} has no table of positions to resample; leave resample out"])
   resampling = model.config.resampling if resample is True else resample
-  of = f" of {source.model}" if source.model else ""
   variables = convert(
     source.tensors,
     tables[layout],
     template if layout == "zoo" else _placed(layout, tables[layout], template),
     ignore=[ignore] if isinstance(ignore, str) else ignore,
     resample=resampling or "",
-    about=f"{path}{of} (layout {layout}{_likely(source.tensors, tables, layout)}) does not fit {_family(model)}{hint}",
+    about=f"{_whose(path, source)} (layout {layout}{_likely(source.tensors, tables, layout)}) does not fit "
+    f"{_family(model)}{hint}",
   )
   if layout == "zoo":
     return variables
@@ -338,7 +338,7 @@ def _described_by_huggingface(path, source: Source, name: str | None, overrides:
     f"config.json says {keys[k]} {c[keys[k]]}, {name} has {k} {variant[k]}" for k, v in sizes.items() if variant[k] != v
   ]
   if differ:
-    raise WeightsError(str(path), differ)
+    raise WeightsError(_whose(path, source), differ)
   return name, fields
 
 
@@ -367,6 +367,11 @@ def _huggingface_fields(module, source: Source) -> dict:
   return fields
 
 
+def _whose(path, source: Source) -> str:
+  """The file, and the model whose weights it holds, where it tells that."""
+  return f"{path} of {source.model}" if source.model else str(path)
+
+
 def _check_numerics(path, source: Source, model) -> None:
   """Sizes show in the shapes; these do not, where the file tells them at all."""
   fields, module, config = {}, zoo.family(_family(model)), getattr(model.config, "encoder", model.config)
@@ -374,11 +379,10 @@ def _check_numerics(path, source: Source, model) -> None:
     fields = _huggingface_fields(module, source)
   elif source.model is not None:
     fields = dataclasses.asdict(zoo.create(source.model, **source.overrides).config)
-  whose = f"{source.model} " if source.model else ""
   differ = [
-    f"{whose}was trained with {field} {fields[field]!r}, the model has {getattr(config, field)!r}"
+    f"was trained with {field} {fields[field]!r}, the model has {getattr(config, field)!r}"
     for field in ("activation", "epsilon", "heads")
     if field in fields and fields[field] != getattr(config, field)
   ]
   if differ:
-    raise WeightsError(str(path), differ)
+    raise WeightsError(_whose(path, source), differ)
