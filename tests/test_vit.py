@@ -1,0 +1,199 @@
+"""ViT: pooling, positions, image sizes, dropout and stochastic depth; fields that cannot be."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_models import check_gradients, draw
+
+import zoo
+from zoo.positions import resample
+from zoo.stack import stack_params
+
+TINY = dict(depth=1, width=8, mlp_dim=12)
+
+
+@pytest.mark.parametrize(
+  "overrides",
+  [
+    dict(positions="none"),
+    dict(positions="learned_2d", pool="gap"),
+    dict(positions="sincos_2d", pool="map"),
+    dict(positions="relative", class_token=False, pool="gap"),
+    dict(positions="learned_1d", class_token=False, pool="map", representation=5),
+    dict(pool="gap", head_norm="layer", final_norm=False, image_size=(8, 16)),
+    dict(pool="gap", head_norm="batch", class_token=False, activation="gelu_tanh"),
+    dict(representation=5, num_classes=0, channels=1),
+  ],
+  ids=str,
+)
+def test_vit_combinations(overrides):
+  output, aux = check_gradients("vit/test", **TINY, **overrides)
+  c = zoo.create("vit/test", **TINY, **overrides).config
+  features = c.representation or c.width
+  assert output.shape == (2, c.num_classes or features) and aux["features"].shape == (2, features)
+  tokens = math.prod(c.grid) + c.class_token
+  assert aux["tokens"].shape == aux["embedded"].shape == (2, tokens, c.width)
+  assert aux["block_00/weights"].shape == (2, c.heads, tokens, tokens)
+  tokens_BTD = np.asarray(aux["tokens"])
+  if overrides.get("num_classes") is None and c.pool == "gap" and c.head_norm == "none":
+    np.testing.assert_allclose(aux["features"], tokens_BTD[:, int(c.class_token) :].mean(1), rtol=1e-4, atol=1e-5)
+
+
+def run(name, *inputs, variables=None, **overrides):
+  """Output and aux of small models, not compiled: they share their few operations."""
+  model, drawn, own = draw(name, **TINY, **overrides)
+  return model.apply(variables or drawn, *(inputs or own))
+
+
+def test_what_is_pooled():
+  for pool, of in (("cls", lambda t: t[:, 0]), ("gap", lambda t: t[:, 1:].mean(1))):
+    _, aux = run("vit/test", pool=pool)
+    np.testing.assert_allclose(aux["features"], of(np.asarray(aux["tokens"])), rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_of_a_text():
+  model = zoo.create("bert/test", head="classify", num_classes=3, pool="mean")
+  token = jax.random.randint(jax.random.key(0), (2, 7), 5, 29)
+  variables = model.init(jax.random.key(1), token)
+  assert "pooler" not in variables["params"]
+  logits, aux = model.apply(variables, token)
+  head = variables["params"]["head"]
+  np.testing.assert_allclose(logits, aux["tokens"].mean(1) @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-6)
+  padded, _ = model.apply(variables, jnp.pad(token, ((0, 0), (0, 3))))
+  np.testing.assert_allclose(padded, logits, rtol=1e-5, atol=1e-6)
+  with pytest.raises(ValueError, match=r"pool='mean'.*pool='cls'"):
+    model.apply(variables, token, first_BK=jnp.zeros((2, 1), jnp.int32))
+  with pytest.raises(ValueError, match="pool is 'max'"):
+    zoo.create("bert/test", pool="max")
+
+
+@pytest.mark.parametrize("positions", ["learned_1d", "learned_2d", "sincos_2d", "none"])
+def test_other_image_sizes(positions):
+  """Positions are resampled: an image of other size is encoded as a model of that size with a resampled table would."""
+  image = np.random.default_rng(1).normal(size=(2, 28, 8, 3)).astype(np.float32)
+  output, aux = run("vit/test", image, positions=positions)
+  assert np.isfinite(output).all() and aux["tokens"].shape == (2, 7 * 2 + 1, 8)
+  _, variables, _ = draw("vit/test", **TINY, positions=positions)
+  small = variables["params"]["encoder"].get("pos", {})
+  pos = dict(small)
+  if positions == "learned_1d":
+    pos["table"] = resample(small["table"], (7, 2))
+  if positions == "learned_2d":
+    pos["row"] = resample(small["row"][:, None], (7, 1))[:, 0]
+    pos["column"] = resample(small["column"][None], (1, 2))[0]
+  encoder = variables["params"]["encoder"] | ({"pos": pos} if pos else {})
+  of_that_size = {"params": variables["params"] | {"encoder": encoder}}
+  wanted, _ = run("vit/test", image, variables=of_that_size, positions=positions, image_size=(28, 8))
+  np.testing.assert_allclose(output, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_tell_patches_apart():
+  """Without them, and with a mean over patches, a shuffled image is the same image; with them it is another."""
+  _, _, (image,) = draw("vit/test", **TINY)
+  halves = np.concatenate([image[:, 8:], image[:, :8]], 1)
+  for positions in ("none", "learned_1d", "learned_2d", "sincos_2d", "relative"):
+    outputs = [run("vit/test", x, positions=positions, pool="gap", class_token=False)[0] for x in (image, halves)]
+    difference = np.abs(outputs[0] - outputs[1]).max()
+    assert difference < 1e-6 if positions == "none" else difference > 1e-4, positions
+
+
+def test_relative_positions_know_one_length():
+  with pytest.raises(ValueError, match="made for 16 tokens and got 15"):
+    run("vit/test", np.zeros((1, 28, 8, 3), np.float32), positions="relative")
+
+
+def test_scan_with_everything_on():
+  overrides = dict(TINY, depth=2, positions="relative", pool="map", head_norm="batch", representation=5)
+  model, variables, inputs = draw("vit/test", **overrides)
+  wanted, _ = model.apply(variables, *inputs)
+  stacked = variables | {"params": stack_params(variables["params"])}
+  output, _ = zoo.create("vit/test", scan=True, remat="dots_saveable", **overrides).apply(stacked, *inputs)
+  np.testing.assert_allclose(output, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_only_with_its_rng():
+  model, variables, inputs = draw("vit/test", **TINY)
+  wanted, _ = model.apply(variables, *inputs)
+  for rates in (dict(dropout=0.5), dict(attention_dropout=0.5), dict(drop_path=0.5, depth=2)):
+    other = zoo.create("vit/test", **TINY | rates)
+    if "depth" in rates:
+      _, variables, inputs = draw("vit/test", **TINY | dict(depth=2))
+      wanted, _ = zoo.create("vit/test", **TINY | dict(depth=2)).apply(variables, *inputs)
+    np.testing.assert_array_equal(other.apply(variables, *inputs)[0], wanted)
+    one, again, two = (other.apply(variables, *inputs, rngs={"dropout": jax.random.key(k)})[0] for k in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert (one != two).any() and (one != wanted).any(), rates
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_stochastic_depth_grows_with_depth(scan):
+  """A block whose two branches are dropped hands its input on: so of rate^2 of the examples."""
+  overrides = dict(TINY, depth=3, width=4, mlp_dim=4, image_size=(4, 4), scan=scan)
+  model, variables, (image,) = draw("vit/test", batch=600, **overrides)
+  model = zoo.create("vit/test", drop_path=0.8, **overrides)
+  _, aux = jax.jit(model.apply)(variables, image, rngs={"dropout": jax.random.key(0)})
+  names = ["embedded", "block_00", "block_01", "block_02"]
+  same = [(aux[a] == aux[b]).all((1, 2)).mean() for a, b in itertools.pairwise(names)]
+  np.testing.assert_allclose(same, [0, 0.4**2, 0.8**2], atol=0.06)
+  assert same[0] == 0
+
+
+# ---- What cannot be ----
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    (dict(widht=3), r"vit/test has no field 'widht'; did you mean 'width'\?"),
+    (dict(decoder_width=3), "vit/test has no field 'decoder_width'"),
+    (dict(depth="12"), r"vit/test: depth is '12' \(str\); wanted int"),
+    (dict(depth=2.0), r"vit/test: depth is 2.0 \(float\); wanted int"),
+    (dict(depth=True), r"vit/test: depth is True \(bool\); wanted int"),
+    (dict(scan=1), r"vit/test: scan is 1 \(int\); wanted bool"),
+    (dict(dropout="no"), r"vit/test: dropout is 'no' \(str\); wanted float"),
+    (dict(image_size="large"), "vit/test: image_size is 'large'; wanted rows and columns"),
+    (dict(image_size=(224, 224, 3)), r"image_size is \(224, 224, 3\); wanted rows and columns"),
+    (dict(image_size=2.5), "image_size is 2.5; wanted rows and columns"),
+    (dict(pool="mean"), "pool is 'mean'.*There are: cls, gap, map"),
+    (dict(head_norm="group"), "head_norm is 'group'.*There are: none, layer, batch"),
+    (dict(class_token=False), "pool='cls' needs class_token=True"),
+    (dict(activation="softplus"), "activation is 'softplus'.*There are: gelu, gelu_tanh, relu"),
+    (dict(dtype="float16"), "dtype is 'float16'; did you mean 'bfloat16'"),
+    (dict(patch=0, depth=-1), "patch is 0; wanted at least 1\ndepth is -1"),
+    (dict(num_classes=-1), "num_classes is -1; wanted at least 0"),
+    (dict(drop_path=1.0), "drop_path is 1.0; wanted 0 <= drop_path < 1"),
+    (dict(image_size=30), "30 x 30 pixels cannot be cut into 4 x 4 patches: 30 is no multiple of 4"),
+  ],
+)
+def test_fields_that_cannot_be(overrides, message):
+  with pytest.raises(ValueError, match=message):
+    zoo.create("vit/test", **overrides)
+
+
+def test_fields_that_are_bent():
+  c = zoo.create("vit/test", image_size=224, dropout=0).config
+  assert c.image_size == (224, 224) and isinstance(c.dropout, (int, float))
+  assert zoo.create("vit/test", image_size=[8, 16]).config.grid == (2, 4)
+
+
+def init(name, image=(1, 20, 12, 3), **overrides):
+  model = zoo.create(name, **overrides)
+  rngs = {"params": jax.random.key(0), "mask": jax.random.key(0)}
+  return jax.eval_shape(functools.partial(model.init, rngs), jax.ShapeDtypeStruct(image, jnp.float32))
+
+
+@pytest.mark.parametrize("name", ["vit/test", "mae/test"])
+def test_models_that_cannot_be(name):
+  with pytest.raises(ValueError, match=r"20 x 13 pixels cannot be cut into 4 x 4 patches: 13 is no.*the nearest is 12"):
+    init(name, (1, 20, 13, 3))
+  with pytest.raises(ValueError, match=r"5 heads do not divide the width 24; try one of \[1, 2, 3, 4, 6, 8, 12\]"):
+    init(name, heads=5)
+  with pytest.raises(ValueError, match=r"positions is 'sincos'; did you mean 'sincos_2d'"):
+    init(name, positions="sincos")
+  with pytest.raises(ValueError, match=r"image_BYXC has rank 3"):
+    init("vit/test", (20, 12, 3))
