@@ -43,3 +43,12 @@ def flags_that_libtpu_knows():
 
   jax.block_until_ready(jax.numpy.arange(2) + 1)
   os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER, "")
+
+
+@pytest.fixture(scope="session")
+def chapters():
+  """The English Bible, a chapter a document."""
+  from train.text.documents import TextRecords
+
+  source = TextRecords("verses_en_es")
+  return [document for chunk in source.chunks() for document in source.read(chunk)]

@@ -1,7 +1,7 @@
 """A corpus made by Apache Beam is the same to the bit. Needs the extra [beam]."""
 
 import pytest
-from test_corpus import chapters, content, folder, prepared, small  # noqa: F401  (fixtures)
+from test_prepare import content, folder, prepared, small  # noqa: F401  (fixtures)
 
 from train.text import prepare
 
