@@ -23,6 +23,8 @@ from zoo.positions import KINDS, resample
 from zoo.stack import unstack_params
 from zoo.weights import load_into
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def docstring(name):
   return ast.get_docstring(ast.parse((Path(configs.__path__[0]) / f"{name}.py").read_text()))

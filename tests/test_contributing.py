@@ -21,6 +21,8 @@ from train import config as configuration
 from train.augment import decode
 from zoo import axes
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 PAGE = Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
 EXAMPLES = {block.partition("\n")[0].removeprefix("# "): block for block in BLOCKS}

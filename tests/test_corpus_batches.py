@@ -14,6 +14,8 @@ from train.text import corpus
 from train.text.corpus import Corpus, Row, Text
 from train.text.fill import fill
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ANIMALS = ("cat", "dog", "cow", "hen", "fox", "owl")
 PLACES = dict(cat="mat", dog="log", cow="grass", hen="nest", fox="hill", owl="tree")
 

@@ -19,6 +19,8 @@ from train import augment, data, loop, sources
 from train import config as configuration
 from train.datasets import fashion_mnist
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CROP = dict(name="random_resized_crop", area=(0.2, 1.0))
 AUGMENT = (dict(name="flip"), dict(name="rand_augment", layers=1))
 

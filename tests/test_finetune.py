@@ -20,6 +20,8 @@ from zoo.axes import flatten
 from zoo.stack import unstack_params
 from zoo.weights import load_into
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):

@@ -244,22 +244,6 @@ def test_an_evaluation_that_fails_costs_nothing_that_was_learned(tmp_path, capfd
   assert loop.train(load("steps=2", "evals.test.every=0"), tmp_path, override_config=True)["test"]["loss"] > 0
 
 
-@pytest.mark.parametrize("batching", ["bucket", "pack"])
-def test_texts_go_on_bit_for_bit_too(batching, tmp_path):
-  """In batches of several shapes, each with a program of its own; and in rows of several pairs."""
-  config = configuration.load("translate_en_es", [f"data.batching={batching}", "data.train_split=train[:150]"])
-  config.data.buckets = 2
-  config.model.update(width=16, mlp_dim=16, depth=1, decoder_depth=1, dropout=0.1, scan=False, remat="none")
-  config.batch_size, config.evals, config.pictures, config.checkpoint.every = 8, {}, (), 3
-  for steps, folder in ((7, "whole"), (3, "parts"), (7, "parts")):
-    config.steps = steps
-    config.optimizer.schedule, config.optimizer.warmup = "constant", 0
-    loop.train(config, tmp_path / folder, override_config=True)
-  whole, parts = (read(tmp_path / folder).tensors for folder in ("whole", "parts"))
-  for path, value in whole.items():
-    np.testing.assert_array_equal(parts[path], value, err_msg=path)
-
-
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_a_short_batch_counts_its_own_operations(parallel, monkeypatch):
   config = configuration.load("translate_en_es", ["data.batching=bucket", "data.train_split=train[:200]"])

@@ -10,6 +10,8 @@ from train import loop
 from zoo.positions import resample
 from zoo.weights.read import read
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 # A ViT that learns in seconds what a trouser is.
 SMALL = dict(width=32, depth=1, mlp_dim=64, heads=2, scan=False, remat="none", drop_path=0.0)
 SHORT = ["epochs=0.0", "batch_size=64", "evals={}", "checkpoint.best=", "checkpoint.every=0", "pictures=()"]

@@ -19,6 +19,8 @@ from train.objectives import simmim
 from train.text import look
 from zoo.layers import patchify
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @functools.cache
 def model_and_variables(name, **overrides):

@@ -17,6 +17,8 @@ from zoo.axes import flatten
 from zoo.weights import WeightsError, average, load_into
 from zoo.weights.read import read
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def variables(model, seed):
   """All parameters random, so that none looks like another model's."""

@@ -13,12 +13,16 @@ import pytest
 import tensorflow_datasets as tfds
 from tokenizers import Tokenizer, models
 
-from train import cli, data, sources
+from train import cli, data, loop, sources
+from train import config as configuration
 from train.datasets import make_verses_en_es as script
 from train.text import batches as text_batches
 from train.text import pairs as text_pairs
 from train.text import tokenizer as tokenizers
 from train.text.pairs import Pairs
+from zoo.weights.read import read
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 LANGUAGES = ("en", "es")
 FOLDER = Path(script.__file__).with_name("verses_en_es")
@@ -588,3 +592,22 @@ def test_a_closed_stream_ends():
   batches.close()
   with pytest.raises(StopIteration):
     next(batches)
+
+
+# ---- A run that goes on ----
+
+
+@pytest.mark.parametrize("batching", ["bucket", "pack"])
+def test_a_run_goes_on_bit_for_bit(batching, tmp_path):
+  """In batches of several shapes, each with a program of its own; and in rows of several pairs."""
+  config = configuration.load("translate_en_es", [f"data.batching={batching}", "data.train_split=train[:150]"])
+  config.data.buckets = 2
+  config.model.update(width=16, mlp_dim=16, depth=1, decoder_depth=1, dropout=0.1, scan=False, remat="none")
+  config.batch_size, config.evals, config.pictures, config.checkpoint.every = 8, {}, (), 3
+  for steps, folder in ((7, "whole"), (3, "parts"), (7, "parts")):
+    config.steps = steps
+    config.optimizer.schedule, config.optimizer.warmup = "constant", 0
+    loop.train(config, tmp_path / folder, override_config=True)
+  whole, parts = (read(tmp_path / folder).tensors for folder in ("whole", "parts"))
+  for path, value in whole.items():
+    np.testing.assert_array_equal(parts[path], value, err_msg=path)

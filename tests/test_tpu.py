@@ -64,7 +64,6 @@ def compiled(name, mesh_name, **overrides):
   if family == "kernel_regression":
     config.data = dict(name="points", dataset="engel")
   elif family in ("vit", "mae", "hybrid", "patch_prediction", "convnext", "swin", "simmim"):
-    config.model.drop_path = 0.1
     config.data = dict(name="images", image_size=zoo.create(name).config.image_size)
   elif family == "segmenter":
     config.data = dict(name="masks", dataset="any", image_size=zoo.create(name).config.image_size)
@@ -72,7 +71,7 @@ def compiled(name, mesh_name, **overrides):
     config.data = dict(name="corpus", dataset="corpus/any", length=16, sequences=3)
   else:
     config.data = dict(name="pairs", dataset="verses_en_es", source_length=11, target_length=9)
-  classify = dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0)
+  classify = dict(name="classify", label_smoothing=0.1)
   config.objective = {
     **dict.fromkeys(("vit", "hybrid", "convnext", "swin"), classify),
     "mae": dict(name="mae"),
@@ -90,7 +89,9 @@ def compiled(name, mesh_name, **overrides):
     config.objective = dict(name=objective)
   config.optimizer = dict(name="adamw", learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0)
   config.batch_size = LOCAL * way.data_devices
-  config.ema_decay = 0.99
+  if family == "vit":
+    # What is the same whatever the model is compiled with one.
+    config.model.drop_path, config.ema_decay, config.objective = 0.1, 0.99, classify | dict(mixup=0.8, cutmix=1.0)
   made = Program(config, 100)
   arguments = plan.abstract_arguments(made, mesh)
   params = arguments[0].params

@@ -9,6 +9,8 @@ from train import cli, loop, pictures, show
 from train import config as configuration
 from train.text import translate
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 CONFIG = """
 from configs import sort
 
