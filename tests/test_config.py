@@ -95,6 +95,9 @@ def test_the_command_reports(tmp_path, capsys):
   assert "no 'learning_rat'; did you mean 'learning_rate'" in error and "Traceback" not in error
   assert cli.main(["models", "vitt*"]) == 2
   assert "no model matches 'vitt*'" in capsys.readouterr().err
+  assert cli.main(["models", "segm"]) == 2
+  told = capsys.readouterr().err
+  assert "no model matches 'segm'" in told and "segmenter/fpn" in told and "vit/" not in told
   assert cli.main(["doctor", "--json", str(tmp_path / "doctor.json")]) == 0
   assert json.loads((tmp_path / "doctor.json").read_text())["backend"] == "cpu"
 

@@ -465,6 +465,8 @@ def test_images_that_cannot_be():
   model = zoo.create("swin/test")
   with pytest.raises(ValueError, match="the images have 1 channels, the model takes 3"):
     jax.eval_shape(model.init, jax.random.key(0), spec(1, 32, 32, 1))
+  with pytest.raises(ValueError, match="an image of 0 x 5 pixels has nothing to see; wanted at least 1 each way"):
+    jax.eval_shape(model.init, jax.random.key(0), spec(1, 0, 5, 3))
 
 
 def test_lists_are_tuples():

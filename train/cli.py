@@ -197,11 +197,6 @@ def models(pattern, json):
   from train import plan
 
   facts = plan.describe_models(pattern)
-  if not facts:
-    import zoo
-    from zoo.errors import nearest
-
-    raise ValueError(f"no model matches {pattern!r}{nearest(pattern, zoo.names())}")
   table = Table("model", box=None)
   for title in ("parameters", "GMACs", "input"):
     table.add_column(title, justify="right")

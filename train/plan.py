@@ -153,7 +153,8 @@ def describe_models(pattern: str = "*") -> list[ModelFacts]:
   """
   names = zoo.names(pattern)
   if not names:
-    raise ValueError(f"no model matches {pattern!r}{nearest(pattern, zoo.names())}")
+    part = pattern.strip("*")
+    raise ValueError(f"no model matches {pattern!r}{nearest(pattern, zoo.names(f'*{part}*') or zoo.names())}")
   return [_describe(name) for name in names]
 
 

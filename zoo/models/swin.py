@@ -319,6 +319,8 @@ class Encoder(nn.Module):
     c = self.config
     if (channels := expect(image_BYXC=image_BYXC)["C"]) != c.channels:
       raise ValueError(f"the images have {channels} channels, the model takes {c.channels}")
+    if not min(size := image_BYXC.shape[1:3]):
+      raise ValueError(f"an image of {size[0]} x {size[1]} pixels has nothing to see; wanted at least 1 each way")
     x, aux = image_BYXC, {}
     for stage in range(len(c.depths)):
       x, stage_aux = Stage(c, stage, name=f"stage_{stage}")(x, masked_BYX if stage == 0 else None)
