@@ -15,7 +15,7 @@ os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')} --xla_forc
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no cloud to ask which TPU this is
 os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 # Of two equal fusions one is compiled, and instructions keep their order: two thirds of the time for the same
-# collectives and the same memory.
+# collectives and, but for the program's own size, the same memory.
 os.environ["LIBTPU_INIT_ARGS"] = "--xla_tpu_enable_deduplicated_calls=true --xla_jf_vliw_scheduler=false"
 
 # Tests of an extra are left out where it is not installed, so that plain `pytest` passes with the extra [test]

@@ -48,6 +48,14 @@ def test_a_line_is_an_object_with_its_step(tmp_path):
   ]
 
 
+def test_what_takes_its_time_is_told_in_a_file_until_there_are_steps(tmp_path):
+  with log(tmp_path, out=(out := io.StringIO())) as run:
+    run.status("compiling the step")
+    run.train(1, {"loss": 0.5})
+    run.status("evaluating: test")
+  assert out.getvalue().splitlines() == ["compiling the step", "step 1/10  loss 0.5"]
+
+
 def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path):
   with log(tmp_path) as run:
     for step in (2, 4, 6):

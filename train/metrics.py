@@ -166,9 +166,11 @@ class Log:
     self._print(text)
 
   def status(self, text: str) -> None:
-    """What is being done that takes its time, beside the bar; nothing where there is no terminal."""
+    """What is being done that takes its time, beside the bar; where there is no terminal, until the first step."""
     if self._progress:
       self._progress.update(self._task, status=text)
+    elif self._file is not None and self._began is None:
+      self._print(text)
 
   def close(self) -> None:
     """Ends the bar and the files; a second call does nothing."""
