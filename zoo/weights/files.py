@@ -18,7 +18,7 @@ from safetensors import numpy as safetensors
 import zoo
 from zoo.errors import nearest
 from zoo.positions import resample as resample_table
-from zoo.stack import stack_params, unstack_params
+from zoo.stack import STACKED, stack_params, unstack_params
 from zoo.weights.read import Source, checkpoints_of, read
 from zoo.weights.table import Rule, Transform, WeightsError, convert, matcher, write_back
 
@@ -61,8 +61,9 @@ def load(
   name, fields = _described(path, source, name, overrides)
   model = zoo.create(name, **fields)
   hint = " (`ignore` leaves out parts of the file; to keep parts of the model as they are: zoo.weights.load_into)"
-  variables = _converted(path, source, model, _template(model), layout, ignore, resample, hint)
-  return model, jax.tree.map(jnp.asarray, _stacked_as(model, variables))
+  shapes = _shapes(model)
+  variables = _converted(path, source, model, _unrolled(shapes), layout, ignore, resample, hint)
+  return model, jax.tree.map(jnp.asarray, _stacked_as(shapes, variables))
 
 
 def load_into(
@@ -103,7 +104,7 @@ def load_into(
   hint = " (`ignore` leaves out parts of the file, `keep` parts of the model)"
   filled = _converted(path, source, model, template, layout, ignore, resample, hint)
   every = kept | flatten_dict(filled, sep="/")
-  return jax.tree.map(jnp.asarray, _stacked_as(model, unflatten_dict({p: every[p] for p in ours}, sep="/")))
+  return jax.tree.map(jnp.asarray, _stacked_as(variables, unflatten_dict({p: every[p] for p in ours}, sep="/")))
 
 
 def save(path: str | Path, model_name: str, overrides: Mapping, variables: Mapping, *, layout: str = "zoo") -> None:
@@ -128,7 +129,7 @@ def save(path: str | Path, model_name: str, overrides: Mapping, variables: Mappi
   if path.suffix != ".safetensors":
     raise ValueError(f"{path} ends in {path.suffix!r}; weights are written as .safetensors")
   model = zoo.create(model_name, **overrides)
-  template = _template(model)
+  template = _unrolled(_shapes(model))
   tables = _tables(model, template)
   if layout not in tables:
     raise ValueError(f"unknown layout {layout!r}{nearest(layout, tables)}")
@@ -216,10 +217,8 @@ def _version() -> str:
     return "unknown"
 
 
-def _template(model) -> dict:
-  """The shapes of the model's variables, with its blocks unrolled."""
-  if getattr(model.config, "scan", False):
-    model = type(model)(dataclasses.replace(model.config, scan=False))
+def _shapes(model) -> dict:
+  """Of the model's variables."""
   module = zoo.family(_family(model))
   rngs = {stream: jax.random.key(0) for stream in ("params", "mask")}
   return jax.eval_shape(model.init, rngs, *module.inputs(model.config, 1))
@@ -262,8 +261,14 @@ def _converted(path, source: Source, model, template: Mapping, layout, ignore, r
   return {"params": variables} | others
 
 
-def _stacked_as(model, variables: Mapping) -> dict:
-  if not getattr(model.config, "scan", False):
+def _unrolled(shapes: Mapping) -> dict:
+  """Those of the same variables, with scanned blocks each by itself."""
+  return jax.eval_shape(lambda tree: {collection: unstack_params(v) for collection, v in tree.items()}, shapes)
+
+
+def _stacked_as(like: Mapping, variables: Mapping) -> dict:
+  """With blocks stacked if they are so in `like`: in a segmenter it is its backbone that is scanned."""
+  if not any(STACKED in path for path in flatten_dict(like)):
     return variables
   return {collection: stack_params(v) for collection, v in variables.items()}
 
