@@ -35,7 +35,10 @@ def expect(**arrays) -> dict[str, int]:
     if array is None:
       continue
     if len(array.shape) != len(letters):
-      faults.append(f"{name} has rank {len(array.shape)}, its letters say {len(letters)}")
+      # One example where a batch is wanted is the usual mistake.
+      one = letters[0] == "B" and len(array.shape) == len(letters) - 1
+      hint = ": a batch of one is array[None]" if one else ""
+      faults.append(f"{name} has rank {len(array.shape)}, its letters say {len(letters)}{hint}")
       continue
     for letter, size in zip(letters, array.shape, strict=True):
       if sizes.setdefault(letter, size) != size:
