@@ -304,9 +304,18 @@ def test_misconfigured_runs_say_what_is_wrong(tmp_path, overrides, message):
     loop.train(load(*overrides), tmp_path)
 
 
-def test_a_wrong_config_leaves_no_directory(tmp_path):
-  with pytest.raises(ValueError, match="wanted one of them"):
-    loop.train(load("epochs=2"), tmp_path / "run")
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("epochs=2", "wanted one of them"),
+    ("evals.test.name=los", "unknown evaluation 'los'; did you mean 'loss'"),
+    ("checkpoint.best=tset/loss", "no evaluation 'tset'; did you mean 'test'"),
+    ("init.path=nowhere.safetensors", "nowhere.safetensors: no such file"),
+  ],
+)
+def test_a_wrong_config_leaves_no_directory(tmp_path, override, message):
+  with pytest.raises(ValueError, match=message):
+    loop.train(load(override), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 

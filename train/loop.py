@@ -24,6 +24,7 @@ from train.program import Program
 from train.step import State
 from zoo.errors import check_call, nearest
 from zoo.weights import load_into
+from zoo.weights.read import check_exists
 
 # Config keys that say how a run runs and not what it computes: a resumed run may have others.
 MAY_CHANGE = ("parallel", "evals", "checkpoint", "log_every", "pictures")
@@ -192,7 +193,13 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
     NonFinite: the loss is no longer a number.
   """
   workdir = Path(workdir)
-  run = Run(config)  # first, so that a wrong config leaves no empty directory
+  # First, so that a wrong config leaves no empty directory.
+  run = Run(config)
+  evaluations = run.make_evaluations()
+  if (judge := config.checkpoint.best.partition("/")[0]) and judge not in evaluations:
+    raise ValueError(f"config.checkpoint.best: no evaluation {judge!r}{nearest(judge, evaluations)}")
+  if config.init.path and not workdir.exists():
+    check_exists(config.init.path)
   check_workdir(workdir)
   saved = json.loads(json.dumps(config.to_dict()))  # as JSON gives it back: tuples are lists
   notes: list[str] = []  # said before there is a log to say them
@@ -214,7 +221,7 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
       log.note(text)
     if found:
       log.note(f"going on at step {first} of {run.total_steps}")
-    state, result = _loop(run, state, first, checkpoints, log, stop, saved)
+    state, result = _loop(run, state, first, evaluations, checkpoints, log, stop, saved)
   if not result["stopped"]:
     result["pictures"] = {name: str(workdir / f"{name}.png") for name in config.pictures}
     variables = run.parallel.host(eval_variables(state)) if config.pictures else {}
@@ -268,11 +275,17 @@ def open_run(source: str, overrides: Iterable[str] = ()) -> tuple[Run, dict, int
 
 
 def _loop(
-  run: Run, state: State, first: int, checkpoints: Checkpoints, log: metrics.Log, stop: StopSignal, saved: dict
+  run: Run,
+  state: State,
+  first: int,
+  evaluations: dict[str, evaluate.Evaluation],
+  checkpoints: Checkpoints,
+  log: metrics.Log,
+  stop: StopSignal,
+  saved: dict,
 ) -> tuple[State, dict]:
   """From step `first` to the end, or to the signal."""
   config, parallel = run.config, run.parallel
-  evaluations = run.make_evaluations()
   key = parallel.put(rng.root(config.seed, config.prng))
   source = run.data.train_batches(run.batch_size, config.seed, first, jax.process_index(), jax.process_count())
   count_invalid = jax.jit(lambda valid: (~valid).sum())
@@ -282,8 +295,6 @@ def _loop(
   corrupt = (checkpoints.newest_meta() or {}).get("corrupt", 0) if first else 0
   results: dict = {}
   judge = checkpoints.best.partition("/")[0]
-  if judge and judge not in evaluations:
-    raise ValueError(f"config.checkpoint.best: no evaluation {judge!r}{nearest(judge, evaluations)}")
 
   def finish_step(step: int, values) -> None:
     # The gradient too: a checkpoint of what it makes of the parameters would not be a good one.

@@ -41,6 +41,14 @@ class Source(NamedTuple):
   config: Mapping | None = None
 
 
+def check_exists(path: str | Path) -> None:
+  """Raises WeightsError, with what is beside it, where there is no such file or directory."""
+  path = Path(path)
+  if not path.exists():
+    beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+    raise WeightsError(str(path), [f"no such file or directory{nearest(path.name, beside) if beside else ''}"])
+
+
 def read(path: str | Path, average: bool = False) -> Source:
   """Reads a weights file (.safetensors, .npz, .pt, .pth, .bin), a Hugging Face directory or a training run.
 
@@ -53,9 +61,7 @@ def read(path: str | Path, average: bool = False) -> Source:
       PyTorch where that is not installed.
   """
   path = Path(path)
-  if not path.exists():
-    beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-    raise WeightsError(str(path), [f"no such file or directory{nearest(path.name, beside) if beside else ''}"])
+  check_exists(path)
   if average and path.is_file():
     raise WeightsError(str(path), ["average=True reads a run's moving average; a file holds one set of weights"])
   if path.is_dir():
