@@ -305,17 +305,18 @@ def test_misconfigured_runs_say_what_is_wrong(tmp_path, overrides, message):
 
 
 @pytest.mark.parametrize(
-  ("override", "message"),
+  ("overrides", "message"),
   [
-    ("epochs=2", "wanted one of them"),
-    ("evals.test.name=los", "unknown evaluation 'los'; did you mean 'loss'"),
-    ("checkpoint.best=tset/loss", "no evaluation 'tset'; did you mean 'test'"),
-    ("init.path=nowhere.safetensors", "nowhere.safetensors: no such file"),
+    (["epochs=2"], "wanted one of them"),
+    (["evals.test.name=los"], "unknown evaluation 'los'; did you mean 'loss'"),
+    (["checkpoint.best=tset/loss"], "no evaluation 'tset'; did you mean 'test'"),
+    (["evals={}", "checkpoint.best=test/loss"], "no evaluation 'test', for there is none: set checkpoint.best=''"),
+    (["init.path=nowhere.safetensors"], "nowhere.safetensors: no such file"),
   ],
 )
-def test_a_wrong_config_leaves_no_directory(tmp_path, override, message):
+def test_a_wrong_config_leaves_no_directory(tmp_path, overrides, message):
   with pytest.raises(ValueError, match=message):
-    loop.train(load(override), tmp_path / "run")
+    loop.train(load(*overrides), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 

@@ -197,7 +197,8 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
   run = Run(config)
   evaluations = run.make_evaluations()
   if (judge := config.checkpoint.best.partition("/")[0]) and judge not in evaluations:
-    raise ValueError(f"config.checkpoint.best: no evaluation {judge!r}{nearest(judge, evaluations)}")
+    known = nearest(judge, evaluations) if evaluations else ", for there is none: set checkpoint.best=''"
+    raise ValueError(f"config.checkpoint.best: no evaluation {judge!r}{known}")
   if config.init.path and not workdir.exists():
     check_exists(config.init.path)
   check_workdir(workdir)
