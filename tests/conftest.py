@@ -14,9 +14,6 @@ QUICK = f"--xla_backend_optimization_level=0 {OLDER}"
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no cloud to ask which TPU this is
 os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
-# Of two equal fusions one is compiled, and instructions keep their order: two thirds of the time for the same
-# collectives and, but for the program's own size, the same memory.
-os.environ["LIBTPU_INIT_ARGS"] = "--xla_tpu_enable_deduplicated_calls=true --xla_jf_vliw_scheduler=false"
 
 # Tests of an extra are left out where it is not installed, so that plain `pytest` passes with the extra [test]
 # alone. A variable that says they must run, as in CI, makes its absence a failure.

@@ -35,7 +35,7 @@ HEADS = {
   "span": ({}, dict(name="questions", stride=4, question_length=5), "span"),
 }
 # Fewer layers, since to compile takes as long as the program has lines: still more than one, or, where encoder and
-# decoder could be confused, another number of each; a pair of windows in each stage.
+# decoder could be confused, another number of each; a pair of windows in each stage, of which Swin has two.
 SMALLER = dict(
   vit=dict(depth=2),
   patch_prediction=dict(depth=2),
@@ -43,7 +43,7 @@ SMALLER = dict(
   transformer=dict(depth=1, decoder_depth=2),
   nat=dict(depth=1, decoder_depth=2),
   swin=dict(depths=(2, 2)),
-  simmim=dict(depths=(2, 2)),
+  simmim=dict(depths=(2,), heads=(2,)),
 )
 
 
