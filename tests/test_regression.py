@@ -16,8 +16,6 @@ from train.objectives.regress import Objective
 from train.points import bundled
 from zoo.models.kernel_regression import kernel_width
 
-pytestmark = pytest.mark.usefixtures("one_device")
-
 # Around a curve, noisy, with places that are dense and sparse: 30 points, of which 24 train, a multiple of 8 devices.
 RNG = np.random.default_rng(3)
 X = np.sort(RNG.gamma(2.0, 50.0, 30))

@@ -18,6 +18,8 @@ from train.step import init_state, make_step
 from train.text import translate
 from zoo import decode
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def made(task="reverse", **kwargs):
   return data.make("sequences", **dict(task=task, symbols=5, max_length=5, train_size=300, eval_size=60) | kwargs)
@@ -151,7 +153,7 @@ def test_what_the_vocabulary_has_not_can_only_be_copied():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "said"), [("copy", "h g f"), ("reverse", "f g h"), ("sort", "f g h")])
-def test_a_task_is_learned_without_a_fault(task, said, tmp_path, one_device, capfd):
+def test_a_task_is_learned_without_a_fault(task, said, tmp_path, capfd):
   """By the commands, trained with machine code as users have it; then sequences of one's own."""
   environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
   small = f"data.task={task} data.symbols=8 data.max_length=5 data.train_size=5000 data.eval_size=200"

@@ -139,7 +139,10 @@ def logistic_regression(
 @jax.jit
 @jax.value_and_grad
 def softmax_loss(flat, x_ND, label_N, l2):
-  """The mean cross-entropy, and the squared norm of the kernel; the bias is the last row."""
+  """The mean cross-entropy plus `l2` times the squared norm of the kernel, and its gradient.
+
+  `flat` [(D + 1) V] holds the kernel [D, V] and, as its last row, the bias.
+  """
   weights = flat.reshape(x_ND.shape[1] + 1, -1)
   with jax.default_matmul_precision("highest"):  # a TPU's default, bf16, is too coarse for the line search
     logits = x_ND @ weights[:-1] + weights[-1]
@@ -148,12 +151,12 @@ def softmax_loss(flat, x_ND, label_N, l2):
 
 
 def fit_softmax(x_ND, label_N, num_classes: int, l2: float, iterations: int) -> tuple[np.ndarray, np.ndarray]:
-  """Minimises the mean cross-entropy + `l2` times the squared norm of the kernel, by L-BFGS.
+  """Minimises `softmax_loss` of features [N, D] and their labels [N], by at most so many iterations of L-BFGS.
 
   SciPy's takes hardly more than one evaluation an iteration; one within JAX takes longer to compile than this to run.
 
   Returns:
-    the kernel, (D, num_classes), and the bias
+    the kernel [D, V] and the bias [V], of `num_classes` V
   """
   from scipy import optimize  # which takes half a second
 

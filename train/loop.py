@@ -199,7 +199,7 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
   if (judge := config.checkpoint.best.partition("/")[0]) and judge not in evaluations:
     known = nearest(judge, evaluations) if evaluations else ", for there is none: set checkpoint.best=''"
     raise ValueError(f"config.checkpoint.best: no evaluation {judge!r}{known}")
-  if config.init.path and not workdir.exists():
+  if config.init.path and not workdir.exists():  # a run that goes on needs it no more
     check_exists(config.init.path)
   check_workdir(workdir)
   saved = json.loads(json.dumps(config.to_dict()))  # as JSON gives it back: tuples are lists
