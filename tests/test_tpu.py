@@ -12,6 +12,7 @@ from rich.console import Console
 
 import zoo
 from train import plan, sharding
+from train.collectives import collectives
 from train.config import defaults
 from train.program import Program
 from zoo import decode
@@ -96,7 +97,7 @@ def compiled(name, mesh_name, **overrides):
   arguments = plan.abstract_arguments(made, mesh)
   params = arguments[0].params
   program = plan.compile_for(way.compile(made.step()), *arguments)
-  return plan.collectives(program.as_text()), mesh, jax.tree.leaves(params), plan.hbm(program, chip)
+  return collectives(program.as_text()), mesh, jax.tree.leaves(params), plan.hbm(program, chip)
 
 
 def moved(found, *ops, axis=None):
@@ -214,7 +215,7 @@ def test_decoding_stays_where_it_is(method, options, mesh_name):
     return decoded.token_BNT, decoded.score_BN
 
   program = plan.compile_for(way.compile_eval(run), variables, dict(source=source))
-  found = plan.collectives(program.as_text())
+  found = collectives(program.as_text())
   between = [one for one in found if one.crosses(way.mesh, "data")]
   assert sorted(one.sizes for one in between) == [(1,), (size,), (size * LENGTH,)]
   across = [one for one in found if one.crosses(way.mesh, "tensor")]
