@@ -1,11 +1,9 @@
-"""Every text comes back from its tokens; every pair is in every epoch once, whole, and beside its translation."""
+"""Every pair is in every epoch once, whole, and beside its translation; texts of one's own are prepared."""
 
-import json
 import re
 import subprocess
 import sys
 import types
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +24,6 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 LANGUAGES = ("en", "es")
 FOLDER = Path(script.__file__).with_name("verses_en_es")
-STRANGE = (
-  "",
-  "Hello, world!",
-  "  two  spaces ",
-  "a\nb\t",
-  "日本語 👍🏽 ﷽",
-  "</s> <s> <pad><unk>",
-  "▁Ġ",
-  "\x00",
-  "Ñandú, ¿fué?",
-)
 
 
 def small(**kwargs):
@@ -171,57 +158,7 @@ def test_the_bundled_tokenizer_is_what_its_text_makes(verses):
   assert small().vocab_size == 4_000
 
 
-# Tokenizers.
-
-
-@pytest.fixture(scope="module")
-def lines():
-  return [text for pair in small().references("val[:300]") for text in pair]
-
-
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_every_text_comes_back_from_its_tokens(kind, lines, tmp_path):
-  tokenizer = tokenizers.train_tokenizer(lines, 600, kind)
-  assert tokenizer.get_vocab_size() <= 600
-  loaded = tokenizers.load(tokenizers.save(tokenizer, tmp_path))
-  assert tokenizers.digest(loaded) == tokenizers.digest(tokenizer)
-  for one in (tokenizer, loaded):
-    assert [one.token_to_id(token) for token in ("<pad>", "<unk>", "<s>", "</s>")] == [0, 1, 2, 3]
-    for text in [*STRANGE, *lines[:50]]:
-      ids = one.encode(text).ids
-      assert ids[-1] == 3 and min(ids[:-1], default=4) > 3  # nothing is unknown, and no text makes a special token
-      assert one.decode(ids) == text
-  assert tokenizer.encode("cafe\u0301").ids == tokenizer.encode("café").ids
-  said = tokenizer.encode("said").ids  # a word is the same at the beginning of a text and later
-  assert tokenizer.encode("He said").ids[-len(said) :] == said
-  # Far fewer tokens than bytes: it did learn.
-  assert sum(len(tokenizer.encode(line).ids) for line in lines) < 0.6 * sum(len(line.encode()) for line in lines)
-
-
-@pytest.mark.parametrize("kind", tokenizers.KINDS)
-def test_training_a_tokenizer_again_gives_the_same(kind, lines):
-  digests = {tokenizers.digest(tokenizers.train_tokenizer(lines, 500, kind)) for _ in range(3)}
-  assert len(digests) == 1
-  assert digests != {tokenizers.digest(tokenizers.train_tokenizer(lines[:-1], 500, kind))}
-
-
-def test_words_come_back_and_others_are_unknown_or_copied(lines, tmp_path):
-  whole = tokenizers.train_tokenizer(lines, 10**6, "word")
-  assert all(whole.decode(whole.encode(line).ids) == line for line in lines)  # spaces and all
-  some = tokenizers.load(tokenizers.save(tokenizers.train_tokenizer(lines, 300, "word"), tmp_path))
-  assert [some.token_to_id(token) for token in tokenizers.SPECIAL] == [0, 1, 2, 3] and some.get_vocab_size() == 300
-  counts = Counter(re.findall(r"\w+", " ".join(lines)))
-  rare, frequent = ([n for word, n in counts.items() if (some.encode(word).ids[0] == 1) == r] for r in (True, False))
-  assert 200 < len(frequent) < 300 and min(frequent) >= max(rare)
-  text = "and Ñandú, and Quxe\u0301 zzz Ñandú; and zzz"
-  assert some.decode(some.encode(text).ids) == "and <unk>, and <unk> <unk> <unk>; and <unk>"
-  (ids,), (unknown,) = tokenizers.encode(some, [text], 2)
-  assert unknown == ["Ñandú", "Quxé"] and max(ids) == 301
-  assert tokenizers.decode(some, ids, unknown) == "and Ñandú, and Quxé <unk> Ñandú; and <unk>"
-  for text in [*STRANGE, *lines[:50]]:
-    (ids,), (unknown,) = tokenizers.encode(some, [text], 99)
-    assert ids[-1] == 3 and min(ids[:-1], default=4) > 3
-    assert tokenizers.decode(some, ids, unknown) == text.replace("\0", "")  # its mark of where words end
+# Batches.
 
 
 def test_words_that_a_source_has_are_in_its_target(tmp_path):
@@ -244,27 +181,6 @@ def test_words_that_a_source_has_are_in_its_target(tmp_path):
   model = types.SimpleNamespace(vocab=4000, max_length=128, pad=0, bos=2, eos=3, copy_slots=3)
   with pytest.raises(ValueError, match=r"to a tokenizer of bytes no word is unknown.*data\.words"):
     small(copy_slots=3).check_fit(model, None)
-
-
-def test_tokenizers_that_cannot_be_made_or_read(tmp_path):
-  with pytest.raises(ValueError, match="'bep'; did you mean 'bpe'"):
-    tokenizers.train_tokenizer(["a"], 1000, "bep")
-  with pytest.raises(ValueError, match="vocab_size=260; wanted more than 260"):
-    tokenizers.train_tokenizer(["a"], 260)
-  with pytest.raises(ValueError, match=r"vocab_size=4; wanted more than 4, the special tokens"):
-    tokenizers.train_tokenizer(["a"], 4, "word")
-  path = tmp_path / "tokenizer.json"
-  with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
-    tokenizers.load(path)
-  path.write_text(json.dumps({"version": "9"}))
-  with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
-    tokenizers.load(path)
-  path.write_text(Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, "<unk>")).to_str())
-  with pytest.raises(ValueError, match=r"tokens 0 to 3 are \['a', '<unk>', None, None\]; wanted \['<pad>'"):
-    tokenizers.load(path)
-
-
-# Batches.
 
 
 @pytest.mark.parametrize("batching", text_batches.BATCHING)
