@@ -97,7 +97,7 @@ def test_an_evaluation_that_cannot_be_is_told_before_the_first_step(tmp_path):
     config = configuration.load("sort", ["steps=2", "data.train_size=600", "data.eval_size=8", f"evals.eval.{change}"])
     with pytest.raises(ValueError, match=message):
       loop.train(config, tmp_path)
-    assert "train/loss" not in (tmp_path / "metrics.jsonl").read_text()
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_run_that_is_no_translator(capsys):
