@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from zoo import layers, masks
 from zoo.dropout import drop
@@ -42,6 +43,17 @@ def test_layer_norm():
   np.testing.assert_allclose(
     y.astype(np.float32), layer_norm((100 + draw(2, 8)).astype(jnp.bfloat16), params, 1e-6), atol=0.01
   )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-7), (jnp.bfloat16, 2**-8)])
+def test_gelu_is_the_normal_distribution_function_times_x(dtype, tolerance):
+  x = jnp.linspace(-12, 12, 2001).astype(dtype)
+  y, back = jax.vjp(layers.gelu, x)
+  (slope,) = back(jnp.ones_like(x))
+  assert y.dtype == slope.dtype == dtype
+  x = np.asarray(x, np.float64)
+  np.testing.assert_allclose(np.float64(y), x * norm.cdf(x), rtol=tolerance, atol=1e-6)
+  np.testing.assert_allclose(np.float64(slope), norm.cdf(x) + x * norm.pdf(x), rtol=tolerance, atol=1e-6)
 
 
 def test_gelu_is_exact_and_gelu_tanh_is_not():

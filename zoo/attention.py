@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.broadcast import spread
 from zoo.dropout import drop
 from zoo.shapes import expect
 
@@ -253,5 +254,5 @@ def attend(
   expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
   scores_BNTS = dot_product_scores(q_BTNH, k_BSKH)
   if bias is not None:
-    scores_BNTS = scores_BNTS + bias
+    scores_BNTS = scores_BNTS + spread(bias, scores_BNTS.shape)
   return attention_pool(scores_BNTS, v_BSKH, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)

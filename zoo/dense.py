@@ -12,8 +12,12 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+
+from zoo import init
+from zoo.broadcast import spread
 
 
 def _product(dimensions: tuple, precision, result_type, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -64,13 +68,38 @@ def dot_general(x, kernel, dimension_numbers, precision=None, preferred_element_
   return _dense((axes, ((), ())), precision, preferred_element_type, x, kernel)
 
 
-class Dense(nn.Dense):
-  """[..., D] to [..., features]: x W + b."""
+class Dense(nn.Module):
+  """x W + b over the last axes: [..., D] to [..., features]; Linen's `Dense` and `DenseGeneral` in one.
 
-  dot_general: Callable = dot_general
+  Attributes:
+    features: sizes of the new axes, such as heads and their width; an int for one.
+    axes: how many of the last axes of x are summed over.
+    use_bias: whether to add b.
+    kernel_init, bias_init: see `zoo.init`; a kernel is drawn as a matrix.
+    dtype: compute type; parameters stay float32.
+  """
 
+  features: int | tuple[int, ...]
+  axes: int = 1
+  use_bias: bool = True
+  kernel_init: Callable = init.dense
+  bias_init: Callable = nn.initializers.zeros
+  dtype: jnp.dtype = jnp.float32
 
-class DenseGeneral(nn.DenseGeneral):
-  """The same of several axes, such as heads and their width."""
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
+    inputs, outputs = x.shape[x.ndim - self.axes :], math.prod(features)
 
-  dot_general: Callable = dot_general
+    def kernel_init(key):
+      return self.kernel_init(key, (math.prod(inputs), outputs), jnp.float32).reshape(*inputs, *features)
+
+    def bias_init(key):
+      return self.bias_init(key, (outputs,), jnp.float32).reshape(features)
+
+    kernel = self.param("kernel", kernel_init).astype(self.dtype)
+    contracted = tuple(range(x.ndim - self.axes, x.ndim)), tuple(range(self.axes))
+    y = dot_general(x.astype(self.dtype), kernel, (contracted, ((), ())))
+    if not self.use_bias:
+      return y
+    return y + spread(self.param("bias", bias_init).astype(self.dtype), y.shape)

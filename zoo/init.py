@@ -1,7 +1,7 @@
 """Initialisers by name, each with the paper or code that chose it.
 
-Flax draws a `DenseGeneral` kernel in its flat shape `[inputs, outputs]`, so the fans below are those
-of the whole projection, not of one head.
+A dense kernel is drawn as a matrix [inputs, outputs], so the fans below are those of the whole projection, not of one
+head.
 """
 
 from flax import linen as nn

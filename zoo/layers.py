@@ -12,14 +12,35 @@ from flax import linen as nn
 from zoo import init, norms, positions
 from zoo.attention import attend, cosine
 from zoo.axes import by_batch
-from zoo.dense import Dense, DenseGeneral, dot_general
+from zoo.dense import Dense, dot_general
 from zoo.dropout import drop
 from zoo.norms import LayerNorm
 from zoo.shapes import expect
 
-# GELU (Hendrycks & Gimpel 2016) exactly, as PyTorch and BERT have it, and as approximated by JAX's default.
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+  """The normal distribution function of x, times x, exactly (Hendrycks & Gimpel 2016, sec. 2), as PyTorch has it.
+
+  By `erf`: `jax.nn.gelu` goes by `erfc`, whose digits far below 0 nobody needs, and which takes several times as long.
+  The backward pass keeps x alone.
+  """
+  return (x * _normal_cdf(x)).astype(x.dtype)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+  return 0.5 + 0.5 * jax.lax.erf(x.astype(jnp.float32) * np.float32(0.5**0.5))
+
+
+def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+  density = jnp.exp(-0.5 * jnp.square(x.astype(jnp.float32))) * np.float32((2 * np.pi) ** -0.5)
+  return ((dy * (_normal_cdf(x) + x * density)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
 ACTIVATIONS = {
-  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu": gelu,
   "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
   "relu": jax.nn.relu,
   "swish": jax.nn.silu,  # x sigmoid(x) (Ramachandran et al. 2017)
@@ -120,7 +141,7 @@ class Attention(nn.Module):
 
     def project(name: str, heads: int, tokens: jax.Array) -> jax.Array:
       features, bias = (heads, width // self.heads), name != "k" or not self.cosine
-      dense = DenseGeneral(features, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
+      dense = Dense(features, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
       return dense(tokens)
 
     q_BTNH = project("q", self.heads, x_BTD)
@@ -146,7 +167,7 @@ class Attention(nn.Module):
       log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (self.heads,))
       q_BTNH, k_BSKH = cosine(q_BTNH, k_BSKH, log_scale_N)
     out_BTNH, weights = attend(q_BTNH, k_BSKH, v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout, dropout_key=key)
-    out = DenseGeneral(width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out")
+    out = Dense(width, axes=2, kernel_init=self.kernel_init, dtype=self.dtype, name="out")
     return out(out_BTNH), weights, cache
 
 

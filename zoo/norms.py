@@ -6,27 +6,41 @@ real tokens. Those keep running statistics in the collection "batch_stats", and 
 in float32 whatever they get, and give the type `dtype`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from zoo.broadcast import spread
 from zoo.errors import nearest
 
 STATISTICS = "batch_stats"  # the collection of running statistics; Flax's own name for it
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(nn.Module):
   """Layer normalisation (Ba et al. 2016, eq. 3), statistics in float32 whatever the compute type.
 
   The variance is the mean of the squared deviations: E[x^2] - E[x]^2, Linen's default, loses digits that the
   comparison with published implementations needs.
+
+  Attributes:
+    epsilon: added to the variance. dtype: of the output. scale_init: of the scale.
   """
 
-  use_fast_variance: bool = False
+  epsilon: float = 1e-6
+  dtype: jnp.dtype = jnp.float32
+  scale_init: Callable = nn.initializers.ones
 
+  @nn.compact
   def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
     """Tokens [..., D] to [..., D]; each by itself, so it does not matter which are `real`."""
-    return super().__call__(x)
+    features = x.shape[-1:]
+    x = x.astype(jnp.float32)
+    deviation = x - x.mean(-1, keepdims=True)
+    y = deviation * jax.lax.rsqrt(jnp.square(deviation).mean(-1, keepdims=True) + self.epsilon)
+    scale, bias = self.param("scale", self.scale_init, features), self.param("bias", nn.initializers.zeros, features)
+    return (y * spread(scale, y.shape) + spread(bias, y.shape)).astype(self.dtype)
 
 
 class RMSNorm(nn.RMSNorm):
