@@ -312,6 +312,7 @@ def test_misconfigured_runs_say_what_is_wrong(tmp_path, overrides, message):
     (["checkpoint.best=tset/loss"], "no evaluation 'tset'; did you mean 'test'"),
     (["evals={}", "checkpoint.best=test/loss"], "no evaluation 'test', for there is none: set checkpoint.best=''"),
     (["init.path=nowhere.safetensors"], "nowhere.safetensors: no such file"),
+    (["init.path=nowhere/vit_fashion_mnist"], "no such file or directory; `zoo train vit_fashion_mnist` makes it"),
   ],
 )
 def test_a_wrong_config_leaves_no_directory(tmp_path, overrides, message):

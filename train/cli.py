@@ -1,6 +1,7 @@
 """The command `zoo VERB`: a function a verb, thin over the library. Every verb that reports takes `--json FILE`."""
 
 import argparse
+import functools
 import glob
 import importlib.util
 import inspect
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 # jax and what imports it are imported by the verbs: `zoo --help` need not wait for them.
@@ -196,7 +198,12 @@ def models(pattern, json):
   """List every model with its parameters, multiply-adds and input."""
   from train import plan
 
-  facts = plan.describe_models(pattern)
+  # Seconds a model, which nobody should wait for before a still screen; gone when it ends, and no part of the output.
+  screen = Console(stderr=True)
+  progress = functools.partial(
+    track, description="counting", console=screen, transient=True, disable=not screen.is_terminal
+  )
+  facts = plan.describe_models(pattern, progress)
   table = Table("model", box=None)
   for title in ("parameters", "GMACs", "input"):
     table.add_column(title, justify="right")

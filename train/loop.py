@@ -200,7 +200,8 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
     known = nearest(judge, evaluations) if evaluations else ", for there is none: set checkpoint.best=''"
     raise ValueError(f"config.checkpoint.best: no evaluation {judge!r}{known}")
   if config.init.path and not workdir.exists():  # a run that goes on needs it no more
-    check_exists(config.init.path)
+    name = Path(config.init.path).name
+    check_exists(config.init.path, f"; `zoo train {name}` makes it" if name in configuration.shipped() else "")
   check_workdir(workdir)
   saved = json.loads(json.dumps(config.to_dict()))  # as JSON gives it back: tuples are lists
   notes: list[str] = []  # said before there is a log to say them

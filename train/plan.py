@@ -9,7 +9,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import jax
@@ -145,8 +145,12 @@ class ModelFacts:
   inputs: tuple[tuple[int, ...], ...]
 
 
-def describe_models(pattern: str = "*") -> list[ModelFacts]:
+def describe_models(pattern: str = "*", progress: Callable[[list[str]], Iterable[str]] = iter) -> list[ModelFacts]:
   """Parameters, multiply-adds and inputs of every model whose name matches; traces only, allocates nothing.
+
+  Args:
+    pattern: of names, with * and ?.
+    progress: is given all names and gives them back one by one, so that it can tell how far it is.
 
   Raises:
     ValueError: no name matches; the nearest is named.
@@ -155,7 +159,7 @@ def describe_models(pattern: str = "*") -> list[ModelFacts]:
   if not names:
     part = pattern.strip("*")
     raise ValueError(f"no model matches {pattern!r}{nearest(pattern, zoo.names(f'*{part}*') or zoo.names())}")
-  return [_describe(name) for name in names]
+  return [_describe(name) for name in progress(names)]
 
 
 def _describe(name: str) -> ModelFacts:

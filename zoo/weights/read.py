@@ -41,12 +41,12 @@ class Source(NamedTuple):
   config: Mapping | None = None
 
 
-def check_exists(path: str | Path) -> None:
-  """Raises WeightsError, with what is beside it, where there is no such file or directory."""
+def check_exists(path: str | Path, advice: str = "") -> None:
+  """Raises WeightsError, with what is beside it and an advice, where there is no such file or directory."""
   path = Path(path)
   if not path.exists():
     beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-    raise WeightsError(str(path), [f"no such file or directory{nearest(path.name, beside) if beside else ''}"])
+    raise WeightsError(str(path), [f"no such file or directory{nearest(path.name, beside) if beside else ''}{advice}"])
 
 
 def read(path: str | Path, average: bool = False) -> Source:
