@@ -31,3 +31,8 @@ def test_a_cpu_alone_sums_by_a_product(platform, sums, products):
   text = gradient.trace(jnp.ones((5,))).lower(lowering_platforms=(platform,)).as_text()
   backward = text[text.index("cosine") :]
   assert ("stablehlo.reduce" in backward, "stablehlo.dot_general" in backward) == (sums, products)
+
+
+def test_what_has_all_axes_is_left_alone():
+  gradient = jax.jit(jax.grad(lambda x: jnp.sin(spread(x, SHAPE)).mean()))
+  assert "stablehlo.dot_general" not in gradient.lower(jnp.ones(SHAPE)).as_text()

@@ -26,7 +26,8 @@ def spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """
   x = x.reshape((1,) * (len(shape) - x.ndim) + x.shape)
   first = next((axis for axis, size in enumerate(x.shape) if size != 1), x.ndim)
-  return _spread(shape[:first], jnp.broadcast_to(x.reshape(x.shape[first:]), shape[first:]))
+  x = jnp.broadcast_to(x.reshape(x.shape[first:]), shape[first:])
+  return _spread(shape[:first], x) if first else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -41,7 +41,7 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 ACTIVATIONS = {
   "gelu": gelu,
-  "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+  "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),  # JAX's default, and GPT-2's
   "relu": jax.nn.relu,
   "swish": jax.nn.silu,  # x sigmoid(x) (Ramachandran et al. 2017)
 }
