@@ -6,13 +6,14 @@ real tokens. Those keep running statistics in the collection "batch_stats", and 
 in float32 whatever they get, and give the type `dtype`.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo.broadcast import spread
+from zoo.broadcast import sum_of_first
 from zoo.errors import nearest
 
 STATISTICS = "batch_stats"  # the collection of running statistics; Flax's own name for it
@@ -36,11 +37,37 @@ class LayerNorm(nn.Module):
   def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
     """Tokens [..., D] to [..., D]; each by itself, so it does not matter which are `real`."""
     features = x.shape[-1:]
-    x = x.astype(jnp.float32)
-    deviation = x - x.mean(-1, keepdims=True)
-    y = deviation * jax.lax.rsqrt(jnp.square(deviation).mean(-1, keepdims=True) + self.epsilon)
     scale, bias = self.param("scale", self.scale_init, features), self.param("bias", nn.initializers.zeros, features)
-    return (y * spread(scale, y.shape) + spread(bias, y.shape)).astype(self.dtype)
+    return _layer_norm(self.epsilon, self.dtype, x, scale, bias)
+
+
+def _layer_norm_forward(epsilon: float, dtype, x: jax.Array, scale: jax.Array, bias: jax.Array):
+  x32 = x.astype(jnp.float32)
+  mean = x32.mean(-1)
+  deviation = x32 - mean[..., None]
+  rate = jax.lax.rsqrt(jnp.square(deviation).mean(-1) + epsilon)
+  return (deviation * rate[..., None] * scale + bias).astype(dtype), (x, mean, rate, scale)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer_norm(epsilon: float, dtype, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+  return _layer_norm_forward(epsilon, dtype, x, scale, bias)[0]
+
+
+def _layer_norm_backward(epsilon, dtype, kept, dy):
+  # Without the barrier the compiler would keep what the forward pass computed instead of x alone.
+  (x, mean, rate, scale), dy = jax.lax.optimization_barrier((kept, dy.astype(jnp.float32)))
+  y = (x - mean[..., None]) * rate[..., None]
+  g = dy * scale
+  def mean_of(x):
+    D = x.shape[-1]
+    return (x.reshape(-1, D) @ jnp.full((D, 1), 1 / D, x.dtype)).reshape(*x.shape[:-1], 1)
+  dx = rate[..., None] * (g - mean_of(g) - y * mean_of(g * y))
+  axes = x.ndim - 1
+  return dx.astype(x.dtype), sum_of_first(dy * y, axes), sum_of_first(dy, axes)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class RMSNorm(nn.RMSNorm):
