@@ -44,7 +44,9 @@ def _backward(dimensions, precision, result_type, saved, dy):
 
   def of_one_axis(x, dy):
     tokens = math.prod(x.shape[:outer])
-    return kernel_gradient(x.reshape(tokens, *x.shape[outer:]), dy.reshape(tokens, *dy.shape[outer:]))
+    axes = (((0,), (0,)), ((), ()))
+    gradient = _product(axes, precision, result_type, x.reshape(tokens, -1), dy.reshape(tokens, -1))
+    return gradient.reshape(kernel.shape).astype(kernel.dtype)
 
   (dx,) = jax.linear_transpose(lambda x: _product(dimensions, precision, result_type, x, kernel), x)(dy)
   return dx, lax.platform_dependent(x, dy, cpu=of_one_axis, default=kernel_gradient)
