@@ -38,12 +38,15 @@ def masked_exp(scores: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Ar
   scores = scores.astype(jnp.float32)
   if mask is not None:
     # A finite floor instead of -inf keeps the gradient of a fully masked row finite: 0 and not nan.
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    floor = jnp.finfo(jnp.float32).min
+    scores = jnp.where(mask, scores, floor)
   # The softmax does not change with the shift, so no gradient needs to pass through it.
-  numerators = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+  shift = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
   if mask is None:
+    numerators = jnp.exp(scores - shift)
     return numerators, numerators.sum(-1, keepdims=True)
-  numerators = jnp.where(mask, numerators, 0.0)
+  # A fully masked row is shifted by half of the floor, which leaves it far below 0: its exponentials are 0, not 1.
+  numerators = jnp.exp(scores - jnp.maximum(shift, floor / 2))
   total = numerators.sum(-1, keepdims=True)
   return numerators, jnp.where(total > 0, total, 1.0)
 
