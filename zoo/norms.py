@@ -41,29 +41,36 @@ class LayerNorm(nn.Module):
     return _layer_norm(self.epsilon, self.dtype, x, scale, bias)
 
 
-def _layer_norm_forward(epsilon: float, dtype, x: jax.Array, scale: jax.Array, bias: jax.Array):
-  x32 = x.astype(jnp.float32)
-  mean = x32.mean(-1)
-  deviation = x32 - mean[..., None]
-  rate = jax.lax.rsqrt(jnp.square(deviation).mean(-1) + epsilon)
-  return (deviation * rate[..., None] * scale + bias).astype(dtype), (x, mean, rate, scale)
+def _mean(x: jax.Array) -> jax.Array:
+  """Of the features, [..., D] to [..., 1]; on a CPU a matrix product, which XLA's own sum has others wait for."""
+
+  def product(x):
+    D = x.shape[-1]
+    return (x.reshape(-1, D) @ jnp.full((D, 1), 1 / D, x.dtype)).reshape(*x.shape[:-1], 1)
+
+  return jax.lax.platform_dependent(x, cpu=product, default=lambda x: x.mean(-1, keepdims=True))
+
+
+def _layer_norm_forward(epsilon: float, dtype: jnp.dtype, x: jax.Array, scale: jax.Array, bias: jax.Array):
+  wide = x.astype(jnp.float32)
+  mean = wide.mean(-1, keepdims=True)
+  rate = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
+  return ((wide - mean) * rate * scale + bias).astype(dtype), (x, mean[..., 0], rate[..., 0], scale)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer_norm(epsilon: float, dtype, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+def _layer_norm(epsilon: float, dtype: jnp.dtype, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
   return _layer_norm_forward(epsilon, dtype, x, scale, bias)[0]
 
 
-def _layer_norm_backward(epsilon, dtype, kept, dy):
-  # Without the barrier the compiler would keep what the forward pass computed instead of x alone.
-  (x, mean, rate, scale), dy = jax.lax.optimization_barrier((kept, dy.astype(jnp.float32)))
-  y = (x - mean[..., None]) * rate[..., None]
-  g = dy * scale
-  def mean_of(x):
-    D = x.shape[-1]
-    return (x.reshape(-1, D) @ jnp.full((D, 1), 1 / D, x.dtype)).reshape(*x.shape[:-1], 1)
-  dx = rate[..., None] * (g - mean_of(g) - y * mean_of(g * y))
-  axes = x.ndim - 1
+def _layer_norm_backward(epsilon: float, dtype: jnp.dtype, kept: tuple, dy: jax.Array):
+  """Keeps the input and two numbers for each token; the rest is computed anew."""
+  # Without the barrier the compiler recognises what the forward pass has computed, and keeps that.
+  (x, mean, rate, scale), dy = jax.lax.optimization_barrier((kept, dy))
+  rate, dy, axes = rate[..., None], dy.astype(jnp.float32), x.ndim - 1
+  y = (x.astype(jnp.float32) - mean[..., None]) * rate
+  of_y = dy * scale
+  dx = rate * (of_y - _mean(of_y) - y * _mean(of_y * y))
   return dx.astype(x.dtype), sum_of_first(dy * y, axes), sum_of_first(dy, axes)
 
 
