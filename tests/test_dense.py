@@ -1,5 +1,6 @@
 """The gradient of a dense layer is Linen's, and a CPU computes it without transposing anything."""
 
+import functools
 import re
 
 import jax
@@ -61,13 +62,17 @@ def test_tied_logits_are_summed_in_float32(dtype):
 def test_cpu_program_transposes_nothing():
   x = jnp.ones((8, 32, 48))
 
-  def transposed(layer: nn.Module) -> int:
+  def transposed(layer: nn.Module, after=lambda y: y) -> int:
     variables = layer.init(jax.random.key(0), x)
-    step = jax.jit(jax.grad(lambda v, x: jnp.square(layer.apply(v, x)).sum()))
+    step = jax.jit(jax.grad(lambda v, x: jnp.square(after(layer.apply(v, x))).sum(), (0, 1)))
     return len(re.findall(r" transpose\(", step.lower(variables, x).compile().as_text()))
 
   assert transposed(nn.Dense(64)) > 0  # what there is to spare
   assert transposed(Dense(64)) == 0
+  # Heads before tokens and back: once in the backward pass, and not again for the gradient of the kernel.
+  heads_first = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
+  assert transposed(nn.DenseGeneral((4, 16)), lambda y: jnp.sin(heads_first(y))) > 1
+  assert transposed(Dense((4, 16)), lambda y: jnp.sin(heads_first(y))) == 1
 
 
 def test_remat_policies_see_the_products():

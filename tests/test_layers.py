@@ -45,6 +45,38 @@ def test_layer_norm():
   )
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.05)])
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8)])
+def test_the_gradient_of_layer_norm_is_that_of_the_formula(shape, dtype, tolerance):
+  x, dy = jnp.asarray(5 + draw(*shape), dtype), jnp.asarray(draw(*shape, seed=1), dtype)
+  layer, params = layers.LayerNorm(epsilon=1e-3, dtype=dtype), dict(scale=1 + draw(8) / 4, bias=draw(8, seed=2))
+
+  def formula(x, params):
+    x = x.astype(jnp.float32)
+    normed = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-3)
+    return normed * params["scale"] + params["bias"]
+
+  _, wanted = jax.vjp(formula, x, params)
+  _, got = jax.vjp(lambda x, params: layer.apply({"params": params}, x), x, params)
+  for a, b in zip(jax.tree.leaves(got(dy)), jax.tree.leaves(wanted(dy.astype(jnp.float32))), strict=True):
+    assert a.dtype == b.dtype and a.shape == b.shape
+    np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=tolerance, atol=tolerance)
+
+
+def test_the_backward_pass_of_layer_norm_keeps_its_input_and_two_numbers_a_token():
+  x = jnp.asarray(draw(6, 64), jnp.bfloat16)
+  layer = layers.LayerNorm(dtype=jnp.bfloat16)
+  variables = layer.init(KEY, x)
+  kept = [leaf for leaf in jax.tree.leaves(jax.vjp(layer.apply, variables, x)[1]) if hasattr(leaf, "nbytes")]
+  assert sum(leaf.nbytes for leaf in kept) <= x.nbytes + 6 * 2 * 4 + 64 * 4
+
+
+def test_the_backward_pass_of_gelu_computes_its_distribution_function_anew():
+  """Were it taken from the forward pass, an array as large as the hidden layer would be kept between the two."""
+  step = jax.jit(jax.value_and_grad(lambda x: jnp.sin(layers.gelu(x)).sum()))
+  assert step.lower(jnp.ones((8, 128))).compile().as_text().count(" erf(") == 2
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-7), (jnp.bfloat16, 2**-8)])
 def test_gelu_is_the_normal_distribution_function_times_x(dtype, tolerance):
   x = jnp.linspace(-12, 12, 2001).astype(dtype)
