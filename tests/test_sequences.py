@@ -152,7 +152,7 @@ def test_what_the_vocabulary_has_not_can_only_be_copied():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "said"), [("copy", "h g f"), ("reverse", "f g h"), ("sort", "f g h")])
+@pytest.mark.parametrize(("task", "said"), [("reverse", "c g b"), ("sort", "b c g")])
 def test_a_task_is_learned_without_a_fault(task, said, tmp_path, capfd):
   """By the commands, trained with machine code as users have it; then sequences of one's own."""
   environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
@@ -164,5 +164,5 @@ def test_a_task_is_learned_without_a_fault(task, said, tmp_path, capfd):
   command += ["--workdir", str(tmp_path / "run"), "--json", str(result)]
   subprocess.run(command, env=environment, check=True, timeout=600)
   assert json.loads(result.read_text())["eval"]["exact"] == 1.0
-  assert cli.main(["translate", str(tmp_path / "run"), "h g f"]) == 0
+  assert cli.main(["translate", str(tmp_path / "run"), "b g c"]) == 0
   assert capfd.readouterr().out.splitlines()[-1] == said

@@ -23,7 +23,7 @@ def get_config():
   config.ema_decay = 0.9
   config.optimizer = dict(name="adamw", learning_rate=2e-3, warmup=0.1, weight_decay=0.05, b2=0.95)
   config.evals = dict(test=dict(name="loss", every=20))
-  config.checkpoint.every = 10
+  config.checkpoint.update(every=10, keep=4)
   config.log_every = 1
   config.pictures = ()
   return config
