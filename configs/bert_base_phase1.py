@@ -11,7 +11,7 @@ Published, after both phases: 79.6 on average over GLUE's test sets, and 88.5 F1
     zoo train bert_base_phase1
     zoo train bert_base_phase2
 
-The compiler's prediction for 16 chips (`zoo plan bert_base_phase1 --tpu v5e:4x4`): 110,106,428 parameters, 3.26 GiB of
+The compiler's prediction for 16 chips (`zoo plan bert_base_phase1 --tpu v5e:4x4`): 110,106,428 parameters, 2.62 GiB of
 each chip's 15.75 GiB, which fits; 5.68 ms a step at the chips' peak. At 40 % of that, which is a guess, 900,000 steps
 take 3.6 hours. Not measured: we have no TPU.
 """

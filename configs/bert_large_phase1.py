@@ -10,7 +10,7 @@ The data is that of `bert_base_phase1`.
     zoo train bert_large_phase1
     zoo train bert_large_phase2
 
-The compiler's prediction for 64 chips (`zoo plan bert_large_phase1 --tpu v5e:8x8`): 336,226,108 parameters, 6.49 GiB of
+The compiler's prediction for 64 chips (`zoo plan bert_large_phase1 --tpu v5e:8x8`): 336,226,108 parameters, 6.07 GiB of
 each chip's 15.75 GiB, which fits; 4.89 ms a step at the chips' peak. At 40 % of that, which is a guess, and much for 4
 rows a chip, 900,000 steps take 3.1 hours. Not measured: we have no TPU.
 """

@@ -7,7 +7,7 @@ It goes on with the parameters of `bert_large_phase1`, which tells what is publi
     zoo train bert_glue_mnli model.name=bert/large init.path=runs/bert_large_phase2 \
       data.vocabulary=data/corpus/wiki512/1.0.0
 
-The compiler's prediction for 64 chips (`zoo plan bert_large_phase2 --tpu v5e:8x8`): 13.00 GiB of each chip's 15.75 GiB,
+The compiler's prediction for 64 chips (`zoo plan bert_large_phase2 --tpu v5e:8x8`): 11.31 GiB of each chip's 15.75 GiB,
 which fits; 20.71 ms a step at the chips' peak. At 40 % of that, which is a guess, 100,000 steps take 1.4 hours. Not
 measured: we have no TPU.
 """

@@ -3,7 +3,7 @@
 Published: 28.4 BLEU on newstest2014, of the mean of the last 20 checkpoints (Vaswani et al. 2017, table 2 and 6.1).
 `transformer_base_wmt14_en_de` tells how that differs from the BLEU of `zoo eval`. Those 20 take 51 GB of disk.
 
-The compiler's prediction for 8 chips (`zoo plan transformer_big_wmt14_en_de --tpu v5e:2x4`): 7.85 GiB of each chip's
+The compiler's prediction for 8 chips (`zoo plan transformer_big_wmt14_en_de --tpu v5e:2x4`): 6.90 GiB of each chip's
 15.75 GiB. Not measured: we have no TPU.
 
 The data is 4.5 million pairs, which TFDS downloads from statmt.org. It wants the folder for files that only a person
