@@ -2,9 +2,9 @@
 
 The gradient of a kernel is a sum over all tokens, x^T dy. Where tokens have two axes, batch and place, XLA's CPU
 compiler writes dy anew, transposed, before each such product: a tenth of a training step of BERT. With the two axes
-made one there is nothing to transpose. On a TPU it is the other way round: there two axes cost nothing, and a batch of
-rows whose length is no multiple of 8 would have to be copied to be made one. So which is done is decided when the
-program is compiled for one or the other.
+made one, and heads and their width too, there is nothing to transpose. On a TPU it is the other way round: there two
+axes cost nothing, and a batch of rows whose length is no multiple of 8 would have to be copied to be made one. So which
+is done is decided when the program is compiled for one or the other.
 """
 
 import functools

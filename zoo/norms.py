@@ -25,6 +25,8 @@ class LayerNorm(nn.Module):
   The variance is the mean of the squared deviations: E[x^2] - E[x]^2, Linen's default, loses digits that the
   comparison with published implementations needs.
 
+  For its backward pass it keeps its input and two numbers of each token, whatever else is kept.
+
   Attributes:
     epsilon: added to the variance. dtype: of the output. scale_init: of the scale.
   """
@@ -42,7 +44,7 @@ class LayerNorm(nn.Module):
 
 
 def _mean(x: jax.Array) -> jax.Array:
-  """Of the features, [..., D] to [..., 1]; on a CPU a matrix product, which XLA's own sum has others wait for."""
+  """Over the features, [..., D] to [..., 1]; by a product on a CPU, which before a sum writes out scale and rate."""
 
   def product(x):
     D = x.shape[-1]
