@@ -210,7 +210,7 @@ def test_full_disk_is_told_before_the_first_step(tmp_path, monkeypatch):
   usage = namedtuple("usage", "total used free")
   monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
   with pytest.raises(ValueError, match=r"0.00 GB free, 3 checkpoints of this run need"):
-    loop.train(load(), tmp_path)
+    loop.train(load("checkpoint.keep=2"), tmp_path)
   assert not (tmp_path / "metrics.jsonl").exists()
 
 
