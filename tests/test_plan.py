@@ -84,6 +84,9 @@ def test_loops_branches_and_wrappers():
   def branched(x, w):
     return lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x @ w @ w)
 
+  def otherwise_on_a_cpu(x, w):
+    return lax.platform_dependent(x, w, cpu=lambda x, w: x @ w @ w, default=jnp.matmul)
+
   def unknown(x, w):
     return lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ w, x)
 
@@ -99,6 +102,7 @@ def test_loops_branches_and_wrappers():
   assert plan.count_macs(looped, x, w) == plan.count_macs(scanned, x, w) == 4 * once
   assert plan.count_macs(nested, x, w) == 12 * once
   assert plan.count_macs(branched, x, w) == 2 * once
+  assert plan.count_macs(otherwise_on_a_cpu, x, w) == once
   assert plan.count_macs(unknown, x, w) == once
   custom_forward.defjvp(lambda x, dx: (x[0] @ x[1], dx[0]))
   for wrapped in (jax.jit(jnp.matmul), jax.checkpoint(jnp.matmul), custom, custom_forward):

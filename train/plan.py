@@ -78,8 +78,9 @@ def count_macs(function: Callable, *args) -> int:
   """Multiply-adds of all matmuls and convolutions of a function, over all devices; nothing is run or allocated.
 
   What no output needs is not counted, as XLA leaves it out. A scan counts its body as often as it runs, a `cond` its
-  dearest branch, rematerialisation what it computes again. A `while` loop, whose length nobody knows, counts its body
-  once. The zeros that a strided convolution's gradient is filled up with are not counted.
+  dearest branch, rematerialisation what it computes again. Where a CPU goes a way of its own, such as a sum by a matrix
+  product, the other is counted. A `while` loop, whose length nobody knows, counts its body once. The zeros that a
+  strided convolution's gradient is filled up with are not counted.
 
   Args:
     function: traceable by JAX.
@@ -109,7 +110,8 @@ def _equation_macs(eqn: core.JaxprEqn) -> int:
     return math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // out_features // zeros
   inner = [_macs(j) for value in params.values() for j in _jaxprs(value)]
   if name == "cond":
-    return max(inner)
+    platforms = params.get("branches_platforms") or ()
+    return inner[platforms.index(None)] if None in platforms else max(inner)
   if name == "scan":
     return sum(inner) * params["length"]
   if name == "shard_map":  # its body is what one device does
