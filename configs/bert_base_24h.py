@@ -16,7 +16,7 @@ A pooler is not pretrained. To fine-tune:
       model.max_length=128 model.mask=4 model.order=pre "init.keep=('head/.*', 'pooler/.*')"
 
 The compiler's prediction for a chip (`zoo plan bert_base_24h --tpu v5e:1x1`): 109,220,922 parameters, 5.97 of 15.75
-GiB, which fits, with 64 rows at a time; 1.455 s a step at the chip's peak. At 40 % of that, which is a guess, 23,000
+GiB, which fits, with 64 rows at a time; 1.454 s a step at the chip's peak. At 40 % of that, which is a guess, 23,000
 steps take 23.2 hours: 12,000 million tokens. The speed is in the log after 20 steps; then set `steps` to 82,000 s
 divided by what a step takes, and begin anew. Not measured: we have no TPU.
 """

@@ -7,7 +7,7 @@ It goes on with the parameters of `bert_base_phase1`, which tells what is publis
     zoo train bert_glue_mnli init.path=runs/bert_base_phase2 data.vocabulary=data/corpus/wiki512/1.0.0
 
 The compiler's prediction for 16 chips (`zoo plan bert_base_phase2 --tpu v5e:4x4`): 9.71 GiB of each chip's 15.75 GiB,
-which fits; 24.46 ms a step at the chips' peak. At 40 % of that, which is a guess, 100,000 steps take 1.7 hours. Not
+which fits; 24.45 ms a step at the chips' peak. At 40 % of that, which is a guess, 100,000 steps take 1.7 hours. Not
 measured: we have no TPU.
 """
 

@@ -7,7 +7,7 @@ code, which clips gradients at norm 5 where the paper says 1 (A2.1).
     zoo train swin_t_imagenet --workdir runs/swin_t
 
 The compiler's prediction for 16 chips (`zoo plan swin_t_imagenet --tpu v5e:4x4`): 28,288,354 parameters, 6.27 of each
-chip's 15.75 GiB, which fits; 8.76 ms a step at the chips' peak. Not measured: we have no TPU.
+chip's 15.75 GiB, which fits; 8.74 ms a step at the chips' peak. Not measured: we have no TPU.
 """
 
 from configs._swin import swin
