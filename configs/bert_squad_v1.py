@@ -9,7 +9,7 @@ data.train_split=train-v1.1 data.eval_split=dev-v1.1.
     zoo prepare squad/v1.1 --data-dir data
     zoo train bert_squad_v1 init.path=bert-base-uncased data.vocabulary=bert-base-uncased data.data_dir=data
 
-On one TPU chip of 16 GB it needs accumulate=2: `configs/_glue.py` has the plans.
+It fits on one TPU chip of 16 GB: `configs/_glue.py` has the plans.
 """
 
 from configs._glue import fine_tuned
