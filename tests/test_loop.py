@@ -108,7 +108,7 @@ def test_killed_and_stopped_it_ends_bit_for_bit_the_same(environment, whole, tmp
   process.send_signal(signal.SIGTERM)
   output, _ = process.communicate(timeout=60)
   assert process.returncode == 0, output
-  assert re.search(rf"going on at step [12]0 of {STEPS}", output)
+  assert re.search(rf"going on at step [1-3]0 of {STEPS}", output)
   stopped = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
   assert stopped >= 37 and f"Stopped by SIGTERM after step {stopped}" in output
   command = next(line.split() for line in output.splitlines() if line.strip().startswith("zoo train"))

@@ -152,7 +152,7 @@ def test_what_the_vocabulary_has_not_can_only_be_copied():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "said"), [("reverse", "c g b"), ("sort", "b c g")])
+@pytest.mark.parametrize(("task", "said"), [("copy", "b g c"), ("reverse", "c g b"), ("sort", "b c g")])
 def test_a_task_is_learned_without_a_fault(task, said, tmp_path, capfd):
   """By the commands, trained with machine code as users have it; then sequences of one's own."""
   environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}

@@ -25,7 +25,7 @@ class LayerNorm(nn.Module):
   The variance is the mean of the squared deviations: E[x^2] - E[x]^2, Linen's default, loses digits that the
   comparison with published implementations needs.
 
-  For its backward pass it keeps its input and two numbers of each token, whatever else is kept.
+  Its backward pass keeps the input and two numbers of each token, and computes the rest anew.
 
   Attributes:
     epsilon: added to the variance. dtype: of the output. scale_init: of the scale.
@@ -66,7 +66,6 @@ def _layer_norm(epsilon: float, dtype: jnp.dtype, x: jax.Array, scale: jax.Array
 
 
 def _layer_norm_backward(epsilon: float, dtype: jnp.dtype, kept: tuple, dy: jax.Array):
-  """Keeps the input and two numbers for each token; the rest is computed anew."""
   # Without the barrier the compiler recognises what the forward pass has computed, and keeps that.
   (x, mean, rate, scale), dy = jax.lax.optimization_barrier((kept, dy))
   rate, dy, axes = rate[..., None], dy.astype(jnp.float32), x.ndim - 1
