@@ -4,8 +4,8 @@
     python tests/bench/bench_models.py [--models vit/s16 vit/b16 mae/b16 swin/t convnext/t] [--what train forward]
       [--batch 8] [--rounds 5]
 
-Both sides get images of 224 x 224 in float32, in turns, with two threads, each in a process of its own; a training step
-is forward, backward and AdamW, a forward pass gives the logits of an evaluation.
+Both sides get images of 224 x 224 in float32, in turns, with two threads, each in a process of its own, with huge pages
+(`timing`); a training step is forward, backward and AdamW, a forward pass gives the logits of an evaluation.
 """
 
 import argparse
@@ -35,10 +35,7 @@ def ours(name: str, batch: int, what: str):
   from train.objectives import classify, mae
   from train.step import init_state, make_step
 
-  # Scanned and with only the matrix products kept, because unrolled XLA for CPUs fuses the residual stream of all
-  # layers; but Swin measured 4 to 10 % slower so.
-  how = {} if name.startswith("swin/") else dict(scan=True, remat="dots_saveable")
-  model = zoo.create(name, **how)
+  model = zoo.create(name)
   images = np.random.default_rng(0).integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8)
   pixels = (images / 127.5 - 1).astype(np.float32)
   variables = jax.jit(model.init)(rng.streams(rng.root(0), "params", "mask"), pixels[:1])
@@ -118,7 +115,7 @@ def main() -> None:
     for what in options.what:
       case = name, options.batch, what
       made = {"ours": timing.Apart(ours, *case), "theirs": timing.Apart(theirs, *case)}
-      seconds = timing.in_turns(made, options.rounds)
+      seconds = timing.in_turns(made, options.rounds, calls=3)  # as in training: one after another
       whose = made["theirs"].about
       for side in made.values():
         side.close()

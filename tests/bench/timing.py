@@ -1,10 +1,16 @@
-"""Timing things against each other in one run, in turns, so that a machine whose speed drifts still compares."""
+"""Timing things against each other in one run, in turns, so that a machine whose speed drifts still compares.
+
+Processes of their own (`Apart`), whichever side they are, ask Linux for huge pages, as the README advises for training
+on a CPU; with GLIBC_TUNABLES= in the environment they do not.
+"""
 
 import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable
+
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # read by glibc when a process starts
 
 
 def two_cores() -> None:
@@ -46,8 +52,10 @@ def _serve(pipe, make: Callable, args: tuple) -> None:
     pipe.send(True)
 
 
-def in_turns(functions: dict[str, Callable[[], object]], rounds: int, settle: int = 1) -> dict[str, list[float]]:
-  """Seconds of each call; a round calls every function once, each of which returns when its work is done.
+def in_turns(
+  functions: dict[str, Callable[[], object]], rounds: int, settle: int = 1, calls: int = 1
+) -> dict[str, list[float]]:
+  """Seconds a call; a round calls every function `calls` times on end, each of which returns when its work is done.
 
   Before that it is called `settle` times for nothing: it compiles, and gets back the caches and the free memory that
   the others had (which under a hypervisor may cost a second).
@@ -58,8 +66,9 @@ def in_turns(functions: dict[str, Callable[[], object]], rounds: int, settle: in
       for _ in range(settle):
         function()
       start = time.perf_counter()
-      function()
-      seconds[name].append(time.perf_counter() - start)
+      for _ in range(calls):
+        function()
+      seconds[name].append((time.perf_counter() - start) / calls)
   return seconds
 
 
