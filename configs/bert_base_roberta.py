@@ -17,7 +17,7 @@ A pooler is not pretrained. To fine-tune:
     zoo train bert_glue_mnli init.path=runs/bert_base_roberta data.vocabulary=data/corpus/wiki_sentences512/1.0.0 \
       model.vocab=50265 model.mask=4 "init.keep=('head/.*', 'pooler/.*')"
 
-The compiler's prediction for 64 chips (`zoo plan bert_base_roberta --tpu v5e:8x8`): 124,696,665 parameters, 9.85 GiB of
+The compiler's prediction for 64 chips (`zoo plan bert_base_roberta --tpu v5e:8x8`): 124,696,665 parameters, 8.58 GiB of
 each chip's 15.75 GiB, which fits, with 8 rows at a time; 0.200 s a step at the chips' peak. At 40 % of that, which is a
 guess, 31,000 steps take 4.3 hours. Not measured: we have no TPU.
 """

@@ -6,7 +6,7 @@ depth.
     zoo prepare imagenet2012 --data-dir data
     zoo train swin_b_imagenet --workdir runs/swin_b
 
-The compiler's prediction for 32 chips (`zoo plan swin_b_imagenet --tpu v5e:4x8`): 87,768,224 parameters, 9.91 of each
+The compiler's prediction for 32 chips (`zoo plan swin_b_imagenet --tpu v5e:4x8`): 87,768,224 parameters, 7.84 of each
 chip's 15.75 GiB, which fits; 15.03 ms a step at the chips' peak. On 16 chips it needs 16.07 GiB, 0.32 too
 much. Not measured: we have no TPU.
 """

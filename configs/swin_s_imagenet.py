@@ -6,7 +6,7 @@ stochastic depth.
     zoo prepare imagenet2012 --data-dir data
     zoo train swin_s_imagenet --workdir runs/swin_s
 
-The compiler's prediction for 16 chips (`zoo plan swin_s_imagenet --tpu v5e:4x4`): 49,606,258 parameters, 13.82 of each
+The compiler's prediction for 16 chips (`zoo plan swin_s_imagenet --tpu v5e:4x4`): 49,606,258 parameters, 10.74 of each
 chip's 15.75 GiB, which fits; 17.03 ms a step at the chips' peak. Not measured: we have no TPU.
 """
 
