@@ -5,6 +5,9 @@ tokens and normalises them after pooling). The learning rate is 5e-4 x batch / 2
 work directory; Facebook's .pth files work too, with init.layout=timm init.ignore="norm\\..*".
 
     zoo train mae_b16_finetune_imagenet init.path=runs/mae_b16 --workdir runs/mae_b16_finetune
+
+The compiler's prediction for 16 chips (`zoo plan mae_b16_finetune_imagenet --tpu v5e:4x4`): 86,416,360 parameters, 9.11
+of each chip's 15.75 GiB, which fits; 34.16 ms a step at the chips' peak. Not measured: we have no TPU.
 """
 
 from configs._imagenet import DEIT_AUGMENT, PIXELS, imagenet, steps

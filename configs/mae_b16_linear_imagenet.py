@@ -4,6 +4,9 @@ Published: 68.0 % top-1 (He et al. 2022; settings of table 10): the class token,
 scale and bias, one linear layer; nothing else trains. The learning rate is 0.1 x batch / 256.
 
     zoo train mae_b16_linear_imagenet init.path=runs/mae_b16 --workdir runs/mae_b16_linear
+
+The compiler's prediction for 16 chips (`zoo plan mae_b16_linear_imagenet --tpu v5e:4x4`): 86,416,360 parameters, 5.61
+of each chip's 15.75 GiB, which fits; 182.60 ms a step at the chips' peak. Not measured: we have no TPU.
 """
 
 from configs._imagenet import PIXELS, imagenet, steps

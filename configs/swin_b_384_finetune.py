@@ -8,7 +8,7 @@ init.layout=microsoft.
     zoo train swin_b_imagenet --workdir runs/swin_b
     zoo train swin_b_384_finetune --workdir runs/swin_b_384
 
-The compiler's prediction for 16 chips (`zoo plan swin_b_384_finetune --tpu v5e:4x4`): 87,903,584 parameters, 51.32 GiB
+The compiler's prediction for 16 chips (`zoo plan swin_b_384_finetune --tpu v5e:4x4`): 87,903,584 parameters, 40.00 GiB
 of each chip's 15.75 GiB, which does not fit; 91.74 ms a step at the chips' peak. It takes more chips, or
 `accumulate`. Not measured: we have no TPU.
 """

@@ -6,9 +6,9 @@ depth.
     zoo prepare imagenet2012 --data-dir data
     zoo train swin_b_imagenet --workdir runs/swin_b
 
-The compiler's prediction for 32 chips (`zoo plan swin_b_imagenet --tpu v5e:4x8`): 87,768,224 parameters, 7.84 of each
-chip's 15.75 GiB, which fits; 15.03 ms a step at the chips' peak. On 16 chips it needs 16.07 GiB, 0.32 too
-much. Not measured: we have no TPU.
+The compiler's prediction for 16 chips (`zoo plan swin_b_imagenet --tpu v5e:4x4`): 87,768,224 parameters, 14.40 of each
+chip's 15.75 GiB, which fits; 30.07 ms a step at the chips' peak. On 32 chips it needs 7.84 GiB. Not measured: we have
+no TPU.
 """
 
 from configs._swin import swin
