@@ -8,7 +8,7 @@ zoo train vit_fashion_mnist init.path=runs/patch_prediction_fashion_mnist \
   "init.ignore=params/(encoder/mask|head/.*)" "init.keep=head/.*" --workdir runs/patch_prediction_finetuned
 
 The probe comes to 79.3 %, and to 67.0 % of an untrained encoder; fine-tuned it is 85.3 %, from scratch under the same
-recipe 81.1 % (one seed, 2,000 test images). On one core of a Xeon the two trainings take 11 and 7 minutes.
+recipe 81.1 % (one seed, 2,000 test images). On one core of a Xeon the two trainings take 12 and 8 minutes.
 """
 
 from configs import quickstart

@@ -8,7 +8,7 @@ zoo train swin_fashion_mnist init.path=runs/simmim_fashion_mnist \
   "init.ignore=params/(encoder/stage_0/mask|pixels/.*)" "init.keep=head/.*" --workdir runs/simmim_finetuned
 
 The probe comes to 72.1 %, and to 47.8 % of an untrained encoder; fine-tuned it is 82.0 %, hardly more than the 81.8 %
-from scratch under the same recipe (one seed, 2,000 test images). On one core of a Xeon the two trainings take 17 and 9
+from scratch under the same recipe (one seed, 2,000 test images). On one core of a Xeon the two trainings take 15 and 12
 minutes.
 """
 
