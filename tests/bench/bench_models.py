@@ -5,7 +5,7 @@
       [--batch 8] [--rounds 5]
 
 Both sides get images of 224 x 224 in float32, in turns, with two threads, each in a process of its own, with huge pages
-(`timing`); a training step is forward, backward and AdamW, a forward pass gives the logits of an evaluation.
+(`timing.Apart`); a training step is forward, backward and AdamW, a forward pass gives the logits of an evaluation.
 """
 
 import argparse

@@ -1,16 +1,10 @@
-"""Timing things against each other in one run, in turns, so that a machine whose speed drifts still compares.
-
-Processes of their own (`Apart`), whichever side they are, ask Linux for huge pages, as the README advises for training
-on a CPU; with GLIBC_TUNABLES= in the environment they do not.
-"""
+"""Timing things against each other in one run, in turns, so that a machine whose speed drifts still compares."""
 
 import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable
-
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # read by glibc when a process starts
 
 
 def two_cores() -> None:
@@ -22,11 +16,15 @@ def two_cores() -> None:
 class Apart:
   """A function in a process of its own, which sleeps between calls: two libraries' threads do not meet.
 
+  Whichever side it is, it asks Linux for huge pages, as the README advises for training on a CPU; with GLIBC_TUNABLES=
+  in the environment it does not.
+
   Args:
     make: called in that process with `args`; returns what a call runs. Its result must be short: it is sent back.
   """
 
   def __init__(self, make: Callable, *args):
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # glibc reads it when a process starts
     context = multiprocessing.get_context("spawn")
     self._pipe, theirs = context.Pipe()
     self._process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
