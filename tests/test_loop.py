@@ -30,11 +30,11 @@ STEPS = 60
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory, quick_flags):
+def environment(tmp_path_factory):
   """One device, and compiled programs shared by the processes of this module."""
   cache = tmp_path_factory.mktemp("cache")
   return os.environ | dict(
-    XLA_FLAGS=quick_flags, JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
+    JAX_NUM_CPU_DEVICES="1", JAX_COMPILATION_CACHE_DIR=str(cache), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
   )
 
 
@@ -150,7 +150,7 @@ def test_goes_on_with_another_number_of_devices(environment, whole, tmp_path, pa
   name, data, fsdp = parallel
   shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
   shutil.rmtree(tmp_path / "checkpoints" / str(STEPS))
-  eight = environment | dict(XLA_FLAGS=f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count=8")
+  eight = environment | dict(JAX_NUM_CPU_DEVICES="8")
   output = run(eight, tmp_path, f"parallel.name={name}", f"parallel.data={data}", f"parallel.fsdp={fsdp}")
   assert f"going on at step {STEPS - 10}" in output
   # Sums over devices are in another order, so to rounding and not to the bit.

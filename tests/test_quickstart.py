@@ -1,7 +1,6 @@
 """The first thing anybody does: one command that pretrains, probes, and draws."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,9 +9,9 @@ from PIL import Image
 
 
 @pytest.mark.slow
-def test_the_first_command_teaches_an_encoder(tmp_path):
+def test_the_first_command_teaches_an_encoder(tmp_path, as_users_have_it):
   # One device, code that is optimised, and large pages: it trains in half the time.
-  environment = os.environ | dict(XLA_FLAGS="", GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
+  environment = as_users_have_it | dict(GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
   # A third of its epochs; all of them make it nearly twice as much better as these (README).
   command = [sys.executable, "-m", "train", "train", "quickstart", "epochs=6", "--workdir", str(tmp_path / "run")]
   done = subprocess.run(

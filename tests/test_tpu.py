@@ -17,8 +17,6 @@ from train.config import defaults
 from train.program import Program
 from zoo import decode
 
-pytestmark = pytest.mark.usefixtures("flags_that_libtpu_knows")
-
 SHAPE = "v5e:2x2"
 # Each device's examples: twice a prime that no parameter's size has, so whatever is a multiple of it carries examples.
 LOCAL = 26
