@@ -5,10 +5,11 @@ from pathlib import Path
 from setuptools import find_namespace_packages, setup
 
 EXTRAS = {
+  # JAX pins the libtpu that belongs to it: it drives a TPU, and it is the compiler that `zoo plan` uses without one.
   "tpu": ["jax[tpu]"],
-  "cuda": ["jax[cuda12]"],
-  # The real TPU compiler, which needs no TPU: `zoo plan`.
-  "plan": ["libtpu>=0.0.52"],
+  "plan": ["jax[tpu]"],
+  "cuda": ["jax[cuda13]"],
+  "cuda12": ["jax[cuda12]"],  # for NVIDIA drivers older than 580
   # The published implementations that the models are compared with.
   "parity": [
     "torch>=2.14",
@@ -35,25 +36,26 @@ setup(
   packages=find_namespace_packages(include=["zoo*", "train*", "configs*"]),
   package_data={"train.datasets": ["**/*"]},
   install_requires=[
-    "jax>=0.10.2",
-    "flax>=0.12.8",
-    "optax>=0.2.8",
-    "orbax-checkpoint>=0.12.8",
+    "jax>=0.7.2",
+    "flax>=0.11.2",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.11.24",
     "tensorflow-datasets>=4.9.10",
-    "importlib_resources>=7.1",  # tensorflow-datasets imports it without asking for it
-    "grain>=0.2.18",
-    "ml_collections>=1.1",
-    "numpy>=2.4",
-    "scipy>=1.17",
-    "opencv-python-headless>=5.0",
-    "simplejpeg>=1.9",
-    "pillow>=12.3",  # the newest that Apache Beam allows
-    "matplotlib>=3.11",
-    "safetensors>=0.8",
-    "tensorboardX>=2.6.5",
-    "rich>=15",
-    "tokenizers>=0.23.3",
-    "sacrebleu>=2.6",
+    "importlib_resources>=6.0",  # tensorflow-datasets imports it without asking for it
+    "grain>=0.2.15",
+    "ml_collections>=1.0",
+    "numpy>=2.0",
+    "packaging>=24.0",
+    "scipy>=1.14",
+    "opencv-python-headless>=4.11",
+    "simplejpeg>=1.8.2",
+    "pillow>=11.0",
+    "matplotlib>=3.9",
+    "safetensors>=0.5",
+    "tensorboardX>=2.6.2.2",
+    "rich>=13.7",
+    "tokenizers>=0.21",
+    "sacrebleu>=2.5",
   ],
   extras_require=EXTRAS,
   entry_points={"console_scripts": ["zoo = train.cli:main"]},

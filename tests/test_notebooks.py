@@ -1,9 +1,13 @@
 """Notebooks run from top to bottom, with small sizes, and are committed without what they put out."""
 
 import base64
+import fnmatch
+import glob
 import http.server
+import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -124,9 +128,15 @@ def test_all_notebooks_begin_alike():
   assert {first_cell(FOLDER / name) for name in NOTEBOOKS} == {first_cell()}
 
 
-def run_first_cell(monkeypatch, folder, **environment):
-  """Runs it as if the project were not installed; returns what it would have given to pip."""
+class Asked(NamedTuple):
+  """What the first cell asks pip for."""
 
+  extra: str
+  source: str
+
+
+def run_first_cell(monkeypatch, folder, **environment) -> Asked:
+  """Runs it as if the project were not installed."""
   commands, version = [], metadata.version
 
   def missing(name):
@@ -145,12 +155,33 @@ def run_first_cell(monkeypatch, folder, **environment):
   (command,) = commands
   assert command[:4] == [sys.executable, "-m", "pip", "install"]
   name, _, source = command[-1].partition(" @ ")
-  assert name.partition("[")[0] == "transformer-zoo"
-  return source
+  name, _, extra = name.partition("[")
+  assert name == "transformer-zoo"
+  return Asked(extra.removesuffix("]"), source)
 
 
 def test_a_checkout_is_installed_from_its_own_folder(monkeypatch):
-  assert run_first_cell(monkeypatch, FILE.parent) == FILE.parents[1].as_uri()
+  assert run_first_cell(monkeypatch, FILE.parent).source == FILE.parents[1].as_uri()
+
+
+@pytest.mark.parametrize(
+  ("devices", "installed", "extra"),
+  [
+    ((), (), ""),
+    (("/dev/accel0",), (), "tpu"),
+    (("/dev/vfio/0",), (), "tpu"),
+    (("/dev/vfio/0",), ("libtpu",), ""),  # a TPU runtime of Colab
+    (("nvidia-smi",), (), "cuda"),
+    (("nvidia-smi",), ("libtpu",), "cuda"),
+    (("nvidia-smi",), ("libtpu", "jax_cuda12_plugin"), ""),  # a GPU runtime of Colab
+    (("nvidia-smi",), ("jax_cuda13_plugin",), ""),
+  ],
+)
+def test_jax_for_the_hardware_is_installed_where_it_is_missing(monkeypatch, devices, installed, extra):
+  monkeypatch.setattr(glob, "glob", lambda pattern: fnmatch.filter(devices, pattern))
+  monkeypatch.setattr(shutil, "which", lambda name: name if name in devices else None)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in installed else None)
+  assert run_first_cell(monkeypatch, FILE.parent).extra == extra
 
 
 def test_what_was_loaded_before_a_new_version_came_is_told(monkeypatch):
@@ -163,7 +194,7 @@ def test_elsewhere_the_repository_is_asked_for_or_given(monkeypatch, tmp_path):
   with pytest.raises(ValueError, match="Set REPO"):
     run_first_cell(monkeypatch, tmp_path)
   address = "https://example.org/zoo.git"
-  assert run_first_cell(monkeypatch, tmp_path, ZOO_REPO=address) == f"git+{address}"
+  assert run_first_cell(monkeypatch, tmp_path, ZOO_REPO=address).source == f"git+{address}"
 
 
 @pytest.mark.parametrize(
@@ -186,9 +217,9 @@ def test_colab_tells_where_the_notebook_comes_from(monkeypatch, tmp_path, path):
   with http.server.HTTPServer(("127.0.0.1", 0), Sessions) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-      source = run_first_cell(
+      asked = run_first_cell(
         monkeypatch, tmp_path, COLAB_JUPYTER_IP="127.0.0.1", KMP_TARGET_PORT=str(server.server_port)
       )
     finally:
       server.shutdown()
-  assert source == "git+https://github.com/someone/zoo"
+  assert asked.source == "git+https://github.com/someone/zoo"

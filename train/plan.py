@@ -25,6 +25,7 @@ from train import sharding
 from train.collectives import Collective, collectives
 from train.program import Program
 from train.step import State
+from zoo import compat
 from zoo.errors import nearest
 
 # ---- chips
@@ -115,7 +116,7 @@ def _equation_macs(eqn: core.JaxprEqn) -> int:
   if name == "scan":
     return sum(inner) * params["length"]
   if name == "shard_map":  # its body is what one device does
-    return sum(inner) * math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return sum(inner) * math.prod(params["mesh"].shape[axis] for axis in compat.manual_axes(params))
   if name == "pallas_call":
     return sum(inner) * math.prod(params["grid_mapping"].grid)
   return sum(inner)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo import init, norms, positions
+from zoo import compat, init, norms, positions
 from zoo.attention import attend, cosine
 from zoo.axes import by_batch
 from zoo.dense import Dense, dot_general
@@ -365,7 +365,10 @@ def tied_logits(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
   """How well each word's embedding fits: [B, T, V], summed in float32 (Press & Wolf 2017, 2)."""
   expect(x_BTD=x_BTD, table_VD=table_VD)
   table_DV = table_VD.astype(x_BTD.dtype).T
-  return dot_general(x_BTD, table_DV, (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+  product = functools.partial(
+    dot_general, dimension_numbers=(((2,), (0,)), ((), ())), preferred_element_type=jnp.float32
+  )
+  return compat.float32_product(product, x_BTD, table_DV)
 
 
 def drop_path_rates(maximum: float, depth: int) -> np.ndarray:

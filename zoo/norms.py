@@ -153,7 +153,7 @@ def token_mean(x: jax.Array, real: jax.Array | None = None) -> jax.Array:
   tokens = tuple(range(x.ndim - 1))
   if real is None:
     return x.mean(tokens)
-  return jnp.where(real[..., None], x, 0).sum(tokens) / jnp.maximum(real.sum(), 1)
+  return jnp.where(real[..., None], x, 0).sum(tokens) / jnp.maximum(jnp.sum(real), 1)
 
 
 @jax.custom_vjp

@@ -55,7 +55,9 @@ class Vocabulary:
   source: str = "the vocabulary"
 
   def __post_init__(self):
-    ids = {name: [*filter(None.__ne__, map(self.tokenizer.token_to_id, texts))] for name, texts in SPECIAL.items()}
+    ids = {
+      name: [i for i in map(self.tokenizer.token_to_id, texts) if i is not None] for name, texts in SPECIAL.items()
+    }
     if missing := [SPECIAL[name][0] for name, found in ids.items() if not found]:
       raise ValueError(
         f"{self.source} has no {', '.join(missing)}; wanted each of {', '.join(t for t, _ in SPECIAL.values())} (or "
