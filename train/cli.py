@@ -2,17 +2,14 @@
 
 import argparse
 import functools
-import glob
 import importlib.util
 import inspect
 import json as json_module
 import logging
 import os
-import platform
 import re
 import shlex
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -256,56 +253,18 @@ def configs(json):
 
 
 def doctor(json):
-  """Tell which devices are really used, which versions are installed, and how long a tiny step takes."""
-  import importlib.metadata
+  """Report the devices that are used, the versions, the time of a tiny step, and what is wrong (else exit 1)."""
+  from train import doctor
 
-  import jax
-  import jax.numpy as jnp
-
-  import zoo
-  from train import metrics, rng
-  from train.objectives.classify import Objective
-  from train.optim import make
-  from train.step import init_state, make_step
-
-  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
-  versions = {name: importlib.metadata.version(name) for name in packages}
-  for name in ("libtpu", "torch", "transformers"):
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = "not installed"
-  model = zoo.create("vit/test")
-  image = jnp.zeros((8, *model.config.image_size, 3), jnp.uint8)
-  batch = dict(image=image, label=jnp.zeros(8, jnp.int32), valid=jnp.ones(8, bool), id=jnp.arange(8))
-  variables = jax.jit(model.init)({"params": jax.random.key(0)}, image.astype(jnp.float32))
-  optimizer, _ = make(variables["params"], 10, learning_rate=1e-3)
-  state = init_state(variables, optimizer)
-  start = time.perf_counter()
-  step = jax.jit(make_step(Objective(), model, optimizer)).lower(state, batch, rng.root(0)).compile()
-  compile_seconds = time.perf_counter() - start
-  times = []
-  for _ in range(20):
-    start = time.perf_counter()
-    state, values = step(state, batch, rng.root(0))
-    jax.block_until_ready(values)
-    times.append(time.perf_counter() - start)
-  devices = jax.devices()
-  result = {
-    "backend": jax.default_backend(),
-    "devices": [f"{d.id}: {d.device_kind}" for d in devices],
-    "processes": jax.process_count(),
-    "python": platform.python_version(),
-    **versions,
-    "tiny step compiled in": f"{compile_seconds:.1f} s",
-    "tiny step runs in": f"{sorted(times)[len(times) // 2] * 1e3:.2f} ms",
-    "matmul": f"{metrics.measured_matmul() / 1e9:,.0f} GFLOP/s",
-  }
+  facts, problems = doctor.examine()
   table = Table(box=None, show_header=False)
-  for key, value in result.items():
+  for key, value in facts.items():
     table.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
   _console().print(table)
-  _write(json, result)
+  for found in problems:
+    print(f"problem: {found.problem}\n    fix: {found.remedy}")
+  _write(json, facts | {"problems": [vars(found) for found in problems]})
+  return 1 if problems else 0
 
 
 # Any argument of this form changes the config; values are Python literals, anything else is a string. A word without a
@@ -471,11 +430,14 @@ def _write(path: str | None, value) -> None:
 
 def _quiet() -> None:
   """Keeps libraries' chatter off the screen: what a user needs to know, `zoo` says."""
-  accelerators = [*glob.glob("/dev/accel*"), *glob.glob("/dev/vfio/[0-9]*"), *glob.glob("/dev/nvidia[0-9]*")]
-  if importlib.util.find_spec("libtpu") and not accelerators:
+  from train.doctor import accelerators
+
+  if importlib.util.find_spec("libtpu") and not accelerators():
     # libtpu is here for `zoo plan`; looking for a TPU would take time and tell of errors that are none.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+  # Grain warns with every jaxlib before 0.11 that it cannot profile its workers, which nobody has asked for.
+  logging.getLogger("absl").addFilter(lambda record: "worker profiling requires jaxlib" not in record.getMessage())
   # Where Orbax cannot write an array, the others' failures are not asked for: one error tells of all.
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
