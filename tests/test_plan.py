@@ -158,3 +158,23 @@ def test_models_are_described():
 def test_every_family_is_described():
   found = plan.describe_models("*/test")
   assert [m.name for m in found] == zoo.names("*/test") and all(m.parameters and m.macs and m.inputs for m in found)
+
+
+# ---- what the TPU compiler says
+
+
+@pytest.mark.parametrize(
+  ("message", "needed", "usable"),
+  [
+    ("RESOURCE_EXHAUSTED: program (24.00G) exceeds available HBM (16.00G) by 8G", 24 * 2**30, 16 * 2**30),
+    ("Ran out of memory in memory space hbm. Used 24.00G of 512.00M hbm. Exceeded", 24 * 2**30, 2**29),
+    ("Allocation (size=34359738368) would exceed memory (size=17179869184) :: #allocation9", 2**35, 2**34),
+  ],
+)
+def test_out_of_memory_in_every_wording(message, needed, usable):
+  found = plan.out_of_hbm(message)
+  assert (found.needed, found.usable) == (needed, usable)
+
+
+def test_another_error_is_none_of_memory():
+  assert plan.out_of_hbm("INVALID_ARGUMENT: 3 of 4 devices") is None

@@ -261,13 +261,24 @@ def compile_for(function: Callable, *args, **jit_options) -> jax.stages.Compiled
   try:
     return jitted.lower(*args).compile()
   except jax.errors.JaxRuntimeError as error:
-    # Two wordings: "... (24.02G) exceeds available HBM (15.75G)", "Used 24.02G of 15.75G hbm".
-    found = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", str(error))
-    found = found or re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
-    if not found:
-      raise
-    needed, usable = (float(n) * 1024 ** " KMGT".index(u or " ") for n, u in (found.groups()[:2], found.groups()[2:]))
-    raise OutOfHbm(int(needed), int(usable)) from error
+    if too_much := out_of_hbm(str(error)):
+      raise too_much from error
+    raise
+
+
+def out_of_hbm(message: str) -> OutOfHbm | None:
+  """What a compiler's error says of memory, in the wordings of libtpu 0.0.23 to 0.0.52; None if it is another error."""
+  number = r"([\d.]+)([KMGT]?)"
+  wordings = (
+    rf"\({number}\) exceeds available HBM \({number}\)",
+    rf"Used {number} of {number} hbm",
+    rf"Allocation \(size={number}\) would exceed memory \(size={number}\)",
+  )
+  for found in filter(None, (re.search(wording, message) for wording in wordings)):
+    parts = found.groups()
+    needed, usable = (float(n) * 1024 ** " KMGT".index(unit or " ") for n, unit in (parts[:2], parts[2:]))
+    return OutOfHbm(int(needed), int(usable))
+  return None
 
 
 def hbm(compiled: jax.stages.Compiled, chip: Chip) -> Memory:
