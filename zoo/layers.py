@@ -365,9 +365,10 @@ def tied_logits(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
   """How well each word's embedding fits: [B, T, V], summed in float32 (Press & Wolf 2017, 2)."""
   expect(x_BTD=x_BTD, table_VD=table_VD)
   table_DV = table_VD.astype(x_BTD.dtype).T
-  product = functools.partial(
-    dot_general, dimension_numbers=(((2,), (0,)), ((), ())), preferred_element_type=jnp.float32
-  )
+
+  def product(x, w):
+    return dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
   return compat.float32_product(product, x_BTD, table_DV)
 
 
