@@ -1,6 +1,6 @@
-"""What this machine offers and what JAX uses of it: accelerators, versions that do not fit, the speed of a step.
+"""The accelerators of this machine and whether JAX uses them, incompatible versions, the speed of a step.
 
-JAX is imported only by the functions that need it: with a jaxlib that does not fit, its import fails.
+JAX is imported only by the functions that need it: with an incompatible jaxlib its import fails.
 """
 
 import os
@@ -26,7 +26,7 @@ CUDA = ("cuda12", "cuda13")  # extras of JAX
 
 @dataclass(frozen=True)
 class Problem:
-  """What is wrong, and the command or step that mends it."""
+  """What is wrong, and the command or step that fixes it."""
 
   problem: str
   remedy: str
@@ -63,7 +63,7 @@ def version_problems(find: Callable[[str], metadata.Distribution] = metadata.dis
     find: a distribution by its name, or PackageNotFoundError.
   """
   jax, problems = _version("jax", find), {}
-  # Whose requirements, those of which of its extras, and what installs them; what is not given is the requirement.
+  # (distribution, extra, what to install instead; None: the requirement itself)
   sources = [("transformer-zoo", "", None), ("jax", "", f"jax=={jax}")]
   sources += [("jax", extra, f"jax[{extra}]=={jax}") for extra in ("tpu", *CUDA)]
   sources += [(f"jax-{cuda}-plugin", "", f"jax[{cuda}]=={jax}") for cuda in CUDA]
@@ -73,7 +73,7 @@ def version_problems(find: Callable[[str], metadata.Distribution] = metadata.dis
     for requirement in map(Requirement, find(source).requires or ()):
       have = _version(requirement.name, find)
       if have is None and extra:
-        continue  # what an extra asks for need not be here
+        continue  # the package of an extra is optional
       if _applies(requirement, extra) and (have is None or not requirement.specifier.contains(have, True)):
         text = f"{requirement.name}{requirement.specifier}"
         what = f"{requirement.name} is {have or 'not installed'}; {source} {wanted_by} needs {text}"
@@ -94,11 +94,11 @@ def _applies(requirement: Requirement, extra: str) -> bool:
 
 
 def device_problems(backend: str, failure: Callable[[str], str], root: Path = Path("/")) -> list[Problem]:
-  """Accelerators that are here and not used, with the cause.
+  """Accelerators that are present but unused, with the cause.
 
   Args:
     backend: what JAX runs on: "cpu", "gpu" or "tpu".
-    failure: of a platform, "tpu" or "cuda", the error that JAX starts it with; "" for none.
+    failure: from a platform, "tpu" or "cuda", to the error that JAX raises for it; "" if it raises none.
     root: where /dev, /proc and /sys are.
   """
   jax, kinds, problems = _version("jax"), accelerators(root), []
@@ -127,7 +127,7 @@ def device_problems(backend: str, failure: Callable[[str], str], root: Path = Pa
       cause = failure("tpu" if kind == "TPU" else "cuda") or "its plugin was not loaded"
       files = " ".join(f"/{pattern}" for pattern in DEVICE_FILES[kind])
       remedy = f"end the processes that hold it (sudo lsof {files}), or pip install 'jax[{extra}]=={jax}'"
-    problems.append(Problem(f"a {kind} is here, but JAX runs on the CPU: {cause}", remedy))
+    problems.append(Problem(f"a {kind} is present, but JAX runs on the CPU: {cause}", remedy))
   return problems
 
 

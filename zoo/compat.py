@@ -1,4 +1,4 @@
-"""Every difference between the versions of JAX that the zoo supports, from 0.7.2 on; each says when it can go."""
+"""The differences between the supported JAX versions (from 0.7.2 on), each with the version at which it can go."""
 
 from collections.abc import Callable
 
