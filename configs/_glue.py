@@ -24,7 +24,7 @@ def glue(task: str, *, num_classes: int, learning_rate: float = 2e-5, epochs: fl
     num_classes: of the model; 1 where the label is a number.
     learning_rate: published is the best of 5e-5, 4e-5, 3e-5 and 2e-5 on the development set.
     epochs: published are 3.
-    **data: more of `train.text.sentences.Sentences`.
+    **data: more of `train.data.text.sequence_classification.Sentences`.
   """
   config = fine_tuned("classify", num_classes=num_classes)
   config.data = dict(

@@ -11,7 +11,7 @@ from configs import vit_fashion_mnist
 
 
 def ablation(positions: str) -> ConfigDict:
-  """The small ViT on the bundled Fashion-MNIST, with these positions (`zoo.positions.KINDS`), for a few minutes."""
+  """The small ViT on the bundled Fashion-MNIST with one kind of positions, for a few minutes."""
   config = vit_fashion_mnist.get_config()
   config.model.positions = positions
   config.epochs = 3.0

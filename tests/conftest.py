@@ -50,7 +50,7 @@ def one_device():
 @pytest.fixture(scope="session")
 def chapters():
   """The English Bible, a chapter a document."""
-  from train.text.documents import TextRecords
+  from train.data.text.corpora import TextRecords
 
   source = TextRecords("verses_en_es")
   return [document for chunk in source.chunks() for document in source.read(chunk)]

@@ -135,7 +135,9 @@ def colab(env: Environment) -> None:
   notebook = json.loads((ROOT / "notebooks" / "mae_and_vit.ipynb").read_text(encoding="utf-8"))
   cell = next("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
   # As Colab's kernel, which has loaded some of them; what is installed then works without a restart.
-  script = f"import jax, matplotlib, numpy, PIL\n{cell}\nimport zoo, train.cli\nassert len(zoo.names('vit/*')) > 9"
+  script = (
+    f"import jax, matplotlib, numpy, PIL\n{cell}\nimport zoo, train.cli\nassert len(zoo.list_models('vit/*')) > 9"
+  )
   env.run("-c", script, cwd=ROOT / "notebooks")
   after = env.versions()
   if changed := {name: (version, after.get(name)) for name, version in before.items() if after.get(name) != version}:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from zoo import masks
-from zoo.attention import (
+from zoo.layers import attention_masks
+from zoo.layers.attention import (
+  Attention,
   additive_scores,
   attend,
   attention_pool,
@@ -18,7 +19,6 @@ from zoo.attention import (
   masked_softmax,
   uniform_scores,
 )
-from zoo.layers import Attention
 from zoo.shapes import ShapeError
 
 B, T, S, N, H = 2, 5, 7, 4, 3
@@ -65,10 +65,10 @@ def test_attend_is_jax_s(heads):
   lengths, mask, bias = np.array([3, 5]), draw(B, N, T, S) + 3 * np.eye(T, S) > 0, draw(B, N, T, S, seed=1)
   cases = [
     (dict(mask=mask, bias=bias), dict(mask=mask, bias=bias)),
-    (dict(mask=masks.causal(T, S)), dict(is_causal=True)),
-    (dict(mask=masks.valid_length(lengths, S)), dict(key_value_seq_lengths=lengths)),
+    (dict(mask=attention_masks.causal(T, S)), dict(is_causal=True)),
+    (dict(mask=attention_masks.valid_length(lengths, S)), dict(key_value_seq_lengths=lengths)),
     # Theirs: so many on each side; before JAX 0.8.2 only together with a mask.
-    (dict(mask=masks.window(T, S, 3)), dict(local_window_size=2, mask=np.ones((1, 1, T, S), bool))),
+    (dict(mask=attention_masks.window(T, S, 3)), dict(local_window_size=2, mask=np.ones((1, 1, T, S), bool))),
   ]
   for ours, theirs in cases:
     wanted = jax.nn.dot_product_attention(q, k, v, **theirs)
@@ -79,7 +79,7 @@ def test_attend_is_jax_s(heads):
 def test_the_layer_is_linen_s(cross):
   """`nn.MultiHeadDotProductAttention`, with the same weights: output and gradients."""
   x, y = draw(B, T, N * H), draw(B, S, N * H, seed=1) if cross else None
-  mask = masks.valid_length(np.array([3, 5]), S) if cross else masks.causal(T, T)
+  mask = attention_masks.valid_length(np.array([3, 5]), S) if cross else attention_masks.causal(T, T)
   theirs, ours = nn.MultiHeadDotProductAttention(N), Attention(N)
   shapes = jax.eval_shape(ours.init, jax.random.key(0), x, y)["params"]
   params = jax.tree.map(lambda s: 0.3 * draw(*s.shape), shapes)  # outputs near 1, so that their rounding is small
@@ -109,7 +109,7 @@ def test_masked_is_removed():
 
 def test_causal_attention_passes_no_gradient_from_the_future():
   q, k, v = draw(1, T, N, H), draw(1, T, N, H, seed=1), draw(1, T, N, H, seed=2)
-  mask = masks.causal(T, T)
+  mask = attention_masks.causal(T, T)
   jacobian = jax.jit(jax.jacobian(lambda k, v: attend(q, k, v, mask=mask)[0].sum((0, 2, 3)), (0, 1)))
   of_k, of_v = jacobian(k, v)  # [T, 1, S, N, H]
   for gradient in (of_k, of_v):
@@ -224,7 +224,7 @@ def test_gaussian_attention_is_kernel_regression():
 
 def test_uniform_scores_average_what_is_valid():
   q, k, v, lengths = draw(B, T, Q), draw(B, S, E), draw(B, S, 1, H), np.array([3, 5])
-  out, _ = attention_pool(uniform_scores(q, k), v, mask=masks.valid_length(lengths, S))
+  out, _ = attention_pool(uniform_scores(q, k), v, mask=attention_masks.valid_length(lengths, S))
   for b, length in enumerate(lengths):
     np.testing.assert_allclose(out[b, :, 0], np.tile(v[b, :length, 0].mean(0), (T, 1)), rtol=1e-5, atol=1e-6)
 

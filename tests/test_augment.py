@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from train import augment
+from train.data import transforms
 
 
 def picture(height=96, width=128, channels=3, seed=0):
@@ -32,7 +32,7 @@ def rng(seed=0):
 
 
 def test_random_resized_crop_has_the_areas_and_shapes_asked_for():
-  boxes = [augment.random_resized_crop((300, 400), rng(i), (8, 8), area=(0.2, 0.5)) for i in range(2000)]
+  boxes = [transforms.random_resized_crop((300, 400), rng(i), (8, 8), area=(0.2, 0.5)) for i in range(2000)]
   areas = np.array([b.height * b.width / (300 * 400) for b in boxes])
   logs = np.log([b.width / b.height for b in boxes])
   assert 0.19 < areas.min() < 0.21 and 0.49 < areas.max() < 0.51
@@ -45,8 +45,8 @@ def test_random_resized_crop_has_the_areas_and_shapes_asked_for():
 
 def test_random_resized_crop_of_an_impossible_shape_is_the_largest_central_one():
   # 10 x 1000: no box of a fifth of the area is at most 4 / 3 wide.
-  box = augment.random_resized_crop((10, 1000), rng(), (8, 8), area=(0.5, 1.0))
-  assert box == augment.Box(0, 493, 10, 13)
+  box = transforms.random_resized_crop((10, 1000), rng(), (8, 8), area=(0.5, 1.0))
+  assert box == transforms.Box(0, 493, 10, 13)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
@@ -55,9 +55,9 @@ def test_random_resized_crop_of_an_impossible_shape_is_the_largest_central_one()
 def test_evaluation_is_resize_and_central_crop_as_in_pillow(format, interpolation, channels):
   # 256 / 224 = 64 / 56: the short side to 64, then the central 56.
   file = encoded(picture(96, 144, channels), format)
-  crop = functools.partial(augment.center_crop, rng=None, size_YX=(56, 56), fraction=56 / 64)
-  ours = augment.cut(file, crop, (56, 56), channels, interpolation)
-  resized = Image.open(io.BytesIO(file)).resize((96, 64), augment.RESAMPLING[interpolation])
+  crop = functools.partial(transforms.center_crop, rng=None, size_YX=(56, 56), fraction=56 / 64)
+  ours = transforms.cut(file, crop, (56, 56), channels, interpolation)
+  resized = Image.open(io.BytesIO(file)).resize((96, 64), transforms.RESAMPLING[interpolation])
   theirs = np.asarray(resized.crop((20, 4, 76, 60))).reshape(56, 56, channels)
   assert ours.shape == (56, 56, channels) and ours.dtype == np.uint8
   # Cutting first or last differs by rounding in the 8-bit steps; libjpeg-turbo's versions differ by one level.
@@ -66,32 +66,34 @@ def test_evaluation_is_resize_and_central_crop_as_in_pillow(format, interpolatio
 
 def test_evaluation_of_a_picture_of_the_size_wanted_is_the_picture():
   image = picture(28, 28, 1)
-  crop = functools.partial(augment.center_crop, rng=None, size_YX=(28, 28))
-  np.testing.assert_array_equal(augment.cut(encoded(image), crop, (28, 28), 1, "bicubic"), image)
+  crop = functools.partial(transforms.center_crop, rng=None, size_YX=(28, 28))
+  np.testing.assert_array_equal(transforms.cut(encoded(image), crop, (28, 28), 1, "bicubic"), image)
 
 
 @pytest.mark.parametrize("size", [75, 100])
 def test_the_fast_cut_is_the_same_place_as_the_exact_one(size):
   # 75 of 360 pixels: decoded at a quarter; 100: at a half.
   file = encoded(picture(400, 600), "JPEG", quality=95)
-  box = augment.Box(20, 132, 360, 400)
-  fast = augment.cut(file, lambda shape: box, (size, size), 3, "fast").astype(int)
-  exact = augment.cut(file, lambda shape: box, (size, size), 3, "bilinear").astype(int)
-  other = augment.cut(file, lambda shape: box._replace(left=142), (size, size), 3, "bilinear").astype(int)
+  box = transforms.Box(20, 132, 360, 400)
+  fast = transforms.cut(file, lambda shape: box, (size, size), 3, "fast").astype(int)
+  exact = transforms.cut(file, lambda shape: box, (size, size), 3, "bilinear").astype(int)
+  other = transforms.cut(file, lambda shape: box._replace(left=142), (size, size), 3, "bilinear").astype(int)
   assert np.abs(fast - exact).mean() < 4 < np.abs(other - exact).mean()
 
 
 def test_the_fast_cut_decodes_less(monkeypatch):
   file, shapes = encoded(picture(400, 600), "JPEG"), []
-  real = augment.resize
-  monkeypatch.setattr(augment, "resize", lambda image, *args: (shapes.append(image.shape[:2]), real(image, *args))[1])
+  real = transforms.resize
+  monkeypatch.setattr(
+    transforms, "resize", lambda image, *args: (shapes.append(image.shape[:2]), real(image, *args))[1]
+  )
   for size in (30, 100, 150, 250):
-    augment.cut(file, lambda shape: augment.Box(0, 0, 400, 400), (size, size), 3, "fast")
+    transforms.cut(file, lambda shape: transforms.Box(0, 0, 400, 400), (size, size), 3, "fast")
   assert shapes == [(50, 75), (100, 150), (200, 300), (400, 600)]
 
   shapes.clear()  # large enough one way is not enough
-  for box in (augment.Box(0, 0, 120, 400), augment.Box(0, 0, 400, 120)):
-    augment.cut(file, lambda shape, box=box: box, (100, 100), 3, "fast")
+  for box in (transforms.Box(0, 0, 120, 400), transforms.Box(0, 0, 400, 120)):
+    transforms.cut(file, lambda shape, box=box: box, (100, 100), 3, "fast")
   assert shapes == [(400, 600)] * 2
 
 
@@ -99,8 +101,8 @@ def test_pad_crop_moves_the_picture_over_black():
   image = np.full((28, 28, 1), 200, np.uint8)
   corners = set()
   for i in range(300):
-    box = augment.pad_crop((28, 28), rng(i), (28, 28), padding=2)
-    moved = augment.resize(image, box, (28, 28), "fast")
+    box = transforms.pad_crop((28, 28), rng(i), (28, 28), padding=2)
+    moved = transforms.resize(image, box, (28, 28), "fast")
     assert moved.shape == image.shape
     assert (moved == 0).sum() == 28 * 28 - (28 - abs(box.top)) * (28 - abs(box.left))
     assert (moved[0, 0, 0] == 0) == (box.top < 0 or box.left < 0)
@@ -108,10 +110,10 @@ def test_pad_crop_moves_the_picture_over_black():
   assert corners == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
 
 
-@pytest.mark.parametrize("interpolation", augment.INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", transforms.INTERPOLATIONS)
 def test_a_box_beyond_the_picture_is_resized_with_its_border(interpolation):
   image = np.full((20, 20, 3), 200, np.uint8)
-  result = augment.resize(image, augment.Box(-10, 0, 20, 20), (40, 40), interpolation)
+  result = transforms.resize(image, transforms.Box(-10, 0, 20, 20), (40, 40), interpolation)
   assert result[:18].max() == 0 and result[22:].min() == 200
 
 
@@ -123,8 +125,8 @@ def test_a_box_beyond_the_picture_is_resized_with_its_border(interpolation):
 def test_every_kind_of_file_becomes_grey_or_rgb(format, mode, channels):
   file = io.BytesIO()
   Image.fromarray(picture(64, 64)).convert(mode).save(file, format)
-  crop = functools.partial(augment.whole, rng=None, size_YX=(64, 64))
-  ours = augment.cut(file.getvalue(), crop, (64, 64), channels, "bicubic")
+  crop = functools.partial(transforms.whole, rng=None, size_YX=(64, 64))
+  ours = transforms.cut(file.getvalue(), crop, (64, 64), channels, "bicubic")
   theirs = Image.open(io.BytesIO(file.getvalue())).convert("RGB").convert("L" if channels == 1 else "RGB")
   difference = np.abs(ours.astype(int) - np.asarray(theirs).reshape(64, 64, channels))
   assert difference.mean() < (5 if mode == "CMYK" else 1.5)
@@ -133,10 +135,10 @@ def test_every_kind_of_file_becomes_grey_or_rgb(format, mode, channels):
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 def test_files_that_are_cut_off_are_corrupt(format):
   file = encoded(picture(200, 200), format)
-  crop = functools.partial(augment.whole, rng=None, size_YX=(8, 8))
+  crop = functools.partial(transforms.whole, rng=None, size_YX=(8, 8))
   for wrong in (file[: len(file) // 2], file[:20], b"", b"no image at all"):
-    with pytest.raises(augment.CorruptImage):
-      augment.cut(wrong, crop, (8, 8), 3, "fast")
+    with pytest.raises(transforms.CorruptImage):
+      transforms.cut(wrong, crop, (8, 8), 3, "fast")
 
 
 def test_rotations_in_exif_are_ignored_whoever_decodes():
@@ -144,17 +146,17 @@ def test_rotations_in_exif_are_ignored_whoever_decodes():
   exif[274] = 6  # on its side
   for options in ({}, dict(progressive=True)):
     file = encoded(picture(30, 50), "JPEG", exif=exif, **options)
-    assert augment.decode(file, 3).shape == (30, 50, 3)
-    assert np.abs(augment.decode(file, 3).astype(int) - augment._decode_jpeg(file, "RGB")).max() <= 2
+    assert transforms.decode(file, 3).shape == (30, 50, 3)
+    assert np.abs(transforms.decode(file, 3).astype(int) - transforms._decode_jpeg(file, "RGB")).max() <= 2
 
 
 @pytest.mark.parametrize("where", ["header", "scans"])
 def test_bytes_that_belong_nowhere_do_no_harm(where):
   file = encoded(picture(64, 64), "JPEG", progressive=True)
   place = 20 if where == "header" else file.rindex(b"\xff\xda")  # before the last scan
-  crop = functools.partial(augment.whole, rng=None, size_YX=(64, 64))
+  crop = functools.partial(transforms.whole, rng=None, size_YX=(64, 64))
   expected, got = (
-    augment.cut(f, crop, (64, 64), 3, "bicubic") for f in (file, file[:place] + b"\x12\x34" + file[place:])
+    transforms.cut(f, crop, (64, 64), 3, "bicubic") for f in (file, file[:place] + b"\x12\x34" + file[place:])
   )
   np.testing.assert_array_equal(got, expected)
 
@@ -172,7 +174,7 @@ SPECS = [
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_operations_are_functions_of_the_image_and_the_key(spec, channels):
-  op, image = augment.bind_op(spec, what="test"), picture(40, 56, channels)
+  op, image = transforms.bind_op(spec, what="test"), picture(40, 56, channels)
   before = image.copy()
   results = [op(image, rng(seed)) for seed in range(20)]
   for seed, result in enumerate(results):
@@ -184,16 +186,16 @@ def test_operations_are_functions_of_the_image_and_the_key(spec, channels):
 
 def test_flip_is_as_frequent_as_asked():
   image = picture(4, 6)
-  flipped = [np.array_equal(augment.flip(image, rng(i), probability=0.3), image[:, ::-1]) for i in range(2000)]
+  flipped = [np.array_equal(transforms.flip(image, rng(i), probability=0.3), image[:, ::-1]) for i in range(2000)]
   assert abs(np.mean(flipped) - 0.3) < 0.03
-  np.testing.assert_array_equal(augment.flip(image, rng(), probability=1.0), image[:, ::-1])
+  np.testing.assert_array_equal(transforms.flip(image, rng(), probability=1.0), image[:, ::-1])
 
 
 def test_random_erasing_erases_the_areas_asked_for():
   image = np.full((100, 120, 3), 255, np.uint8)
   areas, shapes, touched = [], [], 0
   for i in range(1000):
-    erased = (augment.random_erasing(image, rng(i), mode="const", mean=0.0, area=(0.1, 0.2)) == 0).all(-1)
+    erased = (transforms.random_erasing(image, rng(i), mode="const", mean=0.0, area=(0.1, 0.2)) == 0).all(-1)
     touched += erased.any()
     if erased.any():
       y, x = np.flatnonzero(erased.any(1)), np.flatnonzero(erased.any(0))
@@ -207,7 +209,7 @@ def test_random_erasing_erases_the_areas_asked_for():
 
 def test_random_erasing_by_pixel_has_the_data_s_mean_and_deviation():
   image = np.zeros((200, 200, 3), np.uint8)
-  noise = augment.random_erasing(image, rng(1), probability=1.0, area=(0.5, 0.5), mean=(0.3, 0.5, 0.6), std=0.1)
+  noise = transforms.random_erasing(image, rng(1), probability=1.0, area=(0.5, 0.5), mean=(0.3, 0.5, 0.6), std=0.1)
   noise = noise[(noise != 0).any(-1)] / 255
   np.testing.assert_allclose(noise.mean(0), [0.3, 0.5, 0.6], atol=0.01)
   np.testing.assert_allclose(noise.std(0), 0.1, atol=0.01)
@@ -215,7 +217,7 @@ def test_random_erasing_by_pixel_has_the_data_s_mean_and_deviation():
 
 def test_random_erasing_by_pixel_ends_at_white():
   image = np.zeros((200, 200, 1), np.uint8)
-  noise = augment.random_erasing(image, rng(1), probability=1.0, area=(0.5, 0.5), mean=1.0, std=0.1)
+  noise = transforms.random_erasing(image, rng(1), probability=1.0, area=(0.5, 0.5), mean=1.0, std=0.1)
   assert 0.45 < (noise[noise > 0] == 255).mean() < 0.55 and noise[noise > 0].min() > 100
 
 
@@ -226,7 +228,7 @@ GEOMETRIC = ["rotate", "shear_x", "shear_y", "translate_x", "translate_y"]
 @pytest.mark.parametrize("name", IDENTITIES + GEOMETRIC)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rand_augment_operations_that_grow_are_the_identity_at_zero(name, channels):
-  image, op = picture(33, 47, channels), augment.RAND_AUGMENT[name]
+  image, op = picture(33, 47, channels), transforms.RAND_AUGMENT[name]
   np.testing.assert_array_equal(op(image, 0.0, 1, 128), image)
   if channels == 3 or name != "color":
     assert not np.array_equal(op(image, 1.0, -1, 128), image)
@@ -250,10 +252,10 @@ def test_rand_augment_operations_against_pillow():
     "sharpness": enhance("Sharpness", 1.45),
   }
   for name, theirs in expected.items():
-    ours = augment.RAND_AUGMENT[name](image, 0.5, 1, 128).astype(int)
+    ours = transforms.RAND_AUGMENT[name](image, 0.5, 1, 128).astype(int)
     assert np.abs(ours - np.asarray(theirs)).max() <= 2, name
   for level, bits in {0.0: 4, 0.25: 3, 0.75: 1}.items():
-    ours = augment.RAND_AUGMENT["posterize"](image, level, 1, 128)
+    ours = transforms.RAND_AUGMENT["posterize"](image, level, 1, 128)
     np.testing.assert_array_equal(ours, ImageOps.posterize(pil, bits))
   geometric = {
     "rotate": pil.rotate(15, Image.Resampling.BILINEAR, fillcolor=(128,) * 3),
@@ -265,37 +267,37 @@ def test_rand_augment_operations_against_pillow():
     ),
   }
   for name, theirs in geometric.items():
-    ours = augment.RAND_AUGMENT[name](image, 0.5, 1, 128).astype(int)
+    ours = transforms.RAND_AUGMENT[name](image, 0.5, 1, 128).astype(int)
     # OpenCV interpolates in 32nds of a pixel, and blends with the fill at the border, which Pillow does not.
     difference = np.abs(ours - np.asarray(theirs))
     assert np.median(difference) <= 2 and np.quantile(difference, 0.95) <= 6, name
 
 
 def test_rand_augment_draws_every_operation_as_often():
-  counts = dict.fromkeys(augment.RAND_AUGMENT, 0)
+  counts = dict.fromkeys(transforms.RAND_AUGMENT, 0)
 
   def counting(name):
     return lambda image, level, sign, fill: (counts.__setitem__(name, counts[name] + 1), image)[1]
 
-  real = augment.RAND_AUGMENT.copy()
+  real = transforms.RAND_AUGMENT.copy()
   try:
-    augment.RAND_AUGMENT.update({name: counting(name) for name in real})
+    transforms.RAND_AUGMENT.update({name: counting(name) for name in real})
     for i in range(1500):
-      augment.rand_augment(np.zeros((4, 4, 3), np.uint8), rng(i))
+      transforms.rand_augment(np.zeros((4, 4, 3), np.uint8), rng(i))
   finally:
-    augment.RAND_AUGMENT.update(real)
+    transforms.RAND_AUGMENT.update(real)
   assert abs(sum(counts.values()) / 1500 - 1) < 0.06  # two layers, half of the time
   assert min(counts.values()) > 60 and max(counts.values()) < 140
 
 
 def test_color_jitter_stays_in_its_range_and_changes_all_it_should():
   grey = np.full((8, 8, 3), 100, np.uint8)
-  levels = [augment.color_jitter(grey, rng(i), brightness=0.4)[0, 0, 0] for i in range(500)]
+  levels = [transforms.color_jitter(grey, rng(i), brightness=0.4)[0, 0, 0] for i in range(500)]
   assert 59 <= min(levels) < 65 and 135 < max(levels) <= 140
   red = np.zeros((8, 8, 3), np.uint8) + np.array([200, 0, 0], np.uint8)
-  np.testing.assert_allclose(augment._hue(red, 1 / 3)[0, 0], [0, 200, 0], atol=6)
-  np.testing.assert_array_equal(augment.color_jitter(red, rng()), red)  # nothing asked for, nothing done
-  np.testing.assert_array_equal(augment.color_jitter(red, rng(), brightness=0.9, probability=0.0), red)
+  np.testing.assert_allclose(transforms._hue(red, 1 / 3)[0, 0], [0, 200, 0], atol=6)
+  np.testing.assert_array_equal(transforms.color_jitter(red, rng()), red)  # nothing asked for, nothing done
+  np.testing.assert_array_equal(transforms.color_jitter(red, rng(), brightness=0.9, probability=0.0), red)
 
 
 @pytest.mark.parametrize(
@@ -311,5 +313,5 @@ def test_color_jitter_stays_in_its_range_and_changes_all_it_should():
 )
 def test_a_wrong_operation_is_an_error_that_helps(spec, words):
   with pytest.raises(ValueError) as error:
-    augment.bind_op(spec, what="data.augment[0]")
+    transforms.bind_op(spec, what="data.augment[0]")
   assert all(word in str(error.value) for word in ["data.augment[0]", *words])

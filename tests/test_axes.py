@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo import axes
-from zoo.pooling import KINDS as POOLINGS
-from zoo.pooling import Pooling, WindowDense
-from zoo.positions import RelativeBias
+from zoo import partitioning
+from zoo.layers.pooling import KINDS as POOLINGS
+from zoo.layers.pooling import Pooling, WindowDense
+from zoo.layers.position_embeddings import RelativeBias
 
 # Each brings parameters that the plain variant does not have, or takes some away.
 IMAGES = [
@@ -70,7 +70,7 @@ def shapes(name, **overrides):
 
 CASES = [
   (name, overrides)
-  for name in zoo.names("*/test")
+  for name in zoo.list_models("*/test")
   for overrides in ({}, dict(scan=True), *COMBINATIONS[name.partition("/")[0]])
   if "scan" not in overrides or hasattr(zoo.create(name).config, "scan")
 ]
@@ -79,8 +79,8 @@ CASES = [
 @pytest.mark.parametrize("name, overrides", CASES, ids=str)
 def test_every_parameter_has_exactly_one_rule(name, overrides):
   params = shapes(name, **overrides)
-  named = axes.logical_axes(params)  # raises where a rule is missing or there are two
-  for path, leaf in axes.flatten(params).items():
+  named = partitioning.logical_axes(params)  # raises where a rule is missing or there are two
+  for path, leaf in partitioning.flatten(params).items():
     node = functools.reduce(lambda tree, key: tree[key], path.split("/"), named)
     assert len(node) == len(leaf.shape) and len(set(node)) == len(node), path
     assert (node[:1] == ("layers",)) == ("/blocks/" in path)
@@ -101,15 +101,15 @@ def layer_shapes(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_parameter_of_a_layer_has_exactly_one_rule(name):
-  axes.logical_axes(layer_shapes(name))
+  partitioning.logical_axes(layer_shapes(name))
 
 
 def test_no_rule_is_idle():
-  paths = {path for name, overrides in CASES for path in axes.flatten(shapes(name, **overrides))}
-  paths |= {p for name in LAYERS for p in axes.flatten(layer_shapes(name))}
-  for pattern, _ in axes.RULES:
+  paths = {path for name, overrides in CASES for path in partitioning.flatten(shapes(name, **overrides))}
+  paths |= {p for name in LAYERS for p in partitioning.flatten(layer_shapes(name))}
+  for pattern, _ in partitioning.RULES:
     for part in pattern.split("|") if "(" not in pattern else [pattern]:
-      assert any(axes.re.search(rf"(^|/)({part})$", path) for path in paths), part
+      assert any(partitioning.re.search(rf"(^|/)({part})$", path) for path in paths), part
 
 
 def test_all_faults_in_one_error():
@@ -118,7 +118,7 @@ def test_all_faults_in_one_error():
   params["encoder"]["block_01"]["attn"]["q"]["bias"] = shape(24)
   params["encoder"]["block_02"]["mlp"]["up"]["kernel"] = shape(24, 41)
   with pytest.raises(ValueError) as error:
-    axes.logical_axes(params)
+    partitioning.logical_axes(params)
   lines = str(error.value).splitlines()
   assert any("encoder/extra/kernel (2, 3) fits 0 rules" in line for line in lines)
   assert any(
@@ -129,26 +129,26 @@ def test_all_faults_in_one_error():
 
 
 def test_two_rules_are_one_too_many(monkeypatch):
-  monkeypatch.setattr(axes, "RULES", (*axes.RULES, (r"patch/kernel", ("pixels", "embed"))))
+  monkeypatch.setattr(partitioning, "RULES", (*partitioning.RULES, (r"patch/kernel", ("pixels", "embed"))))
   with pytest.raises(ValueError, match=r"encoder/patch/kernel.*fits 2 rules.*wanted exactly one"):
-    axes.logical_axes(shapes("vit/test"))
+    partitioning.logical_axes(shapes("vit/test"))
 
 
 def test_a_logical_axis_may_differ_between_stages():
-  named = axes.logical_axes(shapes("swin/test"))["encoder"]
+  named = partitioning.logical_axes(shapes("swin/test"))["encoder"]
   for stage in range(2):  # of 24 and of 48
     assert named[f"stage_{stage}"]["block_00"]["regular"]["norm1"]["scale"] == ("embed",)
   params = shapes("swin/test")
   params["encoder"]["stage_1"]["block_01"]["shifted"]["norm1"]["scale"] = shape(24)
   with pytest.raises(ValueError, match=r"embed is .* in encoder/stage_1/block_01/shifted"):
-    axes.logical_axes(params)
-  named = axes.logical_axes(shapes("mae/test"))
+    partitioning.logical_axes(params)
+  named = partitioning.logical_axes(shapes("mae/test"))
   assert named["encoder"]["norm"]["scale"] == named["decoder"]["norm"]["scale"] == ("embed",)  # of 24 and of 16
 
 
 def test_paths():
   tree = {"a": {"b": [np.zeros(1), np.zeros(2)]}}
-  assert list(axes.flatten(tree)) == ["a/b/0", "a/b/1"]
-  assert axes.map_with_path(lambda path, leaf, other: (path, other), tree, {"a": {"b": [1, 2]}}) == {
+  assert list(partitioning.flatten(tree)) == ["a/b/0", "a/b/1"]
+  assert partitioning.map_with_path(lambda path, leaf, other: (path, other), tree, {"a": {"b": [1, 2]}}) == {
     "a": {"b": [("a/b/0", 1), ("a/b/1", 2)]}
   }

@@ -3,7 +3,7 @@
 import pytest
 from test_prepare import content, folder, prepared, small  # noqa: F401  (fixtures)
 
-from train.text import prepare
+from train.data.text import prepare
 
 OPTIONS = ["direct_num_workers=2", "direct_running_mode=multi_threading"]
 

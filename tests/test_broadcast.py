@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.broadcast import spread
+from zoo.layers.broadcast import spread
 
 SHAPE = (2, 3, 4, 5)
 

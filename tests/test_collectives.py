@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from train.collectives import Collective, collectives
+from train.plan.collectives import Collective, collectives
 
 HLO = """HloModule jit_step, num_partitions=4
 

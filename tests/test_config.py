@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 import configs
 import zoo
-from train import cli, optim, program
+from train import cli, experiment, optim
 from train import config as configuration
-from zoo.axes import flatten
-from zoo.positions import KINDS, resample
-from zoo.stack import unstack_params
+from zoo.layers.position_embeddings import KINDS, resample
+from zoo.layers.stack import unstack_params
+from zoo.partitioning import flatten
 from zoo.weights import load_into
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -33,7 +33,7 @@ def docstring(name):
 @pytest.mark.parametrize("name", configuration.shipped())
 def test_every_shipped_config_makes_a_program(name):
   config = configuration.load(name)
-  made = program.Program(config, config.steps or 10**6)
+  made = experiment.Program(config, config.steps or 10**6)
   assert flatten(made.abstract_state().params)
   doc = docstring(name)
   assert f"zoo train {name}" in doc
@@ -276,7 +276,7 @@ def test_what_cannot_be_is_told_in_one_message(tmp_path, capsys, overrides, mess
 )
 def test_shares_and_weights_out_of_range(name, options, message):
   with pytest.raises(ValueError, match=f"config.objective: {message}"):
-    program.make_objective(ConfigDict(dict(name=name, **options)))
+    experiment.make_objective(ConfigDict(dict(name=name, **options)))
 
 
 def test_a_misspelt_key_in_a_file_names_the_nearest(tmp_path):

@@ -16,10 +16,11 @@ from PIL import Image
 import train.datasets
 import train.objectives
 import zoo
-from train import cli, loop, sources
+from train import cli, loop
 from train import config as configuration
-from train.augment import decode
-from zoo import axes
+from train.data import array_record
+from train.data.transforms import decode
+from zoo import partitioning, registry
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -44,20 +45,20 @@ def installed(tmp_path_factory):
     for path, text in EXAMPLES.items():
       folder.joinpath(path).write_text(text)
     importlib.invalidate_caches()
-    zoo._families.cache_clear()
+    registry._families.cache_clear()
     yield folder
   for path in EXAMPLES:
     package, _, name = path.removesuffix(".py").replace("/", ".").rpartition(".")
     sys.modules.pop(f"{package}.{name}", None)
     vars(sys.modules[package]).pop(name, None)
-  zoo._families.cache_clear()
+  registry._families.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
   """A folder with FOLDER, one folder a class of real images in it, and with data/, where they are prepared."""
   here = tmp_path_factory.mktemp("pictures")
-  source = sources.make_source("fashion_mnist_small", "test[:120]")
+  source = array_record.make_source("fashion_mnist_small", "test[:120]")
   for i, (encoded, label) in enumerate(source):
     file = here / "FOLDER" / source.class_names[label].replace("/", " or ") / f"{i:03}.{('png', 'JPG')[i % 2]}"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -93,11 +94,11 @@ def test_an_example_is_a_file_of_less_than_60_lines():
 
 
 def test_the_model_is_one_of_the_zoo():
-  assert {"deepset/nano4", "deepset/test"} <= set(zoo.names("deepset/*"))
-  for name in zoo.names("deepset/*"):
+  assert {"deepset/nano4", "deepset/test"} <= set(zoo.list_models("deepset/*"))
+  for name in zoo.list_models("deepset/*"):
     model = zoo.create(name)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *zoo.family(name).inputs(model.config, 2))
-    paths = axes.flatten(axes.logical_axes(shapes["params"]))  # each fits one rule
+    paths = partitioning.flatten(partitioning.logical_axes(shapes["params"]))  # each fits one rule
     assert not [path for path in paths if re.search(r"[A-Z]", path)]  # each part has a name of its own
   with pytest.raises(ValueError, match=r"no field 'widht'.*'width'"):
     zoo.create("deepset/test", widht=3)
@@ -189,7 +190,7 @@ def test_the_objective_says_how_many_classes_it_wants(tmp_path):
 
 
 def test_the_data_set_holds_what_the_folder_holds(pictures):
-  source = sources.make_source("picture_folder", "train", str(pictures / "data"))
+  source = array_record.make_source("picture_folder", "train", str(pictures / "data"))
   files = sorted(pictures.glob("FOLDER/*/*"))
   assert len(source) == len(files) == 120 and source.num_classes == 10
   assert source.class_names == sorted({file.parent.name for file in files})
@@ -200,9 +201,9 @@ def test_the_data_set_holds_what_the_folder_holds(pictures):
 
 def test_a_folder_without_pictures_is_told(tmp_path):
   with pytest.raises(ValueError, match=r"picture_folder.*no CLASS/NAME with one of \.jpg"):
-    sources.prepare("picture_folder", str(tmp_path / "data"), str(tmp_path))
+    array_record.prepare("picture_folder", str(tmp_path / "data"), str(tmp_path))
   with pytest.raises(ValueError, match="--source FOLDER"):
-    sources.prepare("picture_folder", str(tmp_path / "data"))
+    array_record.prepare("picture_folder", str(tmp_path / "data"))
 
 
 def test_the_data_set_trains(pictures, tmp_path):

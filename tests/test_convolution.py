@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.convolution import depthwise
+from zoo.layers.convolution import depthwise
 
 
 def draw(*shape, dtype=np.float32):

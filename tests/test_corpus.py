@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from train.text import examples
-from train.text.examples import Documents, Encoder, make_rows
-from train.text.vocabulary import SPECIAL, Vocabulary, load_vocabulary, train_vocabulary
+from train.data.text import masked_lm_rows
+from train.data.text.masked_lm_rows import Documents, Encoder, make_rows
+from train.data.text.vocabulary import SPECIAL, Vocabulary, load_vocabulary, train_vocabulary
 
 STRANGE = (
   "Hello, world!",
@@ -92,7 +92,7 @@ def test_a_vocabulary_is_the_same_every_time(chapters, kind):
 
 
 def test_rare_characters_leave_room_for_words(monkeypatch):
-  monkeypatch.setattr("train.text.vocabulary.ALPHABET", 3)
+  monkeypatch.setattr("train.data.text.vocabulary.ALPHABET", 3)
   found = train_vocabulary(["bbb aa aa 丁 丙 乙 乙"] * 3, 170).tokenizer.get_vocab()
   assert "乙" in found and "丁" not in found and "丙" not in found
   assert "##a" in found and "##," not in found and "##乙" not in found  # what can never be
@@ -112,7 +112,7 @@ def test_words_one_by_one_are_the_text(chapters, kind, lowercase, monkeypatch):
     assert np.diff(found.first_D).tolist() == [sum(map(bool, document)) for document in wanted]
   # One that remembers too many forgets them.
   known = len(encoder._words)
-  monkeypatch.setattr(examples, "REMEMBERED", 100)
+  monkeypatch.setattr(masked_lm_rows, "REMEMBERED", 100)
   again = encoder(documents[::-1][:3]), encoder(documents[:1])
   assert len(encoder._words) < known / 2
   assert again[1].token_N.tolist() == [i for ids in words.encode(documents[0]) for i in ids]
@@ -311,7 +311,7 @@ def test_packing_changes_where_a_sequence_is_and_little_else(numbered, monkeypat
 
   alone, packed = told(rows(numbered)), told(rows(numbered, pack=True))
   assert (alone & packed).total() > 0.93 * alone.total() == 0.93 * packed.total()
-  monkeypatch.setattr(examples, "SLACK", 1000)  # nothing may be cut
+  monkeypatch.setattr(masked_lm_rows, "SLACK", 1000)  # nothing may be cut
   assert told(rows(numbered, pack=True)) == alone
 
 

@@ -10,9 +10,9 @@ from tiny_config import get_config
 
 import zoo
 from train import cli, data, loop
-from train.text import corpus
-from train.text.corpus import Corpus, Row, Text
-from train.text.fill import fill
+from train.data.text import masked_lm
+from train.data.text.masked_lm import Corpus, Row, Text
+from train.inference.fill_mask import fill
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -105,7 +105,7 @@ def test_what_is_behind_a_special_token_begins_a_word():
   whole = words.encode(["the"])[0][0]
   token = np.array([words.cls, rest, rest, words.sep, rest, whole, rest, words.sep])
   row = Row(token, np.array([8]), np.array([4]), np.array([1]))
-  batch = corpus.collate(words, [row, None], [0, 1], 10, 1, 0)
+  batch = masked_lm.collate(words, [row, None], [0, 1], 10, 1, 0)
   assert batch["word"].tolist() == [[0, 1, 1, 0, 2, 3, 3, 0, 0, 0], [0] * 10]
   assert batch["valid"].tolist() == [True, False]
 

@@ -15,8 +15,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from train import augment, data, loop, sources
 from train import config as configuration
+from train import data, loop
+from train.data import array_record, transforms
 from train.datasets import fashion_mnist
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -248,14 +249,14 @@ def test_training_cuts_and_then_does_what_is_asked_in_order():
   # The crop draws first, then each operation, all from one generator made of the seed and the place.
   images = small(train_split="train[:64]", crop=CROP, augment=(dict(name="flip"), dict(name="rand_augment")))
   batch = take(images.train_batches(64, 9, 1), 1)[0]
-  pictures = [augment.decode(source[i][0], 1) for i in range(64)]
+  pictures = [transforms.decode(source[i][0], 1) for i in range(64)]
   expected = set()
   for picture in pictures:
     for place in range(64, 128):
       rng = np.random.default_rng((9, place))
-      box = augment.random_resized_crop((28, 28), rng, (28, 28), area=(0.2, 1.0))
-      image = augment.resize(picture, box, (28, 28), "fast")
-      expected.add(augment.rand_augment(augment.flip(image, rng), rng).tobytes())
+      box = transforms.random_resized_crop((28, 28), rng, (28, 28), area=(0.2, 1.0))
+      image = transforms.resize(picture, box, (28, 28), "fast")
+      expected.add(transforms.rand_augment(transforms.flip(image, rng), rng).tobytes())
   assert {image.tobytes() for image in batch["image"]} <= expected
 
 
@@ -390,9 +391,9 @@ def write_idx(folder, count):
 
 def test_the_full_fashion_mnist_from_local_files(tmp_path):
   with pytest.raises(ValueError, match="--source"):
-    sources.prepare("fashion_mnist", tmp_path)
+    array_record.prepare("fashion_mnist", tmp_path)
   pixels = write_idx(tmp_path, 30)
-  sources.prepare("fashion_mnist", str(tmp_path / "sets"), str(tmp_path))
+  array_record.prepare("fashion_mnist", str(tmp_path / "sets"), str(tmp_path))
   for split, (images_BYX, labels_B) in pixels.items():
     images = data.make("images", dataset="fashion_mnist", data_dir=str(tmp_path / "sets"), image_size=28)
     batch = next(images.eval_batches(30, split))
@@ -408,9 +409,9 @@ def test_the_bundled_set_is_what_its_script_makes(tmp_path, monkeypatch):
   monkeypatch.setattr(script, "PER_CLASS", {"train": 2, "test": 1})
   folder = script.make(str(tmp_path), tmp_path / "out")
   for split, count in script.PER_CLASS.items():
-    source = sources.Source("small", split, None, tfds.builder_from_directory(folder))
+    source = array_record.Source("small", split, None, tfds.builder_from_directory(folder))
     got = sorted(
-      (label, data.augment.decode(file, 1).tobytes()) for file, label in (source[i] for i in range(len(source)))
+      (label, transforms.decode(file, 1).tobytes()) for file, label in (source[i] for i in range(len(source)))
     )
     images, labels = pixels[split]
     firsts = [i for c in range(10) for i in np.flatnonzero(labels == c)[:count]]
@@ -429,7 +430,7 @@ def tar(files):
 
 def test_imagenet_is_prepared_from_its_archives(tmp_path):
   with pytest.raises(ValueError, match=r"downloads.manual.*ILSVRC2012_img_train.tar"):
-    sources.prepare("imagenet2012", str(tmp_path))
+    array_record.prepare("imagenet2012", str(tmp_path))
   manual = tmp_path / "downloads" / "manual"
   manual.mkdir(parents=True)
   photos = {f"n01440764_{i}.JPEG": image_file(i, format="JPEG") for i in range(4)}
@@ -438,7 +439,7 @@ def test_imagenet_is_prepared_from_its_archives(tmp_path):
   (manual / "ILSVRC2012_img_train.tar").write_bytes(tar(classes))
   validation = {f"ILSVRC2012_val_0000000{i}.JPEG": image_file(i, format="JPEG") for i in (1, 2, 3)}
   (manual / "ILSVRC2012_img_val.tar").write_bytes(tar(validation))
-  sources.prepare("imagenet2012", str(tmp_path))
+  array_record.prepare("imagenet2012", str(tmp_path))
   images = data.make(
     "images", dataset="imagenet2012", data_dir=str(tmp_path), eval_split="validation", image_size=16, crop=CROP
   )
@@ -461,7 +462,7 @@ def test_cifar_is_prepared_from_arrays(tmp_path, monkeypatch):
     "\n".join(["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
   )
   monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(tmp_path))
-  sources.prepare("cifar10", str(tmp_path / "sets"))
+  array_record.prepare("cifar10", str(tmp_path / "sets"))
   images = data.make("images", dataset="cifar10", data_dir=str(tmp_path / "sets"), image_size=32)
   assert (images.num_train, images.num_eval(), images.image_shape) == (20, 4, (32, 32, 3))
   batch = next(images.eval_batches(4))
@@ -472,4 +473,4 @@ def test_cifar_is_prepared_from_arrays(tmp_path, monkeypatch):
 def test_what_cannot_be_prepared_says_why(tmp_path):
   for name, words in {"imagnet2012": "imagenet2012", "fashion_mnist_small": "comes with the code"}.items():
     with pytest.raises(ValueError, match=words):
-      sources.prepare(name, str(tmp_path))
+      array_record.prepare(name, str(tmp_path))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import zoo
-from train import plan
-from zoo import decode
+from train.plan import compiler
+from zoo import decoding
 
 PAD, BOS, EOS, WORDS, LENGTH, ROWS = 0, 2, 3, 4, 4, 5
 VOCAB = 24
@@ -38,7 +38,7 @@ def compiled(method, **options):
 
 def run(method, logits, key=(), **options):
   arrays = jnp.asarray(logits), jnp.zeros((len(logits), LENGTH), jnp.int32)
-  decoded = compiled(method, **options)(*arrays, *([key] if method is decode.sample else []))
+  decoded = compiled(method, **options)(*arrays, *([key] if method is decoding.sample else []))
   return np.asarray(decoded.token_BNT), np.asarray(decoded.score_BN)
 
 
@@ -62,7 +62,7 @@ def filled(tokens):
 
 def test_greedy_takes_the_most_probable():
   logits = language()
-  tokens, scores = run(decode.greedy, logits)
+  tokens, scores = run(decoding.greedy, logits)
   for b in range(ROWS):
     last, wanted, total = BOS, [], 0.0
     while len(wanted) < LENGTH and last != EOS:
@@ -76,15 +76,15 @@ def test_greedy_takes_the_most_probable():
 @pytest.mark.parametrize("vocab", [1, 2, 97, 100, 4000])
 def test_the_most_probable_is_the_first_of_the_largest(vocab):
   logits = np.random.default_rng(vocab).integers(-40, 40, (64, vocab)).astype(np.float32)  # many are equal
-  np.testing.assert_array_equal(decode.most_probable(jnp.asarray(logits)), logits.argmax(1))
+  np.testing.assert_array_equal(decoding.most_probable(jnp.asarray(logits)), logits.argmax(1))
   logits[5] = -np.inf
-  np.testing.assert_array_equal(decode.most_probable(jnp.asarray(logits)), logits.argmax(1))
+  np.testing.assert_array_equal(decoding.most_probable(jnp.asarray(logits)), logits.argmax(1))
 
 
 def test_a_beam_of_one_is_greedy():
   for seed in range(5):
-    tokens, scores = run(decode.greedy, language(seed))
-    beam, beam_scores = run(decode.beam_search, language(seed), beam=1, alpha=0.0)
+    tokens, scores = run(decoding.greedy, language(seed))
+    beam, beam_scores = run(decoding.beam_search, language(seed), beam=1, alpha=0.0)
     np.testing.assert_array_equal(beam, tokens)
     np.testing.assert_allclose(beam_scores, scores, rtol=1e-5)
 
@@ -96,7 +96,7 @@ def test_a_beam_wide_enough_finds_the_best_of_all(penalty, alpha):
   for seed in range(3):
     logits = language(seed)
     logits[..., WORDS + 2 : WORDS + 4] = -1e9  # of two words: at most 8 beginnings, 16 ends
-    tokens, scores = run(decode.beam_search, logits, beam=24, n_best=3, alpha=alpha, penalty=penalty)
+    tokens, scores = run(decoding.beam_search, logits, beam=24, n_best=3, alpha=alpha, penalty=penalty)
     for b in range(ROWS):
       ranked = sorted(((total / divisor(len(s)), s) for s, total in every_sequence(logits[b])), reverse=True)
       np.testing.assert_allclose(scores[b], [score for score, _ in ranked[:3]], rtol=1e-4)
@@ -109,7 +109,7 @@ def test_stopping_early_changes_nothing(penalty, alpha):
   for seed in range(5):
     logits = language(seed)
     logits[:, 0, BOS, EOS] += 3  # so that there is something to stop for
-    ours, plain = (run(decode.beam_search, logits, **options, early_stop=s) for s in (True, False))
+    ours, plain = (run(decoding.beam_search, logits, **options, early_stop=s) for s in (True, False))
     np.testing.assert_array_equal(ours[0], plain[0])
     np.testing.assert_allclose(ours[1], plain[1], rtol=1e-6)
 
@@ -119,7 +119,7 @@ def test_stopping_early_waits_for_what_may_yet_win():
   logits = np.full((1, LENGTH, VOCAB, VOCAB), -1e9, np.float32)
   logits[:, 0, BOS, [EOS, WORDS]] = 1.5, 0.0
   logits[:, 1:-1, WORDS, WORDS] = logits[:, -1, WORDS, EOS] = 0.0
-  tokens, scores = run(decode.beam_search, logits, beam=1, alpha=2.0, penalty="power")
+  tokens, scores = run(decoding.beam_search, logits, beam=1, alpha=2.0, penalty="power")
   assert tokens.ravel().tolist() == [*[WORDS] * (LENGTH - 1), EOS]
   np.testing.assert_allclose(scores, -np.log(1 + np.exp(1.5)) / LENGTH**2, rtol=1e-5)
 
@@ -137,9 +137,9 @@ def test_stopping_early_stops():
 
   impossible = np.where(logits < -1e8, -np.inf, logits)  # where even a beam of two has nothing left to follow
   for method, table, options in (
-    (decode.greedy, logits, {}),
-    (decode.beam_search, logits, dict(beam=1)),
-    (decode.beam_search, impossible, dict(beam=2)),
+    (decoding.greedy, logits, {}),
+    (decoding.beam_search, logits, dict(beam=1)),
+    (decoding.beam_search, impossible, dict(beam=2)),
   ):
     steps.clear()
     jax.block_until_ready(
@@ -151,7 +151,7 @@ def test_stopping_early_stops():
 
 def test_samples_have_the_model_s_distribution():
   logits = np.repeat(language()[:1], 4000, 0)
-  tokens, scores = run(decode.sample, logits, key=jax.random.key(0))
+  tokens, scores = run(decoding.sample, logits, key=jax.random.key(0))
   found = [tuple(t for t in row if t != PAD) for row in tokens[:, 0].tolist()]
   likely = sorted(every_sequence(logits[0]), key=lambda pair: -pair[1])[:10]
   for sequence, total in likely:
@@ -163,7 +163,7 @@ def test_samples_have_the_model_s_distribution():
 def test_samples_of_the_two_most_probable_tokens():
   """In the model's proportion, sharpened by the temperature."""
   logits = np.repeat(language()[:1], 4000, 0)
-  tokens, _ = run(decode.sample, logits, key=jax.random.key(1), top_k=2, temperature=0.7)
+  tokens, _ = run(decoding.sample, logits, key=jax.random.key(1), top_k=2, temperature=0.7)
   first = logits[0, 0, BOS]
   likely = first.argsort()[-2:]
   wanted = np.exp(first[likely] / 0.7) / np.exp(first[likely] / 0.7).sum()
@@ -176,7 +176,7 @@ def test_what_is_improbable_is_left_out():
   logits = np.log(np.array([[0.5, 0.25, 0.15, 0.1]], np.float32))
 
   def kept(**options):
-    return np.isfinite(decode.keep_probable(jnp.asarray(logits), **options))[0].tolist()
+    return np.isfinite(decoding.keep_probable(jnp.asarray(logits), **options))[0].tolist()
 
   assert kept() == [True] * 4
   assert kept(top_k=2) == [True, True, False, False]
@@ -186,19 +186,19 @@ def test_what_is_improbable_is_left_out():
 
 
 def test_a_cold_sample_is_greedy():
-  tokens, _ = run(decode.sample, language(), key=jax.random.key(0), temperature=1e-3)
-  np.testing.assert_array_equal(tokens, run(decode.greedy, language())[0])
+  tokens, _ = run(decoding.sample, language(), key=jax.random.key(0), temperature=1e-3)
+  np.testing.assert_array_equal(tokens, run(decoding.greedy, language())[0])
 
 
 def test_arguments_that_make_no_sense():
   with pytest.raises(ValueError, match="a beam of 25 is larger than the vocabulary of 24"):
-    run(decode.beam_search, language(), beam=25)
+    run(decoding.beam_search, language(), beam=25)
   with pytest.raises(ValueError, match="unknown penalty 'gmnt'; did you mean 'gnmt'"):
-    run(decode.beam_search, language(), penalty="gmnt")
+    run(decoding.beam_search, language(), penalty="gmnt")
   with pytest.raises(ValueError, match="n_best=5"):
-    run(decode.beam_search, language(), n_best=5)
+    run(decoding.beam_search, language(), n_best=5)
   with pytest.raises(ValueError, match="temperature=0"):
-    run(decode.sample, language(), key=jax.random.key(0), temperature=0.0)
+    run(decoding.sample, language(), key=jax.random.key(0), temperature=0.0)
 
 
 # ---- with a Transformer ----
@@ -218,14 +218,14 @@ def translator(**overrides):
 def of_model(method, source, length=8, **options):
   model, variables, _ = translator()
   c = model.config
-  parts = decode.stepper(model, variables, source, length)
+  parts = decoding.stepper(model, variables, source, length)
   return method(*parts, bos=c.bos, eos=c.eos, pad=c.pad, max_length=length, **options)
 
 
 def test_the_cache_changes_nothing():
   """Greedy decoding by the whole decoder over the whole target, again for each token."""
   model, variables, source = translator()
-  decoded = of_model(decode.greedy, source)
+  decoded = of_model(decoding.greedy, source)
   whole = jax.jit(lambda target: model.apply(variables, source, target)[0])
   target = np.full((4, 9), model.config.pad, np.int32)
   target[:, 0], done = model.config.bos, np.zeros(4, bool)
@@ -235,7 +235,7 @@ def test_the_cache_changes_nothing():
   np.testing.assert_array_equal(decoded.token_BNT[:, 0], target[:, 1:])
 
 
-@pytest.mark.parametrize(("method", "options"), [(decode.greedy, {}), (decode.beam_search, dict(beam=3, n_best=2))])
+@pytest.mark.parametrize(("method", "options"), [(decoding.greedy, {}), (decoding.beam_search, dict(beam=3, n_best=2))])
 def test_a_sequence_is_decoded_as_if_alone(method, options):
   _, _, source = translator()
   together = of_model(method, source, **options)
@@ -249,7 +249,7 @@ def test_a_beam_follows_its_own_cache():
   """Scores of a beam are those of its tokens, read in one go."""
   model, variables, source = translator()
   c = model.config
-  decoded = of_model(decode.beam_search, source, beam=4, n_best=4, alpha=0.0)
+  decoded = of_model(decoding.beam_search, source, beam=4, n_best=4, alpha=0.0)
   for n in range(4):
     tokens = np.asarray(decoded.token_BNT[:, n])
     before = np.concatenate([np.full((4, 1), c.bos), tokens[:, :-1]], 1)
@@ -263,7 +263,7 @@ def test_a_beam_follows_its_own_cache():
 def test_a_step_costs_one_token(length):
   """The same program at every place, whose work grows with the longest target by two products with its keys alone."""
   model, variables, source = translator()
-  _, memory, cache = decode.stepper(model, variables, source, length)
+  _, memory, cache = decoding.stepper(model, variables, source, length)
   token_B, c = source[:, 0], model.config
   step = jax.jit(functools.partial(model.apply, method="step"))
   for index in range(length):
@@ -272,16 +272,16 @@ def test_a_step_costs_one_token(length):
   D, S = c.width, source.shape[1]
   of_itself, of_memory, mlp = 4 * D * D + 2 * length * D, 2 * D * D + 2 * S * D, 2 * D * c.mlp_dim
   wanted = len(source) * (c.decoder_depth * (of_itself + of_memory + mlp) + D * c.vocab)
-  assert plan.count_macs(step, variables, memory, cache, token_B, jnp.int32(length - 1)) == wanted
+  assert compiler.count_macs(step, variables, memory, cache, token_B, jnp.int32(length - 1)) == wanted
 
 
 def test_a_model_s_beam_of_one_is_greedy():
   _, _, source = translator()
-  beam, greedy = of_model(decode.beam_search, source, beam=1, alpha=0.0), of_model(decode.greedy, source)
+  beam, greedy = of_model(decoding.beam_search, source, beam=1, alpha=0.0), of_model(decoding.greedy, source)
   np.testing.assert_array_equal(beam.token_BNT, greedy.token_BNT)
   np.testing.assert_allclose(beam.score_BN, greedy.score_BN, rtol=1e-5)
 
 
 def test_decoding_stays_within_the_model():
   with pytest.raises(ValueError, match="max_length is 17; wanted 1 to the model's 16"):
-    of_model(decode.greedy, translator()[2], length=17)
+    of_model(decoding.greedy, translator()[2], length=17)

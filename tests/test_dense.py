@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from zoo import init
-from zoo.dense import Dense
-from zoo.layers import tied_logits
+from zoo.layers import initializers
+from zoo.layers.linear import Dense, tied_logits
 
 TYPES = (jnp.float32, jnp.bfloat16)
 
@@ -27,7 +26,7 @@ def gradients(layer: nn.Module, x: jax.Array):
 @pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3), (2, 4, 5, 3)])
 def test_gradient_is_that_of_linen(shape, dtype):
   x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), dtype)
-  linens = dict(dtype=dtype, kernel_init=init.dense)
+  linens = dict(dtype=dtype, kernel_init=initializers.dense)
   cases = [(Dense(7, dtype=dtype), nn.Dense(7, **linens))]
   cases.append((Dense((2, 4), dtype=dtype), nn.DenseGeneral((2, 4), **linens)))
   if len(shape) > 2:

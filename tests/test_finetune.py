@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 from test_labelled import write_squad, write_tsv, write_vocabulary
 
 import zoo
-from train import cli, loop, optim, program
+from train import cli, experiment, loop, optim
 from train import config as configuration
+from train.data.text import labelled
 from train.objectives.label import Objective as Label
 from train.objectives.span import Objective as Span
 from train.objectives.tag import Objective as Tag
-from train.text import labelled
-from zoo.axes import flatten
-from zoo.stack import unstack_params
+from zoo.layers.stack import unstack_params
+from zoo.partitioning import flatten
 from zoo.weights import load_into
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -226,4 +226,4 @@ def test_label_smoothing_is_for_training_alone():
   assert float(smooth) == pytest.approx(0.7 * float(plain) - 0.3 * float(log.mean(1).sum()), rel=1e-3)
   assert Label(0.3)(model, variables, batch).total == Label()(model, variables, batch).total
   with pytest.raises(ValueError, match="label_smoothing is"):
-    program.make_objective(ConfigDict(dict(name="label", label_smoothing=1.5)))
+    experiment.make_objective(ConfigDict(dict(name="label", label_smoothing=1.5)))

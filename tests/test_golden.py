@@ -9,7 +9,7 @@ import pytest
 
 import zoo
 from train.objectives.mae import reconstruction_loss
-from zoo.layers import LayerNorm
+from zoo.layers.norms import LayerNorm
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = {

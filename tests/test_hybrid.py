@@ -7,9 +7,9 @@ import pytest
 
 import zoo
 from train import optim
-from zoo.axes import flatten
+from zoo.layers.stack import stack_params
 from zoo.models import hybrid
-from zoo.stack import stack_params
+from zoo.partitioning import flatten
 
 SMALL = dict(depth=1, stem_depths=(1, 3), patch=8, image_size=(16, 24))
 

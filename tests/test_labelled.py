@@ -13,10 +13,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 import zoo
-from train import data, sources
+from train import data
+from train.data import array_record
+from train.data.text import labelled, question_answering, sequence_classification, tables
 from train.datasets import vader_movies
 from train.objectives.label import Objective as Label
-from train.text import labelled, questions, sentences, tables
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*"abcdefghijklm", "##a", "##b", "good", "bad", "yes", "no", "ann", "bob", "paris", "is", "in"]  # 29 in all
@@ -260,11 +261,11 @@ def test_a_model_that_does_not_fit_is_told_why(tmp_path, vocabulary, model, mess
 # GLUE.
 
 
-@pytest.mark.parametrize("name", sentences.GLUE)
+@pytest.mark.parametrize("name", sequence_classification.GLUE)
 def test_glue_has_the_features_that_the_table_names(name):
   importlib.import_module("tensorflow_datasets.text")  # where TFDS ends its registration without TensorFlow
   features = tfds.builder(f"glue/{name}", data_dir="nowhere").info.features
-  made = sentences.Sentences(f"glue/{name}")
+  made = sequence_classification.Sentences(f"glue/{name}")
   assert {made.text, made.text2, made.label} - {""} == set(features) - {"idx"}
   assert made.number == (not isinstance(features["label"], tfds.features.ClassLabel)) == (name == "stsb")
 
@@ -308,7 +309,7 @@ def test_rated_snippets_are_built_from_their_archive(tmp_path):
   archive.parent.mkdir()
   inner = packed(f"x/{vader_movies.FILE}", "".join(f"{n}\t{rating}\t{text}\r\n" for n, rating, text in rows).encode())
   archive.write_bytes(packed(f"vaderSentiment-3.3.2/{vader_movies.INNER}", inner))
-  sources.prepare("vader_movies", str(tmp_path / "data"), str(archive.parent))
+  array_record.prepare("vader_movies", str(tmp_path / "data"), str(archive.parent))
   found = {}
   for split in ("train", "val", "test"):
     table = tables.read("vader_movies", split, str(tmp_path / "data"), ("number", "text", "label", "rating"))
@@ -321,7 +322,7 @@ def test_rated_snippets_are_built_from_their_archive(tmp_path):
   assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
   assert 0.6 < len(found["train"]) / sum(map(len, found.values())) < 0.95
   with pytest.raises(ValueError, match=r"has no vaderSentiment-\*.tar.gz. Name the folder"):
-    sources.prepare("vader_movies", str(tmp_path / "other"), str(tmp_path))
+    array_record.prepare("vader_movies", str(tmp_path / "other"), str(tmp_path))
 
 
 # Tags.
@@ -408,12 +409,12 @@ def test_windows_leave_no_gap_and_no_window_is_without_need():
   for length in range(60):
     for room in range(2, 12):
       for stride in range(1, room + 1):
-        found = questions.windows(length, room, stride)
+        found = question_answering.windows(length, room, stride)
         covered = set().union(*(range(first, first + count) for first, count in found))
         assert covered == set(range(length))
         assert all(count == room for _, count in found[:-1]) and found[-1][1] <= room
         assert len(found) == 1 + max(0, math.ceil((length - room) / stride))
-        best = questions.best_context(found, length)
+        best = question_answering.best_context(found, length)
         for place in range(length):  # as the released code words it
           context = [min(place - f, f + n - 1 - place) + 0.01 * n if f <= place < f + n else -9 for f, n in found]
           assert best[place] == int(np.argmax(context))
@@ -483,8 +484,10 @@ def test_tfds_and_files_have_the_same_questions(tmp_path, vocabulary):
 
 
 def test_an_answer_that_is_not_where_it_should_be_is_looked_for_nearby(tmp_path, vocabulary):
-  assert questions.find_answer("ab ab", "ab", 1) == (0, 2) and questions.find_answer("ab ab", "ab", 2) == (3, 5)
-  assert questions.find_answer("ab", "x", 0) is None and questions.find_answer("ab", "ab", 7) is None
+  assert question_answering.find_answer("ab ab", "ab", 1) == (0, 2) and question_answering.find_answer(
+    "ab ab", "ab", 2
+  ) == (3, 5)
+  assert question_answering.find_answer("ab", "x", 0) is None and question_answering.find_answer("ab", "ab", 7) is None
   write_squad(tmp_path / "dev.json", [*SQUAD, ("q4", "a", "b c d", [("x", 0)])])
   made = question_data(tmp_path, vocabulary)
   assert made.num_train == 7 and "1 answers are not where they should be" in made.about(2, 0)
@@ -522,7 +525,7 @@ def test_the_best_answer_is_taken_of_all_windows(tmp_path, vocabulary):
   made = question_data(tmp_path, vocabulary)
   placed, offsets = made.windows()
   own, context = [w for w in placed if w.question == 0], SQUAD[0][2]
-  choose = lambda logits, **options: questions.choose(logits, own, offsets[0], context, **options)  # noqa: E731
+  choose = lambda logits, **options: question_answering.choose(logits, own, offsets[0], context, **options)  # noqa: E731
   # "Ann" begins the second window, where all before it is missing: the first shows it better, and it counts there.
   assert choose([logits_of([]), logits_of([(3, 0, 5), (3, 1, 5)])]).score < 10
   assert choose([logits_of([(7, 0, 5), (7, 1, 5)]), logits_of([])])[:2] == ("Ann", 10)

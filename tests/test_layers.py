@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from zoo import layers, masks
-from zoo.dropout import drop
+from zoo.layers import attention_masks
+from zoo.layers.activations import ACTIVATIONS, gelu
+from zoo.layers.attention import Attention, Cache
+from zoo.layers.block import Block, Context
+from zoo.layers.dropout import Dropout, DropPath, drop, drop_path_rates
+from zoo.layers.mlp import Mlp
+from zoo.layers.norms import LayerNorm
+from zoo.layers.patch_embed import choose_tokens, patchify, unpatchify
+from zoo.layers.pooling import AttentionPool
 
 KEY = {"params": jax.random.key(0)}
 
@@ -35,10 +42,10 @@ def layer_norm(x, p, epsilon):
 
 def test_layer_norm():
   x = 1e3 + draw(2, 3, 8)  # far from 0, where E[x^2] - E[x]^2 has no digits left
-  y, params = run(layers.LayerNorm(epsilon=1e-6), x)
+  y, params = run(LayerNorm(epsilon=1e-6), x)
   np.testing.assert_allclose(y, layer_norm(x, params, 1e-6), rtol=1e-3, atol=1e-3)
   # Statistics are those of float32 also where the compute type is not.
-  y, params = run(layers.LayerNorm(dtype=jnp.bfloat16), (100 + draw(2, 8)).astype(jnp.bfloat16))
+  y, params = run(LayerNorm(dtype=jnp.bfloat16), (100 + draw(2, 8)).astype(jnp.bfloat16))
   assert y.dtype == jnp.bfloat16 and params["scale"].dtype == np.float32
   np.testing.assert_allclose(
     y.astype(np.float32), layer_norm((100 + draw(2, 8)).astype(jnp.bfloat16), params, 1e-6), atol=0.01
@@ -49,7 +56,7 @@ def test_layer_norm():
 @pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8)])
 def test_the_gradient_of_layer_norm_is_that_of_the_formula(shape, dtype, tolerance):
   x, dy = jnp.asarray(5 + draw(*shape), dtype), jnp.asarray(draw(*shape, seed=1), dtype)
-  layer, params = layers.LayerNorm(epsilon=1e-3, dtype=dtype), dict(scale=1 + draw(8) / 4, bias=draw(8, seed=2))
+  layer, params = LayerNorm(epsilon=1e-3, dtype=dtype), dict(scale=1 + draw(8) / 4, bias=draw(8, seed=2))
 
   def formula(x, params):
     x = x.astype(jnp.float32)
@@ -65,7 +72,7 @@ def test_the_gradient_of_layer_norm_is_that_of_the_formula(shape, dtype, toleran
 
 def test_the_backward_pass_of_layer_norm_keeps_its_input_and_two_numbers_a_token():
   x = jnp.asarray(draw(6, 64), jnp.bfloat16)
-  layer = layers.LayerNorm(dtype=jnp.bfloat16)
+  layer = LayerNorm(dtype=jnp.bfloat16)
   variables = layer.init(KEY, x)
   kept = [leaf for leaf in jax.tree.leaves(jax.vjp(layer.apply, variables, x)[1]) if hasattr(leaf, "nbytes")]
   assert sum(leaf.nbytes for leaf in kept) <= x.nbytes + 6 * 2 * 4 + 64 * 4
@@ -73,14 +80,14 @@ def test_the_backward_pass_of_layer_norm_keeps_its_input_and_two_numbers_a_token
 
 def test_the_backward_pass_of_gelu_computes_its_distribution_function_anew():
   """Were it taken from the forward pass, an array as large as the hidden layer would be kept between the two."""
-  step = jax.jit(jax.value_and_grad(lambda x: jnp.sin(layers.gelu(x)).sum()))
+  step = jax.jit(jax.value_and_grad(lambda x: jnp.sin(gelu(x)).sum()))
   assert step.lower(jnp.ones((8, 128))).compile().as_text().count(" erf(") == 2
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-7), (jnp.bfloat16, 2**-8)])
 def test_gelu_is_the_normal_distribution_function_times_x(dtype, tolerance):
   x = jnp.linspace(-12, 12, 2001).astype(dtype)
-  y, back = jax.vjp(layers.gelu, x)
+  y, back = jax.vjp(gelu, x)
   (slope,) = back(jnp.ones_like(x))
   assert y.dtype == slope.dtype == dtype
   x = np.asarray(x, np.float64)
@@ -92,15 +99,15 @@ def test_gelu_is_exact_and_gelu_tanh_is_not():
   x = jnp.linspace(-4, 4, 101)
   exact = 0.5 * x * (1 + jax.lax.erf(x / np.sqrt(2)))
   tanh = 0.5 * x * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-  np.testing.assert_allclose(layers.ACTIVATIONS["gelu"](x), exact, atol=1e-6)
-  np.testing.assert_allclose(layers.ACTIVATIONS["gelu_tanh"](x), tanh, atol=1e-6)
+  np.testing.assert_allclose(ACTIVATIONS["gelu"](x), exact, atol=1e-6)
+  np.testing.assert_allclose(ACTIVATIONS["gelu_tanh"](x), tanh, atol=1e-6)
   assert np.abs(exact - tanh).max() > 1e-4
 
 
 @pytest.mark.parametrize("shape", [(10_000,), (50, 200), (5, 41, 50), (2, 3, 1, 2000)], ids=str)
 def test_dropout(shape):
   x = 1 + np.abs(draw(*shape))
-  y, _ = run(layers.Dropout(0.3), x, rngs={"dropout": jax.random.key(0)})
+  y, _ = run(Dropout(0.3), x, rngs={"dropout": jax.random.key(0)})
   kept = np.asarray(y) != 0
   assert abs(kept.mean() - 0.7) < 0.02
   np.testing.assert_allclose(y[kept], x[kept] / 0.7, rtol=1e-4)  # a rate is a multiple of 2^-16
@@ -120,29 +127,27 @@ def test_dropout_is_unbiased_and_independent():
 
 def test_without_a_rate_or_a_key_nothing_is_dropped():
   x = draw(3, 5)
-  for layer, rngs in ((layers.Dropout(0.3), None), (layers.Dropout(0.0), {"dropout": jax.random.key(0)})):
+  for layer, rngs in ((Dropout(0.3), None), (Dropout(0.0), {"dropout": jax.random.key(0)})):
     assert layer.apply({}, x, rngs=rngs) is x
 
 
 def test_drop_path_drops_whole_examples():
   x = 1 + np.abs(draw(2000, 3, 2))
-  apply = jax.jit(lambda rate, seed: layers.DropPath().apply({}, x, rate, rngs={"dropout": jax.random.key(seed)}))
+  apply = jax.jit(lambda rate, seed: DropPath().apply({}, x, rate, rngs={"dropout": jax.random.key(seed)}))
   y = np.asarray(apply(0.25, 0))
   kept_B = y[:, 0, 0] != 0
   assert abs(kept_B.mean() - 0.75) < 0.04
   np.testing.assert_allclose(y, np.where(kept_B[:, None, None], x / 0.75, 0), rtol=1e-6)
   np.testing.assert_array_equal(apply(0.0, 0), x)  # a traced rate of 0 is 0
   assert (apply(0.25, 1) != y).any()
-  assert layers.DropPath().apply({}, x, 0.25) is x
-  assert layers.DropPath().apply({}, x, None, rngs={"dropout": jax.random.key(0)}) is x
-  assert layers.DropPath().apply({}, x.astype(jnp.bfloat16), 0.5, rngs={"dropout": jax.random.key(0)}).dtype == (
-    jnp.bfloat16
-  )
+  assert DropPath().apply({}, x, 0.25) is x
+  assert DropPath().apply({}, x, None, rngs={"dropout": jax.random.key(0)}) is x
+  assert DropPath().apply({}, x.astype(jnp.bfloat16), 0.5, rngs={"dropout": jax.random.key(0)}).dtype == (jnp.bfloat16)
 
 
 def test_drop_path_rates_grow_linearly_from_zero():
-  np.testing.assert_allclose(layers.drop_path_rates(0.3, 4), [0, 0.1, 0.2, 0.3])
-  np.testing.assert_array_equal(layers.drop_path_rates(0.3, 1), [0])
+  np.testing.assert_allclose(drop_path_rates(0.3, 4), [0, 0.1, 0.2, 0.3])
+  np.testing.assert_array_equal(drop_path_rates(0.3, 1), [0])
 
 
 def attention(x, y, p):
@@ -156,7 +161,7 @@ def attention(x, y, p):
 def test_attention_of_itself_and_of_others():
   x, y = draw(2, 5, 8), draw(2, 3, 8)
   for others in (None, y):
-    (out, weights, _), params = run(layers.Attention(heads=2), x, others)
+    (out, weights, _), params = run(Attention(heads=2), x, others)
     assert params["q"]["kernel"].shape == (8, 2, 4) and params["out"]["kernel"].shape == (2, 4, 8)
     wanted, wanted_weights = attention(x, x if others is None else others, params)
     np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-5)
@@ -165,7 +170,7 @@ def test_attention_of_itself_and_of_others():
 
 def test_attention_dropout_needs_its_key():
   x = draw(2, 5, 8)
-  layer = layers.Attention(heads=2, dropout=0.5)
+  layer = Attention(heads=2, dropout=0.5)
   (out, *_), params = run(layer, x)
   np.testing.assert_allclose(out, attention(x, x, params)[0], rtol=1e-4, atol=1e-5)
   (dropped, *_), _ = run(layer, x, rngs={"dropout": jax.random.key(0)})
@@ -175,7 +180,7 @@ def test_attention_dropout_needs_its_key():
 def test_queries_share_keys_and_values():
   """As many heads with their keys and values repeated."""
   x = draw(2, 5, 8)
-  (out, weights, cache), p = run(layers.Attention(heads=4, kv_heads=2), x)
+  (out, weights, cache), p = run(Attention(heads=4, kv_heads=2), x)
   assert cache.k_BKSH.shape == (2, 2, 5, 2) and p["k"]["kernel"].shape == (8, 2, 2)
   repeated = jax.tree.map(lambda a: np.repeat(a, 2, -2), {m: p[m] for m in ("k", "v")})
   wanted, wanted_weights = attention(x, x, p | repeated)
@@ -185,31 +190,31 @@ def test_queries_share_keys_and_values():
 
 def test_token_by_token_with_a_cache():
   x = draw(2, 5, 8)
-  layer = layers.Attention(heads=2)
+  layer = Attention(heads=2)
   params = layer.init(KEY, x)
-  whole, *_ = layer.apply(params, x, mask=masks.causal(5, 5))
-  cache = layers.Cache(*jnp.full((2, 2, 2, 6, 4), 7.0))  # longer than needed, and of what must not be seen
+  whole, *_ = layer.apply(params, x, mask=attention_masks.causal(5, 5))
+  cache = Cache(*jnp.full((2, 2, 2, 6, 4), 7.0))  # longer than needed, and of what must not be seen
   for i in range(5):
-    mask = masks.causal(1, 6, i)
+    mask = attention_masks.causal(1, 6, i)
     out, _, cache = layer.apply(params, x[:, i : i + 1], mask=mask, cache=cache, index=jnp.int32(i))
     np.testing.assert_allclose(out[:, 0], whole[:, i], rtol=1e-4, atol=1e-5)
 
 
 def test_heads_that_do_not_divide_the_width():
   with pytest.raises(ValueError, match=r"5 heads do not divide the width 8; try one of \[1, 2, 4, 8\]"):
-    layers.Attention(heads=5).init(KEY, draw(1, 2, 8))
+    Attention(heads=5).init(KEY, draw(1, 2, 8))
 
 
 def test_mlp():
   x = draw(2, 3, 8)
-  y, p = run(layers.Mlp(6, "relu"), x)
+  y, p = run(Mlp(6, "relu"), x)
   hidden = np.maximum(x @ p["up"]["kernel"] + p["up"]["bias"], 0)
   np.testing.assert_allclose(y, hidden @ p["down"]["kernel"] + p["down"]["bias"], rtol=1e-4, atol=1e-5)
 
 
 def test_block_is_pre_norm_with_two_residuals():
   x = draw(2, 5, 8)
-  (out, aux), p = run(layers.Block(heads=2, mlp_dim=6, activation="relu", epsilon=1e-5), x)
+  (out, aux), p = run(Block(heads=2, mlp_dim=6, activation="relu", epsilon=1e-5), x)
   x = x + attention(layer_norm(x, p["norm1"], 1e-5), layer_norm(x, p["norm1"], 1e-5), p["attn"])[0]
   y = layer_norm(x, p["norm2"], 1e-5)
   hidden = np.maximum(y @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"], 0)
@@ -221,8 +226,8 @@ def test_block_is_pre_norm_with_two_residuals():
 def test_decoder_block_normalises_sums():
   """Post-norm, with cross-attention, written out."""
   x, y = draw(2, 5, 8), draw(2, 3, 8)
-  block = layers.Block(heads=2, mlp_dim=6, activation="relu", epsilon=1e-5, order="post", cross=True)
-  (out, aux), p = run(block, x, None, layers.Context(memory=y))
+  block = Block(heads=2, mlp_dim=6, activation="relu", epsilon=1e-5, order="post", cross=True)
+  (out, aux), p = run(block, x, None, Context(memory=y))
   x = layer_norm(x + attention(x, x, p["attn"])[0], p["norm1"], 1e-5)
   looked, weights = attention(x, y, p["cross"])
   x = layer_norm(x + looked, p["cross_norm"], 1e-5)
@@ -234,21 +239,21 @@ def test_decoder_block_normalises_sums():
 
 def test_patchify_cuts_row_by_row_with_channels_innermost():
   image = np.arange(2 * 6 * 4 * 3).reshape(2, 6, 4, 3)
-  patches = layers.patchify(image, 2)
+  patches = patchify(image, 2)
   assert patches.shape == (2, 3, 2, 12)
   for y, x in np.ndindex(3, 2):
     np.testing.assert_array_equal(patches[:, y, x], image[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].reshape(2, 12))
-  np.testing.assert_array_equal(layers.unpatchify(patches, 2), image)
+  np.testing.assert_array_equal(unpatchify(patches, 2), image)
 
 
 def test_an_image_that_cannot_be_cut():
   with pytest.raises(ValueError, match=r"8 x 10 pixels cannot be cut into 4 x 4 patches: 10 is no multiple of 4.*8"):
-    layers.patchify(draw(1, 8, 10, 3), 4)
+    patchify(draw(1, 8, 10, 3), 4)
 
 
 def test_attention_pool():
   x = draw(2, 5, 8)
-  out, p = run(layers.AttentionPool(heads=2, mlp_dim=6, activation="relu"), x)
+  out, p = run(AttentionPool(heads=2, mlp_dim=6, activation="relu"), x)
   pooled = attention(np.broadcast_to(p["probe"], (2, 1, 8)), x, p["attn"])[0][:, 0]
   y = layer_norm(pooled, p["norm"], 1e-6)
   hidden = np.maximum(y @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"], 0)
@@ -258,4 +263,4 @@ def test_attention_pool():
 def test_choose_tokens():
   x = draw(2, 4, 3)
   index = np.array([[3, 0], [1, 1]])
-  np.testing.assert_array_equal(layers.choose_tokens(x, index), np.stack([x[0, [3, 0]], x[1, [1, 1]]]))
+  np.testing.assert_array_equal(choose_tokens(x, index), np.stack([x[0, [3, 0]], x[1, [1, 1]]]))

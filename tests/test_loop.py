@@ -20,10 +20,12 @@ import pytest
 from PIL import Image
 
 import zoo
-from train import cli, loop, pictures, plan, program, rng
+from train import cli, experiment, loop, rng
 from train import config as configuration
 from train.objectives import mae, translate
-from zoo.weights.read import read
+from train.plan import compiler
+from train.plots import registry
+from zoo.weights.formats import read
 
 CONFIG = str(Path(__file__).with_name("tiny_config.py"))
 STEPS = 60
@@ -243,21 +245,21 @@ def test_a_short_batch_counts_its_own_operations(parallel, monkeypatch):
   state, key, macs = run.start(), run.parallel.put(rng.root(0)), {}
   for batch in itertools.islice(run.data.train_batches(8, 0), 25):
     if (length := batch["source"].shape[1]) not in macs:
-      macs[length] = plan.count_macs(run.jitted_step(), state, run.parallel.put_batch(batch), key)
+      macs[length] = compiler.count_macs(run.jitted_step(), state, run.parallel.put_batch(batch), key)
   assert len(macs) > 1 and max(macs) == 96
   # Whoever compiles the step and counts its operations traces it once.
   jitted, batch, traces = run.jitted_step(), run.parallel.put_batch(batch), []
   call = translate.Objective.__call__
   monkeypatch.setattr(translate.Objective, "__call__", lambda self, *a: traces.append(0) or call(self, *a))
   jitted.lower(state, batch, key)
-  assert (once := len(traces)) and plan.count_macs(jitted, state, batch, key) and len(traces) == once
-  whole = plan.count_macs(run.step(), run.abstract_state(), run.abstract_batch(), run.abstract_key())
+  assert (once := len(traces)) and compiler.count_macs(jitted, state, batch, key) and len(traces) == once
+  whole = compiler.count_macs(run.step(), run.abstract_state(), run.abstract_batch(), run.abstract_key())
   assert sorted(macs.values()) == [macs[length] for length in sorted(macs)] and macs[96] == whole
 
 
 def test_a_gradient_that_is_no_number_leaves_no_checkpoint(tmp_path, monkeypatch):
   """What it makes of the parameters must not be saved as good."""
-  monkeypatch.setattr(program, "make_objective", lambda component: NoGradient())
+  monkeypatch.setattr(experiment, "make_objective", lambda component: NoGradient())
   with pytest.raises(loop.NonFinite, match="step 1 is not finite"):
     loop.train(load("steps=3", "checkpoint.every=1", "evals={}"), tmp_path)
   assert not any(p.name.isdigit() for p in (tmp_path / "checkpoints").iterdir())
@@ -373,10 +375,10 @@ def test_a_run_is_evaluated_and_shown_by_the_command(whole, tmp_path, capsys, mo
   assert "no evaluation 'tset'; did you mean 'test'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["loss_curve", "position_similarity", *pictures.OF_IMAGES])
+@pytest.mark.parametrize("name", ["loss_curve", "position_similarity", *registry.OF_IMAGES])
 def test_every_picture_of_a_run(opened, whole, tmp_path, name):
   run, variables, _ = opened
-  pictures.draw(name, run, variables, whole, tmp_path / "picture.png")
+  registry.draw(name, run, variables, whole, tmp_path / "picture.png")
   with Image.open(tmp_path / "picture.png") as picture:
     assert picture.format == "PNG" and min(picture.size) > 300
     assert len(picture.convert("L").getcolors()) > 20  # not blank
@@ -385,20 +387,20 @@ def test_every_picture_of_a_run(opened, whole, tmp_path, name):
 def test_pictures_that_cannot_be(opened, whole, tmp_path):
   run, variables, _ = opened
   with pytest.raises(ValueError, match="unknown picture 'loss_curves'; did you mean 'loss_curve'"):
-    pictures.draw("loss_curves", run, variables, whole, tmp_path / "x.png")
-  for names, what in ((pictures.OF_POINTS, "points"), (pictures.OF_TEXTS, "texts with translations")):
+    registry.draw("loss_curves", run, variables, whole, tmp_path / "x.png")
+  for names, what in ((registry.OF_POINTS, "points"), (registry.OF_TEXTS, "texts with translations")):
     for name in names:
       with pytest.raises(ValueError, match=f"picture of {what}, and images are none"):
-        pictures.draw(name, run, variables, whole, tmp_path / "x.png")
+        registry.draw(name, run, variables, whole, tmp_path / "x.png")
   vit = loop.Run(load("model={'name': 'vit/nano4', 'depth': 1}", "objective={'name': 'classify'}", "evals={}"))
   with pytest.raises(ValueError, match="vit/nano4 does not reconstruct"):
-    pictures.draw("reconstructions", vit, {}, whole, tmp_path / "x.png")
+    registry.draw("reconstructions", vit, {}, whole, tmp_path / "x.png")
 
 
 def test_ones_own_image_is_cropped_to_the_size_of_the_data(opened, tmp_path):
   Image.fromarray(np.arange(40 * 90, dtype=np.uint8).reshape(40, 90)).save(tmp_path / "wide.png")
-  assert pictures.read_image(tmp_path / "wide.png", opened[0].data).shape == (1, 28, 28, 1)
+  assert registry.read_image(tmp_path / "wide.png", opened[0].data).shape == (1, 28, 28, 1)
   for name, message in (("none.png", "cannot read the image"), ("text.png", "is no image")):
     (tmp_path / "text.png").write_text("words")
     with pytest.raises(ValueError, match=message):
-      pictures.read_image(tmp_path / name, opened[0].data)
+      registry.read_image(tmp_path / name, opened[0].data)

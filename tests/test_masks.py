@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo import masks
+from zoo.layers import attention_masks
 
 
 def picture(mask):
@@ -14,29 +14,29 @@ def picture(mask):
 
 
 def test_causal():
-  assert picture(masks.causal(3, 3)) == ["x..", "xx.", "xxx"]
-  assert picture(masks.causal(2, 5, offset=2)) == ["xxx..", "xxxx."]
-  assert picture(masks.causal(1, 4, offset=jnp.int32(1))) == ["xx.."]
+  assert picture(attention_masks.causal(3, 3)) == ["x..", "xx.", "xxx"]
+  assert picture(attention_masks.causal(2, 5, offset=2)) == ["xxx..", "xxxx."]
+  assert picture(attention_masks.causal(1, 4, offset=jnp.int32(1))) == ["xx.."]
 
 
 def test_window():
-  assert picture(masks.window(4, 4, 2)) == ["xx..", "xxx.", ".xxx", "..xx"]
-  assert picture(masks.window(2, 4, 1, offset=1)) == [".x..", "..x."]
+  assert picture(attention_masks.window(4, 4, 2)) == ["xx..", "xxx.", ".xxx", "..xx"]
+  assert picture(attention_masks.window(2, 4, 1, offset=1)) == [".x..", "..x."]
 
 
 def test_valid_length():
-  mask = masks.valid_length(jnp.array([2, 0]), 3)
+  mask = attention_masks.valid_length(jnp.array([2, 0]), 3)
   assert mask.shape == (2, 1, 1, 3)
   assert picture(mask) == ["xx."] and picture(mask[1:]) == ["..."]
-  assert picture(masks.valid_length(jnp.array([[1, 3]]), 3)) == ["x..", "xxx"]
+  assert picture(attention_masks.valid_length(jnp.array([[1, 3]]), 3)) == ["x..", "xxx"]
   with pytest.raises(ValueError, match=r"shape \(\); wanted \[B\] or \[B, T\]"):
-    masks.valid_length(jnp.int32(1), 3)
+    attention_masks.valid_length(jnp.int32(1), 3)
 
 
 def test_same_segment():
-  mask = masks.same_segment(jnp.array([[1, 1, 2]]), jnp.array([[1, 2, 2, 0]]))
+  mask = attention_masks.same_segment(jnp.array([[1, 1, 2]]), jnp.array([[1, 2, 2, 0]]))
   assert picture(mask) == ["x...", "x...", ".xx."]
 
 
 def test_masks_join():
-  assert picture(masks.causal(3, 3) & masks.window(3, 3, 2)) == ["x..", "xx.", ".xx"]
+  assert picture(attention_masks.causal(3, 3) & attention_masks.window(3, 3, 2)) == ["x..", "xx.", ".xx"]

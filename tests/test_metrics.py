@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from train import metrics, plan
+from train import metrics
+from train.plan import compiler
 
 
 def log(workdir, *, terminal=False, out=None, **kwargs):
@@ -206,7 +207,7 @@ def test_peak_of_chips_is_the_sum_of_the_table(monkeypatch):
   monkeypatch.setattr(metrics.jax, "default_backend", lambda: "tpu")
   monkeypatch.setattr(metrics.jax, "devices", lambda: [Device()] * 4)
   metrics.peak.cache_clear()
-  assert metrics.peak() == 4 * plan.CHIPS["v5e"].peak_flops
+  assert metrics.peak() == 4 * compiler.CHIPS["v5e"].peak_flops
   metrics.peak.cache_clear()
 
 

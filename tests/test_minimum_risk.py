@@ -14,7 +14,7 @@ import zoo
 from train import data
 from train.objectives import minimum_risk
 from train.step import init_state, make_step
-from zoo import decode
+from zoo import decoding
 
 PAD, BOS, EOS = 0, 2, 3
 
@@ -188,11 +188,11 @@ def test_keys_of_sequences():
   step = lambda memory, cache, token_B, index: (memory, cache)  # noqa: E731
   special = dict(bos=BOS, eos=EOS, pad=PAD, max_length=5)
   keys = jax.random.split(jax.random.key(1), 4)
-  together = decode.sample(step, logits, logits, keys, **special).token_BNT
+  together = decoding.sample(step, logits, logits, keys, **special).token_BNT
   for row in range(4):
-    alone = decode.sample(step, logits[row : row + 1], logits[:1], keys[row : row + 1], **special).token_BNT
+    alone = decoding.sample(step, logits[row : row + 1], logits[:1], keys[row : row + 1], **special).token_BNT
     np.testing.assert_array_equal(together[row], alone[0])
-  same = decode.sample(step, logits[:1].repeat(4, 0), logits, keys, **special).token_BNT
+  same = decoding.sample(step, logits[:1].repeat(4, 0), logits, keys, **special).token_BNT
   assert (same[0] != same[1]).any()
 
 

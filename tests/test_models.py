@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo import axes
+from zoo import partitioning
 
 # ---- Parameter counts: as published where they are, else from the architecture's description, by hand. ----
 
@@ -247,7 +247,7 @@ COUNTS = {
   "seq2seq/nano_luong": seq2seq_count(4, 128, 200, 2, 4000, 200, tables=1, fed=128),
   "seq2seq/test": seq2seq_count(3, 20, 24, 2, 29, 16, ways=2),
 }
-TESTS = zoo.names("*/test")
+TESTS = zoo.list_models("*/test")
 
 
 def count(tree):
@@ -269,10 +269,10 @@ def scanned(name):
 
 
 def test_no_model_is_missing_from_the_table():
-  assert set(COUNTS) == set(zoo.names())
+  assert set(COUNTS) == set(zoo.list_models())
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", zoo.list_models())
 def test_parameter_count(name):
   assert count(shapes(name, **scanned(name)).get("params", {})) == COUNTS[name]
 
@@ -328,7 +328,7 @@ def check_gradients(name, **overrides):
   grads, (output, aux) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
   assert np.isfinite(output).all() and output.dtype == jnp.float32
   assert all(np.isfinite(a).all() for a in jax.tree.leaves(aux))
-  largest = {path: np.abs(g).max() for path, g in axes.flatten(grads).items()}
+  largest = {path: np.abs(g).max() for path, g in partitioning.flatten(grads).items()}
   for path, size in largest.items():
     if path.endswith(("attn/k/bias", "cross/k/bias")):
       # Adds the same to all scores of a query, which the softmax takes away again: 0 but for rounding.
@@ -405,9 +405,9 @@ def test_bfloat16_is_near_float32(name):
 
 
 def test_names():
-  assert zoo.names("vit/s*") == ["vit/s8", "vit/s14", "vit/s16", "vit/s32"]
-  assert set(TESTS) >= {"vit/test", "mae/test"} and zoo.names("nothing*") == []
-  families = {name.partition("/")[0] for name in zoo.names()}
+  assert zoo.list_models("vit/s*") == ["vit/s8", "vit/s14", "vit/s16", "vit/s32"]
+  assert set(TESTS) >= {"vit/test", "mae/test"} and zoo.list_models("nothing*") == []
+  families = {name.partition("/")[0] for name in zoo.list_models()}
   assert {f"{family}/test" for family in families} <= set(TESTS)
 
 

@@ -12,7 +12,7 @@ import zoo
 from train import data
 from train.objectives import nat, translate
 from train.step import init_state, make_step
-from zoo import axes, decode
+from zoo import decoding, partitioning
 from zoo.models.nat import length_class, uniform_copy
 
 PAD, EOS, V, MAX = 0, 3, 29, 16
@@ -46,7 +46,7 @@ def drawn(**overrides):
     value = draw.normal(0, 0.05 if path.endswith("bias") else 0.4, shape.shape)
     return jnp.asarray(value + path.endswith("scale"), jnp.float32)
 
-  return model, axes.map_with_path(parameter, shapes)
+  return model, partitioning.map_with_path(parameter, shapes)
 
 
 @functools.cache
@@ -203,7 +203,7 @@ def test_what_does_not_fit():
 
 def decoded(lengths=1, max_length=8, **overrides):
   model, variables = drawn(**overrides)
-  run = jax.jit(functools.partial(decode.parallel, model, max_length=max_length, lengths=lengths))
+  run = jax.jit(functools.partial(decoding.parallel, model, max_length=max_length, lengths=lengths))
   return jax.tree.map(np.asarray, run(variables, batch()["source"]))
 
 
@@ -251,7 +251,7 @@ def test_decoding_that_cannot_be():
     decoded(lengths=8)
   model, variables = drawn()
   with pytest.raises(ValueError, match="says all tokens at once"):
-    decode.stepper(model, variables, batch()["source"], 8)
+    decoding.stepper(model, variables, batch()["source"], 8)
 
 
 @pytest.mark.parametrize("length", ["classifier", "cut"])
@@ -274,5 +274,5 @@ def test_it_learns_to_translate_word_by_word(length):
     state, metrics = step(state, language(), jax.random.key(0))
   assert metrics["accuracy"] > 0.9 and metrics["length_accuracy"] > 0.9
   new = language()
-  found = jax.jit(lambda v, s: decode.parallel(model, v, s, 7))({"params": state.params}, new["source"])
+  found = jax.jit(lambda v, s: decoding.parallel(model, v, s, 7))({"params": state.params}, new["source"])
   assert (found.token_BNT[:, 0] == new["target"]).all(1).mean() > 0.7

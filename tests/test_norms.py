@@ -7,8 +7,8 @@ import pytest
 from flax import linen as nn
 from test_layers import KEY, draw, run
 
-from zoo import norms
-from zoo.norms import KINDS, BatchNorm, PowerNorm, RMSNorm, add_gradients, norm, power_normalise
+from zoo.layers import norms
+from zoo.layers.norms import KINDS, BatchNorm, PowerNorm, RMSNorm, add_gradients, norm, power_normalise
 
 ALPHA, EPSILON = 0.9, 1e-5
 
@@ -121,7 +121,7 @@ def test_with_settled_statistics_the_backward_pass_is_the_exact_one():
 
 
 class Layers(nn.Module):
-  """Three times a dense layer and a PowerNorm, in a loop or a scan, as `zoo.stack` runs blocks."""
+  """Three times a dense layer and a PowerNorm, in a loop or a scan, as `zoo.layers.stack` runs blocks."""
 
   scan: bool
 

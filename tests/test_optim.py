@@ -10,8 +10,8 @@ from flax.traverse_util import unflatten_dict
 
 import zoo
 from train import optim
-from zoo import axes
-from zoo.stack import stack_params, unstack_params
+from zoo import partitioning
+from zoo.layers.stack import stack_params, unstack_params
 
 
 @functools.cache
@@ -122,17 +122,17 @@ def decaying(params, **kwargs):
   """Paths of what moves although its gradient is 0."""
   zero = jax.tree.map(np.zeros_like, params)
   change = updates(zero, params, weight_decay=0.5, **kwargs)
-  return {path: u for path, u in axes.flatten(change).items() if np.abs(u).max() > 0}
+  return {path: u for path, u in partitioning.flatten(change).items() if np.abs(u).max() > 0}
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_kernels_decay_and_nothing_else(name):
   params = draw(shapes("mae/test", depth=1, decoder_depth=1, positions="learned_1d"))
   change = decaying(params, name=name)
-  assert set(change) == {path for path in axes.flatten(params) if path.endswith("kernel")}
+  assert set(change) == {path for path in partitioning.flatten(params) if path.endswith("kernel")}
   if name not in ("lamb", "lars"):  # which scale the rate by the norm
     for path, update in change.items():
-      np.testing.assert_allclose(update, -0.1 * 0.5 * axes.flatten(params)[path], rtol=1e-4, err_msg=path)
+      np.testing.assert_allclose(update, -0.1 * 0.5 * partitioning.flatten(params)[path], rtol=1e-4, err_msg=path)
 
 
 def test_no_decay_by_path():
@@ -149,7 +149,7 @@ def test_no_decay_by_path():
     assert not optim.matches(optim.NO_DECAY, name), name
   params = draw(shapes(depth=1))
   assert set(decaying(params, no_decay=("kernel$", "bias$"))) == {
-    path for path in axes.flatten(params) if not path.endswith(("kernel", "bias"))
+    path for path in partitioning.flatten(params) if not path.endswith(("kernel", "bias"))
   }
 
 
@@ -173,8 +173,8 @@ def test_rates_fall_from_layer_to_layer():
     assert scales[path] == 0.5 ** (4 - layer), path
   # Updates are those without it, times the factor: also after Adam, which would undo a factor on gradients.
   gradients = draw(params, 1)
-  plain = axes.flatten(updates(gradients, params, steps=2))
-  for path, update in axes.flatten(updates(gradients, params, steps=2, layer_decay=0.5)).items():
+  plain = partitioning.flatten(updates(gradients, params, steps=2))
+  for path, update in partitioning.flatten(updates(gradients, params, steps=2, layer_decay=0.5)).items():
     np.testing.assert_allclose(update, plain[path] * scales[path], rtol=1e-5, err_msg=path)
 
 
@@ -198,7 +198,7 @@ SWIN_LAYERS = {
 @pytest.mark.parametrize("scan", [False, True])
 def test_rates_of_a_swin_fall_over_all_stages(scan):
   params = shapes("swin/test", scan=scan)
-  scales = axes.flatten(unstack_params(unflatten_dict(optim.layer_scales(params, 0.5), sep="/")))
+  scales = partitioning.flatten(unstack_params(unflatten_dict(optim.layer_scales(params, 0.5), sep="/")))
   for path, layer in SWIN_LAYERS.items():
     assert scales[path] == 0.5 ** (7 - layer), path
   assert optim.layer_scales(shapes("simmim/test"), 0.5)["encoder/stage_0/mask"] == 0.5**7
@@ -234,13 +234,13 @@ def test_lamb_is_as_published():
   optimizer, _ = optim.make(
     params, 10, name="lamb", learning_rate=0.1, schedule="constant", weight_decay=decay, b1=b1, b2=b2, eps=eps
   )
-  state, update, now = optimizer.init(params), jax.jit(optimizer.update), axes.flatten(params)
+  state, update, now = optimizer.init(params), jax.jit(optimizer.update), partitioning.flatten(params)
   m, v = (dict.fromkeys(now, 0.0) for _ in range(2))
   for step in range(1, 4):
     gradients = draw(params, step)
     change, state = update(gradients, state, params)
     params = jax.tree.map(jnp.add, params, change)
-    for path, g in axes.flatten(gradients).items():
+    for path, g in partitioning.flatten(gradients).items():
       m[path] = b1 * m[path] + (1 - b1) * g
       v[path] = b2 * v[path] + (1 - b2) * g**2
       r = m[path] / (1 - b1**step) / (np.sqrt(v[path] / (1 - b2**step)) + eps)
@@ -248,14 +248,15 @@ def test_lamb_is_as_published():
         r += decay * now[path]
         r *= np.linalg.norm(now[path]) / np.linalg.norm(r)
       now[path] = now[path] - 0.1 * r
-      np.testing.assert_allclose(axes.flatten(params)[path], now[path], rtol=1e-4, atol=1e-6, err_msg=path)
+      np.testing.assert_allclose(partitioning.flatten(params)[path], now[path], rtol=1e-4, atol=1e-6, err_msg=path)
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars"])
 def test_only_what_decays_has_a_rate_of_its_own(name):
   params = draw(TOY)
   before, after = (
-    axes.flatten(updates(draw(TOY, 1), tree, name=name)) for tree in (params, jax.tree.map(lambda p: 2 * p, params))
+    partitioning.flatten(updates(draw(TOY, 1), tree, name=name))
+    for tree in (params, jax.tree.map(lambda p: 2 * p, params))
   )
   for path, update in before.items():
     np.testing.assert_allclose(after[path], update * (2 if path.endswith("kernel") else 1), rtol=1e-4, err_msg=path)
@@ -274,8 +275,8 @@ def test_a_kernel_of_zeros_moves_and_so_does_one_without_gradient_not(name):
 
 def test_muon_orthogonalises_hidden_matrices_and_nothing_else():
   params, gradients = draw(shapes()), draw(shapes(), 1)
-  change = axes.flatten(updates(gradients, params, name="muon"))
-  adam = axes.flatten(updates(gradients, params, name="adamw", nesterov=True))
+  change = partitioning.flatten(updates(gradients, params, name="muon"))
+  adam = partitioning.flatten(updates(gradients, params, name="adamw", nesterov=True))
   for path, update in change.items():
     if path.endswith("kernel") and path not in ("head/kernel", "encoder/patch/kernel"):
       inputs = 8 if "attn" in path or "mlp/up" in path else 12
@@ -295,7 +296,7 @@ def test_frozen_parameters_have_no_state_and_no_update(name):
   optimizer, _ = optim.make(params, 10, **kwargs)
   state = optimizer.init(params)
   change, _ = jax.jit(optimizer.update)(gradients, state, params)
-  moved = {path for path, u in axes.flatten(change).items() if np.abs(u).max() > 0}
+  moved = {path for path, u in partitioning.flatten(change).items() if np.abs(u).max() > 0}
   assert moved == {"head/kernel"}
   assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 3 * params["head"]["kernel"].size
 
@@ -310,7 +311,7 @@ def test_the_gradient_norm_is_clipped_among_what_trains():
 def test_stopped_gradients():
   params = draw(shapes())
   gradient = jax.grad(lambda p: sum(x.sum() for x in jax.tree.leaves(optim.stop_frozen(p, ("^encoder/block_0[01]",)))))
-  for path, g in axes.flatten(gradient(params)).items():
+  for path, g in partitioning.flatten(gradient(params)).items():
     assert (np.asarray(g) == (0 if path.startswith(("encoder/block_00", "encoder/block_01")) else 1)).all(), path
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import zoo
-from train import rng, show
+from train import plots, rng
 from train.objectives import patch_prediction as objective
 from zoo.models.patch_prediction import corrupt
 
@@ -139,11 +139,11 @@ def test_an_rng_is_needed_where_no_noise_is_given():
 def test_attention_is_drawn_of_the_patches_as_they_are():
   model, variables, image, _ = draw()
   image = (image * 30 + 100).astype(np.uint8)
-  found = show.attention_weights(model, variables, image)
+  found = plots.attention_weights(model, variables, image)
   params = variables["params"]["encoder"]
   head = {"kernel": np.zeros((8, 7), "f"), "bias": np.zeros(7, "f")}
   rest = {"encoder": {k: v for k, v in params.items() if k != "mask"}, "head": head}
-  wanted = show.attention_weights(zoo.create("vit/test", **SMALL), {"params": rest}, image)
+  wanted = plots.attention_weights(zoo.create("vit/test", **SMALL), {"params": rest}, image)
   np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_layers import KEY, draw, run
 
-from zoo import masks
-from zoo.pooling import KINDS, Pooling, WindowDense
+from zoo.layers import attention_masks
+from zoo.layers.pooling import KINDS, Pooling, WindowDense
 
 B, T, S, Q, E, D, A = 2, 4, 5, 3, 6, 7, 8
 DIFFERENT_WIDTHS = ("average", "general", "additive")
@@ -55,7 +55,7 @@ MASKS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_its_formula_with_every_valid_length(kind, lengths):
   lengths, lengths_BT = MASKS[lengths]
-  mask = None if lengths is None else masks.valid_length(jnp.asarray(lengths), S)
+  mask = None if lengths is None else attention_masks.valid_length(jnp.asarray(lengths), S)
   q, k, v = inputs(kind)
   (out, weights), p = run(Pooling(kind, hidden=A), q, k, v, mask=mask)
   assert out.shape == (B, T, D) and weights.shape == (B, 1, T, S)
@@ -69,7 +69,7 @@ def test_every_parameter_learns_and_a_blind_query_does_no_harm(kind):
   q, k, v = inputs(kind)
   layer = Pooling(kind, hidden=A)
   variables = layer.init(KEY, q, k, v)
-  mask = masks.valid_length(jnp.array([S, 0]), S)
+  mask = attention_masks.valid_length(jnp.array([S, 0]), S)
   grads = jax.grad(lambda p: jnp.square(layer.apply(p, q, k, v, mask=mask)[0]).sum())(variables)
   assert all(np.isfinite(g).all() and (g != 0).any() for g in jax.tree.leaves(grads))
 
@@ -145,5 +145,5 @@ def test_a_window_sees_what_the_mask_of_that_window_shows(causal):
   layer = WindowDense(3, window=2, causal=causal)
   variables = layer.init(KEY, x)
   jacobian = jax.jit(jax.jacobian(functools.partial(layer.apply, variables)))(x)  # [1, T, 3, 1, T, D]
-  seen = masks.window(7, 7, 2) & masks.causal(7, 7) if causal else masks.window(7, 7, 2)
+  seen = attention_masks.window(7, 7, 2) & attention_masks.causal(7, 7) if causal else attention_masks.window(7, 7, 2)
   np.testing.assert_array_equal((jacobian != 0).any((0, 2, 3, 5)), seen[0, 0])

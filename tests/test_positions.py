@@ -1,13 +1,13 @@
-"""Closed forms of `zoo.positions`."""
+"""Closed forms of `zoo.layers.position_embeddings`."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo import masks
-from zoo.attention import attend
-from zoo.positions import (
+from zoo.layers import attention_masks
+from zoo.layers.attention import attend
+from zoo.layers.position_embeddings import (
   RESAMPLINGS,
   RelativeBias,
   alibi_bias,
@@ -148,13 +148,13 @@ def test_rotary_packed_and_cached_is_rotary_of_each_sequence():
   for start, stop in ((0, 3), (3, 7)):
     one, length = slice(start, stop), stop - start
     positions = np.arange(length)[None]
-    alone.append(run(q[:, one], k[:, one], v[:, one], positions, positions, masks.causal(length, length)))
+    alone.append(run(q[:, one], k[:, one], v[:, one], positions, positions, attention_masks.causal(length, length)))
   positions, segments = np.array([[0, 1, 2, 0, 1, 2, 3]]), jnp.array([[0, 0, 0, 1, 1, 1, 1]])
-  mask = masks.causal(7, 7) & masks.same_segment(segments, segments)
+  mask = attention_masks.causal(7, 7) & attention_masks.same_segment(segments, segments)
   packed = run(q, k, v, positions, positions, mask)
   np.testing.assert_allclose(packed, np.concatenate(alone, 1), rtol=1e-4, atol=1e-6)
   # The last query by itself, against keys that were turned when they came.
-  last = run(q[:, -1:], k[:, 3:], v[:, 3:], np.array([[3]]), np.arange(4)[None], masks.causal(1, 4, offset=3))
+  last = run(q[:, -1:], k[:, 3:], v[:, 3:], np.array([[3]]), np.arange(4)[None], attention_masks.causal(1, 4, offset=3))
   np.testing.assert_allclose(last, alone[1][:, -1:], rtol=1e-4, atol=1e-6)
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from train import cli, sources
-from train.text import documents, prepare
-from train.text.documents import TextFiles, TextRecords, make_source, split_sentences
-from train.text.vocabulary import SPECIAL, load_vocabulary
+from train import cli
+from train.data import array_record
+from train.data.text import corpora, prepare
+from train.data.text.corpora import TextFiles, TextRecords, make_source, split_sentences
+from train.data.text.vocabulary import SPECIAL, load_vocabulary
 
 # Sources.
 
@@ -55,7 +56,7 @@ def folder(tmp_path, chapters):
 
 @pytest.mark.parametrize("chunk", [100, 3000, 20_000, 10**9])
 def test_chunks_are_cut_where_documents_end(folder, chapters, chunk, monkeypatch):
-  monkeypatch.setattr(documents, "CHUNK", chunk)
+  monkeypatch.setattr(corpora, "CHUNK", chunk)
   source = TextFiles(str(folder))
   chunks = source.chunks()
   assert chunks == source.chunks() and (len(chunks) == 1) == (chunk == 10**9)
@@ -73,7 +74,7 @@ def test_chunks_are_cut_where_documents_end(folder, chapters, chunk, monkeypatch
 
 @pytest.mark.parametrize("chunk", [3000, 10**9])
 def test_a_file_is_a_document(folder, chapters, chunk, monkeypatch):
-  monkeypatch.setattr(documents, "CHUNK", chunk)
+  monkeypatch.setattr(corpora, "CHUNK", chunk)
   found = [*filter(None, read_all(TextFiles(str(folder), documents="file")))]
   verses = [v for chapter in chapters[:40] for v in chapter]
   assert [*itertools.chain(*found)] == verses and (len(found) == 5) == (chunk == 10**9)
@@ -83,7 +84,7 @@ def test_a_file_is_a_document(folder, chapters, chunk, monkeypatch):
 
 
 def test_text_without_an_end_of_line_is_cut_between_characters(tmp_path, monkeypatch):
-  monkeypatch.setattr(documents, "CHUNK", 1000)
+  monkeypatch.setattr(corpora, "CHUNK", 1000)
   for text in ("日本" * 3000, "wörd " * 3000):
     (tmp_path / "text").write_text(text, encoding="utf-8")
     source = TextFiles(str(tmp_path / "text"))
@@ -93,7 +94,7 @@ def test_text_without_an_end_of_line_is_cut_between_characters(tmp_path, monkeyp
 
 
 def test_text_that_is_not_utf8_is_named_with_its_place(folder, monkeypatch):
-  monkeypatch.setattr(documents, "CHUNK", 5000)
+  monkeypatch.setattr(corpora, "CHUNK", 5000)
   with (folder / "b/3.txt").open("r+b") as file:
     file.seek(12_345)
     file.write(b"\xff")
@@ -103,7 +104,7 @@ def test_text_that_is_not_utf8_is_named_with_its_place(folder, monkeypatch):
 
 def test_a_bundled_set_is_read_by_chapters(chapters, monkeypatch):
   assert len(chapters) == 1102 and len(chapters[0]) == 31 and chapters[0][0].startswith("In the beginning")
-  monkeypatch.setattr(documents, "CHUNK", 300_000)
+  monkeypatch.setattr(corpora, "CHUNK", 300_000)
   source = TextRecords("verses_en_es", split="train[:3000]")
   assert len(source.chunks()) > 1
   assert read_all(source) == [
@@ -175,12 +176,12 @@ def content(folder):
 
 @pytest.fixture
 def small(monkeypatch):
-  monkeypatch.setattr(documents, "CHUNK", 20_000)
+  monkeypatch.setattr(corpora, "CHUNK", 20_000)
 
 
 def test_a_corpus_opens_as_any_set(tmp_path, folder, small, chapters):
   path = prepared(tmp_path, "one", folder, processes=1, copies=2)
-  builder = sources.open_builder("corpus/bible", str(tmp_path / "one"))
+  builder = array_record.open_builder("corpus/bible", str(tmp_path / "one"))
   assert Path(builder.data_path) == path and set(builder.info.splits) == {"train", "val"}
   found = {split: [*builder.as_data_source(split)] for split in builder.info.splits}
   assert {len(found[s]) == builder.info.splits[s].num_examples for s in found} == {True}
@@ -210,7 +211,7 @@ def test_a_corpus_opens_as_any_set(tmp_path, folder, small, chapters):
 def test_a_chunk_without_text_is_an_empty_shard(tmp_path, folder, small):
   (folder / "b/2.txt").write_text(" \n" * 15_000)
   path = prepared(tmp_path, "one", folder, processes=1, validation=0.0)
-  builder = sources.open_builder("corpus/bible", str(tmp_path / "one"))
+  builder = array_record.open_builder("corpus/bible", str(tmp_path / "one"))
   assert 0 in builder.info.splits["train"].shard_lengths
   made = [*builder.as_data_source("train")]
   assert len(made) == builder.info.splits["train"].num_examples == sum(1 for _ in made)
@@ -219,7 +220,7 @@ def test_a_chunk_without_text_is_an_empty_shard(tmp_path, folder, small):
 
 
 def test_whole_chunks_are_for_validation_where_there_are_many(tmp_path, folder, monkeypatch):
-  monkeypatch.setattr(documents, "CHUNK", 2000)
+  monkeypatch.setattr(corpora, "CHUNK", 2000)
   path = prepared(tmp_path, "one", folder, processes=1)
   splits = tfds.builder_from_directory(path).info.splits
   chunks = json.loads((path / "preparation.json").read_text())["chunks"]
@@ -236,8 +237,8 @@ def test_two_processes_make_what_one_makes(tmp_path, folder, small):
 
 KILLED = """
 import os, signal, sys
-from train.text import documents, prepare
-documents.CHUNK = 20_000
+from train.data.text import documents, prepare
+corpora.CHUNK = 20_000
 done, close = [], prepare._replace
 def replace(path, text):
   done.append(path.name)
@@ -274,7 +275,7 @@ def test_an_error_in_a_process_is_told(tmp_path, folder, small):
 def test_what_cannot_be_prepared(tmp_path, folder, capsys):
   def fails(message, name="corpus/bible", **kwargs):
     with pytest.raises(ValueError, match=message):
-      sources.prepare(name, str(tmp_path), **dict(source=str(folder)) | kwargs)
+      array_record.prepare(name, str(tmp_path), **dict(source=str(folder)) | kwargs)
 
   fails("no name for a corpus; wanted corpus/NAME", name="corpus")
   fails("no name for a corpus", name="corpus/a/b")

@@ -9,11 +9,12 @@ import pytest
 from test_data import equal, join, take
 
 import zoo
-from train import data, loop, pictures, show
+from train import data, loop, plots
 from train.config import defaults
+from train.data.regression import bundled
 from train.datasets import make_engel
 from train.objectives.regress import Objective
-from train.points import bundled
+from train.plots import registry
 from zoo.models.kernel_regression import kernel_width
 
 # Around a curve, noisy, with places that are dense and sparse: 30 points, of which 24 train, a multiple of 8 devices.
@@ -254,8 +255,8 @@ def test_the_learned_width_is_the_one_that_leaves_out_best(file, tmp_path):
   assert result["test"]["loss"] == pytest.approx(np.mean((found - test_y) ** 2), rel=0.05)
   assert result["test"]["loss"] < 0.5 * np.mean((y.mean() - test_y) ** 2)
   run, variables, _ = loop.open_run(str(tmp_path / "learned"))
-  np.testing.assert_allclose(pictures.predict(run, variables, test_x)[0], found, rtol=0.05, atol=1)
-  np.testing.assert_allclose(pictures.width_errors(points, "train", widths[::40]) ** 2, errors[::40], rtol=1e-3)
+  np.testing.assert_allclose(registry.predict(run, variables, test_x)[0], found, rtol=0.05, atol=1)
+  np.testing.assert_allclose(registry.width_errors(points, "train", widths[::40]) ** 2, errors[::40], rtol=1e-3)
   for name in result["pictures"].values():
     assert matplotlib.image.imread(name).std() > 0.05
 
@@ -270,7 +271,7 @@ def test_a_run_without_parameters_is_a_run(file, tmp_path):
   assert model.config.kind == "average" and not jax.tree.leaves(variables)
   assert not json.loads((tmp_path / "average/config.json").read_text())["ema_decay"]
   with pytest.raises(ValueError, match="attention_maps is a picture of images, and points are none"):
-    pictures.draw("attention_maps", run, variables, tmp_path, tmp_path / "maps.png")
+    registry.draw("attention_maps", run, variables, tmp_path, tmp_path / "maps.png")
 
 
 # ---- pictures
@@ -278,7 +279,7 @@ def test_a_run_without_parameters_is_a_run(file, tmp_path):
 
 def test_pictures_show_what_they_are_given():
   points = {"train": (X[::2], Y[::2]), "test": (X[1::2], Y[1::2])}
-  (axis,) = show.regression_curve((X, Y), points, names=("day", "level")).axes
+  (axis,) = plots.regression_curve((X, Y), points, names=("day", "level")).axes
   np.testing.assert_array_equal(axis.lines[1].get_xydata(), np.stack([X, Y], 1))
   np.testing.assert_allclose(axis.lines[0].get_ydata(), Y[::2].mean())
   for drawn, given in zip(axis.collections, points.values(), strict=True):
@@ -287,13 +288,13 @@ def test_pictures_show_what_they_are_given():
 
   x, keys = np.array([5.0, 1.0, 3.0]), np.array([2.0, 9.0, 4.0, 7.0])
   weights = np.arange(12.0).reshape(3, 4) / 66
-  map_axis, _ = show.attention_heat_map(weights, x, keys, name="day").axes
+  map_axis, _ = plots.attention_heat_map(weights, x, keys, name="day").axes
   np.testing.assert_array_equal(map_axis.images[0].get_array(), weights[[1, 2, 0]][:, [0, 2, 3, 1]])
   assert [label.get_text() for label in map_axis.get_xticklabels()] == ["2", "4", "7", "9"]
   assert [label.get_text() for label in map_axis.get_yticklabels()] == ["1", "3", "5"]
 
   errors = {"one": np.array([3.0, 1.0, 2.0])}
   for width, lines in ((2.0, 3), (np.inf, 2)):
-    figure = show.kernel_widths(np.array([1.0, 2, 4]), errors, width=width, average=4.0, names=("day", "level"))
+    figure = plots.kernel_widths(np.array([1.0, 2, 4]), errors, width=width, average=4.0, names=("day", "level"))
     assert len(figure.axes[0].lines) == lines
   np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), errors["one"])

@@ -7,8 +7,8 @@ import pytest
 
 from train import config as configuration
 from train import loop
-from zoo.positions import resample
-from zoo.weights.read import read
+from zoo.layers.position_embeddings import resample
+from zoo.weights.formats import read
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

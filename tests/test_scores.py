@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from train.text import scores
+from train.evaluation import text_metrics
 
 
 def test_scores_of_classes_are_their_closed_forms():
   found, label = np.array([1, 1, 0, 1, 0, 0, 1]), np.array([1, 0, 0, 1, 1, 0, 1])
   right, wrong, missed, rest = 3, 1, 1, 2
-  told = scores.score_labels(found, label, ("accuracy", "f1", "matthews"))
+  told = text_metrics.score_labels(found, label, ("accuracy", "f1", "matthews"))
   precision, recall = right / (right + wrong), right / (right + missed)
   matthews = (right * rest - wrong * missed) / np.sqrt(
     (right + wrong) * (right + missed) * (rest + wrong) * (rest + missed)
@@ -17,23 +17,23 @@ def test_scores_of_classes_are_their_closed_forms():
   assert told["accuracy"] == pytest.approx(5 / 7) and told["matthews"] == pytest.approx(matthews)
   assert told["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
   assert told["score"] == pytest.approx(np.mean([5 / 7, told["f1"], matthews]))
-  assert scores.score_labels(found, label, ("accuracy",)) == {"accuracy": pytest.approx(5 / 7)}
-  assert scores.matthews(label, label) == pytest.approx(1) == -scores.matthews(1 - label, label)
-  assert scores.matthews(np.ones(7, int), label) == 0 == scores.f1(np.zeros(7, int), np.zeros(7, int))
+  assert text_metrics.score_labels(found, label, ("accuracy",)) == {"accuracy": pytest.approx(5 / 7)}
+  assert text_metrics.matthews(label, label) == pytest.approx(1) == -text_metrics.matthews(1 - label, label)
+  assert text_metrics.matthews(np.ones(7, int), label) == 0 == text_metrics.f1(np.zeros(7, int), np.zeros(7, int))
 
 
 def test_scores_of_numbers_are_their_closed_forms():
   rng = np.random.default_rng(0)
   found, label = rng.normal(size=(2, 40))
-  assert scores.pearson(found, label) == pytest.approx(np.corrcoef(found, label)[0, 1])
+  assert text_metrics.pearson(found, label) == pytest.approx(np.corrcoef(found, label)[0, 1])
   ranks = [np.argsort(np.argsort(numbers)) for numbers in (found, label)]
-  assert scores.spearman(found, label) == pytest.approx(np.corrcoef(*ranks)[0, 1])
-  assert scores.spearman(np.exp(label), label) == pytest.approx(1) and scores.pearson(
+  assert text_metrics.spearman(found, label) == pytest.approx(np.corrcoef(*ranks)[0, 1])
+  assert text_metrics.spearman(np.exp(label), label) == pytest.approx(1) and text_metrics.pearson(
     3 - label, label
   ) == pytest.approx(-1)
-  assert scores.pearson(np.ones(40), label) == 0 == scores.spearman(np.ones(40), label)
+  assert text_metrics.pearson(np.ones(40), label) == 0 == text_metrics.spearman(np.ones(40), label)
   with pytest.raises(ValueError, match="no score 'spearmann' of numbers; did you mean 'spearman'"):
-    scores.check_scores(("spearmann",), True)
+    text_metrics.check_scores(("spearmann",), True)
 
 
 @pytest.mark.parametrize(
@@ -51,26 +51,28 @@ def test_scores_of_numbers_are_their_closed_forms():
   ],
 )
 def test_entities_are_as_conll_finds_them(tags, wanted):
-  assert scores.entities(tags.split()) == set(wanted)
+  assert text_metrics.entities(tags.split()) == set(wanted)
 
 
 def test_an_entity_counts_if_it_is_right_as_a_whole():
   wanted = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG"]]
   found = [["B-PER", "O", "O", "B-LOC"], ["B-ORG", "B-ORG"]]
-  told = scores.score_entities(found, wanted)
+  told = text_metrics.score_entities(found, wanted)
   assert told == dict(precision=2 / 4, recall=2 / 3, f1=4 / 7, accuracy=4 / 6)
-  assert scores.score_entities([["O"]], [["O"]])["f1"] == 0
+  assert text_metrics.score_entities([["O"]], [["O"]])["f1"] == 0
   with pytest.raises(ValueError, match="1 tags for a sentence of 2 words"):
-    scores.score_entities([["O"]], [["O", "O"]])
+    text_metrics.score_entities([["O"]], [["O", "O"]])
 
 
 def test_answers_are_compared_as_squad_does():
-  assert scores.normalise_answer("The  Cat's (an) hat,\tA.") == "cats hat"
-  assert scores.exact_match("the U.S.", "us") == 1 and scores.exact_match("us", "use") == 0
-  assert scores.answer_f1("a big red dog", "the red cat") == pytest.approx(2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2))
-  assert scores.answer_f1("b b c", "b c c") == pytest.approx(2 / 3)  # of what is there twice, as often as in both
-  assert scores.answer_f1("the", "") == 1 and scores.answer_f1("", "dog") == 0
-  assert scores.score_answers(["dog", "red cat"], [["cat", "a dog"], ["cat"]]) == {
+  assert text_metrics.normalise_answer("The  Cat's (an) hat,\tA.") == "cats hat"
+  assert text_metrics.exact_match("the U.S.", "us") == 1 and text_metrics.exact_match("us", "use") == 0
+  assert text_metrics.answer_f1("a big red dog", "the red cat") == pytest.approx(
+    2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2)
+  )
+  assert text_metrics.answer_f1("b b c", "b c c") == pytest.approx(2 / 3)  # of what is there twice, as often as in both
+  assert text_metrics.answer_f1("the", "") == 1 and text_metrics.answer_f1("", "dog") == 0
+  assert text_metrics.score_answers(["dog", "red cat"], [["cat", "a dog"], ["cat"]]) == {
     "exact": 50.0,
     "f1": pytest.approx(100 * (1 + 2 / 3) / 2),
   }
@@ -79,11 +81,11 @@ def test_answers_are_compared_as_squad_does():
 def test_answers_that_are_not_there_need_a_threshold():
   found, wanted = ["dog", "cat", "cow", "pig"], [["dog"], [], ["ox"], ["the", "a pig"]]
   null = [-3.0, -1.0, -2.0, 1.0]
-  told = scores.score_answers(found, wanted, null)
+  told = text_metrics.score_answers(found, wanted, null)
   assert told["exact"] == 25 and told["has_answer_exact"] == pytest.approx(100 / 3) and told["no_answer_exact"] == 0
-  assert scores.score_answers(found, wanted, null, 2.0)["exact"] == 50
-  assert scores.score_answers(found, wanted, null, -1.5)["exact"] == 50  # dog, and nothing for the second
-  best = max(scores.score_answers(found, wanted, null, t)["exact"] for t in (-4, -3, -2, -1, 1, 2))
+  assert text_metrics.score_answers(found, wanted, null, 2.0)["exact"] == 50
+  assert text_metrics.score_answers(found, wanted, null, -1.5)["exact"] == 50  # dog, and nothing for the second
+  best = max(text_metrics.score_answers(found, wanted, null, t)["exact"] for t in (-4, -3, -2, -1, 1, 2))
   assert (told["best_exact"], told["best_exact_threshold"]) == (best, -3.0)
 
 
@@ -92,10 +94,10 @@ def test_no_threshold_is_better_than_the_best():
   for _ in range(30):
     wanted = [[["a x"], []][rng.integers(2)] for _ in range(12)]
     found, null = rng.choice(["a x", "x y", "z", ""], 12).tolist(), rng.normal(size=12).tolist()
-    told = scores.score_answers(found, wanted, null)
+    told = text_metrics.score_answers(found, wanted, null)
     for name in ("exact", "f1"):
-      every = [scores.score_answers(found, wanted, null, t)[name] for t in (-9.0, *null)]
+      every = [text_metrics.score_answers(found, wanted, null, t)[name] for t in (-9.0, *null)]
       assert told[f"best_{name}"] == pytest.approx(max(every))
-      again = scores.score_answers(found, wanted, null, told[f"best_{name}_threshold"])
+      again = text_metrics.score_answers(found, wanted, null, told[f"best_{name}_threshold"])
       if told[f"best_{name}_threshold"]:  # 0 is told where it is best to say nothing
         assert again[name] == pytest.approx(max(every))

@@ -12,11 +12,13 @@ import tensorflow_datasets as tfds
 from matplotlib.image import imread
 from PIL import Image
 
-from train import augment, data, evaluate, loop, show, sources
 from train import config as configuration
+from train import data, loop, plots
+from train.data import array_record, transforms
+from train.data.semantic_segmentation import UNTOLD, decode
 from train.datasets import fashion_scenes
+from train.evaluation import evaluations
 from train.images import normalise
-from train.masks import UNTOLD, decode
 from train.objectives import segment
 
 
@@ -205,7 +207,7 @@ def test_a_set_without_masks_is_refused():
 
 def test_scaled_crops_have_the_shape_and_the_scales_asked_for():
   rng = np.random.default_rng(0)
-  boxes = [augment.random_scale_crop((100, 150), rng, (40, 20), scale=(0.5, 2.0)) for _ in range(500)]
+  boxes = [transforms.random_scale_crop((100, 150), rng, (40, 20), scale=(0.5, 2.0)) for _ in range(500)]
   heights = np.array([box.height for box in boxes])
   assert heights.min() >= 50 and heights.max() <= 200 and np.ptp(heights) > 140  # the shorter side is 100 at scale 1
   assert all(abs(box.width - box.height / 2) <= 1 for box in boxes)
@@ -218,9 +220,9 @@ def test_scaled_crops_have_the_shape_and_the_scales_asked_for():
 def test_masks_by_nearest_neighbours_are_pillows():
   mask = np.random.default_rng(0).integers(0, 9, (30, 50)).astype(np.uint8)
   for size in ((30, 50), (60, 100), (10, 25), (41, 61)):
-    found = augment.resize_mask(mask, augment.Box(0, 0, 30, 50), size, 255)
+    found = transforms.resize_mask(mask, transforms.Box(0, 0, 30, 50), size, 255)
     np.testing.assert_array_equal(found, Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
-  part = augment.resize_mask(mask, augment.Box(-2, 3, 8, 49), (8, 49), 255)
+  part = transforms.resize_mask(mask, transforms.Box(-2, 3, 8, 49), (8, 49), 255)
   assert (part[:2] == 255).all() and (part[:, -2:] == 255).all()
   np.testing.assert_array_equal(part[2:, :-2], mask[:6, 3:])
 
@@ -330,7 +332,7 @@ def test_scenes_need_nothing_from_elsewhere_and_are_the_same_everywhere(tmp_path
   monkeypatch.setattr(fashion_scenes, "COUNTS", dict(train=20, test=10))
   found = []
   for name in "ab":
-    sources.prepare("fashion_scenes", str(tmp_path / name))
+    array_record.prepare("fashion_scenes", str(tmp_path / name))
     made = data.make("masks", dataset="fashion_scenes", data_dir=str(tmp_path / name), image_size=64)
     found.append([next(made.eval_batches(size, split)) for split, size in (("train", 20), ("test", 10))])
   for key in ("image", "mask"):
@@ -402,7 +404,7 @@ def scenes(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp("scenes"))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(fashion_scenes, "COUNTS", dict(train=24, test=19))
-    sources.prepare("fashion_scenes", folder)
+    array_record.prepare("fashion_scenes", folder)
   return folder
 
 
@@ -427,7 +429,7 @@ def test_scores_are_of_every_pixel_once_on_any_devices(scenes, way):
   found = np.asarray(jax.jit(run.model.apply)(variables, image)[0]).argmax(-1)
   confusion = np.zeros((11, 11), int)
   np.add.at(confusion, (batch["mask"], found), 1)
-  wanted = evaluate.score_confusion(confusion, run.data.class_names)
+  wanted = evaluations.score_confusion(confusion, run.data.class_names)
   on_devices = run.parallel.init(lambda: variables)
   scores = run.make_evaluations()["test"].function(on_devices)
   assert scores.keys() == wanted.keys() and len(set(np.unique(found))) > 2
@@ -440,11 +442,11 @@ def test_scores_are_of_every_pixel_once_on_any_devices(scenes, way):
 
 def test_scores_by_hand():
   confusion = np.array([[4, 1, 0, 0], [2, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-  scores = evaluate.score_confusion(confusion, ("a", "b", "c", "d"))
+  scores = evaluations.score_confusion(confusion, ("a", "b", "c", "d"))
   assert scores == {"iou/a": 4 / 7, "iou/b": 1 / 2, "miou": (4 / 7 + 1 / 2) / 2, "accuracy": 0.7}
-  taken = evaluate.score_confusion(np.array([[0, 3], [0, 0]]), ("a", "b"))  # one that is only taken for occurs, too
+  taken = evaluations.score_confusion(np.array([[0, 3], [0, 0]]), ("a", "b"))  # one that is only taken for occurs, too
   assert taken == {"iou/a": 0, "iou/b": 0, "miou": 0, "accuracy": 0}
-  nothing = evaluate.score_confusion(np.zeros((2, 2), int), ("a", "b"))
+  nothing = evaluations.score_confusion(np.zeros((2, 2), int), ("a", "b"))
   assert set(nothing) == {"miou", "accuracy"} and np.isnan(list(nothing.values())).all()
 
 
@@ -478,10 +480,10 @@ def test_models_that_do_not_fit_the_data(scenes, change, words):
 def test_pictures_of_masks(scenes, tmp_path):
   names, mask = [f"class {n}" for n in range(9)], np.random.default_rng(0).integers(0, 9, (3, 20, 30))
   mask[:, 0] = UNTOLD
-  colours = show.mask_colours(mask, names)
-  assert (colours[:, 0] == show.HIDDEN).all() and len(np.unique(colours.reshape(-1, 3), axis=0)) == 10
+  colours = plots.mask_colours(mask, names)
+  assert (colours[:, 0] == plots.HIDDEN).all() and len(np.unique(colours.reshape(-1, 3), axis=0)) == 10
   image = np.zeros((3, 20, 30, 1), np.uint8)
-  figure = show.segmentations(image, mask, mask * 0, names, 0.25, path=tmp_path / "a.png")
+  figure = plots.segmentations(image, mask, mask * 0, names, 0.25, path=tmp_path / "a.png")
   assert len(figure.axes) == 9 and "25.0 %" in figure.texts[-1].get_text()
   assert [text.get_text() for text in figure.legends[0].get_texts()] == names
   made = config(scenes, head="linear")

@@ -13,7 +13,7 @@ from test_models import check_gradients, draw
 
 import zoo
 from train import config as configuration
-from zoo import axes
+from zoo import partitioning
 from zoo.models import segmenter
 from zoo.weights import load_into
 
@@ -128,7 +128,7 @@ def test_a_plain_map_grows_by_itself_and_shrinks_to_its_largest():
 
 
 def test_resampling_is_positions():
-  from zoo.positions import resample
+  from zoo.layers.position_embeddings import resample
 
   x = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
   for size in ((10, 14), (13, 20), (3, 4), (5, 7)):
@@ -211,8 +211,8 @@ def test_the_shipped_recipes_start_from_a_classifier(recipe, tmp_path):
   )
   zoo.save(tmp_path / "classifier.safetensors", name, tiny, pretrained)
   config.init.path = str(tmp_path / "classifier.safetensors")
-  loaded = axes.flatten(load_into(model, fresh, **configuration.kwargs(config.init)))
-  old, new = axes.flatten(pretrained), axes.flatten(fresh)
+  loaded = partitioning.flatten(load_into(model, fresh, **configuration.kwargs(config.init)))
+  old, new = partitioning.flatten(pretrained), partitioning.flatten(fresh)
   assert loaded.keys() == new.keys()
   taken = {path for path in loaded if path in old and path.startswith("params/encoder/")}
   assert len(taken) == len([path for path in old if re.search("/encoder/(?!norm/)", path)]) > 30

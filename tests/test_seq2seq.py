@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo import axes, copying, decode
+from zoo import decoding, partitioning
+from zoo.layers import pointer
 from zoo.models import seq2seq
 from zoo.models.transformer import Row
 
@@ -199,7 +200,7 @@ def test_attention_is_its_formula(kind):
 def test_every_parameter_learns(kind):
   model, variables = drawn(kind)
   grads = jax.jit(jax.grad(lambda v: jnp.square(model.apply(v, SOURCE, TARGET)[0]).mean()))(variables)
-  for path, gradient in axes.flatten(grads).items():
+  for path, gradient in partitioning.flatten(grads).items():
     assert 1e-9 < np.abs(gradient).max() < np.inf, path
 
 
@@ -214,7 +215,7 @@ def test_places_of_a_word_count_together():
     wanted[b, t, source[b, s]] += weights[b, t, s]
   close(np.exp(found), wanted)
   assert np.abs(weights[:, 0] - weights[:, 1]).max() > 1e-3  # it has read the token it pointed to
-  gradient = jax.grad(lambda w: copying.copied(w, source, 29)[..., 9].sum())(jnp.asarray(weights))
+  gradient = jax.grad(lambda w: pointer.copied(w, source, 29)[..., 9].sum())(jnp.asarray(weights))
   assert (gradient == 0).all()  # of a word that is nowhere: not nan
 
 
@@ -226,11 +227,13 @@ def test_a_pointer_says_nothing_that_is_not_in_the_source(search):
 
   @jax.jit
   def run(variables):
-    parts = decode.stepper(model, variables, jnp.asarray(source), 9)
+    parts = decoding.stepper(model, variables, jnp.asarray(source), 9)
     if search == "beam":
-      return decode.beam_search(*parts, beam=3, **special)
+      return decoding.beam_search(*parts, beam=3, **special)
     return (
-      decode.greedy(*parts, **special) if search == "greedy" else decode.sample(*parts, jax.random.key(0), **special)
+      decoding.greedy(*parts, **special)
+      if search == "greedy"
+      else decoding.sample(*parts, jax.random.key(0), **special)
     )
 
   for row, tokens in zip(source, np.asarray(run(variables).token_BNT[:, 0]), strict=True):

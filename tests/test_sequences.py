@@ -12,10 +12,10 @@ import pytest
 
 import zoo
 from train import cli, data, optim
+from train.inference import translate
 from train.objectives import translate as objective
 from train.step import init_state, make_step
-from train.text import translate
-from zoo import decode
+from zoo import decoding
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -135,8 +135,8 @@ def learn(sequences, steps, **overrides):
   batches.close()
   batch, texts = next(sequences.eval_batches(sequences.eval_size)), sequences.references()
   special = dict(bos=2, eos=3, pad=0, max_length=sequences.target_length)
-  parts = decode.stepper(model, {"params": state.params}, batch["source"], special["max_length"])
-  tokens = decode.greedy(*parts, **special).token_BNT[:, 0].tolist()
+  parts = decoding.stepper(model, {"params": state.params}, batch["source"], special["max_length"])
+  tokens = decoding.greedy(*parts, **special).token_BNT[:, 0].tolist()
   return translate.score(
     translate.detokenise(sequences, tokens, [source for source, _ in texts]), [target for _, target in texts]
   )["exact"]

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 import zoo
 from train import sharding
 from train.step import init_state
-from zoo import axes
+from zoo import partitioning
 
 
 def params(**overrides):
@@ -32,7 +32,7 @@ def test_mesh_sizes():
 
 
 def test_every_logical_and_mesh_axis_named_exists():
-  known = {name for _, names in axes.RULES for name in names}
+  known = {name for _, names in partitioning.RULES for name in names}
   assert set(sharding.MESH_AXES) <= known
   assert set(sharding.MESH_AXES.values()) <= set(sharding.make_mesh(-1, 1, 1).shape)
 
@@ -66,11 +66,11 @@ def test_optimiser_state_and_averages_lie_where_their_parameters_do(optimizer):
   mesh = sharding.make_mesh(2, 2, 2)
   shapes = params()
   state = jax.eval_shape(lambda p: init_state({"params": p}, optimizer, ema=True), shapes)
-  placed = axes.flatten(sharding.state_shardings(state, mesh))
+  placed = partitioning.flatten(sharding.state_shardings(state, mesh))
   specs = sharding.param_specs(shapes, mesh)
-  for path, leaf in axes.flatten(state).items():
+  for path, leaf in partitioning.flatten(state).items():
     of = next((p for p in specs if path.endswith(f"/{p}")), None)
-    same = of and axes.flatten(shapes)[of].shape == leaf.shape  # Adafactor keeps rows and columns: replicated
+    same = of and partitioning.flatten(shapes)[of].shape == leaf.shape  # Adafactor keeps rows and columns: replicated
     assert placed[path].spec == (specs[of] if same else P()), path
   assert placed["ema/encoder/block_00/mlp/up/kernel"].spec == P("fsdp", "tensor")
   assert placed["step"].spec == P()

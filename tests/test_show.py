@@ -13,11 +13,11 @@ from test_models import draw
 
 import zoo
 from train import config as configuration
-from train import data, loop, metrics, pictures, show
+from train import data, loop, metrics, plots
 from train.images import normalise
 from train.objectives import simmim
-from train.text import look
-from zoo.layers import patchify
+from train.plots import registry, token_attention
+from zoo.layers.patch_embed import patchify
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -47,20 +47,20 @@ def drawn(path):
 
 def test_rollout_of_identity_is_identity():
   weights = np.broadcast_to(np.eye(5), (4, 2, 3, 5, 5))
-  np.testing.assert_array_equal(show.rollout(weights), np.broadcast_to(np.eye(5), (2, 5, 5)))
+  np.testing.assert_array_equal(plots.rollout(weights), np.broadcast_to(np.eye(5), (2, 5, 5)))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7])
 def test_rollout_of_uniform_attention(depth):
   # (I + U) / 2 to the power L, with U the uniform matrix, U U = U.
-  result = show.rollout(np.full((depth, 1, 2, 5, 5), 1 / 5))
+  result = plots.rollout(np.full((depth, 1, 2, 5, 5), 1 / 5))
   np.testing.assert_allclose(result[0], 0.5**depth * np.eye(5) + (1 - 0.5**depth) / 5, rtol=1e-12)
 
 
 def test_rollout_multiplies_the_last_block_from_the_left():
   rng = np.random.default_rng(0)
   weights = rng.dirichlet(np.ones(6), size=(3, 2, 4, 6))
-  result = show.rollout(weights)
+  result = plots.rollout(weights)
   np.testing.assert_allclose(result.sum(-1), 1, rtol=1e-12)
   a, b, c = (w.mean(1) / 2 + np.eye(6) / 2 for w in weights)
   np.testing.assert_allclose(result, c @ b @ a, rtol=1e-12)
@@ -73,7 +73,7 @@ def test_attention_that_places_receive():
   """By a walk over all windows and their queries; each gives away 1, and padding gives and gets none."""
   model, variables, _ = draw("swin/test", width=12)
   image = images(model)
-  maps = show.attention_received(model, variables, image)
+  maps = plots.attention_received(model, variables, image)
   _, aux = jax.jit(model.apply)(variables, normalise(image, (0.5,), (0.5,)))
   assert [m.shape for m in maps] == [(2, 8, 10), (2, 4, 5)]  # in windows of 3
   for stage, (found, last) in enumerate(zip(maps, (0, 1), strict=True)):
@@ -102,14 +102,14 @@ def test_attention_maps_of_a_swin(tmp_path):
     zoo.create("swin/test", num_classes=0, **small),
     {"params": {"encoder": encoder | {"stage_0": first}}},
   )
-  figure = show.attention_maps(model, variables, images(model), path=tmp_path / "a.png")
+  figure = plots.attention_maps(model, variables, images(model), path=tmp_path / "a.png")
   drawn(tmp_path / "a.png")
   assert [axis.get_title() for axis in figure.axes[:3]] == ["image", "stage 0", "stage 1"] and len(figure.axes) == 6
-  other = show.attention_maps(hiding, params, images(model))
+  other = plots.attention_maps(hiding, params, images(model))
   for a, b in zip(figure.axes, other.axes, strict=True):
     np.testing.assert_allclose(a.images[0].get_array(), b.images[0].get_array(), atol=1e-4)
   with pytest.raises(ValueError, match="tells no attention weights among all patches"):
-    show.attention_rollout(model, variables, images(model))
+    plots.attention_rollout(model, variables, images(model))
 
 
 # ---- maps and tables
@@ -117,18 +117,18 @@ def test_attention_maps_of_a_swin(tmp_path):
 
 def test_query_map():
   weights = np.arange(2 * 7 * 7, dtype=float).reshape(2, 7, 7) + 1
-  cls = show.query_map(weights, (2, 3), "cls")
+  cls = plots.query_map(weights, (2, 3), "cls")
   np.testing.assert_allclose(cls[1].ravel(), weights[1, 0, 1:] / weights[1, 0, 1:].sum())
-  mean = show.query_map(weights[:, 1:, 1:], (2, 3), "gap")
+  mean = plots.query_map(weights[:, 1:, 1:], (2, 3), "gap")
   np.testing.assert_allclose(mean[0].ravel(), weights[0, 1:, 1:].mean(0) / weights[0, 1:, 1:].mean(0).sum())
-  np.testing.assert_array_equal(show.query_map(weights, (2, 3), "gap"), mean)  # a class token that nobody pools
+  np.testing.assert_array_equal(plots.query_map(weights, (2, 3), "gap"), mean)  # a class token that nobody pools
   assert cls.shape == mean.shape == (2, 2, 3)
 
 
 @pytest.mark.parametrize("name, scan", [("vit/test", True), ("mae/test", False)])
 def test_attention_weights_of_every_block(name, scan):
   model, variables = model_and_variables(name, scan=scan)
-  weights = show.attention_weights(model, variables, images(model))
+  weights = plots.attention_weights(model, variables, images(model))
   tokens = model.config.grid[0] * model.config.grid[1] + 1  # nothing is hidden
   assert weights.shape == (model.config.depth, 2, model.config.heads, tokens, tokens)
   np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
@@ -139,7 +139,7 @@ def test_attention_of_an_autoencoder_keeps_the_patches_in_order():
   one = images(model, 1)
   other = one.copy()
   other[:, :4, 8:12] = 255 - other[:, :4, 8:12]  # the third patch
-  first, second = (np.log(show.attention_weights(model, variables, x)[0, 0, 0, 0, 1:]) for x in (one, other))
+  first, second = (np.log(plots.attention_weights(model, variables, x)[0, 0, 0, 0, 1:]) for x in (one, other))
   change = first - second  # of the first block's scores for the class token, up to a constant
   np.testing.assert_array_equal(np.flatnonzero(np.abs(change - np.median(change)) > 1e-4), [2])
 
@@ -150,20 +150,20 @@ def test_position_table_is_what_the_encoder_adds(positions):
   blank = jnp.zeros((1, *model.config.image_size, 3))
   embedded = model.apply(variables, blank)[1]["embedded"][0, 1:]
   bias = variables["params"]["encoder"]["patch"]["bias"]
-  table = show.position_table(model, variables)
+  table = plots.position_table(model, variables)
   np.testing.assert_allclose(table.reshape(-1, model.config.width), embedded - bias, atol=1e-6)
 
 
 def test_no_positions_is_an_error():
   with pytest.raises(ValueError, match="positions='none' adds no"):
-    show.position_table(*model_and_variables("vit/test", positions="none"))
+    plots.position_table(*model_and_variables("vit/test", positions="none"))
 
 
 def test_similarity_by_hand():
   table = np.array([[[1.0, 0.0], [0.0, 2.0]], [[-3.0, 0.0], [4.0, 4.0]]])
   half = math.sqrt(0.5)
-  np.testing.assert_allclose(show.similarity(table)[0, 0], [[1, 0], [-1, half]], atol=1e-12)
-  np.testing.assert_allclose(show.similarity(table)[1, 1], [[half, half], [-half, 1]], atol=1e-12)
+  np.testing.assert_allclose(plots.similarity(table)[0, 0], [[1, 0], [-1, half]], atol=1e-12)
+  np.testing.assert_allclose(plots.similarity(table)[1, 1], [[half, half], [-half, 1]], atol=1e-12)
 
 
 # ---- reconstructions
@@ -190,7 +190,7 @@ def test_a_perfect_prediction_is_the_image(standardise, channels):
   image = images(model)
   noise = jax.random.uniform(jax.random.key(0), (2, 15))
   kwargs = dict(normalise_patches=standardise, mean=(0.3,) * channels, std=(0.2,) * channels)
-  result, hidden = show.reconstruct(Oracle(model, standardise), {}, image, noise, mask_ratio=0.5, **kwargs)
+  result, hidden = plots.reconstruct(Oracle(model, standardise), {}, image, noise, mask_ratio=0.5, **kwargs)
   np.testing.assert_array_equal(result, image)
   np.testing.assert_array_equal(hidden[:, ::4, ::4, 0].reshape(2, 15), noise > 0.5)
   assert hidden.shape == (*image.shape[:3], 1)
@@ -207,7 +207,7 @@ def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, optio
   model, variables = model_and_variables(name, **fields)
   image = images(model, 1)
   noise = jax.random.uniform(jax.random.key(1), (1, count))
-  predict = functools.partial(show.reconstruct, model, variables, noise_BP=noise, normalise_patches=False, **options)
+  predict = functools.partial(plots.reconstruct, model, variables, noise_BP=noise, normalise_patches=False, **options)
   result, hidden = predict(image)
   np.testing.assert_array_equal(predict(np.where(hidden, 0, image).astype(np.uint8))[0], result)
   assert (predict(np.where(hidden, image, 0).astype(np.uint8))[0] != result).any()
@@ -216,11 +216,11 @@ def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, optio
 def test_hidden_squares_are_those_of_the_objective(tmp_path):
   model, variables = model_and_variables("simmim/test", depths=(2,), heads=(2,))
   run = SimpleNamespace(model=model, objective=simmim.Objective(unit=8, mask_ratio=0.7))
-  figure = pictures.PICTURES["reconstructions"](run, variables, None, images(model), path=tmp_path / "a.png")
+  figure = registry.PICTURES["reconstructions"](run, variables, None, images(model), path=tmp_path / "a.png")
   drawn(tmp_path / "a.png")
   assert "Rebuilt from 6 of 20 squares" in [t.get_text() for t in figure.texts]
   seen = figure.axes[2].images[0].get_array().reshape(4, 8, 5, 8, -1)
-  assert (seen == show.HIDDEN).all((1, 3, 4)).sum() == 14
+  assert (seen == plots.HIDDEN).all((1, 3, 4)).sum() == 14
 
 
 # ---- curves
@@ -228,12 +228,12 @@ def test_hidden_squares_are_those_of_the_objective(tmp_path):
 
 def test_smoothing_has_no_lag_and_passes_over_nan():
   line = np.arange(50.0)
-  np.testing.assert_allclose(show.smooth(line, 3)[20:-20], line[20:-20])
-  np.testing.assert_array_equal(show.smooth(line, 0), line)
+  np.testing.assert_allclose(plots.smooth(line, 3)[20:-20], line[20:-20])
+  np.testing.assert_array_equal(plots.smooth(line, 0), line)
   noise = np.random.default_rng(0).normal(size=400)
-  assert show.smooth(noise, 5).std() < 0.4 * noise.std()
+  assert plots.smooth(noise, 5).std() < 0.4 * noise.std()
   holed = np.where(line == 20, np.nan, 1.0)
-  np.testing.assert_allclose(show.smooth(holed, 3), holed)
+  np.testing.assert_allclose(plots.smooth(holed, 3), holed)
 
 
 def written(path, *, evals=True, rate=True, nan=False):
@@ -248,7 +248,7 @@ def written(path, *, evals=True, rate=True, nan=False):
 
 
 def test_loss_curve_draws_what_was_logged(tmp_path):
-  figure = show.loss_curve(written(tmp_path), path=tmp_path / "deep" / "loss.png")
+  figure = plots.loss_curve(written(tmp_path), path=tmp_path / "deep" / "loss.png")
   drawn(tmp_path / "deep" / "loss.png")
   loss, share, rate = figure.axes
   raw, smoothed, test = (line.get_xydata() for line in loss.lines)
@@ -262,7 +262,7 @@ def test_loss_curve_draws_what_was_logged(tmp_path):
 
 @pytest.mark.parametrize("kwargs", [dict(evals=False), dict(rate=False, evals=False), dict(nan=True)])
 def test_loss_curve_of_other_logs(tmp_path, kwargs):
-  figure = show.loss_curve(written(tmp_path, **kwargs) / "metrics.jsonl", path=tmp_path / "loss.png")
+  figure = plots.loss_curve(written(tmp_path, **kwargs) / "metrics.jsonl", path=tmp_path / "loss.png")
   drawn(tmp_path / "loss.png")
   assert len(figure.axes) == 1 + kwargs.get("rate", True) + kwargs.get("evals", True)
   assert ("10 not finite" in " ".join(t.get_text() for t in figure.texts)) == kwargs.get("nan", False)
@@ -274,7 +274,7 @@ def test_names_at_the_ends_of_lines_do_not_touch(tmp_path):
       log.train(step, {"loss": 1 / step})
       for name in "abcd":
         log.eval(step, name, {"loss": 1 / step})
-  figure = show.loss_curve(tmp_path)
+  figure = plots.loss_curve(tmp_path)
   figure.canvas.draw()
   boxes = sorted((t.get_window_extent() for t in figure.axes[0].texts), key=lambda box: box.y0)
   assert len(boxes) == 5 and all(a.y1 <= b.y0 + 2 for a, b in itertools.pairwise(boxes))
@@ -283,7 +283,7 @@ def test_names_at_the_ends_of_lines_do_not_touch(tmp_path):
 def test_a_log_without_training_is_an_error(tmp_path):
   (tmp_path / "metrics.jsonl").write_text('{"step": 1, "note": "x"}\n')
   with pytest.raises(ValueError, match="no training loss"):
-    show.loss_curve(tmp_path)
+    plots.loss_curve(tmp_path)
 
 
 # ---- every picture
@@ -294,25 +294,25 @@ def test_pictures_of_models(tmp_path):
   mae = model_and_variables("mae/test", decoder_depth=1, **small)
   vit = model_and_variables("vit/test", class_token=False, pool="gap", **small)
   image = images(mae[0], 3)
-  show.reconstructions(*mae, image, path=tmp_path / "a.png")
-  show.attention_maps(*mae, image, path=tmp_path / "b.png", max_heads=1)
-  show.attention_rollout(*vit, image, path=tmp_path / "c.png")
+  plots.reconstructions(*mae, image, path=tmp_path / "a.png")
+  plots.attention_maps(*mae, image, path=tmp_path / "b.png", max_heads=1)
+  plots.attention_rollout(*vit, image, path=tmp_path / "c.png")
   for path in tmp_path.glob("*.png"):
     drawn(path)
 
 
 def test_position_similarity_thins_out_large_grids(tmp_path):
   model = model_and_variables("mae/test")
-  figure = show.position_similarity(show.position_table(*model), path=tmp_path / "d.png")
+  figure = plots.position_similarity(plots.position_table(*model), path=tmp_path / "d.png")
   drawn(tmp_path / "d.png")
   assert len(figure.axes) == 5 * 3 + 1  # a map a patch, and the scale
-  assert len(show.position_similarity(np.ones((30, 10, 4))).axes) == 10 * 4 + 1
+  assert len(plots.position_similarity(np.ones((30, 10, 4))).axes) == 10 * 4 + 1
 
 
 def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   model, variables = model_and_variables("vit/test")
-  assert isinstance(show.attention_rollout(model, variables, images(model)), Figure)
+  assert isinstance(plots.attention_rollout(model, variables, images(model)), Figure)
   assert not list(tmp_path.iterdir())
 
 
@@ -321,7 +321,7 @@ def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
 
 def test_heads_shows_every_head_of_every_block(tmp_path):
   weights = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 3, 5))
-  figure = show.heads(weights, list("abcde"), list("wxyz"), path=tmp_path / "heads.png")
+  figure = plots.heads(weights, list("abcde"), list("wxyz"), path=tmp_path / "heads.png")
   drawn(tmp_path / "heads.png")
   shown = [axis.images[0].get_array() for axis in figure.axes]
   np.testing.assert_array_equal(shown, weights.reshape(6, 5, 4))
@@ -331,7 +331,7 @@ def test_heads_shows_every_head_of_every_block(tmp_path):
 
 def test_a_strip_for_each_number_of_the_tokens(tmp_path):
   numbers = {"type": [0, 0, 1], "position": [0, 1, 2]}
-  figure = show.row_strips(["[CLS]", "a", "b"], numbers, path=tmp_path / "row.png")
+  figure = plots.row_strips(["[CLS]", "a", "b"], numbers, path=tmp_path / "row.png")
   drawn(tmp_path / "row.png")
   first, second = figure.axes
   assert [t.get_text() for t in first.get_xticklabels()] == ["[CLS]", "a", "b"]
@@ -345,7 +345,7 @@ def test_what_is_hidden_is_told_apart(tmp_path):
   tokens = ["[CLS]", "a", "b", "c"]
   seen = [["[CLS]", "[MASK]", "x", "c"], tokens]
   chosen = np.array([[0, 1, 1, 1], [0, 0, 0, 1]], bool)
-  figure = show.hidden_words(tokens, seen, chosen, path=tmp_path / "hidden.png")
+  figure = plots.hidden_words(tokens, seen, chosen, path=tmp_path / "hidden.png")
   drawn(tmp_path / "hidden.png")
   (axis,) = figure.axes
   assert [t.get_text() for t in axis.texts] == [*seen[0], *seen[1]]
@@ -394,11 +394,11 @@ def bert_run(book, kind):
 @pytest.mark.parametrize("kind", ["pairs", "packed", "labels"])
 def test_heads_of_an_encoder_over_a_sequence_of_its_data(book, tmp_path, kind):
   run, variables = bert_run(book, kind)
-  figure = pictures.draw("heads", run, variables, tmp_path, tmp_path / "heads.png")
+  figure = registry.draw("heads", run, variables, tmp_path, tmp_path / "heads.png")
   assert imread(tmp_path / "heads.png").std() > 0.03  # untrained heads look everywhere
   tokens = [t.get_text() for t in figure.axes[0].get_yticklabels()]
   assert tokens == [t.get_text() for t in figure.axes[0].get_xticklabels()]
-  assert tokens[0] == "[CLS]" and 6 <= len(tokens) <= pictures.MOST_TOKENS and "[PAD]" not in tokens
+  assert tokens[0] == "[CLS]" and 6 <= len(tokens) <= registry.MOST_TOKENS and "[PAD]" not in tokens
   assert tokens.count("[CLS]") == 1  # one sequence, though the row may have more
   if kind == "pairs":
     assert tokens.count("[SEP]") == 2 and tokens[-1] == "[SEP]"
@@ -410,7 +410,7 @@ def test_heads_of_an_encoder_over_a_sequence_of_its_data(book, tmp_path, kind):
 def test_attention_over_a_text_is_that_of_its_row(book):
   """The tokens, types and positions that the row has in a batch, where padding follows."""
   run, variables = bert_run(book, "pairs")
-  weights, tokens = look.attention(run.model, variables, run.data.vocabulary, "one two.", "three [MASK].")
+  weights, tokens = token_attention.attention(run.model, variables, run.data.vocabulary, "one two.", "three [MASK].")
   assert tokens == ["[CLS]", "one", "two", ".", "[SEP]", "three", "[MASK]", ".", "[SEP]"]
   ids = [run.data.vocabulary.tokenizer.token_to_id(token) for token in tokens]
   kind = np.array([[0] * 5 + [1] * 4 + [0] * 3])
@@ -426,7 +426,7 @@ def test_heads_of_images_are_none():
 
 def test_beam_tree_has_a_node_for_each_beginning_and_no_crossing(tmp_path):
   followed = [[("a",), ("b",)], [("b", "c"), ("a", "d"), ("b", "e")], [("a", "d", "."), ("b", "e", ".")]]
-  figure = show.beam_tree(followed, ("b", "e", "."), path=tmp_path / "tree.png")
+  figure = plots.beam_tree(followed, ("b", "e", "."), path=tmp_path / "tree.png")
   drawn(tmp_path / "tree.png")
   words = {t.get_text(): t for t in figure.axes[0].texts if t.get_text() != "."}
   assert {*words} == {"<s>", *"abcde"} and len(figure.axes[0].texts) == 8
@@ -434,4 +434,4 @@ def test_beam_tree_has_a_node_for_each_beginning_and_no_crossing(tmp_path):
   heights = {w: t.get_position()[1] for w, t in words.items()}
   assert heights["d"] == heights["a"] < heights["c"] < heights["e"]  # children under their own parents
   with pytest.raises(ValueError, match="extends none of the beginnings"):
-    show.beam_tree([[("a",)], [("b", "c")]], ("a",))
+    plots.beam_tree([[("a",)], [("b", "c")]], ("a",))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import zoo
-from zoo.stack import remat_policy, stack_params, unstack_params
+from zoo.layers.stack import remat_policy, stack_params, unstack_params
 
 IMAGE = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
 SMALL = dict(width=8, mlp_dim=12, image_size=(8, 8))

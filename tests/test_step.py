@@ -12,7 +12,7 @@ import zoo
 from train import optim, rng, sharding
 from train.objectives import Loss, classify, mae
 from train.step import init_state, make_eval_step, make_step
-from zoo import axes
+from zoo import partitioning
 
 # ---- A regression small enough for closed forms: the step knows nothing of models. ----
 
@@ -239,18 +239,18 @@ def test_the_same_wherever_and_however_cut(case, where, accumulate):
   assert state.step == 2 and metrics[0]["weight"] == BATCH["valid"].sum()
   assert jax.tree.structure(state) == jax.tree.structure(wanted)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-  axes.map_with_path(lambda path, a, b: close(a, b, err_msg=path), state, wanted)
+  partitioning.map_with_path(lambda path, a, b: close(a, b, err_msg=path), state, wanted)
   jax.tree.map(close, metrics, wanted_metrics)
   # So that the tolerance means something. (No attention depends on a key's bias: the softmax cancels it.)
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), wanted.params, variables(case)["params"])
-  assert min(m for path, m in axes.flatten(moved).items() if not path.endswith("k/bias")) > 2e-4
+  assert min(m for path, m in partitioning.flatten(moved).items() if not path.endswith("k/bias")) > 2e-4
 
 
 @pytest.mark.parametrize(("case", "where", "accumulate"), [p for p in PLACES if "=" in p[1]])
 def test_the_new_state_lies_as_its_rules_say(case, where, accumulate):
   state, _, _ = two_steps(case, where, accumulate)
   wanted = sharding.state_shardings(state, parallel(where).mesh)
-  axes.map_with_path(
+  partitioning.map_with_path(
     lambda path, a, s: (
       pytest.fail(f"{path}: {a.sharding}, wanted {s}") if not a.sharding.is_equivalent_to(s, a.ndim) else None
     ),
@@ -259,7 +259,7 @@ def test_the_new_state_lies_as_its_rules_say(case, where, accumulate):
   )
   block = "encoder/block_00/mlp/up/kernel"
   pieces = {
-    name: {s.data.shape for s in axes.flatten(tree)[block].addressable_shards}
+    name: {s.data.shape for s in partitioning.flatten(tree)[block].addressable_shards}
     for name, tree in (("params", state.params), ("ema", state.ema), ("mu", state.opt_state[1][0].mu))
   }
   sizes = parallel(where).mesh.shape

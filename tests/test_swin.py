@@ -11,14 +11,13 @@ from test_models import check_gradients, draw
 from test_weights import random_variables
 
 import zoo
-from train.plan import count_macs, describe_models
-from zoo.attention import cosine, dot_product_scores
-from zoo.layers import Attention
+from train.plan.compiler import count_macs, describe_models
+from zoo.layers.attention import Attention, cosine, dot_product_scores
+from zoo.layers.position_embeddings import OffsetMlp, OffsetTable, resample
+from zoo.layers.stack import stack_params
+from zoo.layers.windows import Windows, msa_macs, shift_ratio, wmsa_macs
 from zoo.models import swin
-from zoo.positions import OffsetMlp, OffsetTable, resample
-from zoo.stack import stack_params
 from zoo.weights import WeightsError
-from zoo.windows import Windows, msa_macs, shift_ratio, wmsa_macs
 
 
 def normal(*shape, seed=0):

@@ -11,11 +11,11 @@ import pytest
 import zoo
 from train import cli, data
 from train.checkpoint import Checkpoints
+from train.inference import translate
 from train.step import State
-from train.text import translate
-from zoo.axes import flatten
+from zoo.partitioning import flatten
 from zoo.weights import WeightsError, average, load_into
-from zoo.weights.read import read
+from zoo.weights.formats import read
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -122,7 +122,7 @@ def test_an_average_is_the_mean_of_the_last(tmp_path):
 
 def test_the_average_of_equals_is_the_same_to_the_bit(tmp_path):
   tree = variables(zoo.create("transformer/test", depth=2), 0)
-  scanned = {"params": zoo.stack.stack_params(tree["params"])}
+  scanned = {"params": zoo.layers.stack.stack_params(tree["params"])}
   write_run(tmp_path / "run", [scanned] * 3, depth=2, scan=True)
   cli.main(["average", str(tmp_path / "run"), "--last", "3", "--out", str(tmp_path / "mean.safetensors")])
   found = read(tmp_path / "mean.safetensors").tensors
@@ -160,7 +160,9 @@ def test_an_encoder_is_taken_over_by_itself(name, overrides, keep, tmp_path):
   model = zoo.create(name, **overrides)
   begun = variables(model, 1)
   loaded = load_into(model, begun, file, ignore="params/decoder/.*", keep=keep)
-  ours, before, theirs = (flatten({"params": zoo.stack.unstack_params(t["params"])}) for t in (loaded, begun, weights))
+  ours, before, theirs = (
+    flatten({"params": zoo.layers.stack.unstack_params(t["params"])}) for t in (loaded, begun, weights)
+  )
   taken = {path for path in ours if path.startswith(("params/encoder/", "params/embed/"))}
   assert len(taken) == len([path for path in theirs if "/decoder/" not in path]) > 30
   for path, value in ours.items():

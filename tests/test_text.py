@@ -11,14 +11,15 @@ import pytest
 import tensorflow_datasets as tfds
 from tokenizers import Tokenizer, models
 
-from train import cli, data, loop, sources
+from train import cli, data, loop
 from train import config as configuration
+from train.data import array_record
+from train.data.text import pair_batches as text_batches
+from train.data.text import tokenizers as tokenizers
+from train.data.text import translation as text_pairs
+from train.data.text.translation import Pairs
 from train.datasets import make_verses_en_es as script
-from train.text import batches as text_batches
-from train.text import pairs as text_pairs
-from train.text import tokenizer as tokenizers
-from train.text.pairs import Pairs
-from zoo.weights.read import read
+from zoo.weights.formats import read
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -348,28 +349,28 @@ def test_texts_of_ones_own_are_prepared_and_bad_pairs_are_counted(tmp_path, kind
   assert pairs.vocab_size <= 300
   # Once trained, a tokenizer stays.
   digest = pairs.tokenizer_digest
-  sources.prepare("parallel_text/en-es", pairs.data_dir)
+  array_record.prepare("parallel_text/en-es", pairs.data_dir)
   assert data.make("pairs", dataset=pairs.dataset, data_dir=pairs.data_dir).tokenizer_digest == digest
   with pytest.raises(ValueError, match=r"tokenizer\.json is there already"):
-    sources.prepare("parallel_text/en-es", pairs.data_dir, None, 400)
+    array_record.prepare("parallel_text/en-es", pairs.data_dir, None, 400)
   # Nor are other files taken for those that it was made of.
   with pytest.raises(ValueError, match=r"parallel_text/en-es/1\.0\.0 is there already"):
-    sources.prepare("parallel_text/en-es", pairs.data_dir, str(folder))
+    array_record.prepare("parallel_text/en-es", pairs.data_dir, str(folder))
   # What cannot be is told before anything is written; what was interrupted goes on.
   for options, message in (((100,), "wanted more than 260"), ((None, "wordpiece"), "unknown tokenizer 'wordpiece'")):
     with pytest.raises(ValueError, match=message):
-      sources.prepare("parallel_text/en-es", str(tmp_path / "other"), str(folder), *options)
+      array_record.prepare("parallel_text/en-es", str(tmp_path / "other"), str(folder), *options)
   assert not (tmp_path / "other").exists()
   written = Path(pairs._builder.data_path) / "tokenizer.json"
   written.unlink()
-  sources.prepare("parallel_text/en-es", pairs.data_dir, str(folder), 300)
+  array_record.prepare("parallel_text/en-es", pairs.data_dir, str(folder), 300)
   assert written.exists()
 
 
 def test_files_that_are_not_parallel_are_named(tmp_path):
   def fault(folder, name="parallel_text/en-es"):
     with pytest.raises(ValueError) as error:
-      sources.prepare(name, str(tmp_path / "data"), str(folder))
+      array_record.prepare(name, str(tmp_path / "data"), str(folder))
     return str(error.value)
 
   folder = write(tmp_path / "one", lines={"en": ["a"] * 1234, "es": ["a"] * 1233})
@@ -392,7 +393,9 @@ def test_files_that_are_not_parallel_are_named(tmp_path):
 
 
 def _no_tokenizer_for_images():
-  builder = types.SimpleNamespace(info=sources.make_source("fashion_mnist_small", "test").builder.info, data_path=".")
+  builder = types.SimpleNamespace(
+    info=array_record.make_source("fashion_mnist_small", "test").builder.info, data_path="."
+  )
   with pytest.raises(ValueError) as error:
     text_pairs.prepare_tokenizer("fashion_mnist", None, builder, 500, None)
   return str(error.value)
@@ -427,7 +430,7 @@ def test_wmt_is_prepared_without_tensorflow(tmp_path, monkeypatch):
   monkeypatch.setattr(wmt.SubDataset, "get_url", lambda self, source: ["https://host/file"])
   folder = str(tmp_path / "data")
   (tmp_path / "data" / "downloads" / "manual").mkdir(parents=True)
-  sources.prepare("wmt14_translate/de-en", folder, vocab_size=300)
+  array_record.prepare("wmt14_translate/de-en", folder, vocab_size=300)
   pairs = data.make(
     "pairs", dataset="wmt14_translate/de-en", data_dir=folder, source="en", target="de", eval_split="test"
   )

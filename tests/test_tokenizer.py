@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from train import data
-from train.text import tokenizer as tokenizers
+from train.data.text import tokenizers as tokenizers
 
 STRANGE = (
   "",

@@ -11,11 +11,12 @@ from jax.sharding import NamedSharding
 from rich.console import Console
 
 import zoo
-from train import plan, sharding
-from train.collectives import collectives
+from train import sharding
 from train.config import defaults
-from train.program import Program
-from zoo import decode
+from train.experiment import Program
+from train.plan import compiler
+from train.plan.collectives import collectives
+from zoo import decoding
 
 SHAPE = "v5e:2x2"
 # Each device's examples: twice a prime that no parameter's size has, so whatever is a multiple of it carries examples.
@@ -52,7 +53,7 @@ def compiled(name, mesh_name, **overrides):
   A head of BERT may stand for a model.
   """
   name, head = ("bert/test", name) if name in HEADS else (name, None)
-  chip, devices = plan.tpu_devices(SHAPE)
+  chip, devices = compiler.tpu_devices(SHAPE)
   mesh = sharding.make_mesh(**MESHES[mesh_name], devices=devices)
   way = sharding.Jit(mesh)
   config = defaults()
@@ -92,10 +93,10 @@ def compiled(name, mesh_name, **overrides):
     # What is the same whatever the model is compiled with one.
     config.model.drop_path, config.ema_decay, config.objective = 0.1, 0.99, classify | dict(mixup=0.8, cutmix=1.0)
   made = Program(config, 100)
-  arguments = plan.abstract_arguments(made, mesh)
+  arguments = compiler.abstract_arguments(made, mesh)
   params = arguments[0].params
-  program = plan.compile_for(way.compile(made.step()), *arguments)
-  return collectives(program.as_text()), mesh, jax.tree.leaves(params), plan.hbm(program, chip)
+  program = compiler.compile_for(way.compile(made.step()), *arguments)
+  return collectives(program.as_text()), mesh, jax.tree.leaves(params), compiler.hbm(program, chip)
 
 
 def moved(found, *ops, axis=None):
@@ -105,7 +106,7 @@ def moved(found, *ops, axis=None):
 
 
 # The one parameter of a kernel is less than the metrics, which cross devices too: it has a test of its own.
-MODELS = [name for name in zoo.names("*/test") if name != "kernel_regression/test"]
+MODELS = [name for name in zoo.list_models("*/test") if name != "kernel_regression/test"]
 
 
 def check_examples_stay_where_they_are(found, mesh, params, memory):
@@ -135,7 +136,7 @@ def check_fsdp_gathers_parameters_and_sums_gradients(name, found, mesh, params):
 def check_tensor_parallel_sums_activations(name, found, mesh, params):
   between = [c for c in found if c.crosses(mesh, "tensor")]
   if name.startswith("seq2seq/"):
-    assert not between  # nothing of a recurrent model is cut along this axis, see zoo/axes.py
+    assert not between  # nothing of a recurrent model is cut along this axis, see zoo/partitioning.py
     return
   assert {c.op for c in between} == {"all-reduce"}
   # Megatron (Shoeybi et al. 2019, 3): a sum for each sublayer forward, and one backward, or three where XLA does not
@@ -198,21 +199,21 @@ LENGTH = 9  # of what is decoded
 
 
 @pytest.mark.parametrize("mesh_name", ["data", "tensor"])
-@pytest.mark.parametrize(("method", "options"), [(decode.greedy, {}), (decode.beam_search, dict(beam=3))])
+@pytest.mark.parametrize(("method", "options"), [(decoding.greedy, {}), (decoding.beam_search, dict(beam=3))])
 def test_decoding_stays_where_it_is(method, options, mesh_name):
   """Devices decode their own examples; they tell each other in each step who goes on, and at the end what was found."""
-  way = sharding.Jit(sharding.make_mesh(**MESHES[mesh_name], devices=plan.tpu_devices(SHAPE)[1]))
+  way = sharding.Jit(sharding.make_mesh(**MESHES[mesh_name], devices=compiler.tpu_devices(SHAPE)[1]))
   model = zoo.create("transformer/test", dtype="bfloat16")
   c, size = model.config, LOCAL * way.data_devices
   source = jax.ShapeDtypeStruct((size, 11), jnp.int32, sharding=NamedSharding(way.mesh, sharding.BATCH))
   variables = way.abstract(jax.eval_shape(model.init, {"params": jax.random.key(0)}, source, source))
 
   def run(variables, batch):
-    parts = decode.stepper(model, variables, batch["source"], LENGTH)
+    parts = decoding.stepper(model, variables, batch["source"], LENGTH)
     decoded = method(*parts, bos=c.bos, eos=c.eos, pad=c.pad, max_length=LENGTH, **options)
     return decoded.token_BNT, decoded.score_BN
 
-  program = plan.compile_for(way.compile_eval(run), variables, dict(source=source))
+  program = compiler.compile_for(way.compile_eval(run), variables, dict(source=source))
   found = collectives(program.as_text())
   between = [one for one in found if one.crosses(way.mesh, "data")]
   assert sorted(one.sizes for one in between) == [(1,), (size,), (size * LENGTH,)]
@@ -238,11 +239,11 @@ def config(**model):
 
 
 def test_plan_of_a_config():
-  found = plan.plan(config(dtype="bfloat16"), "v5e:2x2")
+  found = compiler.plan(config(dtype="bfloat16"), "v5e:2x2")
   assert found.chips == 4 and found.mesh == {"data": 4, "fsdp": 1, "tensor": 1}
   assert found.parameters == 15_247 and found.memory.fits
   # Backward costs twice the forward pass, less the gradient for the pixels, which nobody asks for.
-  forward = 64 * plan.describe_models("vit/test")[0].macs
+  forward = 64 * compiler.describe_models("vit/test")[0].macs
   assert 2.9 * forward < found.macs < 3 * forward
   assert found.traffic()["all-reduce"][1] > 2 * 15_000
   console = Console(file=io.StringIO(), width=120)
@@ -255,7 +256,7 @@ def test_plan_of_a_config():
 def test_plan_of_what_does_not_fit():
   large = config()
   large.batch_size = 2**24
-  found = plan.plan(large, "v5e:2x2")
+  found = compiler.plan(large, "v5e:2x2")
   assert not found.memory.fits and found.memory.peak > 2**34 and not found.collectives
   console = Console(file=io.StringIO(), width=120)
   console.print(found.table())
@@ -265,8 +266,8 @@ def test_plan_of_what_does_not_fit():
 def test_plan_errors():
   for topology, words in (("v6:2x2", "did you mean 'v6e'"), ("v5e", "v5e:2x4"), ("v5e:3x7", "knows no 'v5e:3x7'")):
     with pytest.raises(ValueError, match=words):
-      plan.plan(config(), topology)
+      compiler.plan(config(), topology)
   uneven = config()
   uneven.batch_size = 66
   with pytest.raises(ValueError, match="66 cannot be cut over 4 devices"):
-    plan.plan(uneven, "v5e:2x2")
+    compiler.plan(uneven, "v5e:2x2")

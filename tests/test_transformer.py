@@ -12,7 +12,8 @@ import pytest
 import zoo
 from train.objectives import translate
 from train.step import init_state, make_step
-from zoo import axes, copying
+from zoo import partitioning
+from zoo.layers import pointer
 from zoo.models.transformer import Row
 
 SOURCE = np.random.default_rng(0).integers(4, 29, (3, 7)).astype(np.int32)
@@ -108,9 +109,9 @@ def test_norms_other_than_by_layer(norm, scan):
   state, metrics = step(init_state(variables, optimizer), batch, jax.random.key(1))
   state, later = step(state, batch, jax.random.key(1))
   assert later["loss"] < metrics["loss"]
-  statistics = axes.flatten(state.variables)
+  statistics = partitioning.flatten(state.variables)
   assert bool(statistics) == (norm != "rms")
-  begun = axes.flatten({k: v for k, v in variables.items() if k != "params"})
+  begun = partitioning.flatten({k: v for k, v in variables.items() if k != "params"})
   for path, value in statistics.items():
     assert np.abs(value - begun[path]).max() > 1e-6, path  # "gradient" too, which comes from the backward pass
   apply, trained = jax.jit(model.apply), {"params": state.params, **state.variables}
@@ -141,7 +142,7 @@ def test_which_layer_the_decoder_reads():
 def test_scan_is_a_loop():
   for overrides in (dict(), dict(cross="mix", kv_heads=1), dict(cross="layer", order="pre", final_norm=True)):
     model, variables = drawn(**overrides)
-    stacked = {"params": zoo.stack.stack_params(variables["params"])}
+    stacked = {"params": zoo.layers.stack.stack_params(variables["params"])}
     scanned = zoo.create("transformer/test", **SMALL | overrides, scan=True, remat="dots_saveable")
     output, aux = scanned.apply(stacked, SOURCE, TARGET)
     wanted, wanted_aux = model.apply(variables, SOURCE, TARGET)
@@ -161,7 +162,7 @@ def test_copies_are_a_mixture_of_two_distributions():
   words, state = rng.normal(size=(2, 3, 5)).astype(np.float32), rng.normal(size=(2, 3, 4)).astype(np.float32)
   source = np.array([[1, 6, 1, 4], [0, 0, 5, 2]])  # 5 and 6 are outside the vocabulary
   weights = np.asarray(jax.nn.softmax(rng.normal(size=(2, 3, 4)).astype(np.float32)))
-  layer = copying.Copies(slots=2)
+  layer = pointer.Copies(slots=2)
   variables = layer.init(jax.random.key(0), words, weights, source, state)
   mixed = np.exp(layer.apply(variables, words, weights, source, state))
   np.testing.assert_allclose(mixed.sum(-1), 1, rtol=1e-5)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from train import cli, loop, pictures, show
+from train import cli, loop, plots
 from train import config as configuration
-from train.text import translate
+from train.inference import translate
+from train.plots import registry
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -105,11 +106,11 @@ def test_a_run_that_is_no_translator(capsys):
   assert "is no translator: it was trained on images" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", pictures.OF_TEXTS)
+@pytest.mark.parametrize("name", registry.OF_TEXTS)
 def test_pictures_of_a_translation(opened, tmp_path, monkeypatch, name):
   drawn = []
-  monkeypatch.setattr(show, name, lambda *arguments, path: drawn.append(arguments))
-  pictures.draw(name, opened[0], opened[1], tmp_path)
+  monkeypatch.setattr(plots, name, lambda *arguments, path: drawn.append(arguments))
+  registry.draw(name, opened[0], opened[1], tmp_path)
   ((weights, target, source),) = drawn
   pair = next(pair for pair in opened[0].data.references() if 6 <= len(pair[0].split()) <= 10)
   assert [" ".join(words) for words in (source, target)] == [f"{text} </s>" for text in pair]

@@ -11,8 +11,8 @@ import pytest
 from test_models import check_gradients, draw
 
 import zoo
-from zoo.positions import resample
-from zoo.stack import stack_params
+from zoo.layers.position_embeddings import resample
+from zoo.layers.stack import stack_params
 
 TINY = dict(depth=1, width=8, mlp_dim=12)
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from zoo.weights import Rule, Transform, WeightsError, convert, torch_layout, write_back
+from zoo.weights import Rule, Transform, WeightsError, convert, torch_layouts, write_back
 
 SAME = Transform(lambda t, shape: t, lambda a: a)
 TABLE = (
-  Rule(r"(?:new|old)\.layer\.(\d+)\.weight", "block_{:02d}/kernel", torch_layout.TRANSPOSED),
+  Rule(r"(?:new|old)\.layer\.(\d+)\.weight", "block_{:02d}/kernel", torch_layouts.TRANSPOSED),
   Rule("bias", "bias", SAME),
   Rule(r"both", ("a", "b"), Transform(lambda t, *shapes: tuple(np.split(t, 2)), lambda *a: np.concatenate(a))),
 )
@@ -125,7 +125,7 @@ def test_ignored_only_when_asked():
 
 
 def test_an_ignoring_rule():
-  table = (*TABLE, Rule("position_ids", (), torch_layout.IGNORED))
+  table = (*TABLE, Rule("position_ids", (), torch_layouts.IGNORED))
   assert_same(convert(tensors() | {"position_ids": np.arange(3)}, table, PARAMS), PARAMS)
   assert "position_ids" not in write_back(PARAMS, table)
 

@@ -14,11 +14,11 @@ from test_weight_tables import assert_same, faults
 import zoo
 from train.checkpoint import Checkpoints
 from train.step import State
+from zoo.layers.position_embeddings import resample, sincos_2d
+from zoo.layers.stack import stack_params
 from zoo.models.swin import V2
-from zoo.positions import resample, sincos_2d
-from zoo.stack import stack_params
-from zoo.weights import WeightsError, convert, load_into, write_back
-from zoo.weights.read import read
+from zoo.weights import WeightsError, convert, load_into, tables, write_back
+from zoo.weights.formats import read
 
 
 def random_variables(name, seed=0, **overrides):
@@ -116,7 +116,7 @@ def test_what_stands_where_in_a_torch_tensor():
   """Element by element, so that an inverse cannot hide a mistake that it makes too."""
   model, variables = random_variables("vit/test", image_size=(12, 20))
   params = jax.device_get(variables["params"])
-  t = write_back(params, zoo.family("vit").tables(model.config)["timm"])
+  t = write_back(params, tables.of("vit").tables(model.config)["timm"])
   encoder, attn = params["encoder"], params["encoder"]["block_01"]["attn"]
   head, h, d = 1, 5, 17  # of 2 heads, 12 wide, in a width of 24
   for i, name in enumerate("qkv"):
@@ -213,7 +213,7 @@ def test_a_foreign_table_that_is_no_square(tmp_path):
 
 
 def test_a_fixed_table_is_compared_with_ours():
-  table = zoo.family("mae").tables(zoo.create("mae/test").config)["timm"]
+  table = tables.of("mae").tables(zoo.create("mae/test").config)["timm"]
   _, variables = random_variables("mae/test")
   good = write_back(variables["params"], table)
   np.testing.assert_array_equal(good["pos_embed"][0, 1:], sincos_2d((5, 3), 24).reshape(15, 24))
@@ -356,7 +356,7 @@ def test_linear_probing_keeps_its_running_statistics(tmp_path):
 
 def test_npz(tmp_path):
   model, variables = random_variables("vit/test")
-  table = zoo.family("vit").tables(model.config)["timm"]
+  table = tables.of("vit").tables(model.config)["timm"]
   np.savez(tmp_path / "w.npz", **write_back(variables["params"], table))
   assert_same(zoo.load(tmp_path / "w.npz", "vit/test", layout="timm")[1], variables)
 
@@ -408,7 +408,7 @@ def test_what_a_foreign_file_does_not_tell(tmp_path):
 def huggingface(directory, name, overrides, **changes):
   """Writes one: two files and an index, as large models have."""
   model, variables = random_variables(name, **overrides)
-  family = zoo.family(name)
+  family = tables.of(name)
   written = write_back(variables["params"], family.tables(model.config)["huggingface"])
   directory.mkdir()
   parts = dict(list(written.items())[::2]), dict(list(written.items())[1::2])

@@ -12,8 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from zoo.axes import flatten
 from zoo.errors import Unwritable, nearest
+from zoo.partitioning import flatten
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
 

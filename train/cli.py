@@ -106,8 +106,9 @@ def eval(source, evaluations, overrides, json):
 
 def translate(run, text, file, split, out, beam, alpha, picture, json, overrides):
   """Translate texts, the lines of a file or a split with a trained run; draw which words each word was read from."""
-  from train import loop, show
-  from train.text import files, translate
+  from train import loop, plots
+  from train.data.text import files
+  from train.inference import translate
 
   if sum(map(bool, (text, file, split))) != 1:
     raise ValueError("wanted one of TEXT, --file FILE and --split SPLIT")
@@ -137,7 +138,7 @@ def translate(run, text, file, split, out, beam, alpha, picture, json, overrides
     print(*found, sep="\n")
   if picture:
     host = trained.parallel.host(variables)
-    show.alignment(*translate.align(trained, host, text[0], found[0]), path=picture)
+    plots.alignment(*translate.align(trained, host, text[0], found[0]), path=picture)
     print(picture, file=sys.stderr)
   _write(json, [{"source": source, "translation": target} for source, target in zip(text, found, strict=True)])
 
@@ -145,12 +146,12 @@ def translate(run, text, file, split, out, beam, alpha, picture, json, overrides
 def fill(run, text, top, json, overrides):
   """Tell the most probable words for every [MASK] of a text, with a run that has learned to."""
   from train import loop
-  from train.text import fill
+  from train.inference import fill_mask
 
   trained, variables, _ = loop.open_run(run, overrides)
   if not hasattr(trained.data, "vocabulary"):
     raise ValueError(f"{run} fills in no words: it was trained on {trained.config.data.name}")
-  found = fill.fill(trained.model, variables, trained.data.vocabulary, text, top)
+  found = fill_mask.fill(trained.model, variables, trained.data.vocabulary, text, top)
   table = Table("text", "word", "probability", box=None)
   for given, masks in zip(text, found, strict=True):
     for number, guesses in enumerate(masks, 1):
@@ -172,35 +173,36 @@ def average(run, last, out):
 
 def show(source, what, image, out, overrides):
   """Draw pictures of a run as PNG: reconstructions, attention, positions, loss curves."""
-  from train import loop, pictures
+  from train import loop
+  from train.plots import registry
 
   run, variables, _ = loop.open_run(source, overrides)
   variables = run.parallel.host(variables)
   what = what or run.config.pictures
   for name in what:
-    pictures.check(name, run)
-  if image is not None and not set(what) <= {*pictures.OF_IMAGES}:
-    raise ValueError(f"--image is for {', '.join(pictures.OF_IMAGES)}; wanted are {', '.join(what)}")
-  images = None if image is None else pictures.read_image(image, run.data)
+    registry.check(name, run)
+  if image is not None and not set(what) <= {*registry.OF_IMAGES}:
+    raise ValueError(f"--image is for {', '.join(registry.OF_IMAGES)}; wanted are {', '.join(what)}")
+  images = None if image is None else registry.read_image(image, run.data)
   folder = Path(source) if Path(source).is_dir() else Path(".")
   for name in what:
     # A picture of one's own does not take the place of the run's.
     path = Path(out or folder) / (f"{name}.png" if image is None else f"{name}_{Path(image).stem}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures.draw(name, run, variables, folder, path, images)
+    registry.draw(name, run, variables, folder, path, images)
     print(path)
 
 
 def models(pattern, json):
   """List every model with its parameters, multiply-adds and input."""
-  from train import plan
+  from train.plan import compiler
 
   # Seconds a model, which nobody should wait for before a still screen; gone when it ends, and no part of the output.
   screen = Console(stderr=True)
   progress = functools.partial(
     track, description="counting", console=screen, transient=True, disable=not screen.is_terminal
   )
-  facts = plan.describe_models(pattern, progress)
+  facts = compiler.describe_models(pattern, progress)
   table = Table("model", box=None)
   for title in ("parameters", "GMACs", "input"):
     table.add_column(title, justify="right")
@@ -219,9 +221,9 @@ def plan(config, overrides, tpu, json):
   """Compile a config's step for a TPU that need not be here; print memory, FLOPs, and whether it fits (else exit 1)."""
   os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu can compile for a described TPU or drive a real one, not both
   from train import config as configuration
-  from train import plan
+  from train.plan import compiler
 
-  result = plan.plan(configuration.load(config, overrides), tpu)
+  result = compiler.plan(configuration.load(config, overrides), tpu)
   _console().print(result.table())
   _write(json, result.as_dict())
   return 0 if result.memory.fits else 1
@@ -229,9 +231,9 @@ def plan(config, overrides, tpu, json):
 
 def prepare(name, data_dir, source, vocab_size, tokenizer, **corpus):
   """Build a data set as ArrayRecord files: any TFDS name, a local one, or a text to pretrain on as corpus/NAME."""
-  from train import sources
+  from train.data import array_record
 
-  print(sources.prepare(name, data_dir, source, vocab_size, tokenizer, **corpus))
+  print(array_record.prepare(name, data_dir, source, vocab_size, tokenizer, **corpus))
 
 
 def configs(json):

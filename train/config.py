@@ -49,14 +49,14 @@ def defaults() -> ConfigDict:
       skip_nonfinite=False,
       # `train.sharding.parallel(**config)`.
       parallel=dict(name="jit", data=-1, fsdp=1, tensor=1),
-      # Name -> `train.evaluate.NAME(**rest)`; each has `every` (steps; 0 = only at the end).
+      # Name -> `train.evaluation.evaluations.NAME(**rest)`; each has `every` (steps; 0 = only at the end).
       evals=dict(),
       # `train.checkpoint.Checkpoints(**config)`: steps between two, how many of the last to keep, and the
       # evaluation metric, such as "val/accuracy", whose best is kept too.
       checkpoint=dict(every=0, keep=2, best="", mode="max"),
       # Steps between two lines of metrics.
       log_every=10,
-      # Drawn at the end: names in `train.pictures.PICTURES`.
+      # Drawn at the end: names in `train.plots.registry.PICTURES`.
       pictures=("loss_curve",),
     )
   )

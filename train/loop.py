@@ -18,13 +18,16 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from train import config as configuration
-from train import data, evaluate, metrics, pictures, plan, rng, sharding
+from train import data, metrics, rng, sharding
 from train.checkpoint import Checkpoints
-from train.program import Program
+from train.evaluation import evaluations
+from train.experiment import Program
+from train.plan import compiler
+from train.plots import registry
 from train.step import State
 from zoo.errors import check_call, nearest
 from zoo.weights import load_into
-from zoo.weights.read import check_exists
+from zoo.weights.formats import check_exists
 
 # Config keys that say how a run runs and not what it computes: a resumed run may have others.
 MAY_CHANGE = ("parallel", "evals", "checkpoint", "log_every", "pictures")
@@ -55,14 +58,14 @@ class Run(Program):
     super().__init__(config, self._count_steps(config))
     self.data.check_fit(self.model.config, self.objective)
     for name in config.pictures:
-      pictures.check(name, self)
+      registry.check(name, self)
 
-  def make_evaluations(self) -> dict[str, evaluate.Evaluation]:
+  def make_evaluations(self) -> dict[str, evaluations.Evaluation]:
     """Those of the config, by their names there."""
     known = [
       name
-      for name, function in vars(evaluate).items()
-      if getattr(function, "__annotations__", {}).get("return") is evaluate.Evaluation
+      for name, function in vars(evaluations).items()
+      if getattr(function, "__annotations__", {}).get("return") is evaluations.Evaluation
     ]
     made = {}
     for name, component in self.config.evals.items():
@@ -71,7 +74,7 @@ class Run(Program):
         raise ValueError(f"config.evals.{name} is {given!r}; wanted a name and its arguments, such as name='loss'")
       if component.name not in known:
         raise ValueError(f"config.evals.{name}: unknown evaluation {component.name!r}{nearest(component.name, known)}")
-      make = getattr(evaluate, component.name)
+      make = getattr(evaluations, component.name)
       options = configuration.kwargs(component)
       check_call(make, options, f"config.evals.{name} ({component.name})", given=("run",))
       try:  # what would otherwise be found missing after the last step
@@ -86,7 +89,7 @@ class Run(Program):
     """What is trained, on what and where, in a line for the log."""
     devices = jax.devices()
     parts = [
-      f"{self.config.model.name}, {plan.count_parameters(self.abstract_state().params):,} parameters",
+      f"{self.config.model.name}, {compiler.count_parameters(self.abstract_state().params):,} parameters",
       f"on {len(devices)} x {devices[0].device_kind}",
       f"{self.total_steps:,} steps of {self.batch_size:,} {self.data.unit}",
     ]
@@ -229,7 +232,7 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
     variables = run.parallel.host(eval_variables(state)) if config.pictures else {}
     if jax.process_index() == 0:
       for name, path in result["pictures"].items():
-        pictures.draw(name, run, variables, workdir, Path(path))
+        registry.draw(name, run, variables, workdir, Path(path))
   return result
 
 
@@ -280,7 +283,7 @@ def _loop(
   run: Run,
   state: State,
   first: int,
-  evaluations: dict[str, evaluate.Evaluation],
+  evaluations: dict[str, evaluations.Evaluation],
   checkpoints: Checkpoints,
   log: metrics.Log,
   stop: StopSignal,
@@ -333,7 +336,10 @@ def _loop(
       if shapes not in programs:
         log.status("compiling the step")
         with meter.compiling():
-          programs[shapes] = jitted.lower(state, batch, key).compile(), 2 * plan.count_macs(jitted, state, batch, key)
+          programs[shapes] = (
+            jitted.lower(state, batch, key).compile(),
+            2 * compiler.count_macs(jitted, state, batch, key),
+          )
       if run.data.skip_corrupt:  # examples left out so far, of all processes
         corrupt += count_invalid(batch["valid"])
       program, flops = programs[shapes]

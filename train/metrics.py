@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from train.plan import peak_flops
+from train.plan.compiler import peak_flops
 from zoo.errors import Unwritable
 
 FILE = "metrics.jsonl"
@@ -262,7 +262,7 @@ class Meter:
       self.compile_seconds += time.perf_counter() - start
 
   def step(self, flops: float = 0.0) -> None:
-    """A step of so many FLOPs was started: 2 x `train.plan.count_macs` of the global batch; 0 if unknown."""
+    """A step of so many FLOPs was started: 2 x `train.plan.compiler.count_macs` of the global batch; 0 if unknown."""
     self._steps += 1
     self._flops += flops
 

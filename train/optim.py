@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zoo import axes
+from zoo import partitioning
 from zoo.errors import check_call, nearest
-from zoo.stack import STACKED
+from zoo.layers.stack import STACKED
 
 
 def _scale_by_trust_ratio(
@@ -32,7 +32,7 @@ def _scale_by_trust_ratio(
     moves = (size > 0) & (change > 0)
     return update * jnp.where(moves, coefficient * size / jnp.where(moves, change + eps, 1.0), 1.0)
 
-  return optax.stateless(lambda updates, params: axes.map_with_path(scale, updates, params, adapted(params)))
+  return optax.stateless(lambda updates, params: partitioning.map_with_path(scale, updates, params, adapted(params)))
 
 
 def lamb(
@@ -151,7 +151,7 @@ def matches(patterns: tuple[str, ...], path: str) -> bool:
 
 def check_patterns(patterns: tuple[str, ...], params: dict, what: str) -> None:
   """Raises ValueError for patterns that no parameter path has: they would silently do nothing."""
-  paths = list(axes.flatten(params))
+  paths = list(partitioning.flatten(params))
   idle = [pattern for pattern in patterns if not any(re.search(pattern, path) for path in paths)]
   if idle:
     raise ValueError(f"{what}: no parameter matches {', '.join(map(repr, idle))}. Paths are such as {paths[:5]}")
@@ -159,7 +159,7 @@ def check_patterns(patterns: tuple[str, ...], params: dict, what: str) -> None:
 
 def stop_frozen(params: dict, patterns: tuple[str, ...]) -> dict:
   """Parameters whose path matches pass no gradient, so the compiler leaves their backward pass out."""
-  return axes.map_with_path(lambda path, p: jax.lax.stop_gradient(p) if matches(patterns, path) else p, params)
+  return partitioning.map_with_path(lambda path, p: jax.lax.stop_gradient(p) if matches(patterns, path) else p, params)
 
 
 # The blocks whose layers are known: a ViT's or BERT's, and the two of each pair in a stage of a Swin's.
@@ -180,7 +180,7 @@ def layer_scales(params: dict, decay: float) -> dict:
     ValueError: the model has no numbered blocks in its encoder.
   """
   blocks = {}  # path -> stage, numbers, and which of a pair
-  for path, p in axes.flatten(params).items():
+  for path, p in partitioning.flatten(params).items():
     found = _BLOCK.match(path)
     if found and bool(found[1]) == bool(found[3]):  # not a ConvNeXt's
       numbers = np.array(int(found[2])) if found[2] else np.arange(p.shape[0]).reshape(-1, *[1] * (len(p.shape) - 1))
@@ -204,7 +204,7 @@ def layer_scales(params: dict, decay: float) -> dict:
       layer = 0 if re.match(r"encoder/(stage_0/)?(stem|patch|pos|cls|mask|embed|type)", path) else depth + 1
     return np.float32(decay) ** np.asarray(depth + 1 - layer, np.float32)
 
-  return {path: scale(path) for path in axes.flatten(params)}
+  return {path: scale(path) for path in partitioning.flatten(params)}
 
 
 def _muon_dimensions(params: dict) -> dict:
@@ -215,7 +215,7 @@ def _muon_dimensions(params: dict) -> dict:
   """
 
   def dimensions(path, names):
-    path = axes.path_name(path)
+    path = partitioning.path_name(path)
     if not path.endswith("kernel") or re.match(r"head/|encoder/(stage_0/)?patch/|(decoder/)?pixels/|.*/offsets/", path):
       return None
     first = int(names[0] == "layers")
@@ -228,7 +228,7 @@ def _muon_dimensions(params: dict) -> dict:
 
   # Exactly tuple: where parameters are frozen optax puts empty named tuples in their place.
   return jax.tree_util.tree_map_with_path(
-    dimensions, axes.logical_axes(params), is_leaf=lambda node: type(node) is tuple
+    dimensions, partitioning.logical_axes(params), is_leaf=lambda node: type(node) is tuple
   )
 
 
@@ -292,7 +292,7 @@ def make(
 
   # Functions of the tree they are given: where parameters are frozen, optax shows only the others.
   def decays(tree):
-    return axes.map_with_path(lambda path, _: not matches(no_decay, path), tree)
+    return partitioning.map_with_path(lambda path, _: not matches(no_decay, path), tree)
 
   if name == "muon":
     kwargs["muon_weight_dimension_numbers"] = _muon_dimensions
@@ -308,9 +308,9 @@ def make(
     parts += [optax.add_decayed_weights(lambda step: -weight_decay * rate(step), decays)]
   if layer_decay != 1:
     scales = layer_scales(params, layer_decay)
-    parts += [optax.stateless(lambda updates, _: axes.map_with_path(lambda path, u: u * scales[path], updates))]
+    parts += [optax.stateless(lambda updates, _: partitioning.map_with_path(lambda path, u: u * scales[path], updates))]
   optimizer = optax.chain(*parts)
   if freeze:
-    labels = axes.map_with_path(lambda path, _: "frozen" if matches(freeze, path) else "trained", params)
+    labels = partitioning.map_with_path(lambda path, _: "frozen" if matches(freeze, path) else "trained", params)
     optimizer = optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
   return optimizer, rate

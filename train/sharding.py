@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from zoo import axes
+from zoo import partitioning
 from zoo.errors import nearest
 
 # Logical axis -> mesh axis; what is not named here is not cut. Vectors are not cut at all: gathering one costs more
@@ -49,10 +49,12 @@ def param_specs(params: dict, mesh: Mesh) -> dict:
     ValueError: a size that its mesh axis does not divide, all of them at once.
   """
   faults, specs = [], {}
-  shapes = axes.flatten(params)
-  named = jax.tree_util.tree_leaves_with_path(axes.logical_axes(params), is_leaf=lambda node: type(node) is tuple)
+  shapes = partitioning.flatten(params)
+  named = jax.tree_util.tree_leaves_with_path(
+    partitioning.logical_axes(params), is_leaf=lambda node: type(node) is tuple
+  )
   for path, names in named:
-    path = axes.path_name(path)
+    path = partitioning.path_name(path)
     matrix = len([name for name in names if name != "layers"]) > 1
     cut = [MESH_AXES.get(name) if matrix else None for name in names]
     for size, name, axis in zip(shapes[path].shape, names, cut, strict=True):
@@ -75,7 +77,7 @@ def state_shardings(state, mesh: Mesh):
   """
   params = state["params"] if isinstance(state, dict) else state.params
   specs = param_specs(params, mesh)
-  shapes = {path: leaf.shape for path, leaf in axes.flatten(params).items()}
+  shapes = {path: leaf.shape for path, leaf in partitioning.flatten(params).items()}
 
   def shard(path: str, leaf):
     parts = path.split("/")
@@ -85,7 +87,7 @@ def state_shardings(state, mesh: Mesh):
         return NamedSharding(mesh, specs[tail])
     return NamedSharding(mesh, PartitionSpec())
 
-  return axes.map_with_path(shard, state)
+  return partitioning.map_with_path(shard, state)
 
 
 def check_batch(batch_size: int, devices: int, accumulate: int, processes: int = 1) -> None:
@@ -142,7 +144,7 @@ class Jit:
     def put(spec: PartitionSpec) -> Callable:
       return lambda tree: jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
 
-    return axes.cutting(put(BATCH), put(PartitionSpec()))
+    return partitioning.cutting(put(BATCH), put(PartitionSpec()))
 
   def compile(self, step: Callable) -> Callable:
     """For `step(state, batch, key)`: the old state's memory becomes the new one's."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo.norms import STATISTICS, add_gradients
+from zoo.layers.norms import STATISTICS, add_gradients
 
 
 class State(NamedTuple):

@@ -21,7 +21,7 @@ VOCAB, CLS, SEP, MASK, FIRST = 30522, 101, 102, 103, 1000
 
 
 def batch_of(lengths: list[list[int]], length: int) -> dict[str, np.ndarray]:
-  """A batch as `train.text.corpus` makes it, of sequences of these lengths, random words, a list a row."""
+  """A batch as `train.data.text.masked_lm` makes it, of sequences of these lengths, random words, a list a row."""
   draw = np.random.default_rng(0)
   token, segment, position, kind, word = np.zeros((5, len(lengths), length), np.int32)
   most = max(map(len, lengths))
@@ -128,8 +128,8 @@ def bench_step(options) -> None:
 
 def bench_packing(options) -> None:
   """As many rows of 128 on both sides: ours full of verses, theirs with one each."""
-  from train.text.batches import pack
-  from train.text.pairs import Pairs
+  from train.data.text.pair_batches import pack
+  from train.data.text.translation import Pairs
 
   lengths = Pairs("verses_en_es").corpus("test").source.lengths + 2  # [CLS] and [SEP], less </s>
   lengths = np.minimum(lengths - 1, 128)

@@ -20,9 +20,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from train import show
-from train.plan import count_macs
-from zoo.attention import attend
+from train import plots
+from train.plan.compiler import count_macs
+from zoo.layers.attention import attend
 
 LENGTHS = (64, 128, 256, 512, 1024)
 
@@ -156,26 +156,26 @@ def table(measured: dict[str, dict]) -> str:
 
 def draw(measured: dict[str, dict], width: int, kernel: int) -> Figure:
   """Costs over the length, both logarithmic: a straight line's steepness is the exponent, which the legend tells."""
-  with matplotlib.rc_context(show.STYLE):
+  with matplotlib.rc_context(plots.STYLE):
     figure = Figure(figsize=(9.6, 4.2))
     axes = figure.subplots(1, 3, gridspec_kw=dict(left=0.055, right=0.99, top=0.79, bottom=0.34, wspace=0.2))
     for axis, cost in zip(axes, ("operations", "sequential steps", "path length"), strict=True):
       for i, (name, result) in enumerate(measured.items()):
         power = round(result["slopes"][f"{cost} in n"], 2) + 0.0  # no "-0.00"
         # Lines that lie on each other stay visible: each thinner than the one before.
-        axis.loglog(LENGTHS, result["costs"][cost], color=show.COLOURS[i], linewidth=4.2 - i, marker="o", markersize=3,
+        axis.loglog(LENGTHS, result["costs"][cost], color=plots.COLOURS[i], linewidth=4.2 - i, marker="o", markersize=3,
                     label=f"{name}: $n^{{{power:.2f}}}$")  # fmt: skip
       axis.set(title=cost, xlabel="length n")
       axis.set_xticks(LENGTHS, [str(n) for n in LENGTHS])
       axis.minorticks_off()
       axis.tick_params(length=0)
-      axis.grid(axis="y", color=show.FAINT, linewidth=0.6)
+      axis.grid(axis="y", color=plots.FAINT, linewidth=0.6)
       axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17))
     figure.text(0.012, 0.97, "What a layer costs as sequences grow", size=11, weight="bold", va="top")
     about = (
       f"width d = {width}, kernel k = {kernel}; operations are multiply-adds; below, the power of n that fits best"
     )
-    figure.text(0.012, 0.91, about, size=8, color=show.SOFT, va="top")
+    figure.text(0.012, 0.91, about, size=8, color=plots.SOFT, va="top")
   return figure
 
 
@@ -189,7 +189,7 @@ def main() -> None:
   measured = measure(options.width, options.kernel)
   print(table(measured))
   if options.plot:
-    with matplotlib.rc_context(show.STYLE):
+    with matplotlib.rc_context(plots.STYLE):
       draw(measured, options.width, options.kernel).savefig(options.plot)
 
 

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import timing
 
-from train.text import documents as sources
-from train.text import prepare, vocabulary
-from train.text.documents import TextFiles, TextRecords
+from train.data.text import corpora as sources
+from train.data.text import prepare, vocabulary
+from train.data.text.corpora import TextFiles, TextRecords
 
 LENGTH, SHORT = 128, 0.1
 

@@ -23,7 +23,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from train import augment
+from train.data import transforms
 
 SIZE = (224, 224)
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -54,8 +54,8 @@ def photos(folder: str | None) -> list[bytes]:
 
 def here(encoded: bytes, rng: np.random.Generator, interpolation: str) -> np.ndarray:
   """Our pipeline: uint8, to be normalised on the device."""
-  crop = functools.partial(augment.random_resized_crop, rng=rng, size_YX=SIZE)
-  return augment.flip(augment.cut(encoded, crop, SIZE, 3, interpolation), rng)
+  crop = functools.partial(transforms.random_resized_crop, rng=rng, size_YX=SIZE)
+  return transforms.flip(transforms.cut(encoded, crop, SIZE, 3, interpolation), rng)
 
 
 def here_normalised(encoded: bytes, rng: np.random.Generator, interpolation: str) -> np.ndarray:
@@ -67,7 +67,7 @@ def here_normalised(encoded: bytes, rng: np.random.Generator, interpolation: str
 def pillow(encoded: bytes, rng: np.random.Generator, interpolation: str) -> np.ndarray:
   """Plain Pillow and numpy."""
   picture = Image.open(io.BytesIO(encoded)).convert("RGB")
-  box = augment.random_resized_crop(picture.size[::-1], rng, SIZE)
+  box = transforms.random_resized_crop(picture.size[::-1], rng, SIZE)
   picture = picture.crop((box.left, box.top, box.left + box.width, box.top + box.height))
   picture = picture.resize(SIZE[::-1], Image.Resampling[interpolation.upper()])
   if rng.random() < 0.5:

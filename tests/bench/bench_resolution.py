@@ -21,9 +21,9 @@ import timing
 from matplotlib.figure import Figure
 
 import zoo
-from train import show
-from train.plan import count_macs
-from zoo.windows import msa_macs, wmsa_macs
+from train import plots
+from train.plan.compiler import count_macs
+from zoo.layers.windows import msa_macs, wmsa_macs
 
 SIDES = (224, 448, 896)
 NAMES = ("swin/t", "vit/s16")
@@ -89,31 +89,31 @@ def draw(seconds: dict[str, dict[int, list[float]]]) -> Figure:
     "among all, eq. 1": [msa_macs(n, n, WIDTH) / 1e9 for n in tokens],
     "within windows, eq. 2": [wmsa_macs(n, n, WIDTH, WINDOW) / 1e9 for n in tokens],
   }
-  with matplotlib.rc_context(show.STYLE):
+  with matplotlib.rc_context(plots.STYLE):
     figure = Figure(figsize=(9.6, 4.2))
     left, right = figure.subplots(1, 2, gridspec_kw=dict(left=0.075, right=0.985, top=0.75, bottom=0.13, wspace=0.2))
     for i, (label, values) in enumerate(equations.items()):
-      left.loglog(sides, values, color=show.COLOURS[i], linewidth=2, label=label)
+      left.loglog(sides, values, color=plots.COLOURS[i], linewidth=2, label=label)
     left.set(title="billions of multiply-adds of a layer of attention", xlabel="side of the image in pixels")
     for i, (name, times) in enumerate(reversed(seconds.items())):
       medians = [float(np.median(times[side])) for side in SIDES]
-      right.loglog(SIDES, medians, color=show.COLOURS[i], linewidth=2, marker="o", markersize=5, label=name)
+      right.loglog(SIDES, medians, color=plots.COLOURS[i], linewidth=2, marker="o", markersize=5, label=name)
       linear = [medians[0] * (side / SIDES[0]) ** 2 for side in SIDES]
-      right.loglog(SIDES, linear, color=show.SOFT, linewidth=1, linestyle=":",
+      right.loglog(SIDES, linear, color=plots.SOFT, linewidth=1, linestyle=":",
                    label="as many times as it has pixels" if i else None)  # fmt: skip
     right.set(title="seconds an image, forward pass, measured", xlabel="side of the image in pixels")
     for axis, ticks in ((left, (112, 224, 448, 896, 1792)), (right, SIDES)):
       axis.set_xticks(ticks, [str(n) for n in ticks])
       axis.minorticks_off()
       axis.tick_params(length=0)
-      axis.grid(axis="y", color=show.FAINT, linewidth=0.6)
+      axis.grid(axis="y", color=plots.FAINT, linewidth=0.6)
       axis.legend(loc="upper left")
     figure.text(0.012, 0.97, "What an image costs as it grows", size=11, weight="bold", va="top")
     about = (
       f"left: h x w tokens of {PATCH} x {PATCH} pixels, C = {WIDTH}, M = {WINDOW}, as in Swin-T's first stage; right:"
       " whole models, two threads"
     )
-    figure.text(0.012, 0.91, about, size=8, color=show.SOFT, va="top")
+    figure.text(0.012, 0.91, about, size=8, color=plots.SOFT, va="top")
   return figure
 
 
@@ -136,7 +136,7 @@ def main() -> None:
         flush=True,
       )
   if options.plot:
-    with matplotlib.rc_context(show.STYLE):
+    with matplotlib.rc_context(plots.STYLE):
       draw(seconds).savefig(options.plot)
 
 

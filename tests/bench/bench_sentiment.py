@@ -26,9 +26,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 
 from train import config as configuration
-from train import loop, sources
+from train import loop
+from train.data import array_record
+from train.data.text.corpora import TextRecords
 from train.datasets import vader_movies
-from train.text.documents import TextRecords
 
 PRETRAINING = ("model.vocab=8000", "data.vocab_size=8000", "checkpoint.every=1000")
 
@@ -90,7 +91,7 @@ def main() -> None:
   if not text.exists():
     write_text(text, snippets, corpus)
   if not (sets / "vader_movies").exists():
-    sources.prepare("vader_movies", str(sets), str(folder))
+    array_record.prepare("vader_movies", str(sets), str(folder))
   own = folder / f"pretrained_{options.steps}"
   if {"own", "scratch"} & {*options.only}:  # which share the vocabulary
     train(own, "bert_quickstart", f"data.dataset={text}", f"steps={options.steps}", *PRETRAINING)

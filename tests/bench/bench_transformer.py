@@ -70,7 +70,7 @@ def their_training(batch: int, length: int):
   import torch
 
   import zoo
-  from zoo.positions import sincos_1d
+  from zoo.layers.position_embeddings import sincos_1d
 
   torch.set_num_threads(2)
   c = zoo.create("transformer/base").config
@@ -133,16 +133,16 @@ def our_decoding(directory: str, batch: int, length: int):
   import jax
 
   import zoo
-  from zoo import decode
+  from zoo import decoding
 
   model, variables = zoo.load(directory)
   c, source = model.config, sentences(batch, length, length // 2)
 
   @jax.jit
   def translate(variables, source):
-    parts = decode.stepper(model, variables, source, length)
+    parts = decoding.stepper(model, variables, source, length)
     # No token ends a sequence, so that both sides decode equally many.
-    return decode.greedy(*parts, bos=c.bos, eos=-1, pad=c.pad, max_length=length).token_BNT[:, 0]
+    return decoding.greedy(*parts, bos=c.bos, eos=-1, pad=c.pad, max_length=length).token_BNT[:, 0]
 
   def run():
     return jax.block_until_ready(translate(variables, source))
@@ -173,13 +173,14 @@ def bench_decoding(options) -> None:
   import transformers
 
   import zoo
+  from zoo.weights import tables
 
   for name in ("transformer/base", "transformer/nano"):
     torch.manual_seed(0)
     c = zoo.create(name, vocab=VOCAB).config
     special = dict(pad_token_id=PAD, decoder_start_token_id=PAD, eos_token_id=EOS, forced_eos_token_id=None)
-    fields = {key: getattr(c, field) for field, key in zoo.family(name).HUGGINGFACE["fields"].items()}
-    fields |= {b: fields[a] for a, b in zoo.family(name).HUGGINGFACE["equal"].items()}
+    fields = {key: getattr(c, field) for field, key in tables.of(name).HUGGINGFACE["fields"].items()}
+    fields |= {b: fields[a] for a, b in tables.of(name).HUGGINGFACE["equal"].items()}
     config = transformers.MarianConfig(**fields | special)
     with tempfile.TemporaryDirectory() as directory:
       transformers.MarianMTModel(config).save_pretrained(directory)
@@ -204,7 +205,7 @@ def bench_packing(options) -> None:
   import jax
 
   import zoo
-  from train.text.pairs import Pairs
+  from train.data.text.translation import Pairs
 
   model = zoo.create("transformer/nano", scan=True, remat="dots_saveable")
   sides, tokens, padding = {}, {}, {}

@@ -7,10 +7,9 @@ import pytest
 import torch
 from test_golden import relative_error
 
-from zoo import masks
-from zoo.attention import attend, attention_pool, dot_scores, general_scores
-from zoo.layers import Attention
-from zoo.weights import convert, torch_layout
+from zoo.layers import attention_masks
+from zoo.layers.attention import Attention, attend, attention_pool, dot_scores, general_scores
+from zoo.weights import convert, torch_layouts
 
 pytestmark = pytest.mark.parity
 torch.set_num_threads(1)  # matrices so small that threads would only wait for each other
@@ -25,8 +24,8 @@ def draw(*shape, seed=0):
 
 MASKS = {
   "all": None,
-  "causal": masks.causal(T, S),
-  "padding": masks.valid_length(LENGTHS, S),
+  "causal": attention_masks.causal(T, S),
+  "padding": attention_masks.valid_length(LENGTHS, S),
   "bool": draw(B, N, T, S) + 2 * np.eye(T, S) > 0,  # every query sees something: torch gives nan to one that does not
 }
 
@@ -75,15 +74,15 @@ def test_multihead_attention(kind):
   y = y if kind == "cross" else x
   real = np.arange(S) < LENGTHS[:, None]
   causal = torch.triu(torch.ones(S, S, dtype=torch.bool), 1) if kind == "causal" else None  # True = may not attend
-  mask = masks.valid_length(LENGTHS, S) & (masks.causal(S, S) if kind == "causal" else True)
+  mask = attention_masks.valid_length(LENGTHS, S) & (attention_masks.causal(S, S) if kind == "causal" else True)
   told = dict(key_padding_mask=torch.tensor(~real), attn_mask=causal, average_attn_weights=False)
   wanted, wanted_weights = theirs(x, y, y, **told)
   torch.sin(wanted).sum().backward()
 
   layer = Attention(N)
   table = (
-    *torch_layout.heads_packed("", *(f"attn/{name}" for name in "qkv")),
-    *torch_layout.heads_out(r"out_proj", "attn/out"),
+    *torch_layouts.heads_packed("", *(f"attn/{name}" for name in "qkv")),
+    *torch_layouts.heads_out(r"out_proj", "attn/out"),
   )
   table = [rule._replace(pattern=rule.pattern.removeprefix(r"\.")) for rule in table]
   arguments = (x.numpy(), None if kind != "cross" else y.numpy())

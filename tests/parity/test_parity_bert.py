@@ -17,7 +17,7 @@ from test_golden import relative_error
 
 import zoo
 from zoo.models.bert import sentence_embedding
-from zoo.weights import WeightsError, convert
+from zoo.weights import WeightsError, convert, tables
 
 pytestmark = pytest.mark.parity
 
@@ -97,7 +97,7 @@ def test_choices_are_rows():
   with torch.no_grad():
     wanted = theirs(*arrays).logits
   model = zoo.create("bert/test", **OURS, head="classify", num_classes=1, epsilon=1e-12)
-  table = zoo.family("bert").tables(model.config)["huggingface"]
+  table = tables.of("bert").tables(model.config)["huggingface"]
   template = jax.eval_shape(model.init, jax.random.key(0), token)["params"]
   params = convert({k: p.detach().numpy() for k, p in theirs.state_dict().items()}, table, template)
   output, _ = model.apply({"params": params}, token, types)
@@ -128,7 +128,7 @@ def test_gradients():
   arrays = {k: torch.from_numpy(a) for k, a in arrays.items()} | dict(next_sentence_label=torch.from_numpy(follows))
   theirs(**arrays).loss.backward()
   model = zoo.create("bert/test", **OURS, attention_dropout=0.0)
-  table = zoo.family("bert").tables(model.config)["huggingface"]
+  table = tables.of("bert").tables(model.config)["huggingface"]
   template = jax.eval_shape(model.init, jax.random.key(0), token)["params"]
   named = dict(theirs.named_parameters())
   params = convert({k: p.detach().numpy() for k, p in named.items()}, table, template)
@@ -150,7 +150,7 @@ def test_gradients():
 @pytest.mark.parametrize("kind", HEADS)
 def test_hugging_face_reads_what_we_write(kind, tmp_path):
   more, where = HEADS[kind]
-  told = zoo.family("bert").HUGGINGFACE["heads"][kind]
+  told = tables.of("bert").HUGGINGFACE["heads"][kind]
   sizes = OURS | dict(head=told["head"]) | (dict(num_classes=more["num_labels"]) if more else {})
   model = zoo.create("bert/test", **sizes)
   token, types, real = batch(seed=1)

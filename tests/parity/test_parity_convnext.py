@@ -15,8 +15,8 @@ from timm.models.convnext import checkpoint_filter_fn
 from transformers import ConvNextBackbone, ConvNextConfig, ConvNextForImageClassification, ConvNextModel
 
 import zoo
-from zoo.weights import convert, write_back
-from zoo.weights.read import read
+from zoo.weights import convert, tables, write_back
+from zoo.weights.formats import read
 
 pytestmark = pytest.mark.parity
 
@@ -111,7 +111,7 @@ def test_gradients():
   labels = torch.tensor([1, 6, 4])
   theirs(image, labels=labels).loss.backward()
   model = zoo.create("convnext/test", **OURS, head_epsilon=1e-12)
-  table = zoo.family("convnext").tables(model.config)["huggingface"]
+  table = tables.of("convnext").tables(model.config)["huggingface"]
 
   def loss(params):
     logits, _ = model.apply({"params": params}, image_BYXC)
@@ -177,10 +177,10 @@ def test_meta_names():
   """timm knows the names of the released files: what it makes of ours, written by them, has to be ours."""
   theirs = make_timm()
   model = zoo.create("convnext/test", **OURS)
-  tables = zoo.family("convnext").tables(model.config)
+  layouts = tables.of("convnext").tables(model.config)
   template = jax.eval_shape(model.init, {"params": jax.random.key(0)}, np.zeros((1, 32, 32, 3)))["params"]
   state = {name: value.numpy() for name, value in theirs.state_dict().items()}
-  written = write_back(convert(state, tables["timm"], template), tables["meta"])
+  written = write_back(convert(state, layouts["timm"], template), layouts["meta"])
   assert {"downsample_layers.0.0.weight", "downsample_layers.1.1.weight", "stages.2.2.pwconv1.weight"} <= written.keys()
   tensors = {name: torch.from_numpy(value) for name, value in written.items()}
   renamed = checkpoint_filter_fn(dict(tensors), theirs)

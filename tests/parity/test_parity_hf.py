@@ -16,8 +16,8 @@ from test_golden import relative_error
 
 import zoo
 from train.objectives.mae import reconstruction_loss
-from zoo.positions import resample
-from zoo.weights import convert
+from zoo.layers.position_embeddings import resample
+from zoo.weights import convert, tables
 
 pytestmark = pytest.mark.parity
 
@@ -41,7 +41,7 @@ CASES = {
 def ours(config) -> tuple[str, dict]:
   """The name, and the sizes in which it differs."""
   family = "mae" if "MAE" in config["kind"] else "vit"
-  fields = zoo.family(family).HUGGINGFACE["fields"]
+  fields = tables.of(family).HUGGINGFACE["fields"]
   told = dict(patch_size=16) | config
   sizes = {field: told[key] for field, key in fields.items() if key in told and field not in ("activation", "epsilon")}
   return f"{family}/test", sizes
@@ -94,7 +94,7 @@ def test_gradients(case):
   image = torch.randn(3, theirs.config.num_channels, 64, 64, generator=torch.Generator().manual_seed(3))
   name, sizes = ours(config)
   model = zoo.create(name, **sizes, epsilon=1e-12, **({} if "mae" in name else dict(num_classes=10)))
-  table = zoo.family(name).tables(model.config)["huggingface"]
+  table = tables.of(name).tables(model.config)["huggingface"]
   image_BYXC = image.permute(0, 2, 3, 1).numpy()
   if "mae" in name:
     noise = torch.rand(3, 16, generator=torch.Generator().manual_seed(4))

@@ -13,8 +13,8 @@ from timm.layers import GroupNormAct, HybridEmbed, StdConv2dSame
 from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem
 
 import zoo
-from zoo.weights import convert
-from zoo.weights.read import read
+from zoo.weights import convert, tables
+from zoo.weights.formats import read
 
 pytestmark = pytest.mark.parity
 
@@ -89,7 +89,7 @@ def test_gradients():
   image, image_BYXC = draw(case["size"], batch=3)
   labels = torch.tensor([1, 6, 4])
   torch.nn.functional.cross_entropy(theirs(image), labels).backward()
-  table = zoo.family("hybrid").tables(model.config)["timm"]
+  table = tables.of("hybrid").tables(model.config)["timm"]
   template = jax.eval_shape(model.init, {"params": jax.random.key(0)}, image_BYXC)["params"]
   named = dict(theirs.named_parameters())
   params = convert({k: p.detach().numpy() for k, p in named.items()}, table, template)

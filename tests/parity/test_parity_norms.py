@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.norms import norm
+from zoo.layers.norms import norm
 
 pytestmark = pytest.mark.parity
 

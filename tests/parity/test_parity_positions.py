@@ -10,7 +10,7 @@ from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from zoo.positions import RelativeBias, alibi_bias, alibi_slopes, relative_bucket, rotary
+from zoo.layers.position_embeddings import RelativeBias, alibi_bias, alibi_slopes, relative_bucket, rotary
 
 pytestmark = pytest.mark.parity
 

@@ -8,8 +8,8 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn import metrics
 
-from train.evaluate import score_confusion
-from train.text import scores
+from train.evaluation import text_metrics
+from train.evaluation.evaluations import score_confusion
 
 pytestmark = pytest.mark.parity
 
@@ -19,18 +19,18 @@ def test_scores_of_classes_are_those_of_scikit_learn():
   for classes in (2, 3, 5):
     label = rng.integers(classes, size=60)
     found = np.where(rng.random(60) < 0.6, label, rng.integers(classes, size=60))
-    assert scores.matthews(found, label) == pytest.approx(metrics.matthews_corrcoef(label, found))
-    assert scores.accuracy(found, label) == pytest.approx(metrics.accuracy_score(label, found))
-    assert scores.f1(found == 1, label == 1) == pytest.approx(metrics.f1_score(label == 1, found == 1))
+    assert text_metrics.matthews(found, label) == pytest.approx(metrics.matthews_corrcoef(label, found))
+    assert text_metrics.accuracy(found, label) == pytest.approx(metrics.accuracy_score(label, found))
+    assert text_metrics.f1(found == 1, label == 1) == pytest.approx(metrics.f1_score(label == 1, found == 1))
 
 
 def test_entities_are_those_of_seqeval():
   every = ("O", "B-A", "I-A", "B-B", "I-B")
   for tags in itertools.product(every, repeat=4):
-    assert scores.entities(tags) == set(get_entities(list(tags))), tags
+    assert text_metrics.entities(tags) == set(get_entities(list(tags))), tags
   rng = np.random.default_rng(0)
   wanted, found = (rng.choice(every, (30, 8)).tolist() for _ in range(2))
-  told = scores.score_entities(found, wanted)
+  told = text_metrics.score_entities(found, wanted)
   references = dict(precision=precision_score, recall=recall_score, f1=f1_score)
   for name, function in references.items():
     assert told[name] == pytest.approx(function(wanted, found))

@@ -15,8 +15,8 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 
 import zoo
 from zoo.models import segmenter
-from zoo.weights import convert
-from zoo.weights.table import write_back
+from zoo.weights import convert, tables
+from zoo.weights.rules import write_back
 
 pytestmark = pytest.mark.parity
 
@@ -48,7 +48,9 @@ def test_the_head_of_upernet(bins, size):
   template = jax.eval_shape(module.init, jax.random.key(0), given)
   tensors = {f"decode_head.{name}": tensor.numpy() for name, tensor in head.state_dict().items()}
   tensors |= {f"auxiliary_head.{name}": t.numpy() for name, t in theirs(bins, UperNetFCNHead).state_dict().items()}
-  table = [rule for rule in segmenter.tables(config)["huggingface"] if not rule.pattern.startswith("backbone")]
+  table = [
+    rule for rule in tables.of("segmenter").tables(config)["huggingface"] if not rule.pattern.startswith("backbone")
+  ]
   params = convert(tensors, table, dict(template["params"]) | {"batch_stats": template["batch_stats"]})
   back = write_back(params, table)
   assert {name for name in tensors if name.startswith("decode") and "batches" not in name} == back.keys()

@@ -21,8 +21,8 @@ import zoo
 from train.images import normalise
 from train.objectives.simmim import Objective
 from zoo.models.swin import V2
-from zoo.weights import WeightsError, convert
-from zoo.weights.read import read
+from zoo.weights import WeightsError, convert, tables
+from zoo.weights.formats import read
 
 pytestmark = pytest.mark.parity
 
@@ -134,7 +134,7 @@ def converted(model, overrides, size):
   fields = (V2_OURS if "v2" in type(model).__name__ else OURS) | dict(mlp_ratio=2.0, mask_padding=False) | head
   ours = zoo.create("swin/test", **fields | overrides)
   template = jax.eval_shape(ours.init, {"params": jax.random.key(0)}, jnp.zeros((1, *size, 3)))["params"]
-  read_by_table = functools.partial(convert, table=zoo.family("swin").tables(ours.config)["huggingface"],
+  read_by_table = functools.partial(convert, table=tables.of("swin").tables(ours.config)["huggingface"],
                                     template=template)  # fmt: skip
   return ours, read_by_table({k: p.detach().numpy() for k, p in model.named_parameters()}), read_by_table
 
@@ -165,7 +165,7 @@ KINDS = ["SwinModel", "SwinForImageClassification", "SwinBackbone", "Swinv2Model
 @pytest.mark.parametrize("kind", KINDS)
 def test_hugging_face_reads_what_we_write(kind, tmp_path):
   v2, size = "v2" in kind, (64, 96) if "v2" in kind or "Backbone" in kind else (224, 224)
-  told = zoo.family("swin").HUGGINGFACE["heads"][kind]
+  told = tables.of("swin").HUGGINGFACE["heads"][kind]
   sizes = (V2_OURS if v2 else OURS) | dict(mlp_ratio=2.0, mask_padding=False, image_size=size) | told
   more = dict(num_labels=5) if "Classification" in kind else {}
   if more:

@@ -12,10 +12,10 @@ from golden.make_goldens import make
 from test_golden import relative_error
 
 import zoo
-from zoo import decode
+from zoo import decoding
+from zoo.layers.position_embeddings import sincos_1d
 from zoo.models.transformer import Row
-from zoo.positions import sincos_1d
-from zoo.weights import convert
+from zoo.weights import convert, tables
 
 pytestmark = pytest.mark.parity
 torch.set_num_threads(1)  # matrices so small that threads would only wait for each other
@@ -122,7 +122,7 @@ def test_torch_nn_transformer(order, activation):
   expected["output"] = at_real_places("output", logits.detach())
   # Its stacks end in a norm, whatever the order.
   model = zoo.create("transformer/test", order=order, final_norm=True, activation=activation, pad=PAD)
-  table = zoo.family("transformer").tables(model.config)["torch"]
+  table = tables.of("transformer").tables(model.config)["torch"]
   params = convert(by_name(theirs), table, template(model))
   found, found_gradients = ours(model, params)
   assert len(expected) == 7
@@ -207,7 +207,7 @@ def test_hugging_face(case, tmp_path):
   assert max(errors.values()) < 1e-5, errors
   cross_entropy(out.logits).backward()
   # Fixed positions have no gradient; they go as they are, to be compared with ours.
-  table = zoo.family("transformer").tables(model.config)["huggingface"]
+  table = tables.of("transformer").tables(model.config)["huggingface"]
   gradients = convert(by_name(theirs, lambda p: p if p.grad is None else p.grad), table, template(model))
   assert gradient_error(found_gradients, gradients) < 1e-5
 
@@ -276,7 +276,7 @@ class Translators:
 
     @jax.jit
     def run(variables, source):
-      parts = decode.stepper(self.model, variables, source, LENGTH)
+      parts = decoding.stepper(self.model, variables, source, LENGTH)
       return method(*parts, bos=c.bos, eos=c.eos, pad=c.pad, max_length=LENGTH, **options)
 
     decoded = run(self.variables, np.asarray(self.source, np.int32))
@@ -297,7 +297,7 @@ def check_varied(tokens_BNT):
 def test_greedy_decoding_is_generate(pair):
   wanted, _ = pair.generate(num_beams=1)
   check_varied(wanted)
-  found, _ = pair.decode(decode.greedy)
+  found, _ = pair.decode(decoding.greedy)
   np.testing.assert_array_equal(found, wanted)
 
 
@@ -314,6 +314,6 @@ def test_beam_search_is_generate(pair, beam, alpha):
     num_beams=beam, num_return_sequences=beam, length_penalty=alpha, early_stopping="never"
   )
   check_varied(wanted)
-  found, scores = pair.decode(decode.beam_search, beam=beam, n_best=beam, alpha=alpha, penalty="power")
+  found, scores = pair.decode(decoding.beam_search, beam=beam, n_best=beam, alpha=alpha, penalty="power")
   np.testing.assert_array_equal(found, wanted)
   np.testing.assert_allclose(scores.ravel(), wanted_scores, rtol=1e-5)

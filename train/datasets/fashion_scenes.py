@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from train.augment import decode
+from train.data.array_record import make_source
+from train.data.transforms import decode
 from train.datasets import fashion_mnist
-from train.sources import make_source
 
 SIZE = 64
 COUNTS = {"train": 8000, "test": 1000}

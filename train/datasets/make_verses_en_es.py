@@ -16,8 +16,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from train.data.text import tokenizers
 from train.datasets.make_fashion_mnist_small import repack
-from train.text import tokenizer
 
 MODULES = {"en": "engWEB2015eb", "es": "spaRV1909eb"}
 # In these chapters one translation counts verses otherwise than the other, so that verses of one number are not each
@@ -125,7 +125,7 @@ def make(source: str, output: str | Path) -> Path:
     )
   folder = Path(builder.data_path)
   texts = (text for example in builder.as_data_source("train") for text in example["translation"].values())
-  tokenizer.save(tokenizer.train_tokenizer((text.decode() for text in texts), VOCABULARY), folder)
+  tokenizers.save(tokenizers.train_tokenizer((text.decode() for text in texts), VOCABULARY), folder)
   for shard in folder.glob("*.array_record-*"):
     # Many verses compressed together take a third of the room; all English before all Spanish, a tenth less.
     repack(shard, "group_size:1024,transpose:true,brotli:11")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from train.text.files import lines
+from train.data.text.files import lines
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -57,7 +57,7 @@ def scores_of_labels(model, variables: dict, batch: dict, key: jax.Array | None 
 
 
 def read(model, variables: dict, batch: dict, key: jax.Array | None = None) -> tuple[tuple, dict]:
-  """What the model says of the rows of a batch (`train.text.labelled`), with aux; and the other collections.
+  """What the model says of the rows of a batch (`train.data.text.labelled`), with aux; and the other collections.
 
   Args:
     model, variables: to apply.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from train import rng
 from train.images import normalise
 from train.objectives import Loss
-from zoo.layers import patchify
+from zoo.layers.patch_embed import patchify
 from zoo.shapes import expect
 
 

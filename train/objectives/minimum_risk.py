@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from train import rng
 from train.objectives import Loss, apply
 from train.objectives.translate import rows, shift
-from zoo import decode
-from zoo.attention import masked_softmax
+from zoo import decoding
+from zoo.layers.attention import masked_softmax
 from zoo.models.transformer import Row
 from zoo.shapes import expect
 
@@ -83,12 +83,12 @@ class Objective:
   def _sample(self, model, variables: dict, batch: dict, key: jax.Array) -> jax.Array:
     """Translations [B, n, T], drawn without dropout; no gradient goes through the choice."""
     c, (B, T) = model.config, batch["target"].shape
-    parts = decode.stepper(model, jax.lax.stop_gradient(variables), batch["source"], T)
+    parts = decoding.stepper(model, jax.lax.stop_gradient(variables), batch["source"], T)
     step, memory, cache = parts
     memory, cache = jax.tree.map(lambda a: jnp.repeat(a, self.samples, 0), (memory, cache))
     keys_BN = jax.vmap(lambda key: jax.random.split(key, self.samples))(rng.per_example(key, batch["id"]))
     special = dict(bos=c.bos, eos=c.eos, pad=c.pad, max_length=T)
-    return decode.sample(step, memory, cache, keys_BN.reshape(-1), **special).token_BNT.reshape(B, -1, T)
+    return decoding.sample(step, memory, cache, keys_BN.reshape(-1), **special).token_BNT.reshape(B, -1, T)
 
 
 def length_before(token_BT: jax.Array, end: int) -> jax.Array:

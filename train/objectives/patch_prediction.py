@@ -9,7 +9,7 @@ import optax
 from train import rng
 from train.images import normalise
 from train.objectives import Loss, check_fields
-from zoo.layers import patchify
+from zoo.layers.patch_embed import patchify
 from zoo.shapes import expect
 
 

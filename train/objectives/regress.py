@@ -12,7 +12,8 @@ from train.objectives import Loss, apply
 class Objective:
   """Squared error, and the absolute one beside it.
 
-  Where no point is among its own keys, as `train.points` has it in training, the mean is the error of leave-one-out
+  Where no point is among its own keys, as `train.data.regression` has it in training, the mean is the error of
+  leave-one-out
   cross-validation (Stone 1974), whose least value says which width of a kernel predicts best. With them among their
   keys a width of 0 would have no error at all.
   """

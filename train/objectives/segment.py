@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from train import rng
+from train.data.semantic_segmentation import UNTOLD
 from train.images import normalise
-from train.masks import UNTOLD
 from train.objectives import Loss, apply, check_fields
 
 

@@ -12,16 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo import init, masks
-from zoo.axes import by_batch
-from zoo.dense import Dense
 from zoo.errors import field_faults
-from zoo.layers import ACTIVATIONS, Block, Context, Dropout, LayerNorm, check_heads, choose_tokens, tied_logits
+from zoo.layers import attention_masks, initializers
+from zoo.layers.activations import ACTIVATIONS
+from zoo.layers.attention import check_heads
+from zoo.layers.block import Block, Context
+from zoo.layers.dropout import Dropout
+from zoo.layers.linear import Dense, tied_logits
+from zoo.layers.norms import LayerNorm
+from zoo.layers.patch_embed import choose_tokens
+from zoo.layers.stack import run_blocks
 from zoo.models.transformer import ROW, Row
+from zoo.partitioning import by_batch
 from zoo.shapes import expect
-from zoo.stack import run_blocks
-from zoo.weights import torch_layout as torch
-from zoo.weights.table import Rule
 
 # base and large: Devlin et al. 2019, 3; the others: Turc et al. 2019, table 1. "minilm" is MiniLM-L6-H384 (Wang et al.
 # 2020); "nano" is for the bundled text, on a CPU: as published, it would need more text and time to begin to learn.
@@ -68,13 +71,13 @@ class Config:
     pool: what "classify" sees of a row: "cls", the first token through the pooler, as published; or the "mean" of all
       tokens (Reimers & Gurevych 2019, 3), which needs no pooler: for weights whose first token was never asked
       anything, such as those of the head "words".
-    order: "post" as published, or "pre", with a norm after the last block; see `zoo.layers.Block`.
+    order: "post" as published, or "pre", with a norm after the last block; see `zoo.layers.block.Block`.
     positions: "learned", added to the embeddings, as published; or "rotary", turning queries and keys.
     dropout: of embeddings, sublayer outputs, and what "classify" and "tag" see. attention_dropout: of attention
       weights.
-    activation: one of `zoo.layers.ACTIVATIONS`. epsilon: of the layer norms.
-    deviation: of what all matrices and tables are drawn from at first (`zoo.init.bert`).
-    scan: compile one block for all. remat: what the backward pass recomputes (`zoo.stack.run_blocks`).
+    activation: one of `zoo.layers.activations.ACTIVATIONS`. epsilon: of the layer norms.
+    deviation: of what all matrices and tables are drawn from at first (`zoo.layers.initializers.bert`).
+    scan: compile one block for all. remat: what the backward pass recomputes (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
   """
 
@@ -152,7 +155,7 @@ class Encoder(nn.Module):
     type_BT = jnp.zeros((1, 1), jnp.int32) if type_BT is None else type_BT
 
     def table(name: str, size: int) -> nn.Embed:
-      return nn.Embed(size, c.width, embedding_init=init.bert(c.deviation), name=name)
+      return nn.Embed(size, c.width, embedding_init=initializers.bert(c.deviation), name=name)
 
     words = table("embed", c.vocab)
     x_BTD = words(token_BT) + table("type", c.types)(type_BT)
@@ -173,9 +176,9 @@ class Encoder(nn.Module):
       order=c.order,
       rotary=c.positions == "rotary",
       hidden_dropout=False,
-      kernel_init=init.bert(c.deviation),
+      kernel_init=initializers.bert(c.deviation),
     )
-    mask = masks.same_segment(segment_BT, segment_BT) & (segment_BT > 0)[:, None, None]
+    mask = attention_masks.same_segment(segment_BT, segment_BT) & (segment_BT > 0)[:, None, None]
     context = Context(mask=mask, position=position_BT, real=segment_BT > 0)
     tokens_BTD, aux = run_blocks(block, x_BTD, context, per_block=np.zeros(c.depth), scan=c.scan, remat=c.remat)
     if c.order == "pre":
@@ -191,7 +194,7 @@ class Words(nn.Module):
   @nn.compact
   def __call__(self, x_BPD: jax.Array, table_VD: jax.Array) -> jax.Array:
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    x_BPD = Dense(c.width, kernel_init=init.bert(c.deviation), dtype=dtype, name="transform")(x_BPD)
+    x_BPD = Dense(c.width, kernel_init=initializers.bert(c.deviation), dtype=dtype, name="transform")(x_BPD)
     x_BPD = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="norm")(ACTIVATIONS[c.activation](x_BPD))
     return tied_logits(x_BPD, table_VD) + self.param("bias", nn.initializers.zeros, (c.vocab,))
 
@@ -233,14 +236,16 @@ class Model(nn.Module):
     expect(token_BT=token_BT, masked_BP=masked_BP, first_BK=first_BK)
     tokens_BTD, table_VD, aux = Encoder(c, name="encoder")(token_BT, type_BT, row)
     aux["tokens"] = tokens_BTD
-    head = functools.partial(Dense, kernel_init=init.bert(c.deviation))  # in float32
+    head = functools.partial(Dense, kernel_init=initializers.bert(c.deviation))  # in float32
     if c.head == "classify" and c.pool == "mean":
       if first_BK is not None:
         raise ValueError("pool='mean' takes the mean of a whole row; sequences that share a row need pool='cls'")
       aux["pooled"] = pooled = by_batch(mean_token(tokens_BTD, segments(c, token_BT, row) > 0))
     elif c.head in ("pretrain", "classify") or (c.head == "none" and c.pooler):
       first_BKD = tokens_BTD[:, 0] if first_BK is None else choose_tokens(tokens_BTD, first_BK)
-      pooled = jnp.tanh(nn.Dense(c.width, kernel_init=init.bert(c.deviation), dtype=dtype, name="pooler")(first_BKD))
+      pooled = jnp.tanh(
+        nn.Dense(c.width, kernel_init=initializers.bert(c.deviation), dtype=dtype, name="pooler")(first_BKD)
+      )
       aux["pooled"] = pooled = by_batch(pooled.astype(jnp.float32))
     if c.head in ("pretrain", "words"):
       if c.head == "pretrain":
@@ -276,80 +281,3 @@ def sentence_embedding(tokens_BTD: jax.Array, real_BT: jax.Array) -> jax.Array:
   expect(tokens_BTD=tokens_BTD, real_BT=real_BT)
   mean_BD = mean_token(tokens_BTD, real_BT)
   return mean_BD / jnp.maximum(jnp.linalg.norm(mean_BD, axis=1, keepdims=True), 1e-12)
-
-
-# A Hugging Face `config.json`: see `vit.HUGGINGFACE`; its "architectures" tells the head.
-HUGGINGFACE = dict(
-  model_types={"bert": {}},
-  fields=dict(
-    width="hidden_size",
-    depth="num_hidden_layers",
-    mlp_dim="intermediate_size",
-    heads="num_attention_heads",
-    vocab="vocab_size",
-    max_length="max_position_embeddings",
-    types="type_vocab_size",
-    pad="pad_token_id",
-    activation="hidden_act",
-    epsilon="layer_norm_eps",
-    dropout="hidden_dropout_prob",
-    attention_dropout="attention_probs_dropout_prob",
-    deviation="initializer_range",
-  ),
-  equal={},
-  tops={},
-  # The field that tells how many classes names the tensor that has so many.
-  heads={
-    "BertForPreTraining": dict(head="pretrain"),
-    "BertForMaskedLM": dict(head="words"),
-    "BertForSequenceClassification": dict(head="classify", num_classes="classifier.bias"),
-    "BertForMultipleChoice": dict(head="classify", num_classes="classifier.bias"),
-    "BertForTokenClassification": dict(head="tag", num_classes="classifier.bias"),
-    "BertForQuestionAnswering": dict(head="span"),
-    "BertModel": dict(head="none"),
-  },
-)
-
-
-def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`): "huggingface", transformers' Bert models."""
-  # The encoder alone has no name of its own there.
-  bert = r"(?:|bert\.)" if config.head == "none" else r"(?:bert\.|)"
-  embeddings, layer = rf"{bert}embeddings", rf"{bert}encoder\.layer\.(\d+)"
-  block = "encoder/block_{:02d}"
-
-  def norm(key: str, path: str) -> tuple[Rule, ...]:
-    """The first release says gamma and beta."""
-    names = ((r"(?:weight|gamma)", "scale"), (r"(?:bias|beta)", "bias"))
-    return tuple(Rule(rf"{key}\.LayerNorm\.{theirs}", f"{path}/{ours}", torch.AS_IS) for theirs, ours in names)
-
-  tables = dict(word="embed", position="position", token_type="type")
-  head = {"classify": "classifier", "tag": "classifier", "span": "qa_outputs"}.get(config.head)
-  return {
-    "huggingface": (
-      Rule(rf"{embeddings}\.position_ids", (), torch.IGNORED),
-      *(
-        Rule(rf"{embeddings}\.{theirs}_embeddings\.weight", f"encoder/{ours}/embedding", torch.AS_IS)
-        for theirs, ours in tables.items()
-      ),
-      *norm(embeddings, "encoder/embed_norm"),
-      *(
-        rule
-        for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v"))
-        for rule in torch.heads(rf"{layer}\.attention\.self\.{theirs}", f"{block}/attn/{ours}")
-      ),
-      *torch.heads_out(rf"{layer}\.attention\.output\.dense", f"{block}/attn/out"),
-      *norm(rf"{layer}\.attention\.output", f"{block}/norm1"),
-      *torch.dense(rf"{layer}\.intermediate\.dense", f"{block}/mlp/up"),
-      *torch.dense(rf"{layer}\.output\.dense", f"{block}/mlp/down"),
-      *norm(rf"{layer}\.output", f"{block}/norm2"),
-      *torch.dense(rf"{bert}pooler\.dense", "pooler"),
-      *torch.dense(r"cls\.predictions\.transform\.dense", "words/transform"),
-      *norm(r"cls\.predictions\.transform", "words/norm"),
-      Rule(r"cls\.predictions\.bias", "words/bias", torch.AS_IS),
-      # Files repeat the table of words, and the bias, under these names.
-      *(Rule(rf"cls\.predictions\.decoder\.{name}", (), torch.IGNORED) for name in ("weight", "bias")),
-      *torch.dense(r"cls\.seq_relationship", "next"),
-      *(torch.dense(head, "head") if head else ()),
-    )
-  }

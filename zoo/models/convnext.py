@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo import init
-from zoo.axes import by_batch, whole
-from zoo.convolution import depthwise
-from zoo.dense import Dense
 from zoo.errors import field_faults
-from zoo.layers import ACTIVATIONS, DropPath, LayerNorm, Mlp, drop_path_rates, patchify
+from zoo.layers import initializers
+from zoo.layers.activations import ACTIVATIONS
+from zoo.layers.convolution import depthwise
+from zoo.layers.dropout import DropPath, drop_path_rates
+from zoo.layers.linear import Dense
+from zoo.layers.mlp import Mlp
+from zoo.layers.norms import LayerNorm
+from zoo.layers.patch_embed import patchify
+from zoo.layers.stack import run_blocks
+from zoo.partitioning import by_batch, whole
 from zoo.shapes import expect
-from zoo.stack import run_blocks
-from zoo.weights import torch_layout as torch
-from zoo.weights.table import Rule
 
 KERNEL = 7  # side of the depthwise convolutions (2.5)
 RATIO = 4  # of the MLPs' width to the blocks' (2.4)
@@ -55,7 +57,8 @@ class Config:
     layer_scale: what the learned factors of the blocks' outputs start from (Touvron et al. 2021, eq. 4); 0 for none.
     activation: "gelu" (exact) or "gelu_tanh".
     epsilon: of the layer norms. head_epsilon: of the one before the classifier, 1e-12 at Hugging Face.
-    scan: compile one block for all of a stage. remat: what the backward pass recomputes (`zoo.stack.run_blocks`).
+    scan: compile one block for all of a stage. remat: what the backward pass recomputes
+      (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics and logits stay float32.
   """
 
@@ -107,7 +110,7 @@ class DepthwiseConv(nn.Module):
   @nn.compact
   def __call__(self, x_BYXD: jax.Array) -> jax.Array:
     width = expect(x_BYXD=x_BYXD)["D"]
-    kernel = self.param("kernel", init.normal, (self.size, self.size, 1, width))
+    kernel = self.param("kernel", initializers.normal, (self.size, self.size, 1, width))
     bias_D = self.param("bias", nn.initializers.zeros, (width,))
     # Were it cut along the features, XLA would move the maps, which are larger.
     kernel = whole(kernel.astype(self.dtype))
@@ -132,7 +135,7 @@ class Block(nn.Module):
     x_BYXD = by_batch(x_BYXD)
     y_BYXD = DepthwiseConv(KERNEL, self.dtype, name="conv")(x_BYXD)
     y_BYXD = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(y_BYXD)
-    y_BYXD = Mlp(RATIO * width, self.activation, dtype=self.dtype, kernel_init=init.normal, name="mlp")(y_BYXD)
+    y_BYXD = Mlp(RATIO * width, self.activation, dtype=self.dtype, kernel_init=initializers.normal, name="mlp")(y_BYXD)
     if self.initial_scale:
       scale_D = self.param("layer_scale", nn.initializers.constant(self.initial_scale), (width,))
       y_BYXD = y_BYXD * scale_D.astype(self.dtype)
@@ -160,7 +163,7 @@ class Stage(nn.Module):
       x_BYXC = norm(name="input_norm")(x_BYXC)
     rows, columns = (size // patch * patch for size in x_BYXC.shape[1:3])
     patches = patchify(x_BYXC[:, :rows, :columns], patch)
-    x_BYXD = Dense(c.widths[i], kernel_init=init.normal, dtype=dtype, name="patch")(patches)
+    x_BYXD = Dense(c.widths[i], kernel_init=initializers.normal, dtype=dtype, name="patch")(patches)
     if not i:
       x_BYXD = norm(name="norm")(x_BYXD)
     block = functools.partial(
@@ -224,116 +227,4 @@ class Model(nn.Module):
     aux |= {"features": x_BD}
     if not c.num_classes:
       return x_BD, aux
-    return by_batch(nn.Dense(c.num_classes, kernel_init=init.normal, name="head")(x_BD)), aux
-
-
-# A Hugging Face `config.json` (ConvNextConfig): see `vit.HUGGINGFACE`; and the heads that the classes stand for.
-HUGGINGFACE = dict(
-  model_types={"convnext": {}},
-  fields=dict(
-    widths="hidden_sizes",
-    depths="depths",
-    patch="patch_size",
-    image_size="image_size",
-    channels="num_channels",
-    layer_scale="layer_scale_init_value",
-    activation="hidden_act",
-    head_epsilon="layer_norm_eps",
-  ),
-  equal={},
-  tops=dict(num_classes="classifier.bias"),
-  heads={
-    "ConvNextModel": {},
-    "ConvNextForImageClassification": {},
-    "ConvNextBackbone": dict(head="features"),
-  },
-)
-
-
-def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`).
-
-  "huggingface": ConvNextModel (write a model without classes), ConvNextForImageClassification, and, for head
-  "features", ConvNextBackbone with all its stages as `out_features`.
-  "meta": the released .pth files; with head "features", the backbones of the released detectors and segmenters.
-  "timm": its ConvNeXt.
-  """
-  classify = config.head == "classify" and config.num_classes
-  prefix = r"(?:convnext\.|)" if classify else r"(?:|convnext\.)"
-  return {
-    "huggingface": (
-      *_encoder(
-        config,
-        stem=(rf"{prefix}embeddings\.patch_embeddings", rf"{prefix}embeddings\.layernorm"),
-        down=(
-          rf"{prefix}encoder\.stages\.{{i}}\.downsampling_layer\.1",
-          rf"{prefix}encoder\.stages\.{{i}}\.downsampling_layer\.0",
-        ),
-        block=rf"{prefix}encoder\.stages\.{{i}}\.layers\.(\d+)",
-        parts=("dwconv", "layernorm", "pwconv1", "pwconv2", "layer_scale_parameter"),
-        feature_norm=r"hidden_states_norms\.stage{next}",
-      ),
-      *torch.norm(rf"{prefix}layernorm", "norm"),
-      *torch.dense("classifier", "head"),
-    ),
-    "meta": (
-      *_encoder(
-        config,
-        stem=(r"downsample_layers\.0\.0", r"downsample_layers\.0\.1"),
-        down=(r"downsample_layers\.{i}\.1", r"downsample_layers\.{i}\.0"),
-        block=r"stages\.{i}\.(\d+)",
-        parts=("dwconv", "norm", "pwconv1", "pwconv2", "gamma"),
-        feature_norm=r"norm{i}",
-      ),
-      *torch.norm("norm", "norm"),
-      *torch.dense("head", "head"),
-    ),
-    "timm": (
-      *_encoder(
-        config,
-        stem=(r"stem\.0", r"stem\.1"),
-        down=(r"stages\.{i}\.downsample\.1", r"stages\.{i}\.downsample\.0"),
-        block=r"stages\.{i}\.blocks\.(\d+)",
-        parts=("conv_dw", "norm", r"mlp\.fc1", r"mlp\.fc2", "gamma"),
-      ),
-      *torch.norm(r"head\.norm", "norm"),
-      *torch.dense(r"head\.fc", "head"),
-    ),
-  }
-
-
-def _encoder(
-  config: Config,
-  *,
-  stem: tuple[str, str],
-  down: tuple[str, str],
-  block: str,
-  parts: tuple[str, str, str, str, str],
-  feature_norm: str = "",
-) -> tuple[Rule, ...]:
-  """The encoder's part of a table; in the names {i} is the number of a stage from 0, {next} that from 1.
-
-  Args:
-    config: of the model.
-    stem: the first convolution and its norm. down: those between stages.
-    block: what a block's parameters begin with. parts: convolution, norm, the two layers of the MLP, layer scale.
-    feature_norm: of a stage's map; "" where there is no name for it.
-  """
-  conv, norm, up, out, scale = parts
-  rules = [*torch.patches(stem[0], "encoder/stage_0/patch", config.patch), *torch.norm(stem[1], "encoder/stage_0/norm")]
-  for i in range(len(config.widths)):
-    path = f"encoder/stage_{i}"
-    if i:
-      rules += torch.patches(down[0].format(i=i), f"{path}/patch", 2)
-      rules += torch.norm(down[1].format(i=i), f"{path}/input_norm")
-    theirs, ours = block.format(i=i), f"{path}/block_{{:02d}}"
-    rules += [
-      *torch.kernel(rf"{theirs}\.{conv}", f"{ours}/conv"),
-      *torch.norm(rf"{theirs}\.{norm}", f"{ours}/norm"),
-      *torch.dense(rf"{theirs}\.{up}", f"{ours}/mlp/up"),
-      *torch.dense(rf"{theirs}\.{out}", f"{ours}/mlp/down"),
-      Rule(rf"{theirs}\.{scale}", f"{ours}/layer_scale", torch.AS_IS),
-    ]
-    if feature_norm:
-      rules += torch.norm(feature_norm.format(i=i, next=i + 1), f"{path}/feature_norm")
-  return tuple(rules)
+    return by_batch(nn.Dense(c.num_classes, kernel_init=initializers.normal, name="head")(x_BD)), aux

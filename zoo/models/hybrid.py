@@ -12,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo import init
-from zoo.axes import by_batch
-from zoo.layers import check_patches, patchify
+from zoo.layers import initializers
+from zoo.layers.patch_embed import check_patches, patchify
+from zoo.layers.stack import remat_policy, run_blocks
 from zoo.models import vit
+from zoo.partitioning import by_batch
 from zoo.shapes import expect
-from zoo.stack import remat_policy, run_blocks
-from zoo.weights import torch_layout as torch
-from zoo.weights.table import Rule, Transform
 
 VARIANTS = {
   # R50 for /16 has the fourth stage's blocks in its third (ViT, B.1); R+Ti/16 is the root alone. Its name counts a
@@ -95,7 +93,7 @@ class StdConv(nn.Module):
   @nn.compact
   def __call__(self, x_BYXC: jax.Array) -> jax.Array:
     channels = expect(x_BYXC=x_BYXC)["C"]
-    kernel = self.param("kernel", init.he, (self.size, self.size, channels, self.features))
+    kernel = self.param("kernel", initializers.he, (self.size, self.size, channels, self.features))
     of_feature = (0, 1, 2)
     kernel = (kernel - kernel.mean(of_feature)) * jax.lax.rsqrt(kernel.var(of_feature) + 1e-8)
     return jax.lax.conv_general_dilated(
@@ -147,7 +145,7 @@ class Unit(nn.Module):
 
 
 def group_norm(groups: int, epsilon: float, dtype: jnp.dtype, name: str, scale_init=nn.initializers.ones):
-  """Group normalisation (Wu & He 2018, eq. 7), statistics in float32 as those of `zoo.norms.LayerNorm`."""
+  """Group normalisation (Wu & He 2018, eq. 7), statistics in float32 as those of `zoo.layers.norms.LayerNorm`."""
   return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype, scale_init=scale_init, use_fast_variance=False, name=name)
 
 
@@ -206,58 +204,3 @@ class Model(vit.Model):
 
 
 features = functools.partial(vit.features, encoder=Encoder)
-
-
-def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`); see `vit.tables`.
-
-  "timm": its hybrids of ResNetV2 and VisionTransformer, of `stem_epsilon=1e-5`. "google": the released .npz files.
-  """
-  of_vit = vit.tables(config)
-  return {
-    "timm": (*of_vit["timm"], *_stem_timm(config)),
-    "google": (*of_vit["google"], *_stem_google(config)),
-  }
-
-
-def _units(config: Config) -> list[tuple[int, int, str]]:
-  """Every unit: the number of its stage, its own in the stage, both from 0, and its path."""
-  return [
-    (i, j, f"encoder/stem/stage_{i}/{f'block_{j - 1:02d}' if j else 'first'}")
-    for i, depth in enumerate(config.stem_depths)
-    for j in range(depth)
-  ]
-
-
-def _stem_timm(config: Config) -> tuple[Rule, ...]:
-  prefix = r"patch_embed\.backbone"
-  root = rf"{prefix}\.stem" if config.stem_depths else prefix
-  rules = [
-    Rule(rf"{root}\.conv\.weight", "encoder/stem/root/kernel", torch.KERNEL),
-    *torch.norm(rf"{root}\.norm", "encoder/stem/root_norm"),
-  ]
-  for i, j, path in _units(config):
-    unit = rf"{prefix}\.stages\.{i}\.blocks\.{j}"
-    names = {f"conv{n}": (rf"conv{n}", rf"norm{n}") for n in (1, 2, 3)}
-    names |= {} if j else {"proj": (r"downsample\.conv", r"downsample\.norm")}
-    for ours, (conv, norm) in names.items():
-      rules += [Rule(rf"{unit}\.{conv}\.weight", f"{path}/{ours}/kernel", torch.KERNEL)]
-      rules += torch.norm(rf"{unit}\.{norm}", f"{path}/{ours}_norm")
-  return tuple(rules)
-
-
-def _stem_google(config: Config) -> tuple[Rule, ...]:
-  channels = Transform(lambda t, shape: t.reshape(shape), lambda a: a[None, None, None])  # [1, 1, 1, C] to [C]
-
-  def convolution(key: str, norm: str, path: str) -> list[Rule]:
-    kernel = Rule(rf"{vit.GOOGLE}{key}/kernel", f"{path}/kernel", torch.AS_IS)
-    return [kernel, *(Rule(rf"{vit.GOOGLE}{norm}/{n}", f"{path}_norm/{n}", channels) for n in ("scale", "bias"))]
-
-  rules = convolution("conv_root", "gn_root", "encoder/stem/root")
-  for i, j, path in _units(config):
-    unit = f"block{i + 1}/unit{j + 1}"
-    for n in (1, 2, 3):
-      rules += convolution(f"{unit}/conv{n}", f"{unit}/gn{n}", f"{path}/conv{n}")
-    if not j:
-      rules += convolution(f"{unit}/conv_proj", f"{unit}/gn_proj", f"{path}/proj")
-  return tuple(rules)

@@ -2,7 +2,7 @@
 
 Points whose values are known are keys and values, the points in question queries. A value is predicted as the mean of
 all known ones, each weighted by how near it is: f(x) = sum_i K(x - x_i) y_i / sum_j K(x - x_j), which is attention
-with the logarithm of the kernel K as its score (`zoo.attention.gaussian_scores`).
+with the logarithm of the kernel K as its score (`zoo.layers.attention.gaussian_scores`).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo.errors import field_faults
-from zoo.pooling import Pooling
+from zoo.layers.pooling import Pooling
 from zoo.shapes import expect
 
 # The first two have no parameters: the data are the model.

@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo import init
-from zoo.axes import by_batch
-from zoo.dense import Dense
-from zoo.layers import Block, LayerNorm, check_heads, choose_tokens, patch_noise
+from zoo.layers import initializers
+from zoo.layers.attention import check_heads
+from zoo.layers.block import Block
+from zoo.layers.linear import Dense
+from zoo.layers.norms import LayerNorm
+from zoo.layers.patch_embed import choose_tokens, patch_noise
+from zoo.layers.position_embeddings import sincos_2d
+from zoo.layers.stack import run_blocks
 from zoo.models import vit
-from zoo.positions import sincos_2d
+from zoo.partitioning import by_batch
 from zoo.shapes import expect
-from zoo.stack import run_blocks
-from zoo.weights import torch_layout as torch
-from zoo.weights.table import Rule, Transform
 
 # The decoder of the paper, 4.1: 8 blocks of width 512.
 DECODER = dict(decoder_width=512, decoder_depth=8, decoder_mlp_dim=2048, decoder_heads=16)
@@ -93,9 +94,9 @@ class Decoder(nn.Module):
     c = self.config
     dtype = jnp.dtype(c.dtype)
     width = c.decoder_width
-    x_BTE = Dense(width, kernel_init=init.dense, dtype=dtype, name="embed")(x_BTD)
+    x_BTE = Dense(width, kernel_init=initializers.dense, dtype=dtype, name="embed")(x_BTD)
     cls_B1E, x_BTE = (x_BTE[:, :1], x_BTE[:, 1:]) if c.class_token else (x_BTE[:, :0], x_BTE)
-    mask_E = self.param("mask", init.token, (width,)).astype(dtype)
+    mask_E = self.param("mask", initializers.token, (width,)).astype(dtype)
     hidden = restore_BP.shape[1] - x_BTE.shape[1]
     x_BPE = jnp.concatenate([x_BTE, jnp.broadcast_to(mask_E, (x_BTE.shape[0], hidden, width))], axis=1)
     x_BPE = choose_tokens(x_BPE, restore_BP)
@@ -111,7 +112,7 @@ class Decoder(nn.Module):
     )
     x_BTE, aux = run_blocks(block, x_BTE, per_block=np.zeros(c.decoder_depth), scan=c.scan, remat=c.remat)
     x_BTE = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="norm")(x_BTE)
-    pixels = Dense(c.patch**2 * c.channels, kernel_init=init.dense, name="pixels")
+    pixels = Dense(c.patch**2 * c.channels, kernel_init=initializers.dense, name="pixels")
     x_BPE = x_BTE[:, 1:] if c.class_token else x_BTE
     return by_batch(pixels(x_BPE.astype(jnp.float32))), aux
 
@@ -146,50 +147,3 @@ class Model(nn.Module):
     pixels, decoder_aux = Decoder(c, name="decoder")(tokens_BTD, restore_BP, grid)
     aux |= {f"decoder/{k}": v for k, v in decoder_aux.items()}
     return pixels, aux | {"tokens": tokens_BTD, "masked": masked_BP}
-
-
-# A Hugging Face `config.json` (ViTMAEConfig): see `vit.HUGGINGFACE`.
-HUGGINGFACE = dict(
-  model_types={"vit_mae": {}},
-  fields=vit.HUGGINGFACE["fields"]
-  | dict(
-    decoder_width="decoder_hidden_size",
-    decoder_depth="decoder_num_hidden_layers",
-    decoder_mlp_dim="decoder_intermediate_size",
-    decoder_heads="decoder_num_attention_heads",
-  ),
-  equal={},
-  tops={},
-)
-
-
-def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`).
-
-  "huggingface": ViTMAEForPreTraining. "timm": the names of MAE's release, whose encoder is timm's.
-  """
-  decoder_positions = torch.sincos_positions(config.grid, config.decoder_width, config.class_token)
-  return {
-    "huggingface": (
-      *vit.encoder_huggingface(config, r"vit\."),
-      *_decoder(r"decoder\.", decoder_positions),
-      # The second name is what transformers 5 writes, turning "layers" back one time too many.
-      *vit.block_huggingface(r"decoder\.(?:decoder_layers|decoder_encoder\.layer)\.(\d+)", "decoder/block_{:02d}"),
-    ),
-    "timm": (
-      *vit.encoder_timm(config),
-      *_decoder("", decoder_positions),
-      *vit.block_timm(r"decoder_blocks\.(\d+)", "decoder/block_{:02d}"),
-    ),
-  }
-
-
-def _decoder(prefix: str, positions: Transform) -> tuple[Rule, ...]:
-  """All but the blocks, which both layouts call the same."""
-  return (
-    *torch.dense(rf"{prefix}decoder_embed", "decoder/embed"),
-    Rule(rf"{prefix}mask_token", "decoder/mask", torch.TOKEN),
-    Rule(rf"{prefix}decoder_pos_embed", (), positions),
-    *torch.norm(rf"{prefix}decoder_norm", "decoder/norm"),
-    *torch.dense(rf"{prefix}decoder_pred", "decoder/pixels"),
-  )

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo import init
 from zoo.errors import field_faults
+from zoo.layers import initializers
 from zoo.models import transformer
 from zoo.models.transformer import ROW, Encoded, Row
 from zoo.shapes import expect
@@ -49,7 +49,7 @@ class Config(transformer.Config):
 class Model(transformer.Model):
   """Source tokens [B, S] to the logits [B, T, V] of all target tokens; a row holds one sequence.
 
-  `propose` and `emit` are for decoding (`zoo.decode.parallel`).
+  `propose` and `emit` are for decoding (`zoo.decoding.parallel`).
   """
 
   causal = False
@@ -58,7 +58,7 @@ class Model(transformer.Model):
     super().setup()
     if self.config.length == "classifier":
       classes = 2 * self.config.length_difference + 1
-      self.length = nn.Dense(classes, kernel_init=init.head, name="length")
+      self.length = nn.Dense(classes, kernel_init=initializers.head, name="length")
 
   def __call__(
     self, source_BS: jax.Array, target_BT: jax.Array, source: Row = ROW, target: Row = ROW
@@ -139,7 +139,9 @@ class Model(transformer.Model):
 
   def start(self, *_):
     """A Transformer's way to decode."""
-    raise ValueError("this model says all tokens at once and none from those before it: zoo.decode.parallel decodes it")
+    raise ValueError(
+      "this model says all tokens at once and none from those before it: zoo.decoding.parallel decodes it"
+    )
 
 
 def length_class(source_length_B: jax.Array, target_length_B: jax.Array, difference: int) -> jax.Array:

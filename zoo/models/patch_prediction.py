@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo import init
-from zoo.axes import by_batch
-from zoo.dense import Dense
 from zoo.errors import field_faults
-from zoo.layers import choose_tokens, patch_noise
+from zoo.layers import initializers
+from zoo.layers.linear import Dense
+from zoo.layers.patch_embed import choose_tokens, patch_noise
 from zoo.models import vit
+from zoo.partitioning import by_batch
 from zoo.shapes import expect
 
 VARIANTS = {
@@ -129,6 +129,6 @@ class Model(nn.Module):
     found = corrupt(noise_BP, share, masked, swapped)
     tokens_BTD, aux = vit.Encoder(c, name="encoder")(image_BYXC, corrupted=(found.source_BP, found.masked_BP))
     told_BTD = choose_tokens(tokens_BTD[:, int(c.class_token) :], found.chosen_BT)
-    head = Dense(c.colours, kernel_init=init.head, name="head")
+    head = Dense(c.colours, kernel_init=initializers.head, name="head")
     aux |= {"tokens": tokens_BTD, "chosen": found.chosen_BT, "masked": found.masked_BP, "source": found.source_BP}
     return by_batch(head(told_BTD.astype(jnp.float32))), aux

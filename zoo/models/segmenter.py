@@ -17,16 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-import zoo
-from zoo import init
-from zoo.axes import by_batch
-from zoo.dense import Dense
+from zoo import registry
 from zoo.errors import field_faults, nearest
-from zoo.layers import ACTIVATIONS, Dropout, LayerNorm, unpatchify
-from zoo.norms import STATISTICS, norm
+from zoo.layers import initializers
+from zoo.layers.activations import ACTIVATIONS
+from zoo.layers.dropout import Dropout
+from zoo.layers.linear import Dense
+from zoo.layers.norms import LayerNorm, norm
+from zoo.layers.patch_embed import unpatchify
+from zoo.partitioning import by_batch
 from zoo.shapes import expect
-from zoo.weights import torch_layout as torch
-from zoo.weights.table import Rule
 
 STRIDES = (4, 8, 16, 32)  # of the maps that are made of a plain ViT's
 BINS = (1, 2, 3, 6)  # UPerNet's, and PSPNet's (Zhao et al. 2017, 3.2)
@@ -103,18 +103,20 @@ class Config:
       raise ValueError(f"options has {', '.join(twice)}, which the segmenter tells its backbone: set its own fields")
 
     def fields_of(name: str) -> set[str]:
-      return {f.name for f in dataclasses.fields(zoo.family(name).Config)}
+      return {f.name for f in dataclasses.fields(registry.family(name).Config)}
 
     def fits(name: str) -> bool:
-      return hasattr(zoo.family(name), "Encoder") and given.keys() <= fields_of(name)
+      return hasattr(registry.family(name), "Encoder") and given.keys() <= fields_of(name)
 
-    if self.backbone not in zoo.names():
-      raise ValueError(f"unknown backbone {self.backbone!r}{nearest(self.backbone, filter(fits, zoo.names()))}")
+    if self.backbone not in registry.list_models():
+      raise ValueError(
+        f"unknown backbone {self.backbone!r}{nearest(self.backbone, filter(fits, registry.list_models()))}"
+      )
     if not fits(self.backbone):
       raise ValueError(f"the backbone {self.backbone} has no encoder of images; wanted a ViT, Swin, or ConvNeXt")
     if "head" in fields_of(self.backbone):
       given["head"] = "features"
-    return zoo.create(self.backbone, num_classes=0, **given, **self.options).config
+    return registry.create(self.backbone, num_classes=0, **given, **self.options).config
 
   @property
   def depth(self) -> int:
@@ -179,7 +181,7 @@ class Level(nn.Module):
     for step in range(round(math.log2(self.factor))):
       if step:
         x_BYXD = ACTIVATIONS["gelu"](LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm{step}")(x_BYXD))
-      grow = Dense(4 * width, kernel_init=init.dense, dtype=self.dtype, name=f"grow_{step}")
+      grow = Dense(4 * width, kernel_init=initializers.dense, dtype=self.dtype, name=f"grow_{step}")
       x_BYXD = unpatchify(grow(x_BYXD), 2)
     return by_batch(x_BYXD)
 
@@ -198,7 +200,7 @@ class Filter(nn.Module):
       self.width,
       (self.size, self.size),
       use_bias=not self.norm,
-      kernel_init=init.he,
+      kernel_init=initializers.he,
       dtype=self.dtype,
       name="filter",
     )(x_BYXC)
@@ -255,7 +257,7 @@ class Model(nn.Module):
     c, dtype = self.config, jnp.dtype(self.config.dtype)
     x_BYXD = Dropout(c.dropout, name="dropout")(HEADS[c.head](c, maps))
     exact = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    dense = nn.Dense(c.num_classes, kernel_init=init.head, dtype=dtype, dot_general=exact, name="head")
+    dense = nn.Dense(c.num_classes, kernel_init=initializers.head, dtype=dtype, dot_general=exact, name="head")
     return dense(x_BYXD).astype(jnp.float32), x_BYXD
 
   @nn.compact
@@ -268,7 +270,7 @@ class Model(nn.Module):
     """
     c = self.config
     size = expect(image_BYXC=image_BYXC)
-    tokens, aux = zoo.family(c.backbone).Encoder(c.encoder, name="encoder")(image_BYXC)
+    tokens, aux = registry.family(c.backbone).Encoder(c.encoder, name="encoder")(image_BYXC)
     if "stage_0" not in aux:
       aux |= self.pyramid(tokens, size["Y"], size["X"])
     maps = [aux[name] for name in sorted(aux) if name.startswith("stage_") and "/" not in name]
@@ -285,49 +287,3 @@ class Model(nn.Module):
       return {"stage_0": x_BYXD}
     levels = {f"stage_{i}": c.patch / stride for i, stride in enumerate(STRIDES)}
     return {name: Level(f, jnp.dtype(c.dtype), name=f"{name}_of_vit")(x_BYXD) for name, f in levels.items()}
-
-
-def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`): "huggingface", UperNetForSemanticSegmentation.
-
-  Its auxiliary head, which helps to train and tells nothing, is left out.
-  """
-  if config.head != "upernet" or config.norm != "batch":
-    return {}
-  every = zoo.family(config.backbone).tables(config.encoder)["huggingface"]
-  # What a classifier has behind its encoder is not in a backbone.
-  backbone = [rule for rule in every if all(path.startswith("encoder/") for path in rule.targets((0,) * 9))]
-  stages, head = len(STRIDES), "decode_head"
-  return {
-    "huggingface": (
-      *(rule._replace(pattern=rf"backbone\.{rule.pattern}") for rule in backbone),
-      *(r for i in range(len(config.bins)) for r in _filter(rf"{head}\.psp_modules\.{i}\.1", f"pool_{i}")),
-      *_filter(rf"{head}\.bottleneck", "bottleneck"),
-      *(r for i in range(stages - 1) for r in _filter(rf"{head}\.lateral_convs\.{i}", f"lateral_{i}")),
-      *(r for i in range(stages - 1) for r in _filter(rf"{head}\.fpn_convs\.{i}", f"smooth_{i}")),
-      *_filter(rf"{head}\.fpn_bottleneck", "fuse"),
-      Rule(rf"{head}\.classifier\.weight", "head/kernel", torch.POINT),
-      Rule(rf"{head}\.classifier\.bias", "head/bias", torch.AS_IS),
-      *(Rule(rf"auxiliary_head\.convs\.(\d+)\.{name}", (), torch.IGNORED) for name in _FILTER),
-      *(Rule(rf"auxiliary_head\.classifier\.{name}", (), torch.IGNORED) for name in ("weight", "bias")),
-    )
-  }
-
-
-_FILTER = {
-  r"conv\.weight": ("filter/kernel", torch.KERNEL),
-  r"batch_norm\.weight": ("norm/scale", torch.AS_IS),
-  r"batch_norm\.bias": ("norm/bias", torch.AS_IS),
-  r"batch_norm\.running_mean": ("norm/mean", torch.AS_IS),
-  r"batch_norm\.running_var": ("norm/var", torch.AS_IS),
-  r"batch_norm\.num_batches_tracked": (None, torch.IGNORED),
-}
-
-
-def _filter(key: str, path: str) -> tuple[Rule, ...]:
-  def paths(name: str | None) -> str | tuple:
-    if name is None:
-      return ()
-    return f"{STATISTICS}/{path}/{name}" if name.endswith(("mean", "var")) else f"{path}/{name}"
-
-  return tuple(Rule(rf"{key}\.{theirs}", paths(ours), how) for theirs, (ours, how) in _FILTER.items())

@@ -13,16 +13,18 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo import init
-from zoo.axes import by_batch, whole
-from zoo.copying import Copies, copied
 from zoo.errors import field_faults
-from zoo.layers import Dropout, choose_tokens, tied_logits
+from zoo.layers import initializers
+from zoo.layers.dropout import Dropout
+from zoo.layers.linear import tied_logits
+from zoo.layers.patch_embed import choose_tokens
+from zoo.layers.pointer import Copies, copied
+from zoo.layers.pooling import Pooling
+from zoo.layers.stack import remat_policy
 from zoo.models import transformer
 from zoo.models.transformer import ROW, Row
-from zoo.pooling import Pooling
+from zoo.partitioning import by_batch, whole
 from zoo.shapes import expect
-from zoo.stack import remat_policy
 
 # Sutskever et al. 2014, 3.4 (with one vocabulary for both languages, the output's); Bahdanau et al. 2015, A.2.3 and
 # B.1 (the layer before the words with tanh and as wide as an embedding, for maxout and 500); Luong et al. 2015, 4.1.
@@ -66,20 +68,21 @@ class Config:
     width: D, of a state, in each direction. embed_dim: of embeddings. depth: L, of encoder and of decoder.
     bidirectional: the encoder also reads backwards; its tokens are 2 D wide then, else D.
     attention: "none", the decoder knows the encoder's last states alone; or how it scores the encoder's tokens:
-      "additive" (Bahdanau), "dot" or "general" (Luong), see `zoo.pooling`.
+      "additive" (Bahdanau), "dot" or "general" (Luong), see `zoo.layers.pooling`.
     attend: "before" the cell, so by the state of the place before, and what was found goes into the cell (Bahdanau,
       A.1.2); or "after" it, by its new state (Luong, 3).
     attention_dim: A, of additive attention.
     input_feeding: what was said with attention at a place goes into the cell of the next (Luong, 3.3).
     head: what words the decoder says: "words" of the vocabulary; those or ones of the source, "copy"
-      (`zoo.copying`); or ones of the source alone, "pointer" (Vinyals et al. 2015, eq. 3), with the probability of
-      all places of a word together (Kadlec et al. 2016, eq. 3). copy_slots: see `zoo.copying.Copies`.
+      (`zoo.layers.pointer`); or ones of the source alone, "pointer" (Vinyals et al. 2015, eq. 3), with the probability
+      of all places of a word together (Kadlec et al. 2016, eq. 3). copy_slots: see `zoo.layers.pointer.Copies`.
     vocab: V. max_length: the longest target to decode, in tokens; there is no limit otherwise.
     pad, bos, eos: tokens that fill up a row, begin a target and end a sequence.
     shared: "all" uses one matrix for source, target and output, "target" one for target and output, "none" three.
     head_bias: added to the logits of words.
     dropout: of embeddings and of what goes from layer to layer, not from place to place (Zaremba et al. 2014).
-    remat: what the backward pass recomputes of a place of the decoder (`zoo.stack.remat_policy`), such as "additive"'s
+    remat: what the backward pass recomputes of a place of the decoder (`zoo.layers.stack.remat_policy`), such as
+      "additive"'s
       A hidden units for each pair of places.
     dtype: compute type, "float32" or "bfloat16"; parameters, states, softmax and logits stay float32.
   """
@@ -213,7 +216,7 @@ def run_places(
 
 def make_cell(config: Config, name: str) -> nn.RNNCellBase:
   """The recurrent cell `(state, x) -> (state, output)`: a state is h [B, D] of a GRU, (c, h) of an LSTM."""
-  return CELLS[config.cell](config.width, kernel_init=init.dense, dtype=jnp.dtype(config.dtype), name=name)
+  return CELLS[config.cell](config.width, kernel_init=initializers.dense, dtype=jnp.dtype(config.dtype), name=name)
 
 
 class Encoder(nn.Module):
@@ -256,7 +259,7 @@ class Bridge(nn.Module):
   def __call__(self, ways: list):
     x = jnp.concatenate(jax.tree.leaves(ways), -1)
     parts, form = jax.tree.flatten(ways[0])
-    dense = nn.Dense(x.shape[-1] // 2, kernel_init=init.dense, dtype=self.dtype, name="dense")
+    dense = nn.Dense(x.shape[-1] // 2, kernel_init=initializers.dense, dtype=self.dtype, name="dense")
     return jax.tree.unflatten(form, jnp.split(jnp.tanh(dense(x)).astype(jnp.float32), len(parts), -1))
 
 
@@ -303,7 +306,7 @@ class Decoder(nn.Module):
       context_BM, weights_BS = attend(x)
     # A pointer network has no use for the context: it says the places, not what is there.
     if c.attention != "none" and (c.head != "pointer" or c.input_feeding):
-      dense = nn.Dense(c.embed_dim, kernel_init=init.dense, dtype=jnp.dtype(c.dtype), name="readout")
+      dense = nn.Dense(c.embed_dim, kernel_init=initializers.dense, dtype=jnp.dtype(c.dtype), name="readout")
       x = jnp.tanh(dense(jnp.concatenate([context_BM, x], -1)))
     return dict(cells=cells) | (dict(fed=x) if c.input_feeding else {}), (x, weights_BS)
 
@@ -337,7 +340,7 @@ class Model(nn.Module):
     if c.attention in ("additive", "general"):
       # W of the keys: once for a source, and not at every place of the target.
       width = c.attention_dim if c.attention == "additive" else c.width
-      dense = dict(use_bias=False, kernel_init=init.dense, dtype=jnp.dtype(c.dtype))
+      dense = dict(use_bias=False, kernel_init=initializers.dense, dtype=jnp.dtype(c.dtype))
       self.keys = nn.Dense(width, **dense, name="keys")
     if c.bidirectional:
       self.bridges = [Bridge(jnp.dtype(c.dtype), name=f"bridge_{i:02d}") for i in range(c.depth)]
@@ -347,7 +350,7 @@ class Model(nn.Module):
     self.decoder = decoder(c, name="decoder")
     if c.head != "pointer":
       if c.shared == "none":
-        self.head = nn.Dense(c.vocab, use_bias=c.head_bias, kernel_init=init.dense, name="head")
+        self.head = nn.Dense(c.vocab, use_bias=c.head_bias, kernel_init=initializers.dense, name="head")
       elif c.head_bias:
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (c.vocab,))
     if c.head == "copy":
@@ -395,7 +398,7 @@ class Model(nn.Module):
     return self._predict(x_BTR, encoded.source_BS, weights_BTS), aux
 
   def start(self, source_BS: jax.Array, max_length: int) -> tuple[Encoded, dict]:
-    """What decoding token by token needs (`zoo.decode`).
+    """What decoding token by token needs (`zoo.decoding`).
 
     Args:
       source_BS: tokens, filled up with `pad`.

@@ -10,15 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo import init
-from zoo.axes import by_batch
-from zoo.dense import Dense
-from zoo.layers import patch_noise, unpatchify
+from zoo.layers import initializers
+from zoo.layers.linear import Dense
+from zoo.layers.patch_embed import patch_noise, unpatchify
 from zoo.models import swin
 from zoo.models.mae import random_mask
+from zoo.partitioning import by_batch
 from zoo.shapes import expect
-from zoo.weights import torch_layout as torch
-from zoo.weights.table import Rule
 
 # Xie et al. 2022, 4.1: images of 192 pixels, and windows of 6; of 12 in "l", as released.
 VARIANTS = {
@@ -115,24 +113,7 @@ class Model(nn.Module):
     each = unit // c.patch
     masked_BYX = masked_BP.reshape(-1, rows, columns).repeat(each, 1).repeat(each, 2)
     tokens_BYXD, aux = swin.Encoder(c, name="encoder")(image_BYXC, masked_BYX)
-    pixels = Dense(c.stride**2 * c.channels, kernel_init=init.fan_in, name="pixels")(tokens_BYXD.astype(jnp.float32))
+    pixels = Dense(c.stride**2 * c.channels, kernel_init=initializers.fan_in, name="pixels")(
+      tokens_BYXD.astype(jnp.float32)
+    )
     return by_batch(unpatchify(pixels, c.stride)), aux | {"tokens": tokens_BYXD, "masked": masked_BYX}
-
-
-# A Hugging Face `config.json`: see `swin.HUGGINGFACE`.
-HUGGINGFACE = swin.HUGGINGFACE | dict(heads={"SwinForMaskedImageModeling": {}, "Swinv2ForMaskedImageModeling": {}})
-
-
-def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`).
-
-  "huggingface": SwinForMaskedImageModeling, and that of Swinv2. "microsoft": the released .pth files of SimMIM.
-  """
-  layouts = swin.tables(config)
-  decoder = (
-    Rule(r"decoder\.0\.weight", "pixels/kernel", torch.shuffled(config.channels, kernel=True)),
-    Rule(r"decoder\.0\.bias", "pixels/bias", torch.shuffled(config.channels, kernel=False)),
-  )
-
-  released = (rule._replace(pattern=rf"encoder\.{rule.pattern}") for rule in layouts["microsoft"])
-  return {"huggingface": (*layouts["huggingface"], *decoder), "microsoft": (*released, *decoder)}

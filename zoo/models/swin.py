@@ -13,27 +13,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo import init
-from zoo.axes import by_batch
-from zoo.dense import Dense
 from zoo.errors import field_faults
-from zoo.layers import (
-  ACTIVATIONS,
-  Attention,
-  Dropout,
-  DropPath,
-  LayerNorm,
-  Mlp,
-  check_heads,
-  drop_path_rates,
-  patchify,
-)
-from zoo.positions import RESAMPLINGS, OffsetMlp, OffsetTable
+from zoo.layers import initializers
+from zoo.layers.activations import ACTIVATIONS
+from zoo.layers.attention import Attention, check_heads
+from zoo.layers.dropout import Dropout, DropPath, drop_path_rates
+from zoo.layers.linear import Dense
+from zoo.layers.mlp import Mlp
+from zoo.layers.norms import LayerNorm
+from zoo.layers.patch_embed import patchify
+from zoo.layers.position_embeddings import RESAMPLINGS, OffsetMlp, OffsetTable
+from zoo.layers.stack import run_blocks
+from zoo.layers.windows import Windows
+from zoo.partitioning import by_batch
 from zoo.shapes import expect
-from zoo.stack import run_blocks
-from zoo.weights import torch_layout as torch
-from zoo.weights.table import Rule
-from zoo.windows import Windows
 
 # Liu et al. 2021, 3.3.
 SIZES = {
@@ -101,12 +94,13 @@ class Config:
     mask_padding: what fills a map up to whole windows is never attended to, so that tokens see but the image. Published
       code lets them attend to it, as zeros: False, where its numbers are wanted (`zoo.load` of a Hugging Face directory
       sets it). Maps that windows divide do not differ.
-    resampling: how `zoo.load` interpolates a table of another window: one of `zoo.positions.RESAMPLINGS`.
+    resampling: how `zoo.load` interpolates a table of another window: one of
+      `zoo.layers.position_embeddings.RESAMPLINGS`.
     dropout: of embeddings, MLPs and sublayer outputs. attention_dropout: of attention weights.
     drop_path: stochastic depth rate of the last block; it grows linearly from 0 over all stages.
-    activation: one of `zoo.layers.ACTIVATIONS`. epsilon: of the layer norms.
+    activation: one of `zoo.layers.activations.ACTIVATIONS`. epsilon: of the layer norms.
     scan: compile one pair of blocks for all of a stage. remat: what the backward pass recomputes
-      (`zoo.stack.run_blocks`).
+      (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
   """
 
@@ -236,7 +230,7 @@ class Block(nn.Module):
         heads,
         c.attention_dropout,
         dtype=dtype,
-        kernel_init=init.swin,
+        kernel_init=initializers.swin,
         cosine=c.scores == "cosine",
         name="attn",
       )
@@ -244,7 +238,7 @@ class Block(nn.Module):
       return windows.join(y), weights
 
     def transform(x: jax.Array):
-      return (Mlp(int(c.mlp_ratio * D), c.activation, c.dropout, dtype, init.swin, name="mlp")(x),)
+      return (Mlp(int(c.mlp_ratio * D), c.activation, c.dropout, dtype, initializers.swin, name="mlp")(x),)
 
     x_BYXD, (weights,) = add(by_batch(x_BYXD), attend, "attn", "norm1")
     x_BYXD, _ = add(x_BYXD, transform, "mlp", "norm2")
@@ -288,15 +282,15 @@ class Stage(nn.Module):
     aux = {}
     if stage == 0:
       patches = patchify(_fill_up(x, c.patch), c.patch)
-      x_BYXD = Dense(c.width, kernel_init=init.fan_in, dtype=dtype, name="patch")(patches)
+      x_BYXD = Dense(c.width, kernel_init=initializers.fan_in, dtype=dtype, name="patch")(patches)
       x_BYXD = norm(name="embed_norm")(x_BYXD)
       if masked_BYX is not None:
-        mask_D = self.param("mask", init.token, (c.width,)).astype(dtype)
+        mask_D = self.param("mask", initializers.token, (c.width,)).astype(dtype)
         x_BYXD = jnp.where(masked_BYX[..., None], mask_D, x_BYXD)
       x_BYXD = aux["embedded"] = Dropout(c.dropout, name="dropout")(x_BYXD)
     else:
       four = patchify(_fill_up(x, 2), 2)
-      merge = Dense(c.width_of(stage), use_bias=False, kernel_init=init.swin, dtype=dtype, name="merge")
+      merge = Dense(c.width_of(stage), use_bias=False, kernel_init=initializers.swin, dtype=dtype, name="merge")
       x_BYXD = norm(name="norm")(merge(four)) if c.order == "res_post" else merge(norm(name="merged_norm")(four))
     first, pairs = sum(c.depths[:stage]), c.depths[stage] // 2
     rates = drop_path_rates(c.drop_path, c.depth)[first : first + 2 * pairs].reshape(pairs, 2)
@@ -361,149 +355,4 @@ class Model(nn.Module):
       return tokens_BYXD.astype(jnp.float32), aux
     if not c.num_classes:
       return x_BD, aux
-    return by_batch(nn.Dense(c.num_classes, kernel_init=init.swin, name="head")(x_BD)), aux
-
-
-# A Hugging Face `config.json`: see `vit.HUGGINGFACE`; its "architectures" tells the head.
-HUGGINGFACE = dict(
-  model_types={"swin": dict(mask_padding=False, **V1), "swinv2": dict(mask_padding=False, **V2)},
-  fields=dict(
-    patch="patch_size",
-    width="embed_dim",
-    depths="depths",
-    heads="num_heads",
-    window="window_size",
-    mlp_ratio="mlp_ratio",
-    image_size="image_size",
-    channels="num_channels",
-    activation="hidden_act",
-    epsilon="layer_norm_eps",
-    pretrained_windows="pretrained_window_sizes",
-  ),
-  equal={},
-  tops={},
-  heads={
-    "SwinForImageClassification": dict(head="classify", num_classes="classifier.bias"),
-    "Swinv2ForImageClassification": dict(head="classify", num_classes="classifier.bias"),
-    "SwinModel": dict(head="none"),
-    "Swinv2Model": dict(head="none"),
-    "SwinBackbone": dict(head="features", shrink="never"),
-  },
-)
-
-
-def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`).
-
-  "huggingface": SwinModel, SwinForImageClassification and SwinBackbone, and those of Swinv2.
-  "timm": its SwinTransformer and SwinTransformerV2. "microsoft": the released .pth files, and timm's before 0.9.
-  """
-  return {
-    "huggingface": _huggingface(config),
-    "timm": _timm(config, first=0, head=r"head\.fc"),
-    # There a stage ends with the merging that ours, and timm's, begin with.
-    "microsoft": _timm(config, first=1, head="head"),
-  }
-
-
-def _blocks(config: Config) -> list[tuple[int, int, str]]:
-  """Stage, number within the stage, and our path, of every block."""
-  return [
-    (stage, i, f"encoder/stage_{stage}/block_{i // 2:02d}/{('regular', 'shifted')[i % 2]}")
-    for stage, depth in enumerate(config.depths)
-    for i in range(depth)
-  ]
-
-
-def _merging(config: Config, key: str, stage: int) -> tuple[Rule, ...]:
-  path = f"encoder/stage_{stage}"
-  kernel = Rule(rf"{key}\.reduction\.weight", f"{path}/merge/kernel", torch.merged(kernel=True))
-  if config.order == "res_post":
-    return kernel, *torch.norm(rf"{key}\.norm", f"{path}/norm")
-  names = (("weight", "scale"), ("bias", "bias"))
-  return kernel, *(Rule(rf"{key}\.norm\.{a}", f"{path}/merged_norm/{b}", torch.merged(kernel=False)) for a, b in names)
-
-
-def _offsets(config: Config, table: str, network: str, scale: str, path: str) -> tuple[Rule, ...]:
-  """The scores by offset, and the scale of cosines."""
-  rules = (Rule(table, f"{path}/offsets/table", torch.OFFSETS),)
-  if config.offsets == "continuous":
-    layers = (("0", "up"), ("2", "down"))
-    rules = tuple(r for a, b in layers for r in torch.dense(rf"{network}\.{a}", f"{path}/offsets/{b}"))
-  return (*rules, Rule(scale, f"{path}/attn/log_scale", torch.SCALE))
-
-
-def _huggingface(config: Config) -> tuple[Rule, ...]:
-  name = "swinv2" if config.offsets == "continuous" else "swin"
-  # The encoder alone has no name of its own in files.
-  prefix = rf"(?:{name}\.|)" if config.head == "classify" else rf"(?:|{name}\.)"
-  layers = rf"{prefix}encoder\.layers"
-  rules = [
-    *torch.patches(rf"{prefix}embeddings\.patch_embeddings\.projection", "encoder/stage_0/patch", config.patch),
-    *torch.norm(rf"{prefix}embeddings\.norm", "encoder/stage_0/embed_norm"),
-    Rule(rf"{prefix}embeddings\.mask_token", "encoder/stage_0/mask", torch.TOKEN),
-    *torch.dense("classifier", "head"),
-    *(
-      Rule(rf"{layers}\.(\d+)\.blocks\.(\d+)\.attention\.self\.{buffer}", (), torch.IGNORED)
-      for buffer in ("relative_position_index", "relative_coords_table")
-    ),
-  ]
-  if config.head == "features":  # which keeps a last norm that it does not use
-    rules += [Rule(rf"{prefix}layernorm\.{name}", (), torch.IGNORED) for name in ("weight", "bias")]
-  else:
-    rules += torch.norm(rf"{prefix}layernorm", "encoder/norm")
-  for stage in range(len(config.depths)):
-    rules += torch.norm(rf"hidden_states_norms\.stage{stage + 1}", f"encoder/stage_{stage}/head_norm")
-    rules += _merging(config, rf"{layers}\.{stage - 1}\.downsample", stage) if stage else ()
-  for stage, i, path in _blocks(config):
-    key = rf"{layers}\.{stage}\.blocks\.{i}"
-    attention = rf"{key}\.attention"
-    for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v")):
-      # The names in files, or else those of transformers 5 in memory.
-      rules += torch.heads(rf"{attention}\.(?:self\.{theirs}|{ours}_proj)", f"{path}/attn/{ours}")
-    table = "relative_position_bias_table"
-    rules += _offsets(
-      config,
-      rf"{attention}\.(?:self\.{table}|relative_position_bias\.{table})",
-      rf"{attention}\.self\.continuous_position_bias_mlp",
-      rf"{attention}\.self\.logit_scale",
-      path,
-    )
-    rules += torch.heads_out(rf"{attention}\.(?:output\.dense|o_proj)", f"{path}/attn/out")
-    rules += torch.norm(rf"{key}\.layernorm_before", f"{path}/norm1")
-    rules += torch.norm(rf"{key}\.layernorm_after", f"{path}/norm2")
-    rules += torch.dense(rf"{key}\.(?:intermediate\.dense|mlp\.fc1)", f"{path}/mlp/up")
-    rules += torch.dense(rf"{key}\.(?:output\.dense|mlp\.fc2)", f"{path}/mlp/down")
-  return tuple(rules)
-
-
-def _timm(config: Config, first: int, head: str) -> tuple[Rule, ...]:
-  """`first` is the stage whose merging is in its layer 0."""
-  buffers = ("attn_mask", r"attn\.relative_position_index", r"attn\.relative_coords_table")
-  rules = [
-    *torch.patches(r"patch_embed\.proj", "encoder/stage_0/patch", config.patch),
-    *torch.norm(r"patch_embed\.norm", "encoder/stage_0/embed_norm"),
-    Rule("mask_token", "encoder/stage_0/mask", torch.TOKEN),
-    *torch.norm("norm", "encoder/norm"),
-    *torch.dense(head, "head"),
-    *(Rule(rf"layers\.(\d+)\.blocks\.(\d+)\.{buffer}", (), torch.IGNORED) for buffer in buffers),
-  ]
-  for stage in range(len(config.depths)):
-    rules += torch.norm(f"norm{stage}", f"encoder/stage_{stage}/head_norm")  # Microsoft's code for detection
-    rules += _merging(config, rf"layers\.{stage - first}\.downsample", stage) if stage else ()
-  for stage, i, path in _blocks(config):
-    key, each = rf"layers\.{stage}\.blocks\.{i}", [f"{path}/attn/{name}" for name in "qkv"]
-    if config.scores == "cosine":
-      kernels = tuple(f"{p}/kernel" for p in each)
-      rules += [Rule(rf"{key}\.attn\.qkv\.weight", kernels, torch.fused(torch.HEADS))]
-      rules += [Rule(rf"{key}\.attn\.{name}_bias", f"{path}/attn/{name}/bias", torch.HEADS_BIAS) for name in "qv"]
-    else:
-      rules += torch.heads(rf"{key}\.attn\.qkv", *each)
-    names = (rf"{key}\.attn\.{name}" for name in ("relative_position_bias_table", "cpb_mlp", "logit_scale"))
-    rules += _offsets(config, *names, path)
-    rules += torch.heads_out(rf"{key}\.attn\.proj", f"{path}/attn/out")
-    rules += torch.norm(rf"{key}\.norm1", f"{path}/norm1")
-    rules += torch.norm(rf"{key}\.norm2", f"{path}/norm2")
-    rules += torch.dense(rf"{key}\.mlp\.fc1", f"{path}/mlp/up")
-    rules += torch.dense(rf"{key}\.mlp\.fc2", f"{path}/mlp/down")
-  return tuple(rules)
+    return by_batch(nn.Dense(c.num_classes, kernel_init=initializers.swin, name="head")(x_BD)), aux

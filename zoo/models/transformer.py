@@ -13,17 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from zoo import init, masks, norms
-from zoo.axes import by_batch
-from zoo.copying import Copies
-from zoo.dense import Dense
 from zoo.errors import field_faults
-from zoo.layers import ACTIVATIONS, Block, Cache, Context, Dropout, check_heads, tied_logits
-from zoo.positions import RelativeBias, alibi_bias, sincos_1d
+from zoo.layers import attention_masks, initializers, norms
+from zoo.layers.activations import ACTIVATIONS
+from zoo.layers.attention import Cache, check_heads
+from zoo.layers.block import Block, Context
+from zoo.layers.dropout import Dropout
+from zoo.layers.linear import Dense, tied_logits
+from zoo.layers.pointer import Copies
+from zoo.layers.position_embeddings import RelativeBias, alibi_bias, sincos_1d
+from zoo.layers.stack import run_blocks
+from zoo.partitioning import by_batch
 from zoo.shapes import expect
-from zoo.stack import run_blocks
-from zoo.weights import torch_layout as torch
-from zoo.weights.table import Rule
 
 # Vaswani et al. 2017, table 3; vocabulary as in 5.1. "nano" is for the bundled verses, on a CPU.
 VARIANTS = {
@@ -40,22 +41,22 @@ class Config:
 
   Attributes:
     width: D. depth: L of the encoder. decoder_depth: L of the decoder. mlp_dim: F. heads: N.
-    kv_heads: K, see `zoo.layers.Attention`; 0 for N.
+    kv_heads: K, see `zoo.layers.attention.Attention`; 0 for N.
     vocab: V. max_length: the longest source or target, in tokens.
     pad, bos, eos: tokens that fill up a row, begin a target and end a sequence.
-    order: "post" or "pre", see `zoo.layers.Block`. final_norm: normalise after the last block, which "pre" needs.
+    order: "post" or "pre", see `zoo.layers.block.Block`. final_norm: normalise after the last block, which "pre" needs.
     cross: what block i of the decoder attends to: "last" is the encoder's output (Vaswani), "layer" the output of the
       encoder's block i, "mix" a learned mean of all blocks' outputs, another for each i (Bapna et al. 2018, 3.1).
     positions: added to the embeddings, "sincos" (3.5) or "learned"; or told by self-attention, "rotary", "alibi" or
-      "t5" (`zoo.positions`); or "none".
-    norm: kind of all norms, see `zoo.norms`.
+      "t5" (`zoo.layers.position_embeddings`); or "none".
+    norm: kind of all norms, see `zoo.layers.norms`.
     shared: "all" uses one matrix for source, target and output (3.4), "target" one for target and output, "none" three.
     scale_embedding: times sqrt(D) (3.4). embed_norm: normalise embeddings with their positions, as in BART.
     head_bias: added to the logits.
-    copy: mix the distribution with copies of source tokens (`zoo.copying`). copy_slots: see there.
+    copy: mix the distribution with copies of source tokens (`zoo.layers.pointer`). copy_slots: see there.
     dropout: of embeddings, MLPs and block outputs. attention_dropout: of attention weights.
-    activation: one of `zoo.layers.ACTIVATIONS`. epsilon: of the layer norms.
-    scan: compile one block for all. remat: what the backward pass recomputes (`zoo.stack.run_blocks`).
+    activation: one of `zoo.layers.activations.ACTIVATIONS`. epsilon: of the layer norms.
+    scan: compile one block for all. remat: what the backward pass recomputes (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
   """
 
@@ -221,7 +222,7 @@ class Model(nn.Module):
     self.decoder = Stack(c, c.decoder_depth, cross=True, name="decoder")
     self.dropout = Dropout(c.dropout, name="dropout")
     if c.shared == "none":
-      self.head = Dense(c.vocab, use_bias=c.head_bias, kernel_init=init.dense, name="head")
+      self.head = Dense(c.vocab, use_bias=c.head_bias, kernel_init=initializers.dense, name="head")
     elif c.head_bias:
       self.head_bias = self.param("head_bias", nn.initializers.zeros, (c.vocab,))
     if c.copy:
@@ -257,7 +258,7 @@ class Model(nn.Module):
     segment_BS = (source_BS != c.pad).astype(jnp.int32) if row.segment_BT is None else row.segment_BT
     position_BS = jnp.arange(source_BS.shape[1])[None] if row.position_BT is None else row.position_BT
     x_BSD = self._embed(source_BS, position_BS, "source", segment_BS > 0)
-    mask = masks.same_segment(segment_BS, segment_BS) & (segment_BS > 0)[:, None, None]
+    mask = attention_masks.same_segment(segment_BS, segment_BS) & (segment_BS > 0)[:, None, None]
     bias = self._bias(position_BS, position_BS, "source")
     context = Context(mask=mask, bias=bias, position=position_BS, real=segment_BS > 0)
     memory, outputs, aux = self.encoder(x_BSD, context)
@@ -275,13 +276,13 @@ class Model(nn.Module):
     segment_BT = jnp.ones_like(target_BT) if row.segment_BT is None else row.segment_BT
     position_BT = jnp.arange(sizes["T"])[None] if row.position_BT is None else row.position_BT
     x_BTD = self._embed(target_BT, position_BT, "target", segment_BT > 0)
-    mask = masks.same_segment(segment_BT, segment_BT) & (segment_BT > 0)[:, None, None]
+    mask = attention_masks.same_segment(segment_BT, segment_BT) & (segment_BT > 0)[:, None, None]
     if self.causal:
-      mask &= masks.causal(sizes["T"], sizes["T"])
+      mask &= attention_masks.causal(sizes["T"], sizes["T"])
     shared = Context(
       mask=mask,
       bias=self._bias(position_BT, position_BT, "target"),
-      memory_mask=masks.same_segment(segment_BT, encoded.segment_BS),
+      memory_mask=attention_masks.same_segment(segment_BT, encoded.segment_BS),
       position=position_BT,
       real=segment_BT > 0,
     )
@@ -295,7 +296,7 @@ class Model(nn.Module):
     return self._predict(x_BTD, encoded.source_BS, aux["alignment"]), aux
 
   def start(self, source_BS: jax.Array, max_length: int) -> tuple[dict, list[Cache]]:
-    """What decoding token by token needs (`zoo.decode`).
+    """What decoding token by token needs (`zoo.decoding`).
 
     Args:
       source_BS: tokens, filled up with `pad`.
@@ -331,7 +332,7 @@ class Model(nn.Module):
     length, position_11 = cache[0].k_BKSH.shape[2], jnp.full((1, 1), index)
     x_B1D = self._embed(token_B[:, None], position_11, "target")
     shared = Context(
-      mask=masks.causal(1, length, index),
+      mask=attention_masks.causal(1, length, index),
       bias=self._bias(position_11, jnp.arange(length)[None], "target"),
       memory_mask=(memory["segment"] > 0)[:, None, None],
       index=index,
@@ -400,105 +401,3 @@ class Model(nn.Module):
     if c.copy:
       logits_BTV = self.copies(logits_BTV, alignment_BTS, source_BS, x_BTD)
     return by_batch(logits_BTV)
-
-
-# A Hugging Face `config.json`: see `vit.HUGGINGFACE`.
-HUGGINGFACE = dict(
-  model_types={
-    "marian": dict(head_bias=True),
-    "bart": dict(head_bias=True, positions="learned", embed_norm=True),
-    "mbart": dict(head_bias=True, positions="learned", embed_norm=True, order="pre", final_norm=True),
-  },
-  fields=dict(
-    width="d_model",
-    depth="encoder_layers",
-    decoder_depth="decoder_layers",
-    mlp_dim="encoder_ffn_dim",
-    heads="encoder_attention_heads",
-    vocab="vocab_size",
-    max_length="max_position_embeddings",
-    pad="pad_token_id",
-    bos="decoder_start_token_id",
-    eos="eos_token_id",
-    activation="activation_function",
-    scale_embedding="scale_embedding",
-  ),
-  equal={"encoder_attention_heads": "decoder_attention_heads", "encoder_ffn_dim": "decoder_ffn_dim"},
-  tops={},
-)
-
-
-def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`).
-
-  "huggingface": MarianMTModel; with learned positions BartForConditionalGeneration and MBartForConditionalGeneration.
-  "torch": torch.nn.Transformer, called `transformer`, beside it `embed` (or `source_embed` and `target_embed`), and
-  `head`.
-  """
-  return {"huggingface": _huggingface(config), "torch": _torch(config)}
-
-
-def _huggingface(config: Config) -> tuple[Rule, ...]:
-  def attention(key: str, path: str) -> tuple[Rule, ...]:
-    projections = (rule for name in "qkv" for rule in torch.heads(rf"{key}\.{name}_proj", f"{path}/{name}"))
-    return (*projections, *torch.heads_out(rf"{key}\.out_proj", f"{path}/out"))
-
-  def stack(side: str, role: str) -> tuple[Rule, ...]:
-    key, path = rf"model\.{side}\.layers\.(\d+)", side + "/block_{:02d}"
-    if config.positions == "learned":
-      positions = Rule(rf"model\.{side}\.embed_positions\.weight", f"{role}_position/embedding", torch.FROM_THIRD)
-    else:
-      table = torch.fixed_table(lambda: sincos_1d(np.arange(config.max_length), config.width), "learned")
-      positions = Rule(rf"model\.{side}\.embed_positions\.weight", (), table)
-    return (
-      positions,
-      *torch.norm(rf"model\.{side}\.layernorm_embedding", f"{role}_norm"),
-      *attention(rf"{key}\.self_attn", f"{path}/attn"),
-      *torch.norm(rf"{key}\.self_attn_layer_norm", f"{path}/norm1"),
-      *attention(rf"{key}\.encoder_attn", f"{path}/cross"),
-      *torch.norm(rf"{key}\.encoder_attn_layer_norm", f"{path}/cross_norm"),
-      *torch.dense(rf"{key}\.fc1", f"{path}/mlp/up"),
-      *torch.dense(rf"{key}\.fc2", f"{path}/mlp/down"),
-      *torch.norm(rf"{key}\.final_layer_norm", f"{path}/norm2"),
-      *torch.norm(rf"model\.{side}\.layer_norm", f"{side}/norm"),
-    )
-
-  # Older files repeat a shared matrix under each of its names; their library, too, reads the first and ties the rest.
-  source, target = (rf"model\.{side}\.embed_tokens\.weight" for side in ("encoder", "decoder"))
-  head = r"lm_head\.weight"
-  where = {
-    "all": {r"model\.shared\.weight": "embed/embedding"},
-    "target": {source: "source_embed/embedding", target: "target_embed/embedding"},
-    "none": {source: "source_embed/embedding", target: "target_embed/embedding", head: "head/kernel"},
-  }[config.shared]
-  return (
-    *(Rule(key, path, torch.TRANSPOSED if key == head else torch.AS_IS) for key, path in where.items()),
-    *(Rule(key, (), torch.IGNORED) for key in (source, target, head) if key not in where),
-    *stack("encoder", "source"),
-    *stack("decoder", "target"),
-    Rule("final_logits_bias", "head/bias" if config.shared == "none" else "head_bias", torch.ROW),
-  )
-
-
-def _torch(config: Config) -> tuple[Rule, ...]:
-  def attention(key: str, path: str) -> tuple[Rule, ...]:
-    packed = torch.heads_packed(key, *(f"{path}/{name}" for name in "qkv"))
-    return (*packed, *torch.heads_out(rf"{key}\.out_proj", f"{path}/out"))
-
-  def stack(side: str, norms: tuple[str, ...]) -> tuple[Rule, ...]:
-    key, path = rf"transformer\.{side}\.layers\.(\d+)", side + "/block_{:02d}"
-    return (
-      *attention(rf"{key}\.self_attn", f"{path}/attn"),
-      *attention(rf"{key}\.multihead_attn", f"{path}/cross"),
-      *torch.dense(rf"{key}\.linear1", f"{path}/mlp/up"),
-      *torch.dense(rf"{key}\.linear2", f"{path}/mlp/down"),
-      *(rule for i, name in enumerate(norms, 1) for rule in torch.norm(rf"{key}\.norm{i}", f"{path}/{name}")),
-      *torch.norm(rf"transformer\.{side}\.norm", f"{side}/norm"),
-    )
-
-  return (
-    *(Rule(rf"{name}\.weight", f"{name}/embedding", torch.AS_IS) for name in ("embed", "source_embed", "target_embed")),
-    *stack("encoder", ("norm1", "norm2")),
-    *stack("decoder", ("norm1", "cross_norm", "norm2")),
-    *torch.dense("head", "head"),
-  )

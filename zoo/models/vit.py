@@ -11,28 +11,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from zoo import init
-from zoo.axes import by_batch
-from zoo.dense import Dense
 from zoo.errors import field_faults
-from zoo.layers import (
-  ACTIVATIONS,
-  AttentionPool,
-  Block,
-  Dropout,
-  LayerNorm,
-  check_heads,
-  check_patches,
-  choose_tokens,
-  drop_path_rates,
-  patchify,
-)
-from zoo.norms import STATISTICS
-from zoo.positions import KINDS, RESAMPLINGS, Positions
+from zoo.layers import initializers
+from zoo.layers.activations import ACTIVATIONS
+from zoo.layers.attention import check_heads
+from zoo.layers.block import Block
+from zoo.layers.dropout import Dropout, drop_path_rates
+from zoo.layers.linear import Dense
+from zoo.layers.norms import STATISTICS, LayerNorm
+from zoo.layers.patch_embed import check_patches, choose_tokens, patchify
+from zoo.layers.pooling import AttentionPool
+from zoo.layers.position_embeddings import KINDS, RESAMPLINGS, Positions
+from zoo.layers.stack import run_blocks
+from zoo.partitioning import by_batch
 from zoo.shapes import expect
-from zoo.stack import run_blocks
-from zoo.weights import torch_layout as torch
-from zoo.weights.table import Rule, Transform
 
 # ViT, table 1; Ti and S: DeiT (Touvron et al. 2021), table 1; M, g, G: Zhai et al. 2022, table 2.
 SIZES = {
@@ -66,7 +58,8 @@ class Config:
     num_classes: V; 0 leaves the classifier out, and the output is the pooled features [B, D].
     pool: "cls" reads the class token, "gap" averages the patch tokens, "map" attends to them by a learned query.
     class_token: whether there is one; "cls" needs it, MAE's fine-tuning keeps it beside "gap".
-    positions: one of `zoo.positions.KINDS`. resampling: one of `zoo.positions.RESAMPLINGS`.
+    positions: one of `zoo.layers.position_embeddings.KINDS`. resampling: one of
+      `zoo.layers.position_embeddings.RESAMPLINGS`.
     representation: width of the tanh layer before the classifier (ViT, B.1), 0 for none.
     final_norm: normalise the tokens after the last block.
     head_norm: normalise the pooled features: "none", "layer" (MAE's fine-tuning, in the place of `final_norm`),
@@ -74,7 +67,7 @@ class Config:
     dropout: of embeddings, MLPs and block outputs. attention_dropout: of attention weights.
     drop_path: stochastic depth rate of the last block; it grows linearly from 0.
     activation: "gelu" (exact) or "gelu_tanh". epsilon: of the layer norms.
-    scan: compile one block for all. remat: what the backward pass recomputes (`zoo.stack.run_blocks`).
+    scan: compile one block for all. remat: what the backward pass recomputes (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
   """
 
@@ -178,14 +171,14 @@ class Encoder(nn.Module):
       patches = choose_tokens(patches, visible_BT)
       positions_BPD = positions_BPD[0][visible_BT]
     dtype = jnp.dtype(c.dtype)
-    x_BTD = Dense(c.width, kernel_init=init.dense, dtype=dtype, name="patch")(patches)
+    x_BTD = Dense(c.width, kernel_init=initializers.dense, dtype=dtype, name="patch")(patches)
     if corrupted is not None:
       source_BP, masked_BP = corrupted
-      mask_D = self.param("mask", init.token, (c.width,)).astype(dtype)
+      mask_D = self.param("mask", initializers.token, (c.width,)).astype(dtype)
       x_BTD = jnp.where(masked_BP[..., None], mask_D, choose_tokens(x_BTD, source_BP))
     x_BTD = x_BTD + positions_BPD.astype(dtype)
     if c.class_token:
-      cls_D = self.param("cls", init.token, (c.width,)) + cls_position_D
+      cls_D = self.param("cls", initializers.token, (c.width,)) + cls_position_D
       cls_B1D = jnp.broadcast_to(cls_D.astype(dtype), (B, 1, c.width))
       x_BTD = jnp.concatenate([cls_B1D, x_BTD], 1)
     x_BTD = Dropout(c.dropout, name="dropout")(x_BTD)
@@ -253,168 +246,10 @@ class Model(nn.Module):
         name="head_norm",
       )(x_BD.astype(jnp.float32))
     if c.representation:
-      x_BD = nn.Dense(c.representation, kernel_init=init.dense, dtype=dtype, name="representation")(x_BD)
+      x_BD = nn.Dense(c.representation, kernel_init=initializers.dense, dtype=dtype, name="representation")(x_BD)
       x_BD = jnp.tanh(x_BD)
     x_BD = by_batch(x_BD.astype(jnp.float32))
     aux |= {"tokens": tokens_BTD, "features": x_BD}
     if not c.num_classes:
       return x_BD, aux
-    return by_batch(nn.Dense(c.num_classes, kernel_init=init.head, name="head")(x_BD)), aux
-
-
-# A Hugging Face `config.json` (ViTConfig): the fields of ours that its kind of model fixes, those that it tells, keys
-# of theirs that must be equal, and the tensors whose size tells the rest.
-HUGGINGFACE = dict(
-  model_types={"vit": {}},
-  fields=dict(
-    patch="patch_size",
-    width="hidden_size",
-    depth="num_hidden_layers",
-    mlp_dim="intermediate_size",
-    heads="num_attention_heads",
-    image_size="image_size",
-    channels="num_channels",
-    activation="hidden_act",
-    epsilon="layer_norm_eps",
-  ),
-  equal={},
-  tops=dict(num_classes="classifier.bias", representation="pooler.dense.bias"),
-)
-
-
-def tables(config: Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`).
-
-  "huggingface": ViTModel (write a model without classes) and ViTForImageClassification.
-  "timm": its VisionTransformer, which MAE's released encoders and fine-tuned classifiers are too.
-  "google": the .npz files of the paper and of AugReg (Steiner et al. 2022), and those of big_vision that are not
-  stacked by a scan; for models of activation "gelu_tanh", as theirs are.
-  """
-  prefix = r"(?:vit\.|)" if config.num_classes else r"(?:|vit\.)"
-  return {
-    "huggingface": (
-      *encoder_huggingface(config, prefix),
-      *torch.dense(rf"{prefix}pooler\.dense", "representation"),
-      *torch.dense("classifier", "head"),
-    ),
-    "timm": (
-      *encoder_timm(config),
-      Rule(r"attn_pool\.latent", "pool/probe", torch.TOKEN),
-      *torch.heads(r"attn_pool\.q", "pool/attn/q"),
-      *torch.heads(r"attn_pool\.kv", "pool/attn/k", "pool/attn/v"),
-      *torch.heads_out(r"attn_pool\.proj", "pool/attn/out"),
-      *torch.norm(r"attn_pool\.norm", "pool/norm"),
-      *torch.dense(r"attn_pool\.mlp\.fc1", "pool/mlp/up"),
-      *torch.dense(r"attn_pool\.mlp\.fc2", "pool/mlp/down"),
-      *torch.norm("fc_norm", "head_norm"),
-      *torch.dense(r"pre_logits\.fc", "representation"),
-      *torch.dense("head", "head"),
-    ),
-    "google": (
-      *encoder_google(config),
-      *_pool_google(rf"{GOOGLE}MAPHead_0"),
-      *_as_they_are(rf"{GOOGLE}pre_logits", "representation"),
-      *_as_they_are(rf"{GOOGLE}head", "head"),
-    ),
-  }
-
-
-def encoder_huggingface(config: Config, prefix: str) -> tuple[Rule, ...]:
-  """The encoder's part of a Hugging Face table."""
-  return (
-    Rule(rf"{prefix}embeddings\.cls_token", "encoder/cls", torch.TOKEN),
-    *torch.patches(rf"{prefix}embeddings\.patch_embeddings\.projection", "encoder/patch", config.cell),
-    *_positions(rf"{prefix}embeddings\.position_embeddings", config),
-    *block_huggingface(rf"{prefix}(?:encoder\.layer|layers)\.(\d+)", "encoder/block_{:02d}"),
-    *torch.norm(rf"{prefix}layernorm", "encoder/norm"),
-  )
-
-
-def block_huggingface(key: str, path: str) -> tuple[Rule, ...]:
-  """A block in a Hugging Face table: the names in files, or else those of transformers 5 in memory."""
-  return (
-    *torch.norm(rf"{key}\.layernorm_before", f"{path}/norm1"),
-    *torch.heads(rf"{key}\.attention\.(?:attention\.query|q_proj)", f"{path}/attn/q"),
-    *torch.heads(rf"{key}\.attention\.(?:attention\.key|k_proj)", f"{path}/attn/k"),
-    *torch.heads(rf"{key}\.attention\.(?:attention\.value|v_proj)", f"{path}/attn/v"),
-    *torch.heads_out(rf"{key}\.attention\.(?:output\.dense|o_proj)", f"{path}/attn/out"),
-    *torch.norm(rf"{key}\.layernorm_after", f"{path}/norm2"),
-    *torch.dense(rf"{key}\.(?:intermediate\.dense|mlp\.fc1)", f"{path}/mlp/up"),
-    *torch.dense(rf"{key}\.(?:output\.dense|mlp\.fc2)", f"{path}/mlp/down"),
-  )
-
-
-def encoder_timm(config: Config) -> tuple[Rule, ...]:
-  """The encoder's part of a timm table."""
-  return (
-    Rule("cls_token", "encoder/cls", torch.TOKEN),
-    *torch.patches(r"patch_embed\.proj", "encoder/patch", config.cell),
-    *_positions("pos_embed", config),
-    *block_timm(r"blocks\.(\d+)", "encoder/block_{:02d}"),
-    *torch.norm("norm", "encoder/norm"),
-  )
-
-
-def block_timm(key: str, path: str) -> tuple[Rule, ...]:
-  """A block in a timm table."""
-  return (
-    *torch.norm(rf"{key}\.norm1", f"{path}/norm1"),
-    *torch.heads(rf"{key}\.attn\.qkv", f"{path}/attn/q", f"{path}/attn/k", f"{path}/attn/v"),
-    *torch.heads_out(rf"{key}\.attn\.proj", f"{path}/attn/out"),
-    *torch.norm(rf"{key}\.norm2", f"{path}/norm2"),
-    *torch.dense(rf"{key}\.mlp\.fc1", f"{path}/mlp/up"),
-    *torch.dense(rf"{key}\.mlp\.fc2", f"{path}/mlp/down"),
-  )
-
-
-# Where a file of Google's keeps the parameters: at the top, or as big_vision and the optimiser's state have it.
-GOOGLE = r"(?:|params/|opt/target/)"
-
-
-def encoder_google(config: Config) -> tuple[Rule, ...]:
-  """The encoder's part of a table for Google's files: Flax's arrays, which lie as ours do, by other names."""
-  embedding = Transform(
-    lambda t, shape: t.reshape(shape), lambda a: a.reshape(config.cell, config.cell, -1, a.shape[-1])
-  )
-  key, path = rf"{GOOGLE}Transformer/encoderblock_(\d+)", "encoder/block_{:02d}"
-  return (
-    Rule(rf"{GOOGLE}cls", "encoder/cls", torch.TOKEN),
-    Rule(rf"{GOOGLE}embedding/kernel", "encoder/patch/kernel", embedding),
-    Rule(rf"{GOOGLE}embedding/bias", "encoder/patch/bias", torch.AS_IS),
-    *_positions(rf"{GOOGLE}(?:Transformer/posembed_input/pos_embedding|pos_embedding)", config),
-    *_as_they_are(rf"{key}/LayerNorm_0", f"{path}/norm1", "scale"),
-    *_attention_google(rf"{key}/(?:MultiHeadDotProductAttention_1|MultiHeadDotProductAttention_0)", f"{path}/attn"),
-    *_as_they_are(rf"{key}/(?:LayerNorm_2|LayerNorm_1)", f"{path}/norm2", "scale"),
-    *_as_they_are(rf"{key}/(?:MlpBlock_3|MlpBlock_0)/Dense_0", f"{path}/mlp/up"),
-    *_as_they_are(rf"{key}/(?:MlpBlock_3|MlpBlock_0)/Dense_1", f"{path}/mlp/down"),
-    *_as_they_are(rf"{GOOGLE}Transformer/encoder_norm", "encoder/norm", "scale"),
-  )
-
-
-def _pool_google(key: str) -> tuple[Rule, ...]:
-  return (
-    Rule(rf"{key}/probe", "pool/probe", torch.TOKEN),
-    *_attention_google(rf"{key}/MultiHeadDotProductAttention_0", "pool/attn"),
-    *_as_they_are(rf"{key}/LayerNorm_0", "pool/norm", "scale"),
-    *_as_they_are(rf"{key}/MlpBlock_0/Dense_0", "pool/mlp/up"),
-    *_as_they_are(rf"{key}/MlpBlock_0/Dense_1", "pool/mlp/down"),
-  )
-
-
-def _attention_google(key: str, path: str) -> tuple[Rule, ...]:
-  names = dict(query="q", key="k", value="v", out="out")
-  return tuple(rule for name, ours in names.items() for rule in _as_they_are(rf"{key}/{name}", f"{path}/{ours}"))
-
-
-def _as_they_are(key: str, path: str, weight: str = "kernel") -> tuple[Rule, ...]:
-  return tuple(Rule(rf"{key}/{name}", f"{path}/{name}", torch.AS_IS) for name in (weight, "bias"))
-
-
-def _positions(key: str, config: Config) -> tuple[Rule, ...]:
-  """Published tables hold one vector a patch; the other kinds of positions have no place there."""
-  if config.positions == "learned_1d":
-    paths = ("encoder/pos/table", "encoder/pos/cls")[: 1 + config.class_token]
-    return (Rule(key, paths, torch.POSITIONS),)
-  if config.positions == "sincos_2d":
-    return (Rule(key, (), torch.sincos_positions(config.grid, config.width, config.class_token)),)
-  return ()
+    return by_batch(nn.Dense(c.num_classes, kernel_init=initializers.head, name="head")(x_BD)), aux

@@ -8,7 +8,7 @@
 them together. A model's own tables are in its file, `zoo/models/NAME.py`, function `tables`.
 """
 
-from zoo.weights.files import average, load, load_into, save
-from zoo.weights.table import Rule, Transform, WeightsError, convert, write_back
+from zoo.weights.loading import average, load, load_into, save
+from zoo.weights.rules import Rule, Transform, WeightsError, convert, write_back
 
 __all__ = ["Rule", "Transform", "WeightsError", "average", "convert", "load", "load_into", "save", "write_back"]

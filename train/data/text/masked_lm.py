@@ -1,0 +1,425 @@
+"""Text for BERT to read: rows of tokens, each of one sequence or, packed, of several; a pure function of (seed, step).
+
+As with images, the batch of step s is the rows [s*B, (s+1)*B) of one endless stream, shuffled anew every epoch, and
+process p of P has the slice [s*B + p*B/P, s*B + (p+1)*B/P) of it.
+
+A batch is a dict of arrays. Of tokens, int32 [B, T]: "token"; "segment", which sequence of the row a token is of, 1, 2,
+..., and 0 for padding; "position", which starts at 0 in each; "type", 1 in the second text of a pair, 0 elsewhere;
+"word", which word of the row a token is a piece of, 1, 2, ..., and 0 for special tokens and padding. Of the first K
+sequences, int32 [B, K]: "first", the place where each begins, and "next", whether its second text follows the first in
+the corpus, 1 or 0, and -1 for none to tell. Of rows [B]: "valid", bool; "id", the place in the batch of all processes;
+"example", the number in the split. Nothing is hidden yet: that is up to the objective.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+
+from train.data import array_record, pipeline
+from train.data.text import masked_lm_rows, prepare
+from train.data.text.corpora import Source, make_source
+from train.data.text.vocabulary import KINDS, Vocabulary, load_vocabulary, train_vocabulary
+from zoo.errors import nearest
+
+
+class Row(NamedTuple):
+  """A row of training, without padding.
+
+  Attributes:
+    token: [n], every sequence "[CLS] A [SEP]" or "[CLS] A [SEP] B [SEP]".
+    end: [k], where each sequence ends. split: [k], where its B begins; its end, if there is none.
+    next: [k], 1 where B follows A in the corpus, 0 where it is from elsewhere, -1 where there is none.
+  """
+
+  token: np.ndarray
+  end: np.ndarray
+  split: np.ndarray
+  next: np.ndarray
+
+
+def collate(
+  vocabulary: Vocabulary, rows: Sequence[Row | None], numbers: Sequence[int], length: int, sequences: int, first_id: int
+) -> pipeline.Batch:
+  """Arrays of rows; see the top of this file.
+
+  Args:
+    vocabulary: tells words from their pieces.
+    rows: None for one that holds nothing.
+    numbers: of the rows in the split.
+    length: T. sequences: K.
+    first_id: the first row's place in the batch of all processes.
+  """
+  token, segment, position, kind = np.zeros((4, len(rows), length), np.int32)
+  token[:] = vocabulary.pad
+  first, follows = np.zeros((2, len(rows), sequences), np.int32)
+  follows[:] = -1
+  for i, row in enumerate(rows):
+    if row is None:
+      continue
+    n, sizes = len(row.token), np.diff(row.end, prepend=0)
+    starts = row.end - sizes
+    token[i, :n] = row.token
+    segment[i, :n] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+    position[i, :n] = np.arange(n) - np.repeat(starts, sizes)
+    kind[i, :n] = np.arange(n) >= np.repeat(row.split, sizes)
+    told = min(len(sizes), sequences)
+    first[i, :told], follows[i, :told] = starts[:told], row.next[:told]
+  special = np.isin(token, [vocabulary.pad, vocabulary.cls, vocabulary.sep])
+  # What comes after a special token begins a word, even if it looks like the rest of one that was cut.
+  behind = np.pad(special[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+  begins = ~special & (vocabulary.begins_word[token] | behind)
+  return {
+    "token": token,
+    "segment": segment,
+    "position": position,
+    "type": kind,
+    "word": np.where(special, 0, np.cumsum(begins, 1)).astype(np.int32),
+    "first": first,
+    "next": follows,
+    "valid": np.array([row is not None for row in rows]),
+    "id": np.arange(first_id, first_id + len(rows), dtype=np.int32),
+    "example": np.asarray(numbers, np.int32),
+  }
+
+
+class TokenRows:
+  """Batches of rows, wherever those come from: that is up to a subclass, a frozen dataclass.
+
+  It has `dataset`, the name under which errors speak of it, `train_split` and `eval_split`, `length` (T), `sequences`
+  (K), `pairs`, `vocabulary` and `rows`.
+  """
+
+  dataset: str
+  train_split: str
+  eval_split: str
+  length: int
+  sequences: int
+  pairs: bool
+  vocabulary: Vocabulary
+
+  skip_corrupt = False  # a damaged file is an error: a text that cannot be read cannot be left out by itself
+  unit = "rows"  # what the speed of training is counted in
+
+  def rows(self, split: str) -> Sequence[Row]:
+    """The rows of a split. Raises ValueError where there is none of that name."""
+    raise NotImplementedError
+
+  @classmethod
+  def shapes(cls, config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch that `config.data` makes, without reading anything."""
+    del model_config
+    fields = cls(**{key: value for key, value in config.items() if key != "name"})
+    sizes = dict.fromkeys(("token", "segment", "position", "type", "word"), (fields.length,))
+    sizes |= dict.fromkeys(("first", "next"), (fields.sequences,)) | dict.fromkeys(("id", "example"), ())
+    arrays = {key: jax.ShapeDtypeStruct((batch_size, *size), np.int32) for key, size in sizes.items()}
+    return arrays | {"valid": jax.ShapeDtypeStruct((batch_size,), bool)}
+
+  def check_fit(self, model_config, objective) -> None:
+    """Raises ValueError where a model has not the words, the length, the special tokens or the head for these rows."""
+    del objective
+    c, faults = model_config, []
+    if c.vocab < self.vocabulary.size:
+      words = self.vocabulary.size
+      faults.append(f"the model has {c.vocab} words, the vocabulary {words}: set model.vocab={words}")
+    if c.max_length < self.length:
+      faults.append(
+        f"rows have up to {self.length} tokens, the model's max_length is {c.max_length}: set model.max_length or "
+        "data.length"
+      )
+    for name in ("pad", "mask"):
+      if getattr(c, name) != (token := getattr(self.vocabulary, name)):
+        faults.append(f"{name} is token {token} of the vocabulary, {getattr(c, name)} of the model: set model.{name}")
+    if c.head not in ("pretrain", "words"):
+      faults.append(f"model.head is {c.head!r}; wanted 'pretrain', or 'words' for words alone")
+    elif c.head == "pretrain" and not self.pairs:
+      faults.append("model.head='pretrain' tells whether B follows A, and rows have no pairs: set model.head='words'")
+    if self.pairs and c.types < 2:
+      faults.append(f"pairs have tokens of two types, the model has {c.types}: set model.types=2")
+    if faults:
+      raise ValueError("\n".join(faults))
+
+  @property
+  def num_train(self) -> int:
+    """Rows in the training split."""
+    return len(self.rows(self.train_split))
+
+  def num_eval(self, split: str | None = None) -> int:
+    """Rows in a split, by default the evaluation split. Raises ValueError where there is none of that name."""
+    return len(self.rows(split or self.eval_split))
+
+  def train_batches(
+    self, batch_size: int, seed: int, first_step: int = 0, process_index: int = 0, process_count: int = 1
+  ) -> pipeline.Batches:
+    """The part of one process of an endless row of batches.
+
+    Args:
+      batch_size: rows of all processes together.
+      seed: of the order.
+      first_step: the step of the first batch.
+      process_index: which process this is.
+      process_count: of how many.
+
+    Raises:
+      ValueError: a batch size that the processes cannot share, or larger than the split.
+    """
+    pipeline.check_share(batch_size, process_index, process_count)
+    rows, part = self.rows(self.train_split), batch_size // process_count
+    if batch_size > len(rows):
+      raise ValueError(f"batch_size={batch_size}, but {self.dataset!r} {self.train_split!r} has {len(rows)} rows")
+    order = pipeline.endless_order(len(rows), seed)
+
+    def make(step: int) -> pipeline.Batch:
+      first = step * batch_size + process_index * part
+      numbers = [int(order[place]) for place in range(first, first + part)]
+      return self._collate([rows[number] for number in numbers], numbers, process_index * part)
+
+    return pipeline.prefetch(make, first_step)
+
+  def eval_batches(
+    self,
+    batch_size: int,
+    split: str | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    limit: int | None = None,
+  ) -> pipeline.Batches:
+    """The part of one process of batches that hold every row of a split once; the last is padded, valid=False.
+
+    Args:
+      batch_size: of all processes together; all get equally many batches.
+      split: by default `eval_split`.
+      process_index: which process this is.
+      process_count: of how many.
+      limit: only so many rows, the first ones.
+
+    Raises:
+      ValueError: see `train_batches`.
+    """
+    pipeline.check_share(batch_size, process_index, process_count)
+    rows, part = self.rows(split or self.eval_split), batch_size // process_count
+    end = len(rows) if limit is None else min(limit, len(rows))
+
+    def make(step: int) -> pipeline.Batch:
+      first = step * batch_size + process_index * part
+      numbers = range(first, first + part)
+      return self._collate([rows[i] if i < end else None for i in numbers], numbers, process_index * part)
+
+    return pipeline.prefetch(make, 0, -(-end // batch_size))
+
+  def _collate(self, rows: Sequence[Row | None], numbers: Sequence[int], first_id: int) -> pipeline.Batch:
+    return collate(self.vocabulary, rows, numbers, self.length, self.sequences, first_id)
+
+
+class _Records(array_record.Records):
+  """The rows of a split on disk."""
+
+  def parse(self, values: Mapping) -> Row:
+    """A row, from its features as TFDS stores them."""
+    return Row(*(np.array(values[name].int64_list.value, np.int32) for name in Row._fields))
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus(TokenRows):
+  """Rows that `zoo prepare corpus/NAME` made of a text: what `config.data = dict(name="corpus", ...)` makes.
+
+  Attributes:
+    dataset: "corpus/NAME".
+    length: T, at least that of the preparation.
+    pairs: whether rows are of pairs of texts, as the preparation made them.
+    sequences: K; of a packed row, the head that tells of pairs reads so many. All words are read.
+    train_split: what to train on.
+    eval_split: what to evaluate on.
+    data_dir: where prepared sets are; by default where TFDS keeps them.
+
+  Raises:
+    ValueError: numbers that make no sense; later, another preparation than these fields say.
+  """
+
+  dataset: str
+  length: int = 128
+  pairs: bool = True
+  sequences: int = 1
+  train_split: str = "train"
+  eval_split: str = "val"
+  data_dir: str | None = None
+
+  def __post_init__(self):
+    for key, least in dict(length=masked_lm_rows.SHORTEST, sequences=1).items():
+      if (value := getattr(self, key)) < least:
+        raise ValueError(f"data.{key} is {value!r}; wanted at least {least}")
+
+  @functools.cached_property
+  def _opened(self) -> tuple[tfds.core.DatasetBuilder, dict]:
+    """The set, and what it was made with and has in it."""
+    builder = array_record.open_builder(self.dataset, self.data_dir)
+    path = Path(builder.data_path) / prepare.ARGUMENTS
+    if not path.exists():
+      raise ValueError(
+        f"{self.dataset!r} is no prepared corpus: there is no {path.name} in {path.parent}. To make one of it: "
+        f"zoo prepare corpus/NAME --source {self.dataset} --data-dir DIR"
+      )
+    told = json.loads(path.read_text(encoding="utf-8"))
+    faults = []
+    if told["length"] > self.length:
+      faults.append(f"rows of {told['length']} tokens, data.length is {self.length}")
+    if told["pairs"] != self.pairs:
+      kinds = {True: "rows of pairs", False: "rows without pairs"}
+      faults.append(f"{kinds[told['pairs']]}, data.pairs is {self.pairs}")
+    if faults:
+      raise ValueError(f"{self.dataset!r} was prepared with " + "; and ".join(faults))
+    return builder, told
+
+  @functools.cached_property
+  def vocabulary(self) -> Vocabulary:
+    """The one that was prepared with the corpus."""
+    return load_vocabulary(self._opened[0].data_path)
+
+  def rows(self, split: str) -> Sequence[Row]:
+    """The rows of a split. Raises ValueError where there is none of that name."""
+    return _Records(self.dataset, split, self.data_dir, self._opened[0])
+
+  def about(self, batch_size: int, seed: int) -> str:
+    """What is trained on, in a line for the log."""
+    del batch_size, seed
+    counts = self._opened[1]["counts"]
+    return _about(counts["train_tokens"], counts["train_rows"], self.length)
+
+
+class _Made(Sequence):
+  """Rows in memory."""
+
+  def __init__(self, rows: masked_lm_rows.Rows):
+    self.made = rows
+
+  def __len__(self) -> int:
+    return len(self.made)
+
+  def __getitem__(self, index: int) -> Row:
+    rows = self.made
+    tokens, sequences = (slice(*ends[index : index + 2]) for ends in (rows.row_R, rows.first_R))
+    return Row(rows.token_N[tokens], rows.end_Q[sequences], rows.split_Q[sequences], rows.next_Q[sequences])
+
+
+@dataclasses.dataclass(frozen=True)
+class Text(TokenRows):
+  """A small text, made to rows in memory: what `config.data = dict(name="text", ...)` makes.
+
+  Its vocabulary is trained on its training split. A corpus that takes minutes to read is for `zoo prepare`; see
+  `Corpus`.
+
+  Attributes:
+    dataset: a text file, a folder of them, "verses_en_es" (bundled) or a prepared set of TFDS.
+    length: T.
+    pairs, pack, copies: what is in a row, see `train.data.text.masked_lm_rows.make_rows`.
+    sequences: K; of a packed row, the head that tells of pairs reads so many. All words are read.
+    documents, sentences, feature: where documents and sentences end, and which text of a data set; see
+      `train.data.text.corpora`. Empty for what fits most.
+    train_split: what to train on.
+    eval_split: what to evaluate on. A file or folder has "train" and "val": of `hold_out` documents in a row the last
+      one is for validation.
+    hold_out: see `eval_split`.
+    data_dir: where prepared sets are; by default where TFDS keeps them.
+    vocab_size: tokens of the vocabulary, at most.
+    tokenizer: "wordpiece" or "bpe", see `train.data.text.vocabulary.train_vocabulary`.
+    lowercase: make all text lower-case, without accents.
+    vocab_file: a vocabulary to use in place of a trained one, see `train.data.text.vocabulary.load_vocabulary`.
+    seed: what pairs and lengths are drawn from.
+
+  Raises:
+    ValueError: any of the above is not what it should be, before anything is read.
+  """
+
+  dataset: str
+  length: int = 128
+  pairs: bool = True
+  pack: bool = False
+  copies: int = 1
+  sequences: int = 1
+  documents: str = ""
+  sentences: str = ""
+  feature: str = ""
+  train_split: str = "train"
+  eval_split: str = "val"
+  hold_out: int = 20
+  data_dir: str | None = None
+  vocab_size: int = 8000
+  tokenizer: str = "wordpiece"
+  lowercase: bool = True
+  vocab_file: str = ""
+  seed: int = 0
+
+  def __post_init__(self):
+    try:
+      masked_lm_rows.check(self.length, self.pairs, None, self.pack, self.copies)
+    except ValueError as error:
+      raise ValueError("\n".join(f"data.{line}" for line in str(error).splitlines())) from error
+    for key, least in dict(sequences=1, hold_out=2, vocab_size=1).items():
+      if (value := getattr(self, key)) < least:
+        raise ValueError(f"data.{key} is {value!r}; wanted at least {least}")
+    if self.tokenizer not in KINDS:
+      raise ValueError(f"data.tokenizer: unknown name {self.tokenizer!r}{nearest(self.tokenizer, KINDS)}")
+
+  @functools.cached_property
+  def _is_file(self) -> bool:
+    return Path(self.dataset).exists()
+
+  def _source(self, split: str) -> Source:
+    given = {key: getattr(self, key) or None for key in ("documents", "sentences", "feature")}
+    return make_source(self.dataset, **given, split=None if self._is_file else split, data_dir=self.data_dir)
+
+  def _documents(self, split: str) -> list[list[str]]:
+    """Of a split, each a list of sentences; empty ones are left out."""
+    if self._is_file and split not in ("train", "val"):
+      raise ValueError(f"{self.dataset} has no split {split!r}{nearest(split, ('train', 'val'))}")
+    source = self._source(split)
+    found = [document for chunk in source.chunks() for document in source.read(chunk) if document]
+    if self._is_file:
+      last = self.hold_out - 1
+      found = [document for i, document in enumerate(found) if (i % self.hold_out == last) == (split == "val")]
+    if not found:
+      raise ValueError(f"{self.dataset} {split!r} has no document; wanted text, with {self.hold_out} of them or more")
+    return found
+
+  @functools.cached_property
+  def vocabulary(self) -> Vocabulary:
+    """Of the file, or trained on the training split."""
+    if self.vocab_file:
+      return load_vocabulary(self.vocab_file)
+    lines = itertools.chain.from_iterable(self._documents(self.train_split))
+    return train_vocabulary(lines, self.vocab_size, self.tokenizer, self.lowercase)
+
+  @functools.cached_property
+  def _splits(self) -> dict[str, _Made]:
+    return {}
+
+  def rows(self, split: str) -> Sequence[Row]:
+    """The rows of a split, made once. Raises ValueError where there is none of that name."""
+    if split not in self._splits:
+      read = masked_lm_rows.Encoder(self.vocabulary)(self._documents(split))
+      rng = np.random.default_rng([self.seed, zlib.crc32(split.encode())])
+      # An evaluation reads its text once.
+      copies = self.copies if split == self.train_split else 1
+      made = masked_lm_rows.make_rows(
+        read, self.vocabulary, rng, length=self.length, pairs=self.pairs, pack=self.pack, copies=copies
+      )
+      self._splits[split] = _Made(made)
+    return self._splits[split]
+
+  def about(self, batch_size: int, seed: int) -> str:
+    """What is trained on, in a line for the log."""
+    del batch_size, seed
+    rows = self.rows(self.train_split).made
+    return _about(len(rows.token_N), len(rows), self.length)
+
+
+def _about(tokens: int, rows: int, length: int) -> str:
+  return f"{tokens:,} tokens in {rows:,} rows of {1 - tokens / (rows * length):.1%} padding"

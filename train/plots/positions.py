@@ -1,0 +1,80 @@
+"""Pictures of position embeddings."""
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from train.plots.style import MAP, SOFT, drawing, heading
+from zoo.layers.position_embeddings import Positions
+from zoo.shapes import expect
+
+
+def position_table(model, variables: dict) -> np.ndarray:
+  """The position embeddings [Y, X, D] that an encoder adds to its patches.
+
+  Raises:
+    ValueError: the model adds none.
+  """
+  c = model.config
+  if not hasattr(c, "positions") or not hasattr(c, "grid"):
+    raise ValueError("the model has no grid of positions to compare")
+  if c.positions in ("none", "relative"):
+    raise ValueError(f"positions={c.positions!r} adds no position embeddings, so there is nothing to compare")
+  module = Positions(c.positions, c.grid, c.width, c.class_token, c.resampling)
+  params = variables["params"]["encoder"].get("pos", {})
+  return np.asarray(module.apply({"params": params}, c.grid)[0])
+
+
+def similarity(table_YXD: np.ndarray) -> np.ndarray:
+  """Cosine similarity of each position's embedding with each other's: [Y, X, D] to [Y, X, Y, X]."""
+  expect(table_YXD=table_YXD)
+  table_YXD = np.asarray(table_YXD, np.float64)
+  unit_YXD = table_YXD / np.maximum(np.linalg.norm(table_YXD, axis=-1, keepdims=True), 1e-12)
+  return np.einsum("YXD,yxD->YXyx", unit_YXD, unit_YXD)
+
+
+@drawing
+def position_similarity(table_YXD: np.ndarray, *, most: int = 14) -> Figure:
+  """How alike the position embeddings are (ViT, Dosovitskiy et al. 2021, fig. 7, centre).
+
+  Args:
+    table_YXD: from `position_table`.
+    most: rows and columns of small maps at most; a larger grid shows every second, third, ...
+  """
+  alike = similarity(table_YXD)
+  Y, X = alike.shape[:2]
+  step = math.ceil(max(Y, X) / most)
+  rows, columns = range(0, Y, step), range(0, X, step)
+  least = math.floor(10 * alike.min()) / 10
+  size, gap, left, top, right, bottom = 0.5, 0.05, 0.55, 0.72, 0.85, 0.45
+  width = left + len(columns) * (size + gap) + right
+  height = top + len(rows) * (size * Y / X + gap) + bottom
+  figure = Figure(figsize=(width, height))
+  for i, y in enumerate(rows):
+    for j, x in enumerate(columns):
+      box_y = height - top - (i + 1) * (size * Y / X) - i * gap
+      box = [(left + j * (size + gap)) / width, box_y / height, size / width, size * Y / X / height]
+      axis = figure.add_axes(box)
+      drawn = axis.imshow(alike[y, x], cmap=MAP, vmin=least, vmax=1, interpolation="nearest")
+      axis.set(xticks=[], yticks=[])
+      axis.spines[:].set_visible(False)
+      if i == len(rows) - 1:
+        axis.set_xlabel(x + 1, labelpad=2)
+      if j == 0:
+        axis.set_ylabel(y + 1, labelpad=4, rotation=0, va="center", ha="right")
+  figure.text(
+    (left + len(columns) * (size + gap) / 2) / width, 0.12 / height, "column of the patch", ha="center", color=SOFT
+  )
+  middle = (bottom + len(rows) * (size * Y / X + gap) / 2) / height
+  figure.text(0.1 / width, middle, "row of the patch", va="center", rotation=90, color=SOFT)
+  span = min(len(rows) * (size * Y / X + gap) - gap, 2.0)
+  bar = figure.colorbar(
+    drawn,
+    cax=figure.add_axes([(width - right + 0.12) / width, (height - top - span) / height, 0.1 / width, span / height]),
+  )
+  bar.outline.set_visible(False)
+  bar.set_ticks([least, (least + 1) / 2, 1])
+  bar.ax.tick_params(length=0)
+  heading(figure, "Which positions are alike", "each map: cosine similarity of one patch with all others")
+  return figure

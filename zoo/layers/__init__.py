@@ -1,0 +1,1 @@
+"""Layers: the parts that every family is built of, one idea a file."""

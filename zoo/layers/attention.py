@@ -1,0 +1,369 @@
+"""Attention, said once: scores, a masked softmax over the keys, a weighted sum of the values.
+
+Pure functions of queries, keys and values. A score function says how well a query and a key fit, as [B, N, T, S];
+`attention_pool` makes weights of scores and sums the values by them, whatever the scores were made of:
+
+    scaled dot product  `dot_product_scores`  many heads; what Transformers have, with `attend` for the whole
+    dot product         `dot_scores`          Luong et al. 2015, "dot"
+    bilinear            `general_scores`      Luong et al. 2015, "general"
+    additive            `additive_scores`     Bahdanau et al. 2015
+    Gaussian kernel     `gaussian_scores`     Nadaraya 1964 and Watson 1964: regression by the neighbours
+    none                `uniform_scores`      average pooling: every key is as good as any other
+
+All but the first have one head, N = 1, so that masks and weights have the same axes everywhere. Layers that hold
+parameters are in `zoo/layers/` and `zoo/layers/pooling.py`; fused TPU kernels go behind `attend`, whose plain form here
+is
+what they are tested against.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from zoo.layers import initializers, position_embeddings
+from zoo.layers.broadcast import spread
+from zoo.layers.dropout import drop
+from zoo.layers.linear import Dense
+from zoo.shapes import expect
+
+
+def masked_exp(scores: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  """The two halves of a softmax over the last axis, over the places where `mask` is True.
+
+  Args:
+    scores: [..., S], any float type; computed in float32.
+    mask: bool, broadcastable to `scores`, True = may attend; None for all.
+
+  Returns:
+    numerators [..., S] and their sum [..., 1], float32. Where the mask is all False the numerators are 0 and the
+    sum is 1, so that the quotient and its gradient are 0 too.
+  """
+  scores = scores.astype(jnp.float32)
+  if mask is not None:
+    # A finite floor instead of -inf keeps the gradient of a fully masked row finite: 0 and not nan.
+    floor = jnp.finfo(jnp.float32).min
+    scores = jnp.where(mask, scores, floor)
+  # The softmax does not change with the shift, so no gradient needs to pass through it.
+  shift = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+  if mask is None:
+    numerators = jnp.exp(scores - shift)
+    return numerators, numerators.sum(-1, keepdims=True)
+  # A fully masked row is shifted by half of the floor, which leaves it far below 0: its exponentials are 0, not 1.
+  numerators = jnp.exp(scores - jnp.maximum(shift, floor / 2))
+  total = numerators.sum(-1, keepdims=True)
+  return numerators, jnp.where(total > 0, total, 1.0)
+
+
+def masked_softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+  """Softmax over the last axis, over the places where `mask` is True.
+
+  Args:
+    scores: [..., S], any float type; computed in float32.
+    mask: bool, broadcastable to `scores`, True = may attend; None for all.
+
+  Returns:
+    [..., S] float32. A row whose mask is all False is all 0, and so are its gradients.
+  """
+  numerators, total = masked_exp(scores, mask)
+  return numerators / total
+
+
+def check_shared_heads(heads: int, key_heads: int) -> None:
+  """Raises ValueError where N query heads cannot share K key heads evenly; it names numbers that can."""
+  if heads % key_heads:
+    fitting = [k for k in range(1, heads + 1) if heads % k == 0]
+    raise ValueError(f"{heads} query heads cannot share {key_heads} key heads evenly; try one of {fitting}")
+
+
+def dot_product_scores(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
+  """Scaled dot products, q k^T / sqrt(H) (Vaswani et al. 2017, eq. 1).
+
+  Query head n reads key head n // (N / K), so K = N is multi-head, 1 < K < N grouped-query (Ainslie et al.
+  2023) and K = 1 multi-query attention (Shazeer 2019).
+
+  Returns:
+    [B, N, T, S] float32
+
+  Raises:
+    ValueError: N is no multiple of K.
+  """
+  sizes = expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH)
+  q_BTNH = q_BTNH * sizes["H"] ** -0.5  # on q, the smaller operand, rather than on the scores
+  if sizes["N"] == sizes["K"]:
+    return jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSKH, preferred_element_type=jnp.float32)
+  check_shared_heads(sizes["N"], sizes["K"])
+  q_BTKGH = q_BTNH.reshape(*q_BTNH.shape[:2], sizes["K"], -1, sizes["H"])
+  scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+  return scores.reshape(sizes["B"], sizes["N"], sizes["T"], sizes["S"])
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """Vectors [..., H] of length 1, computed in float32, in the type of x; one of 0 stays, and passes no gradient."""
+  wide = x.astype(jnp.float32)
+  square = jnp.square(wide).sum(-1, keepdims=True)
+  real = square > 1e-24  # where PyTorch's `normalize` begins to divide by the length
+  return jnp.where(real, wide * jax.lax.rsqrt(jnp.where(real, square, 1.0)), 0.0).astype(x.dtype)
+
+
+def cosine(q_BTNH: jax.Array, k_BSKH: jax.Array, log_scale_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Queries and keys whose scaled dot product is a scaled cosine, cos(q, k) / tau (Swin V2, Liu et al. 2022, eq. 2).
+
+  Args:
+    q_BTNH, k_BSKH: queries and keys.
+    log_scale_N: log(1 / tau), learned for each head; tau is never below 0.01.
+
+  Returns:
+    queries and keys for `attend` and `dot_product_scores`
+  """
+  sizes = expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, log_scale_N=log_scale_N)
+  scale_N = jnp.exp(jnp.minimum(log_scale_N, np.log(100.0))) * sizes["H"] ** 0.5  # by whose inverse they will be scaled
+  return (unit(q_BTNH) * scale_N[:, None]).astype(q_BTNH.dtype), unit(k_BSKH)
+
+
+def dot_scores(q_BTQ: jax.Array, k_BSQ: jax.Array) -> jax.Array:
+  """Dot products as they are, q^T k (Luong et al. 2015, 3.1, "dot").
+
+  Returns:
+    [B, 1, T, S] float32
+  """
+  expect(q_BTQ=q_BTQ, k_BSQ=k_BSQ)
+  return jnp.einsum("BTQ,BSQ->BTS", q_BTQ, k_BSQ, preferred_element_type=jnp.float32)[:, None]
+
+
+def general_scores(q_BTQ: jax.Array, k_BSE: jax.Array, bilinear_QE: jax.Array) -> jax.Array:
+  """A bilinear form, q^T W k, for queries and keys of any widths (Luong et al. 2015, 3.1, "general").
+
+  Args:
+    q_BTQ, k_BSE: queries and keys.
+    bilinear_QE: W.
+
+  Returns:
+    [B, 1, T, S] float32
+  """
+  expect(q_BTQ=q_BTQ, k_BSE=k_BSE, bilinear_QE=bilinear_QE)
+  return dot_scores(jnp.einsum("BTQ,QE->BTE", q_BTQ, bilinear_QE), k_BSE)
+
+
+def additive_scores(
+  q_BTQ: jax.Array, k_BSE: jax.Array, query_QA: jax.Array, key_EA: jax.Array | None, score_A: jax.Array
+) -> jax.Array:
+  """A small network of query and key, v^T tanh(W_q q + W_k k) (Bahdanau et al. 2015, A.1.2; no biases there).
+
+  Args:
+    q_BTQ, k_BSE: queries and keys, of any widths.
+    query_QA, key_EA: W_q and W_k, to A hidden units; W_k is None where the keys have gone through it already.
+    score_A: v.
+
+  Returns:
+    [B, 1, T, S] float32. Needs memory for B x T x S x A hidden units, A times that of a dot product.
+  """
+  expect(q_BTQ=q_BTQ, k_BSE=k_BSE, query_QA=query_QA, key_EA=key_EA, score_A=score_A)
+  q_BTA = jnp.einsum("BTQ,QA->BTA", q_BTQ, query_QA)
+  k_BSA = k_BSE if key_EA is None else jnp.einsum("BSE,EA->BSA", k_BSE, key_EA)
+  hidden_BTSA = jnp.tanh(q_BTA[:, :, None] + k_BSA[:, None])
+  return jnp.einsum("BTSA,A->BTS", hidden_BTSA, score_A, preferred_element_type=jnp.float32)[:, None]
+
+
+def gaussian_scores(q_BTQ: jax.Array, k_BSQ: jax.Array, inverse_width: float | jax.Array = 1.0) -> jax.Array:
+  """The logarithm of a Gaussian kernel, -|w (q - k)|^2 / 2 (Nadaraya 1964, Watson 1964).
+
+  With these scores attention is kernel regression: a query's value is the mean of its neighbours' values, each
+  weighted by how near its key is.
+
+  Args:
+    q_BTQ, k_BSQ: points; Q = 1 for scalars.
+    inverse_width: w, the inverse of the kernel's standard deviation: a scalar, or [Q] for one along each coordinate.
+
+  Returns:
+    [B, 1, T, S] float32
+  """
+  expect(q_BTQ=q_BTQ, k_BSQ=k_BSQ)
+  # The differences themselves: |q|^2 - 2 q k + |k|^2 is faster, but has no digits left where q and k are near.
+  distance_BTSQ = inverse_width * (q_BTQ[:, :, None] - k_BSQ[:, None]).astype(jnp.float32)
+  return -0.5 * jnp.square(distance_BTSQ).sum(-1)[:, None]
+
+
+def uniform_scores(q_BTQ: jax.Array, k_BSE: jax.Array) -> jax.Array:
+  """No attention: all scores are 0, so what is pooled is the average of the values a query may see.
+
+  Returns:
+    [B, 1, T, S] float32
+  """
+  sizes = expect(q_BTQ=q_BTQ, k_BSE=k_BSE)
+  return jnp.zeros((sizes["B"], 1, sizes["T"], sizes["S"]), jnp.float32)
+
+
+def attention_pool(
+  scores_BNTS: jax.Array,
+  v_BSKH: jax.Array,
+  *,
+  mask: jax.Array | None = None,
+  dropout_rate: float = 0.0,
+  dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Weights from scores, and the values summed by them (Vaswani et al. 2017, eq. 1; Bahdanau et al. 2015, eq. 5, 6).
+
+  Args:
+    scores_BNTS: from any score function.
+    v_BSKH: values; K divides N.
+    mask: bool, broadcastable to [B, N, T, S], True = may attend.
+    dropout_rate: share of the weights set to 0 (the rest grows to keep the mean); needs `dropout_key`.
+    dropout_key: None for evaluation.
+
+  Returns:
+    output [B, T, N, H] in the type of v, and the weights [B, N, T, S] in float32, before dropout. A query that
+    may see nothing gets 0.
+
+  Raises:
+    ValueError: N is no multiple of K.
+  """
+  sizes = expect(scores_BNTS=scores_BNTS, v_BSKH=v_BSKH)
+  check_shared_heads(sizes["N"], sizes["K"])
+  numerators_BNTS, total_BNT1 = masked_exp(scores_BNTS, mask)
+  kept_BNTS = drop(numerators_BNTS, dropout_rate, dropout_key).astype(v_BSKH.dtype)
+  if sizes["N"] == sizes["K"]:
+    sums_BNTH = jnp.einsum("BNTS,BSNH->BNTH", kept_BNTS, v_BSKH)
+  else:
+    kept_BKGTS = kept_BNTS.reshape(sizes["B"], sizes["K"], -1, sizes["T"], sizes["S"])
+    sums_BNTH = jnp.einsum("BKGTS,BSKH->BKGTH", kept_BKGTS, v_BSKH).reshape(
+      sizes["B"], sizes["N"], sizes["T"], sizes["H"]
+    )
+  # Divided after the sum, which has H columns where the weights have S (as in Dao et al. 2022): less to divide, and
+  # a shorter backward pass.
+  out_BNTH = (sums_BNTH / total_BNT1).astype(v_BSKH.dtype)
+  return out_BNTH.swapaxes(1, 2), numerators_BNTS / total_BNT1
+
+
+def attend(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  *,
+  mask: jax.Array | None = None,
+  bias: jax.Array | None = None,
+  dropout_rate: float = 0.0,
+  dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1).
+
+  Args:
+    q_BTNH, k_BSKH, v_BSKH: queries, keys, values; K divides N.
+    mask: bool, broadcastable to [B, N, T, S], True = may attend.
+    bias: added to the scores, broadcastable to [B, N, T, S].
+    dropout_rate: share of the weights set to 0 (the rest grows to keep the mean); needs `dropout_key`.
+    dropout_key: None for evaluation.
+
+  Returns:
+    output [B, T, N, H] in the type of v, and the weights [B, N, T, S] in float32, before dropout. A query that
+    may see nothing gets 0.
+  """
+  expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
+  scores_BNTS = dot_product_scores(q_BTNH, k_BSKH)
+  if bias is not None:
+    scores_BNTS = scores_BNTS + spread(bias, scores_BNTS.shape)
+  return attention_pool(scores_BNTS, v_BSKH, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)
+
+
+def check_heads(width: int, heads: int) -> None:
+  """Raises ValueError where the heads do not divide the width; it names numbers that do."""
+  if width % heads:
+    fitting = [n for n in range(1, width + 1) if width % n == 0 and n <= 4 * heads]
+    raise ValueError(f"{heads} heads do not divide the width {width}; try one of {fitting}")
+
+
+class Cache(NamedTuple):
+  """Keys and values [B, K, S, H] that later queries attend to: in the order in which a head reads them.
+
+  Kept token by token, [B, S, K, H], they would all be reordered for each new token.
+  """
+
+  k_BKSH: jax.Array
+  v_BKSH: jax.Array
+
+
+class Attention(nn.Module):
+  """Multi-head attention: queries from x [B, T, D], keys and values from y [B, S, D], to [B, T, D].
+
+  Attributes:
+    heads: N; divides D.
+    dropout: share of attention weights dropped in training.
+    relative_length: T for which to hold relative position keys (`position_embeddings.relative_scores`); 0 for none.
+    dtype: compute type.
+    kv_heads: K; divides N, and each key and value head serves N / K query heads (Ainslie et al. 2023); 0 for N.
+    rotary: turn queries and keys by their positions (`position_embeddings.rotary`).
+    kernel_init: of the projections.
+    cosine: score by cosines (`attention.cosine`); keys then have no bias.
+  """
+
+  heads: int
+  dropout: float = 0.0
+  relative_length: int = 0
+  dtype: jnp.dtype = jnp.float32
+  kv_heads: int = 0
+  rotary: bool = False
+  kernel_init: Callable = initializers.dense
+  cosine: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    y_BSD: jax.Array | None = None,
+    *,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    position_BT: jax.Array | None = None,
+    cache: Cache | None = None,
+    index: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array, Cache]:
+    """Attends; `y_BSD=None` is self-attention.
+
+    Args:
+      x_BTD: what asks.
+      y_BSD: what is looked at.
+      mask, bias: see `attention.attend`.
+      position_BT: of the tokens of `x_BTD`, for `rotary`, which is for self-attention.
+      cache: keys and values from before, in place of those of `y_BSD`.
+      index: where in the cache to put the keys and values of `x_BTD` first, for decoding token by token.
+
+    Returns:
+      the output [B, T, D], the weights [B, N, T, S], and the keys and values attended to.
+    """
+    width = expect(x_BTD=x_BTD, y_BSD=y_BSD)["D"]
+    check_heads(width, self.heads)
+    kv_heads = self.kv_heads or self.heads
+
+    def project(name: str, heads: int, tokens: jax.Array) -> jax.Array:
+      features, bias = (heads, width // self.heads), name != "k" or not self.cosine
+      dense = Dense(features, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
+      return dense(tokens)
+
+    q_BTNH = project("q", self.heads, x_BTD)
+    if self.rotary:
+      q_BTNH = position_embeddings.rotary(q_BTNH, position_BT)
+    if cache is None or index is not None:
+      y_BSD = x_BTD if y_BSD is None else y_BSD
+      k_BSKH, v_BSKH = project("k", kv_heads, y_BSD), project("v", kv_heads, y_BSD)
+      if self.rotary:
+        k_BSKH = position_embeddings.rotary(k_BSKH, position_BT)
+      new = Cache(k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2))
+      if cache is None:
+        cache = new
+      else:
+        cache = jax.tree.map(lambda old, n: jax.lax.dynamic_update_slice_in_dim(old, n, index, 2), cache, new)
+    if self.relative_length:
+      table = self.param("relative", initializers.position, (2 * self.relative_length - 1, width // self.heads))
+      scores = position_embeddings.relative_scores(q_BTNH, table)
+      bias = scores if bias is None else bias + scores
+    key = self.make_rng("dropout") if self.dropout and self.has_rng("dropout") else None
+    k_BSKH, v_BSKH = (a.swapaxes(1, 2) for a in cache)
+    if self.cosine:
+      log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (self.heads,))
+      q_BTNH, k_BSKH = cosine(q_BTNH, k_BSKH, log_scale_N)
+    out_BTNH, weights = attend(q_BTNH, k_BSKH, v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout, dropout_key=key)
+    out = Dense(width, axes=2, kernel_init=self.kernel_init, dtype=self.dtype, name="out")
+    return out(out_BTNH), weights, cache

@@ -1,0 +1,119 @@
+"""Many blocks in a row: as a Python loop or scanned, with any rematerialisation policy.
+
+A loop gives parameters `block_00`, `block_01`, ...; a scan compiles one block whatever the depth and keeps
+their parameters stacked in `blocks`, on a leading axis L. `stack_params` and `unstack_params` lead from one
+form to the other.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from zoo.errors import nearest
+from zoo.layers.norms import STATISTICS
+from zoo.partitioning import STACKED
+
+_UNSTACKED = re.compile(r"block_\d+")
+
+
+def remat_policy(name: str) -> Callable | None:
+  """A `jax.checkpoint` policy by its name in `jax.checkpoint_policies`.
+
+  Raises:
+    ValueError: there is no policy of that name that needs no arguments.
+  """
+  known = [
+    n for n in dir(jax.checkpoint_policies) if not n.startswith(("_", "save_", "offload")) and not n.endswith("_names")
+  ]
+  if name not in known:
+    raise ValueError(f"unknown remat policy {name!r}{nearest(name, ['none', *known])}")
+  return getattr(jax.checkpoint_policies, name)
+
+
+def run_blocks(
+  make_block: functools.partial,
+  x: jax.Array,
+  shared=None,
+  *,
+  per_block: np.ndarray,
+  own=None,
+  scan: bool = False,
+  remat: str = "none",
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Runs a block after another; called inside a compact module, whose children the blocks become.
+
+  Args:
+    make_block: a `functools.partial` of a module class. Its call takes `(x, value, shared, own)` and returns
+      `(x, aux)`.
+    x: the input of the first block.
+    shared: a tree of arrays that every block gets whole, such as masks.
+    per_block: [L]; each block gets one value (its stochastic depth rate), None for 0. Or [L, n], where a block is
+      several in a row: it gets n of them.
+    own: a tree of arrays [L, ...], or a list of L trees; each block gets its part, such as the memory it reads.
+    scan: compile one block and loop over stacked parameters, instead of unrolling.
+    remat: what to keep for the backward pass: "none" keeps everything; else the name of a policy in
+      `jax.checkpoint_policies`, such as "nothing_saveable" or "dots_with_no_batch_dims_saveable".
+
+  Returns:
+    the last output, and aux: `block_00` (the block's output), `block_00/weights`, ...
+  """
+  cls, kwargs = make_block.func, make_block.keywords
+  if remat != "none":
+    # Inside a scan the loop itself keeps XLA from undoing the rematerialisation by common subexpressions.
+    cls = nn.remat(cls, policy=remat_policy(remat), prevent_cse=not scan)
+  aux = {}
+  if not scan:
+    for i, value in enumerate(per_block.tolist()):
+      part = own[i] if isinstance(own, list) else _slice(own, i)
+      value = [v or None for v in value] if isinstance(value, list) else value or None
+      x, outputs = cls(name=f"block_{i:02d}", **kwargs)(x, value, shared, part)
+      aux |= {f"block_{i:02d}/{k}".rstrip("/"): v for k, v in outputs.items()}
+    return x, aux
+  scanned = nn.scan(
+    cls,
+    variable_axes={"params": 0, STATISTICS: 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(0, nn.broadcast, 0),
+    length=len(per_block),
+  )
+  # All rates 0: hand over a constant, so that the blocks can leave stochastic depth out of the program.
+  values = jnp.asarray(per_block, jnp.float32) if np.any(per_block) else None
+  if isinstance(own, list):
+    own = jax.tree.map(lambda *parts: jnp.stack(parts), *own)
+  x, outputs = scanned(name=STACKED, **kwargs)(x, values, shared, own)
+  for i in range(len(per_block)):
+    aux |= {f"block_{i:02d}/{k}".rstrip("/"): v for k, v in _slice(outputs, i).items()}
+  return x, aux
+
+
+def _slice(tree, i: int):
+  return jax.tree.map(lambda a: a[i], tree)
+
+
+def stack_params(params: dict) -> dict:
+  """The parameters of a looped model as those of a scanned one: `block_00`, ... become `blocks`."""
+  names = sorted((n for n in params if _UNSTACKED.fullmatch(n)), key=lambda n: int(n[6:]))
+  rest = {n: stack_params(p) if isinstance(p, dict) else p for n, p in params.items() if n not in names}
+  if not names:
+    return rest
+  # Host arrays stay on the host, where stacking needs no compiling.
+  stack = np.stack if isinstance(jax.tree.leaves(params)[0], np.ndarray) else jnp.stack
+  return rest | {STACKED: jax.tree.map(lambda *p: stack(p), *(params[n] for n in names))}
+
+
+def unstack_params(params: dict) -> dict:
+  """The inverse of `stack_params`."""
+  result = {}
+  for name, value in params.items():
+    if name == STACKED:
+      depth = jax.tree.leaves(value)[0].shape[0]
+      for i in range(depth):
+        result[f"block_{i:02d}"] = jax.tree.map(lambda p, i=i: p[i], value)
+    else:
+      result[name] = unstack_params(value) if isinstance(value, dict) else value
+  return result

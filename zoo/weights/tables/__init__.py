@@ -1,0 +1,11 @@
+"""What published weights call our parameters: one file a family, with its `tables` and `HUGGINGFACE`."""
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+
+def of(name: str) -> ModuleType | None:
+  """The tables of the family of the model `name`, such as "vit" or "vit/b16"; None where there are none."""
+  module = f"{__name__}.{name.partition('/')[0]}"
+  return importlib.import_module(module) if importlib.util.find_spec(module) else None

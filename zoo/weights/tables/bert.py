@@ -1,0 +1,81 @@
+"""Names of the parameters of published weights of `zoo.models.bert`."""
+
+from zoo.models import bert
+from zoo.weights import torch_layouts as torch
+from zoo.weights.rules import Rule
+
+# A Hugging Face `config.json`: see `vit.HUGGINGFACE`; its "architectures" tells the head.
+HUGGINGFACE = dict(
+  model_types={"bert": {}},
+  fields=dict(
+    width="hidden_size",
+    depth="num_hidden_layers",
+    mlp_dim="intermediate_size",
+    heads="num_attention_heads",
+    vocab="vocab_size",
+    max_length="max_position_embeddings",
+    types="type_vocab_size",
+    pad="pad_token_id",
+    activation="hidden_act",
+    epsilon="layer_norm_eps",
+    dropout="hidden_dropout_prob",
+    attention_dropout="attention_probs_dropout_prob",
+    deviation="initializer_range",
+  ),
+  equal={},
+  tops={},
+  # The field that tells how many classes names the tensor that has so many.
+  heads={
+    "BertForPreTraining": dict(head="pretrain"),
+    "BertForMaskedLM": dict(head="words"),
+    "BertForSequenceClassification": dict(head="classify", num_classes="classifier.bias"),
+    "BertForMultipleChoice": dict(head="classify", num_classes="classifier.bias"),
+    "BertForTokenClassification": dict(head="tag", num_classes="classifier.bias"),
+    "BertForQuestionAnswering": dict(head="span"),
+    "BertModel": dict(head="none"),
+  },
+)
+
+
+def tables(config: bert.Config) -> dict[str, tuple[Rule, ...]]:
+  """What published weights call our parameters (`zoo.weights`): "huggingface", transformers' Bert models."""
+  # The encoder alone has no name of its own there.
+  bert = r"(?:|bert\.)" if config.head == "none" else r"(?:bert\.|)"
+  embeddings, layer = rf"{bert}embeddings", rf"{bert}encoder\.layer\.(\d+)"
+  block = "encoder/block_{:02d}"
+
+  def norm(key: str, path: str) -> tuple[Rule, ...]:
+    """The first release says gamma and beta."""
+    names = ((r"(?:weight|gamma)", "scale"), (r"(?:bias|beta)", "bias"))
+    return tuple(Rule(rf"{key}\.LayerNorm\.{theirs}", f"{path}/{ours}", torch.AS_IS) for theirs, ours in names)
+
+  tables = dict(word="embed", position="position", token_type="type")
+  head = {"classify": "classifier", "tag": "classifier", "span": "qa_outputs"}.get(config.head)
+  return {
+    "huggingface": (
+      Rule(rf"{embeddings}\.position_ids", (), torch.IGNORED),
+      *(
+        Rule(rf"{embeddings}\.{theirs}_embeddings\.weight", f"encoder/{ours}/embedding", torch.AS_IS)
+        for theirs, ours in tables.items()
+      ),
+      *norm(embeddings, "encoder/embed_norm"),
+      *(
+        rule
+        for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v"))
+        for rule in torch.heads(rf"{layer}\.attention\.self\.{theirs}", f"{block}/attn/{ours}")
+      ),
+      *torch.heads_out(rf"{layer}\.attention\.output\.dense", f"{block}/attn/out"),
+      *norm(rf"{layer}\.attention\.output", f"{block}/norm1"),
+      *torch.dense(rf"{layer}\.intermediate\.dense", f"{block}/mlp/up"),
+      *torch.dense(rf"{layer}\.output\.dense", f"{block}/mlp/down"),
+      *norm(rf"{layer}\.output", f"{block}/norm2"),
+      *torch.dense(rf"{bert}pooler\.dense", "pooler"),
+      *torch.dense(r"cls\.predictions\.transform\.dense", "words/transform"),
+      *norm(r"cls\.predictions\.transform", "words/norm"),
+      Rule(r"cls\.predictions\.bias", "words/bias", torch.AS_IS),
+      # Files repeat the table of words, and the bias, under these names.
+      *(Rule(rf"cls\.predictions\.decoder\.{name}", (), torch.IGNORED) for name in ("weight", "bias")),
+      *torch.dense(r"cls\.seq_relationship", "next"),
+      *(torch.dense(head, "head") if head else ()),
+    )
+  }

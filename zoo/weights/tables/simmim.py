@@ -1,0 +1,24 @@
+"""Names of the parameters of published weights of `zoo.models.simmim`."""
+
+from zoo.models import simmim
+from zoo.weights import torch_layouts as torch
+from zoo.weights.rules import Rule
+from zoo.weights.tables import swin
+
+# A Hugging Face `config.json`: see `swin.HUGGINGFACE`.
+HUGGINGFACE = swin.HUGGINGFACE | dict(heads={"SwinForMaskedImageModeling": {}, "Swinv2ForMaskedImageModeling": {}})
+
+
+def tables(config: simmim.Config) -> dict[str, tuple[Rule, ...]]:
+  """What published weights call our parameters (`zoo.weights`).
+
+  "huggingface": SwinForMaskedImageModeling, and that of Swinv2. "microsoft": the released .pth files of SimMIM.
+  """
+  layouts = swin.tables(config)
+  decoder = (
+    Rule(r"decoder\.0\.weight", "pixels/kernel", torch.shuffled(config.channels, kernel=True)),
+    Rule(r"decoder\.0\.bias", "pixels/bias", torch.shuffled(config.channels, kernel=False)),
+  )
+
+  released = (rule._replace(pattern=rf"encoder\.{rule.pattern}") for rule in layouts["microsoft"])
+  return {"huggingface": (*layouts["huggingface"], *decoder), "microsoft": (*released, *decoder)}
