@@ -97,7 +97,7 @@ def lamb(phase: int) -> ConfigDict:
     config.batch_size = 32_768
     config.steps = 1563
     config.optimizer = dict(learning_rate=4e-3, warmup=200, **optimizer)
-  config.accumulate = 16 if phase == 1 else 64
+  config.grad_accum_steps = 16 if phase == 1 else 64
   config.evals.val.every = 500
   config.checkpoint.every = 200
   config.log_every = 10

@@ -8,7 +8,7 @@ v5e:1x1`, ...); with no time but that at the chips' bf16 peak. Not measured: we 
 | `bert_glue_mnli` | classify | 128 | 109,484,547 | 4.00 GiB, 10.9 ms | 2.22 GiB, 2.7 ms |
 | `bert_conll2003` | tag | 128 | 107,726,601 | 4.00 GiB, 10.9 ms | 2.20 GiB, 2.7 ms |
 | `bert_squad_v1` | span | 384 | 108,893,186 | 11.78 GiB, 34.4 ms | 4.15 GiB, 8.6 ms |
-| the same, accumulate=2 | span | 384 | 108,893,186 | 7.07 GiB, 34.4 ms | |
+| the same, grad_accum_steps=2 | span | 384 | 108,893,186 | 7.07 GiB, 34.4 ms | |
 """
 
 from ml_collections import ConfigDict

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from configs import vit_fashion_mnist
 
 
-def ablation(positions: str) -> ConfigDict:
+def ablation(position_embedding: str) -> ConfigDict:
   """The small ViT on the bundled Fashion-MNIST with one kind of positions, for a few minutes."""
   config = vit_fashion_mnist.get_config()
-  config.model.positions = positions
+  config.model.position_embedding = position_embedding
   config.epochs = 3.0
   config.evals.test.every = 0
   config.checkpoint.update(every=0, best="")

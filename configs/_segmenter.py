@@ -31,7 +31,7 @@ def upernet(backbone: str, ignore: str, norm: str, **options) -> ConfigDict:
     options=options,
     num_classes=3,
     image_size=512,
-    dropout=0.1,
+    dropout_rate=0.1,
     dtype="bfloat16",
   )
   config.init = from_classifier(f"runs/{backbone.replace('/', '_')}", ignore, norm)

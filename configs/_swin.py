@@ -5,15 +5,15 @@ from ml_collections import ConfigDict
 from configs._imagenet import DEIT_AUGMENT, PIXELS, imagenet, steps
 
 
-def swin(name: str, drop_path: float, *, image_size: int = 224) -> ConfigDict:
+def swin(name: str, drop_path_rate: float, *, image_size: int = 224) -> ConfigDict:
   """Training on ImageNet-1k for 300 epochs, from random weights.
 
   Args:
-    name: of the model. drop_path: stochastic depth rate of the last block.
+    name: of the model. drop_path_rate: stochastic depth rate of the last block.
     image_size: pixels of a side.
   """
   config = imagenet(image_size=image_size, augment=DEIT_AUGMENT, interpolation="bicubic")
-  config.model = dict(name=name, drop_path=drop_path, scan=True, dtype="bfloat16")
+  config.model = dict(name=name, drop_path_rate=drop_path_rate, scan=True, dtype="bfloat16")
   config.objective = dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0, **PIXELS)
   config.batch_size = 1024
   config.epochs = 300.0

@@ -13,7 +13,7 @@ bears such a rate. Only hidden words are told.
 A pooler is not pretrained. To fine-tune:
 
     zoo train bert_glue_mnli init.path=runs/bert_base_24h data.vocabulary=data/corpus/wiki_packed128/1.0.0 \
-      model.max_length=128 model.mask=4 model.order=pre "init.keep=('head/.*', 'pooler/.*')"
+      model.max_length=128 model.mask=4 model.norm_position=pre "init.keep=('head/.*', 'pooler/.*')"
 
 The compiler's prediction for a chip (`zoo plan bert_base_24h --tpu v5e:1x1`): 109,220,922 parameters, 5.97 of 15.75
 GiB, which fits, with 64 rows at a time; 1.454 s a step at the chip's peak. At 40 % of that, which is a guess, 23,000
@@ -33,12 +33,12 @@ def get_config():
     head="words",
     max_length=128,
     mask=4,
-    dropout=0.0,
-    attention_dropout=0.0,
-    order="pre",
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,
+    norm_position="pre",
   )
   config.batch_size = 4096
-  config.accumulate = 64
+  config.grad_accum_steps = 64
   config.steps = 23_000
   config.optimizer = dict(
     name="adamw",

@@ -15,7 +15,7 @@ from configs._glue import fine_tuned
 
 
 def get_config():
-  config = fine_tuned("tag", num_classes=9, vocab=28996)
+  config = fine_tuned("tag", num_classes=9, vocab_size=28996)
   config.init.path = "bert-base-cased"
   config.data = dict(
     name="tags",

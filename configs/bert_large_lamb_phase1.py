@@ -14,8 +14,8 @@ The data is that of `bert_base_phase1`.
 The compiler's prediction for 256 chips (`zoo plan bert_large_lamb_phase1 --tpu v5e:16x16`): 336,226,108 parameters,
 10.65 GiB of each chip's 15.75 GiB, which fits, with 16 rows at a time; 0.313 s a step at the chips' peak. At 40 % of
 that, which is a guess, 7,038 steps take 1.5 hours; that leaves out 12,130 MiB of gradients to sum in each step, as all
-16 parts of a batch do it. By accumulate=8 model.remat=dots_with_no_batch_dims_saveable these are half as many, in 12.74
-GiB and with 0.7 % more to compute. Not measured: we have no TPU.
+16 parts of a batch do it. By grad_accum_steps=8 model.remat=dots_with_no_batch_dims_saveable these are half as many, in
+12.74 GiB and with 0.7 % more to compute. Not measured: we have no TPU.
 """
 
 from configs._bert import lamb

@@ -17,8 +17,8 @@ def get_config():
   config.model = dict(
     name="bert/nano",
     head="words",
-    dropout=0.0,
-    attention_dropout=0.0,
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,
     scan=True,
     remat="dots_saveable",
   )

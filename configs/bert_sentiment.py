@@ -4,7 +4,7 @@ The snippets are not ours to pass on: PyPI has them (`train/datasets/vader_movie
 
     pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 -d FOLDER
     zoo prepare vader_movies --source FOLDER --data-dir data
-    zoo train bert_sentiment data.vocabulary=VOCABULARY model.vocab=SIZE
+    zoo train bert_sentiment data.vocabulary=VOCABULARY model.vocab_size=SIZE
 
 and with pretrained weights of any size, ours or published:
 

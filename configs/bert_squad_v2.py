@@ -10,7 +10,7 @@ data.train_split=train-v2.0 data.eval_split=dev-v2.0.
     zoo prepare squad/v2.0 --data-dir data
     zoo train bert_squad_v2 init.path=bert-base-uncased data.vocabulary=bert-base-uncased data.data_dir=data
 
-On one TPU chip of 16 GB it needs accumulate=2: `configs/_glue.py` has the plans.
+On one TPU chip of 16 GB it needs grad_accum_steps=2: `configs/_glue.py` has the plans.
 """
 
 from configs._glue import fine_tuned

@@ -14,5 +14,5 @@ from configs import convnext_t_imagenet
 
 def get_config():
   config = convnext_t_imagenet.get_config()
-  config.model.update(name="convnext/b", drop_path=0.5)
+  config.model.update(name="convnext/b", drop_path_rate=0.5)
   return config

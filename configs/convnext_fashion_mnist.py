@@ -10,5 +10,5 @@ from configs import vit_fashion_mnist
 
 def get_config():
   config = vit_fashion_mnist.get_config()
-  config.model = dict(name="convnext/nano", drop_path=0.1)
+  config.model = dict(name="convnext/nano", drop_path_rate=0.1)
   return config

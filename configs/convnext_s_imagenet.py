@@ -14,5 +14,5 @@ from configs import convnext_t_imagenet
 
 def get_config():
   config = convnext_t_imagenet.get_config()
-  config.model.update(name="convnext/s", drop_path=0.4)
+  config.model.update(name="convnext/s", drop_path_rate=0.4)
   return config

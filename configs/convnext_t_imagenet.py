@@ -19,7 +19,7 @@ def get_config():
     augment=DEIT_AUGMENT,
     interpolation="bicubic",
   )
-  config.model = dict(name="convnext/t", drop_path=0.1, scan=True, dtype="bfloat16")
+  config.model = dict(name="convnext/t", drop_path_rate=0.1, scan=True, dtype="bfloat16")
   config.objective = dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0, **PIXELS)
   config.batch_size = 4096
   config.epochs = 300.0

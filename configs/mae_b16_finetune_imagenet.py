@@ -21,10 +21,10 @@ def get_config():
   config.model = dict(
     name="vit/b16",
     pool="gap",
-    positions="sincos_2d",
+    position_embedding="sincos_2d",
     final_norm=False,
     head_norm="layer",
-    drop_path=0.1,
+    drop_path_rate=0.1,
     scan=True,
     dtype="bfloat16",
   )

@@ -14,7 +14,9 @@ from configs._imagenet import PIXELS, imagenet, steps
 
 def get_config():
   config = imagenet(interpolation="bicubic")
-  config.model = dict(name="vit/b16", pool="cls", positions="sincos_2d", head_norm="batch", scan=True, dtype="bfloat16")
+  config.model = dict(
+    name="vit/b16", pool="cls", position_embedding="sincos_2d", head_norm="batch", scan=True, dtype="bfloat16"
+  )
   config.init = dict(path="runs/mae_b16", ignore=(r"params/decoder/.*",), keep=(r"head_norm/.*", r"head/.*"))
   config.objective = dict(name="classify", **PIXELS)
   config.batch_size = 16384

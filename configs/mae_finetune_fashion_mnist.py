@@ -14,10 +14,10 @@ def get_config():
     scan=True,
     remat="dots_saveable",
     pool="gap",
-    positions="sincos_2d",
+    position_embedding="sincos_2d",
     final_norm=False,
     head_norm="layer",
-    drop_path=0.1,
+    drop_path_rate=0.1,
   )
   config.init = dict(
     path="runs/quickstart", ignore=(r"params/(decoder|encoder/norm)/.*",), keep=(r"head_norm/.*", r"head/.*")

@@ -16,7 +16,7 @@ from configs import mae_b16_finetune_imagenet
 def get_config():
   config = mae_b16_finetune_imagenet.get_config()
   config.model.name = "vit/h14"
-  config.model.drop_path = 0.3
+  config.model.drop_path_rate = 0.3
   config.init.path = "runs/mae_h14"
   config.epochs = 50.0
   config.optimizer.learning_rate = 1e-3 * config.batch_size / 256

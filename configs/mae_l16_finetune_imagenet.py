@@ -16,7 +16,7 @@ from configs import mae_b16_finetune_imagenet
 def get_config():
   config = mae_b16_finetune_imagenet.get_config()
   config.model.name = "vit/l16"
-  config.model.drop_path = 0.2
+  config.model.drop_path_rate = 0.2
   config.init.path = "runs/mae_l16"
   config.epochs = 50.0
   config.optimizer.learning_rate = 1e-3 * config.batch_size / 256

@@ -10,7 +10,7 @@ from configs import vit_fashion_mnist
 def get_config():
   config = vit_fashion_mnist.get_config()
   config.model = dict(
-    name="vit/nano4", scan=True, remat="dots_saveable", pool="gap", positions="sincos_2d", head_norm="batch"
+    name="vit/nano4", scan=True, remat="dots_saveable", pool="gap", position_embedding="sincos_2d", head_norm="batch"
   )
   config.init = dict(path="runs/quickstart", ignore=(r"params/decoder/.*",), keep=(r"head_norm/.*", r"head/.*"))
   config.objective.label_smoothing = 0.0

@@ -7,7 +7,7 @@ decay, is here as little as there can be.
 
     zoo prepare imagenet2012 --data-dir data
     zoo train patch_prediction_b16_imagenet --workdir runs/patch_prediction_b16
-    zoo train vit_b16_imagenet init.path=runs/patch_prediction_b16 model.representation=0 \
+    zoo train vit_b16_imagenet init.path=runs/patch_prediction_b16 model.representation_size=0 \
       "init.ignore=params/(encoder/mask|head/.*)" "init.keep=head/.*" --workdir runs/patch_prediction_b16_finetune
 
 The compiler's prediction for 64 chips (`zoo plan patch_prediction_b16_imagenet --tpu v5e:8x8`): 86,193,152 parameters,

@@ -17,7 +17,7 @@ from configs._swin import swin
 
 
 def get_config():
-  config = swin("swin/b", drop_path=0.1)
+  config = swin("swin/b", drop_path_rate=0.1)
   config.init = dict(
     path="runs/simmim_b", ignore=(r"params/(encoder/stage_0/mask|pixels/.*)",), keep=(r"head/.*",), resample=True
   )

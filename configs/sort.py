@@ -23,9 +23,9 @@ def get_config():
     depth=2,
     decoder_depth=2,
     mlp_dim=256,
-    vocab=24,
+    vocab_size=24,
     max_length=11,
-    dropout=0.0,
+    dropout_rate=0.0,
     scan=True,
     remat="dots_saveable",
   )

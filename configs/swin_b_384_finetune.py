@@ -18,7 +18,7 @@ from configs._swin import swin
 
 
 def get_config():
-  config = swin("swin/b_w12_384", drop_path=0.5, image_size=384)
+  config = swin("swin/b_w12_384", drop_path_rate=0.5, image_size=384)
   config.data.eval_crop = dict(name="whole")
   config.init = dict(path="runs/swin_b", resample=True)
   config.epochs = 30.0

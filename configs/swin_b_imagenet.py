@@ -15,4 +15,4 @@ from configs._swin import swin
 
 
 def get_config():
-  return swin("swin/b", drop_path=0.5)
+  return swin("swin/b", drop_path_rate=0.5)

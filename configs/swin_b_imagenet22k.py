@@ -10,7 +10,7 @@ old one whose classes ImageNet-1k has.
 
     zoo prepare picture_folder --data-dir data --source imagenet22k
     zoo train swin_b_imagenet22k --workdir runs/swin_b_22k
-    zoo train swin_b_384_finetune model.drop_path=0.2 init.path=runs/swin_b_22k \
+    zoo train swin_b_384_finetune model.drop_path_rate=0.2 init.path=runs/swin_b_22k \
       "init.ignore=params/head/.*" "init.keep=head/.*" --workdir runs/swin_b_22k_384
 
 The compiler's prediction for 128 chips (`zoo plan swin_b_imagenet22k --tpu v5e:8x16`): 109,130,249 parameters, 8.16 of
@@ -24,7 +24,7 @@ IMAGES = 14_197_122  # of all 21,841 classes, as published
 
 
 def get_config():
-  config = swin("swin/b", drop_path=0.2)
+  config = swin("swin/b", drop_path_rate=0.2)
   config.model.num_classes = 21_841
   config.data.update(dataset="picture_folder", train_split="train[:99%]", eval_split="train[99%:]")
   config.batch_size = 4096

@@ -14,4 +14,4 @@ from configs._swin import swin
 
 
 def get_config():
-  return swin("swin/s", drop_path=0.3)
+  return swin("swin/s", drop_path_rate=0.3)

@@ -14,4 +14,4 @@ from configs._swin import swin
 
 
 def get_config():
-  return swin("swin/t", drop_path=0.2)
+  return swin("swin/t", drop_path_rate=0.2)

@@ -8,7 +8,8 @@ of 4.
 With words as tokens, and copies of those of a source that are not among the 8,000 most frequent (See et al. 2017, 2.2);
 names mostly, of which few are spelt alike in both languages:
 
-    zoo train translate_en_es data.words=8000 model.vocab=8000 data.copy_slots=16 model.copy=True model.copy_slots=16 \
+    zoo train translate_en_es data.words=8000 model.vocab_size=8000 data.copy_slots=16 model.copy=True
+    model.copy_slots=16 \
       --workdir runs/copying
 """
 
@@ -23,10 +24,10 @@ def get_config():
     name="transformer/nano",
     depth=2,
     decoder_depth=2,
-    order="pre",
+    norm_position="pre",
     final_norm=True,
-    positions="rotary",
-    dropout=0.0,
+    position_embedding="rotary",
+    dropout_rate=0.0,
     scan=True,
     remat="dots_saveable",
   )

@@ -14,6 +14,6 @@ from configs._segmenter import upernet
 
 
 def get_config():
-  config = upernet("convnext/t", r"(norm|head)", "feature_norm", drop_path=0.4)
+  config = upernet("convnext/t", r"(norm|head)", "feature_norm", drop_path_rate=0.4)
   config.optimizer = dict(name="adamw", learning_rate=1e-4, warmup=500, weight_decay=0.05)
   return config

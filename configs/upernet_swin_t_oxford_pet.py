@@ -17,6 +17,6 @@ from configs._segmenter import upernet
 
 def get_config():
   # Windows stay as they are, as in the published backbones for dense tasks.
-  config = upernet("swin/t", r"(encoder/norm|head)", "head_norm", drop_path=0.2, shrink="never")
+  config = upernet("swin/t", r"(encoder/norm|head)", "head_norm", drop_path_rate=0.2, clamp_window="never")
   config.optimizer = dict(name="adamw", learning_rate=6e-5, schedule="linear", warmup=500, weight_decay=0.01)
   return config

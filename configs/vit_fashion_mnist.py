@@ -12,7 +12,7 @@ from train.config import defaults
 
 def get_config():
   config = defaults()
-  config.model = dict(name="vit/nano4", scan=True, remat="dots_saveable", pool="gap", drop_path=0.1)
+  config.model = dict(name="vit/nano4", scan=True, remat="dots_saveable", pool="gap", drop_path_rate=0.1)
   config.data = dict(
     name="images",
     dataset="fashion_mnist_small",

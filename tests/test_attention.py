@@ -48,8 +48,8 @@ def naive(q, k, v, mask=None, bias=None):
 @pytest.mark.parametrize("heads", [4, 2, 1], ids=["multi-head", "grouped", "multi-query"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-def test_attend_is_the_formula(heads, masked, biased):
-  q, k, v = draw(B, T, N, H), draw(B, S, heads, H, seed=1), draw(B, S, heads, H, seed=2)
+def test_attend_is_the_formula(num_heads, masked, biased):
+  q, k, v = draw(B, T, N, H), draw(B, S, num_heads, H, seed=1), draw(B, S, num_heads, H, seed=2)
   mask = draw(B, 1, T, S) > 0 if masked else None
   bias = draw(N, T, S) if biased else None
   wanted, wanted_weights = naive(q, k, v, mask, bias)
@@ -59,9 +59,9 @@ def test_attend_is_the_formula(heads, masked, biased):
 
 
 @pytest.mark.parametrize("heads", [4, 2, 1], ids=["multi-head", "grouped", "multi-query"])
-def test_attend_is_jax_s(heads):
+def test_attend_is_jax_s(num_heads):
   """`jax.nn.dot_product_attention`, by every way to say who sees whom."""
-  q, k, v = draw(B, T, N, H), draw(B, S, heads, H, seed=1), draw(B, S, heads, H, seed=2)
+  q, k, v = draw(B, T, N, H), draw(B, S, num_heads, H, seed=1), draw(B, S, num_heads, H, seed=2)
   lengths, mask, bias = np.array([3, 5]), draw(B, N, T, S) + 3 * np.eye(T, S) > 0, draw(B, N, T, S, seed=1)
   cases = [
     (dict(mask=mask, bias=bias), dict(mask=mask, bias=bias)),

@@ -17,37 +17,42 @@ IMAGES = [
   dict(pool="map"),
   dict(pool="gap", class_token=False, head_norm="layer", final_norm=False),
   dict(head_norm="batch", num_classes=0),
-  dict(representation=5),
-  *(dict(positions=kind) for kind in ("none", "learned_2d", "sincos_2d")),
+  dict(representation_size=5),
+  *(dict(position_embedding=kind) for kind in ("none", "learned_2d", "sincos_2d")),
 ]
 COMBINATIONS = {
-  "nat": [dict(length="cut"), dict(shared="none", cross="mix", copy=True, positions="t5")],
+  "nat": [dict(length="cut"), dict(tie_embeddings="none", cross="mix", copy=True, position_embedding="t5")],
   "mae": IMAGES,
   "swin": [
-    dict(order="res_post", scores="cosine", offsets="continuous"),
+    dict(norm_position="res_post", attention_score="cosine", relative_position_bias="continuous"),
     dict(head="features"),
     dict(head="none"),
   ],
-  "vit": [*IMAGES, dict(positions="relative")],  # an MAE sees a random choice of patches, which have no offsets
+  "vit": [
+    *IMAGES,
+    dict(position_embedding="relative"),
+  ],  # an MAE sees a random choice of patches, which have no offsets
   "hybrid": [dict(stem_depths=(2,)), dict(stem_depths=(), pool="map")],
-  "patch_prediction": [dict(positions="relative")],
-  "simmim": [dict(order="res_post", scores="cosine", offsets="continuous")],
+  "patch_prediction": [dict(position_embedding="relative")],
+  "simmim": [dict(norm_position="res_post", attention_score="cosine", relative_position_bias="continuous")],
   "convnext": [dict(head="features"), dict(layer_scale=0.0, num_classes=0)],
   "transformer": [
-    dict(shared="none", head_bias=True, positions="learned"),
-    dict(head_bias=True, order="pre", final_norm=True),
-    dict(cross="mix", copy=True, kv_heads=1, positions="t5"),
+    dict(tie_embeddings="none", head_bias=True, position_embedding="learned"),
+    dict(head_bias=True, norm_position="pre", final_norm=True),
+    dict(cross="mix", copy=True, num_kv_heads=1, position_embedding="t5"),
   ],
   "bert": [
     dict(head="classify", num_classes=3),
-    dict(head="tag", num_classes=3, order="pre"),
-    dict(head="span", positions="rotary"),
+    dict(head="tag", num_classes=3, norm_position="pre"),
+    dict(head="span", position_embedding="rotary"),
     dict(head="none"),
   ],
   "kernel_regression": [],
   "segmenter": [
     dict(head="linear", backbone="vit/nano4"),
-    dict(head="fpn", norm="layer", image_size=(64, 96), options=dict(patch=32, scan=True, positions="none")),
+    dict(
+      head="fpn", norm="layer", image_size=(64, 96), options=dict(patch_size=32, scan=True, position_embedding="none")
+    ),
   ],
   "seq2seq": [
     dict(cell="lstm", attention="none", head_bias=True),

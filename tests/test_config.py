@@ -115,7 +115,7 @@ PRETRAINING = [n for n in configuration.shipped() if n.startswith(("bert_base", 
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_what_goes_on_from_a_pretraining_finds_all_of_it(name, tmp_path):
   """By the commands that docstrings tell, on models of the same structure and a small size."""
-  shrink = [f"model.{k}={v}" for k, v in dict(width=16, depth=2, mlp_dim=24, heads=2).items()]
+  shrink = [f"model.{k}={v}" for k, v in dict(width=16, depth=2, mlp_dim=24, num_heads=2).items()]
   commands = re.findall(r"zoo train .*", docstring(name).replace("\\\n", " "))
   later = [words[2:] for words in map(shlex.split, commands) if any(word.startswith("init.path") for word in words)]
   assert later or name.endswith("_phase1")
@@ -152,9 +152,9 @@ MASKED = [n for n in configuration.shipped() if n.startswith(("patch_prediction"
 @pytest.mark.parametrize("name", MASKED)
 def test_what_has_been_learned_of_hidden_patches_is_found_by_the_command_it_tells(name, tmp_path):
   """A Swin's tables of offsets are resampled where its windows are others."""
-  fields = dict(width=16, depth=2, mlp_dim=24, heads=2)
+  fields = dict(width=16, depth=2, mlp_dim=24, num_heads=2)
   if name.startswith("simmim"):
-    fields = dict(width=8, depths=(2, 2), heads=(1, 2))
+    fields = dict(width=8, depths=(2, 2), num_heads=(1, 2))
   shrink = [f"model.{k}={v}" for k, v in fields.items()]
   *_, command = re.findall(r"zoo train .*", docstring(name).replace("\\\n", " "))
   target, *overrides = shlex.split(command.partition("--workdir")[0])[2:]
@@ -190,11 +190,11 @@ def test_the_ablation_of_positions_changes_them_alone():
 
 def test_a_swin_of_large_windows_starts_from_one_of_small_ones(tmp_path):
   """The shipped recipe, on models of the same structure and a small size."""
-  shrink = ["model.width=8", "model.depths=(2, 2)", "model.heads=(1, 2)"]
+  shrink = ["model.width=8", "model.depths=(2, 2)", "model.num_heads=(1, 2)"]
   before, config = configuration.load("swin_b_imagenet", shrink), configuration.load("swin_b_384_finetune", shrink)
   assert config.init.path == "runs/swin_b"
   source, model = (zoo.create(c.model.name, **configuration.kwargs(c.model)) for c in (before, config))
-  assert (source.config.window, model.config.window) == (7, 12)
+  assert (source.config.window_size, model.config.window_size) == (7, 12)
   rng = np.random.default_rng(0)
   image = jnp.zeros((1, 96, 96, 3))
   shapes = [jax.eval_shape(m.init, {"params": jax.random.key(0)}, image) for m in (source, model)]
@@ -215,11 +215,13 @@ MAES = [n for n in configuration.shipped() if ("finetune" in n or "linear" in n)
 @pytest.mark.parametrize("name", MAES)
 def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
   """The shipped names of what to leave out and to keep, on models of the same structure and a small size."""
-  small = dict(width=16, depth=2, mlp_dim=24, heads=2, patch=8, image_size=(16, 16))
+  small = dict(width=16, depth=2, mlp_dim=24, num_heads=2, patch_size=8, image_size=(16, 16))
   shrink = [f"model.{k}={v}" for k, v in small.items()]
   config = configuration.load(name, [*shrink, f"init.path={tmp_path / 'mae.safetensors'}", "data.image_size=16"])
   model = zoo.create(config.model.name, **configuration.kwargs(config.model))
-  small |= dict(channels=model.config.channels, decoder_width=16, decoder_depth=1, decoder_mlp_dim=24, decoder_heads=2)
+  small |= dict(
+    channels=model.config.channels, decoder_width=16, decoder_depth=1, decoder_mlp_dim=24, decoder_num_heads=2
+  )
   mae = zoo.create("mae/test", **small)
   image = jnp.zeros((1, 16, 16, model.config.channels))
   rngs = {"params": jax.random.key(0), "mask": jax.random.key(1)}

@@ -29,7 +29,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
 EXAMPLES = {block.partition("\n")[0].removeprefix("# "): block for block in BLOCKS}
 # Each "zoo ..." of the page as a list of words, without the name of the command.
 COMMANDS = [shlex.split(line.replace("\\\n", " "))[1:] for line in re.findall(r"^    (zoo (?:.*\\\n)*.*)", PAGE, re.M)]
-TINY = dict(name="deepset/nano4", patch=14, width=32, depth=2, mlp_dim=48)
+TINY = dict(name="deepset/nano4", patch_size=14, width=32, depth=2, mlp_dim=48)
 PIXELS = dict(mean=(0.286,), std=(0.353,))
 
 

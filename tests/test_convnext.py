@@ -13,7 +13,7 @@ from train.plan import compiler
 from zoo.layers.stack import stack_params, unstack_params
 from zoo.models import convnext
 
-TINY = dict(widths=(4, 8), depths=(1, 2), patch=2, image_size=(8, 12))
+TINY = dict(widths=(4, 8), depths=(1, 2), patch_size=2, image_size=(8, 12))
 
 
 def draw(batch=2, seed=0, **overrides):
@@ -147,7 +147,7 @@ def test_scan_is_loop_and_remat_changes_nothing(scan, remat):
 def test_stochastic_depth_grows_over_all_stages(scan):
   sizes = dict(TINY, depths=(3, 2), image_size=(4, 4), scan=scan)
   model, variables, image = draw(batch=600, **sizes)
-  model = zoo.create("convnext/test", drop_path=0.8, **sizes)
+  model = zoo.create("convnext/test", drop_path_rate=0.8, **sizes)
   _, aux = jax.jit(functools.partial(model.apply, rngs={"dropout": jax.random.key(0)}))(variables, image)
   blocks = [f"stage_0/block_{i:02d}" for i in range(3)]
   same = [(aux[a] == aux[b]).all((1, 2, 3)).mean() for a, b in itertools.pairwise(blocks)]
@@ -179,7 +179,7 @@ def test_multiply_adds():
     (dict(depths=3), r"convnext/test: depths is 3 \(int\); wanted tuple"),
     (dict(head="classes"), "head is 'classes'; did you mean 'classify'"),
     (dict(layer_scale=-1.0), "layer_scale is -1.0; wanted at least 0"),
-    (dict(drop_path=1.0), "drop_path is 1.0; wanted 0 <= drop_path < 1"),
+    (dict(drop_path_rate=1.0), "drop_path is 1.0; wanted 0 <= drop_path < 1"),
   ],
 )
 def test_fields_that_cannot_be(overrides, message):

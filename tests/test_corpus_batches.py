@@ -144,12 +144,16 @@ def test_fields_that_make_no_sense(fields, words):
 @pytest.mark.parametrize(
   "model, fields, words",
   [
-    (dict(), {}, r"29 words, the vocabulary 900: set model.vocab=900"),
+    (dict(), {}, r"29 words, the vocabulary 900: set model.vocab_size=900"),
     (dict(), {}, r"model's max_length is 16"),
-    (dict(vocab=900, max_length=48, mask=7), {}, r"mask is token 4 of the vocabulary, 7 of the model: set model.mask"),
-    (dict(vocab=900, max_length=48, head="span"), {}, r"model.head is 'span'; wanted 'pretrain'"),
-    (dict(vocab=900, max_length=48), dict(pairs=False), r"rows have no pairs: set model.head='words'"),
-    (dict(vocab=900, max_length=48, types=1), {}, r"set model.types=2"),
+    (
+      dict(vocab_size=900, max_length=48, mask=7),
+      {},
+      r"mask is token 4 of the vocabulary, 7 of the model: set model.mask",
+    ),
+    (dict(vocab_size=900, max_length=48, head="span"), {}, r"model.head is 'span'; wanted 'pretrain'"),
+    (dict(vocab_size=900, max_length=48), dict(pairs=False), r"rows have no pairs: set model.head='words'"),
+    (dict(vocab_size=900, max_length=48, type_vocab_size=1), {}, r"set model.type_vocab_size=2"),
   ],
 )
 def test_a_model_that_does_not_fit(model, fields, words):
@@ -204,7 +208,7 @@ def test_another_preparation_than_the_config_says(prepared, fields, words):
 @pytest.fixture(scope="module")
 def trained(book, tmp_path_factory):
   config = get_config()
-  config.model = dict(name="bert/test", vocab=200, max_length=32, head="words")
+  config.model = dict(name="bert/test", vocab_size=200, max_length=32, head="words")
   config.data = dict(name="text", dataset=book, length=32, vocab_size=200, pairs=False, pack=True)
   config.objective = dict(name="mlm_nsp", max_predictions=5)
   config.optimizer = dict(name="adamw", learning_rate=1e-2, warmup=0.1)

@@ -74,8 +74,8 @@ def test_greedy_takes_the_most_probable():
 
 
 @pytest.mark.parametrize("vocab", [1, 2, 97, 100, 4000])
-def test_the_most_probable_is_the_first_of_the_largest(vocab):
-  logits = np.random.default_rng(vocab).integers(-40, 40, (64, vocab)).astype(np.float32)  # many are equal
+def test_the_most_probable_is_the_first_of_the_largest(vocab_size):
+  logits = np.random.default_rng(vocab_size).integers(-40, 40, (64, vocab_size)).astype(np.float32)  # many are equal
   np.testing.assert_array_equal(decoding.most_probable(jnp.asarray(logits)), logits.argmax(1))
   logits[5] = -np.inf
   np.testing.assert_array_equal(decoding.most_probable(jnp.asarray(logits)), logits.argmax(1))
@@ -271,7 +271,7 @@ def test_a_step_costs_one_token(length):
   assert step._cache_size() == 1
   D, S = c.width, source.shape[1]
   of_itself, of_memory, mlp = 4 * D * D + 2 * length * D, 2 * D * D + 2 * S * D, 2 * D * c.mlp_dim
-  wanted = len(source) * (c.decoder_depth * (of_itself + of_memory + mlp) + D * c.vocab)
+  wanted = len(source) * (c.decoder_depth * (of_itself + of_memory + mlp) + D * c.vocab_size)
   assert compiler.count_macs(step, variables, memory, cache, token_B, jnp.int32(length - 1)) == wanted
 
 

@@ -39,7 +39,7 @@ def test_layers_of_bert_have_rates_by_their_depth():
 
 @pytest.mark.parametrize("name", ["bert_glue_cola", "bert_squad_v1", "bert_conll2003"])  # one with each head
 def test_recipes_find_all_of_a_pretrained_encoder(name, tmp_path):
-  small = dict(width=16, depth=2, mlp_dim=24, heads=2, vocab=29, max_length=16, mask=4)
+  small = dict(width=16, depth=2, mlp_dim=24, num_heads=2, vocab_size=29, max_length=16, mask=4)
   path = tmp_path / "bert.safetensors"
   config = configuration.load(name, [*(f"model.{k}={v}" for k, v in small.items()), f"init.path={path}"])
   pretrained = zoo.create("bert/base", **small)

@@ -13,12 +13,12 @@ from zoo.layers.norms import LayerNorm
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = {
-  "vit_model": ("vit/test", dict(width=24, depth=3, heads=4, mlp_dim=40)),
-  "vit_classifier": ("vit/test", dict(width=20, depth=3, heads=2, mlp_dim=28, patch=3)),
+  "vit_model": ("vit/test", dict(width=24, depth=3, num_heads=4, mlp_dim=40)),
+  "vit_classifier": ("vit/test", dict(width=20, depth=3, num_heads=2, mlp_dim=28, patch_size=3)),
   "mae": (
     "mae/test",
-    dict(width=24, depth=3, heads=2, mlp_dim=40)
-    | dict(decoder_width=16, decoder_depth=2, decoder_heads=4, decoder_mlp_dim=28),
+    dict(width=24, depth=3, num_heads=2, mlp_dim=40)
+    | dict(decoder_width=16, decoder_depth=2, decoder_num_heads=4, decoder_mlp_dim=28),
   ),
 }
 CASES = [
@@ -65,7 +65,7 @@ def test_every_layer(golden, size, scan):
 def test_mae_encoder_of_another_image_size():
   # Hugging Face interpolates the encoder's fixed positions, which a learned table does as well; its decoder
   # interpolates along the flattened grid, which is no position any more: not compared.
-  _, aux = run("mae", "16x28", positions="learned_1d")
+  _, aux = run("mae", "16x28", position_embedding="learned_1d")
   theirs = expected("mae", "16x28")
   for name in ("embedded", "block_00", "block_01", "block_02", "tokens", "masked"):
     assert relative_error(aux[name], theirs[name]) < 1e-5, name
@@ -97,6 +97,6 @@ def test_layer_norm_keeps_its_digits():
 def test_config_json_says_what_the_tensors_do_not():
   model, _ = zoo.load(GOLDEN / "vit_classifier", SIZES["vit_classifier"][0], **SIZES["vit_classifier"][1])
   c = model.config
-  assert (c.image_size, c.channels, c.num_classes, c.activation, c.epsilon) == ((12, 18), 1, 7, "gelu_tanh", 1e-12)
+  assert (c.image_size, c.channels, c.num_classes, c.activation, c.norm_eps) == ((12, 18), 1, 7, "gelu_tanh", 1e-12)
   model, _ = zoo.load(GOLDEN / "vit_model", SIZES["vit_model"][0], **SIZES["vit_model"][1])
-  assert (model.config.num_classes, model.config.representation) == (0, 9)
+  assert (model.config.num_classes, model.config.representation_size) == (0, 9)

@@ -11,7 +11,7 @@ from zoo.layers.stack import stack_params
 from zoo.models import hybrid
 from zoo.partitioning import flatten
 
-SMALL = dict(depth=1, stem_depths=(1, 3), patch=8, image_size=(16, 24))
+SMALL = dict(depth=1, stem_depths=(1, 3), patch_size=8, image_size=(16, 24))
 
 
 def draw(module, *inputs, seed=0):
@@ -32,7 +32,7 @@ def test_tokens(name, stride, cell):
   """Their number is that of the patches, whatever makes them."""
   model = zoo.create(f"hybrid/{name}", scan=True)
   c = model.config
-  assert (c.stride, c.cell) == (stride, cell) and c.grid == (224 // c.patch, 224 // c.patch)
+  assert (c.stride, c.cell) == (stride, cell) and c.grid == (224 // c.patch_size, 224 // c.patch_size)
   image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
   variables = jax.eval_shape(model.init, {"params": jax.random.key(0)}, image)
   logits, aux = jax.eval_shape(model.apply, variables, image)
@@ -130,7 +130,7 @@ def test_the_stem_is_the_first_layer():
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [
-    (dict(patch=12, image_size=(24, 24)), "patch is 12, no multiple of the 8 pixels .* the nearest is 16"),
+    (dict(patch_size=12, image_size=(24, 24)), "patch is 12, no multiple of the 8 pixels .* the nearest is 16"),
     (dict(stem_depths=(1, 0)), r"stem_depths is \(1, 0\); wanted at least 1 for each stage"),
     (dict(stem_groups=3), r"3 groups do not divide the stem's width 8; try one of \[1, 2, 4, 8\]"),
     (dict(image_size=(48, 40)), "48 x 40 pixels cannot be cut into 16 x 16 patches"),

@@ -241,11 +241,11 @@ def test_options_that_cannot_be(tmp_path, vocabulary, options, message):
   ("model", "message"),
   [
     (dict(head="tag", num_classes=2), "wants a model with head='classify', such as bert/base; its head is 'tag'"),
-    (dict(vocab=28), "has 28 words, the vocabulary .* has 29"),
-    (dict(vocab=2000), "has 2000 words, the vocabulary .* has 29"),
+    (dict(vocab_size=28), "has 28 words, the vocabulary .* has 29"),
+    (dict(vocab_size=2000), "has 2000 words, the vocabulary .* has 29"),
     (dict(pad=1), r"the model's pad is 1, the vocabulary's \[PAD\] is 0"),
     (dict(max_length=8), "rows have up to 16 tokens, the model's max_length is 8"),
-    (dict(types=1), "model.types=2"),
+    (dict(type_vocab_size=1), "model.type_vocab_size=2"),
   ],
 )
 def test_a_model_that_does_not_fit_is_told_why(tmp_path, vocabulary, model, message):

@@ -161,7 +161,7 @@ def attention(x, y, p):
 def test_attention_of_itself_and_of_others():
   x, y = draw(2, 5, 8), draw(2, 3, 8)
   for others in (None, y):
-    (out, weights, _), params = run(Attention(heads=2), x, others)
+    (out, weights, _), params = run(Attention(num_heads=2), x, others)
     assert params["q"]["kernel"].shape == (8, 2, 4) and params["out"]["kernel"].shape == (2, 4, 8)
     wanted, wanted_weights = attention(x, x if others is None else others, params)
     np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-5)
@@ -170,7 +170,7 @@ def test_attention_of_itself_and_of_others():
 
 def test_attention_dropout_needs_its_key():
   x = draw(2, 5, 8)
-  layer = Attention(heads=2, dropout=0.5)
+  layer = Attention(num_heads=2, dropout_rate=0.5)
   (out, *_), params = run(layer, x)
   np.testing.assert_allclose(out, attention(x, x, params)[0], rtol=1e-4, atol=1e-5)
   (dropped, *_), _ = run(layer, x, rngs={"dropout": jax.random.key(0)})
@@ -180,7 +180,7 @@ def test_attention_dropout_needs_its_key():
 def test_queries_share_keys_and_values():
   """As many heads with their keys and values repeated."""
   x = draw(2, 5, 8)
-  (out, weights, cache), p = run(Attention(heads=4, kv_heads=2), x)
+  (out, weights, cache), p = run(Attention(num_heads=4, num_kv_heads=2), x)
   assert cache.k_BKSH.shape == (2, 2, 5, 2) and p["k"]["kernel"].shape == (8, 2, 2)
   repeated = jax.tree.map(lambda a: np.repeat(a, 2, -2), {m: p[m] for m in ("k", "v")})
   wanted, wanted_weights = attention(x, x, p | repeated)
@@ -190,7 +190,7 @@ def test_queries_share_keys_and_values():
 
 def test_token_by_token_with_a_cache():
   x = draw(2, 5, 8)
-  layer = Attention(heads=2)
+  layer = Attention(num_heads=2)
   params = layer.init(KEY, x)
   whole, *_ = layer.apply(params, x, mask=attention_masks.causal(5, 5))
   cache = Cache(*jnp.full((2, 2, 2, 6, 4), 7.0))  # longer than needed, and of what must not be seen
@@ -202,7 +202,7 @@ def test_token_by_token_with_a_cache():
 
 def test_heads_that_do_not_divide_the_width():
   with pytest.raises(ValueError, match=r"5 heads do not divide the width 8; try one of \[1, 2, 4, 8\]"):
-    Attention(heads=5).init(KEY, draw(1, 2, 8))
+    Attention(num_heads=5).init(KEY, draw(1, 2, 8))
 
 
 def test_mlp():
@@ -214,7 +214,7 @@ def test_mlp():
 
 def test_block_is_pre_norm_with_two_residuals():
   x = draw(2, 5, 8)
-  (out, aux), p = run(Block(heads=2, mlp_dim=6, activation="relu", epsilon=1e-5), x)
+  (out, aux), p = run(Block(num_heads=2, mlp_dim=6, activation="relu", epsilon=1e-5), x)
   x = x + attention(layer_norm(x, p["norm1"], 1e-5), layer_norm(x, p["norm1"], 1e-5), p["attn"])[0]
   y = layer_norm(x, p["norm2"], 1e-5)
   hidden = np.maximum(y @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"], 0)
@@ -226,7 +226,7 @@ def test_block_is_pre_norm_with_two_residuals():
 def test_decoder_block_normalises_sums():
   """Post-norm, with cross-attention, written out."""
   x, y = draw(2, 5, 8), draw(2, 3, 8)
-  block = Block(heads=2, mlp_dim=6, activation="relu", epsilon=1e-5, order="post", cross=True)
+  block = Block(num_heads=2, mlp_dim=6, activation="relu", epsilon=1e-5, norm_position="post", cross=True)
   (out, aux), p = run(block, x, None, Context(memory=y))
   x = layer_norm(x + attention(x, x, p["attn"])[0], p["norm1"], 1e-5)
   looked, weights = attention(x, y, p["cross"])
@@ -253,7 +253,7 @@ def test_an_image_that_cannot_be_cut():
 
 def test_attention_pool():
   x = draw(2, 5, 8)
-  out, p = run(AttentionPool(heads=2, mlp_dim=6, activation="relu"), x)
+  out, p = run(AttentionPool(num_heads=2, mlp_dim=6, activation="relu"), x)
   pooled = attention(np.broadcast_to(p["probe"], (2, 1, 8)), x, p["attn"])[0][:, 0]
   y = layer_norm(pooled, p["norm"], 1e-6)
   hidden = np.maximum(y @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"], 0)

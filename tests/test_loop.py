@@ -284,7 +284,7 @@ def test_a_gradient_that_is_no_number_leaves_no_checkpoint(tmp_path, monkeypatch
     (["batch_size=0"], "batch_size is 0 .*at least 1"),
     (["log_every=0"], "log_every is 0; wanted at least 1"),
     (["batch_size=20"], r"global batch of 20 .* 8 devices x 1 .* 2.50 examples a device .* 16 and 24"),
-    (["batch_size=24", "accumulate=2"], "24 .* 8 devices x 2 accumulation steps"),
+    (["batch_size=24", "grad_accum_steps=2"], "24 .* 8 devices x 2 accumulation steps"),
     (["parallel.tensor=3"], "mesh of .*tensor"),
     (["parallel.name=pjit"], "unknown parallel 'pjit'; did you mean 'jit'"),
     (["data.image_size=30"], "30 x 30 pixels cannot be cut into 4 x 4 patches.*nearest is 32"),

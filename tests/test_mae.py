@@ -17,7 +17,7 @@ from zoo.models import mae
 @pytest.mark.parametrize("variant", ["test", "nano4", "b16", "l16", "h14"])
 def test_the_encoder_is_a_vit(variant):
   ours = shapes(f"mae/{variant}")["params"]["encoder"]
-  theirs = shapes(f"vit/{variant}", positions="sincos_2d")["params"]["encoder"]
+  theirs = shapes(f"vit/{variant}", position_embedding="sincos_2d")["params"]["encoder"]
   assert jax.tree.map(lambda a: a.shape, ours) == jax.tree.map(lambda a: a.shape, theirs)
 
 
@@ -49,7 +49,7 @@ def test_ratios_that_cannot_be(ratio):
     mae.random_mask(np.zeros((1, 16)), ratio)
 
 
-MAE = dict(decoder_depth=1, decoder_width=8, decoder_mlp_dim=8, decoder_heads=2)
+MAE = dict(decoder_depth=1, decoder_width=8, decoder_mlp_dim=8, decoder_num_heads=2)
 
 
 @functools.cache
@@ -76,7 +76,7 @@ def test_no_mask_is_the_vit_of_all_patches():
   apply, variables, (image, noise) = small_mae(0.0)
   _, aux = apply(variables, image, noise)
   assert not aux["masked"].any()
-  vit = zoo.create("vit/test", **TINY, positions="sincos_2d", num_classes=0)
+  vit = zoo.create("vit/test", **TINY, position_embedding="sincos_2d", num_classes=0)
   _, wanted = vit.apply({"params": {"encoder": variables["params"]["encoder"]}}, image)
   order = np.argsort(noise, 1)
   wanted = np.concatenate(
@@ -108,7 +108,8 @@ def test_masks_are_drawn_for_each_image_from_the_rng():
 
 
 @pytest.mark.parametrize(
-  "overrides", [dict(class_token=False, pool="gap"), dict(positions="learned_2d", image_size=(8, 12)), dict(scan=True)]
+  "overrides",
+  [dict(class_token=False, pool="gap"), dict(position_embedding="learned_2d", image_size=(8, 12)), dict(scan=True)],
 )
 def test_mae_combinations(overrides):
   if "scan" in overrides:
@@ -122,8 +123,8 @@ def test_mae_combinations(overrides):
 
 def test_maes_that_cannot_be():
   with pytest.raises(ValueError, match="an MAE cannot use relative positions"):
-    zoo.create("mae/test", positions="relative")
+    zoo.create("mae/test", position_embedding="relative")
   with pytest.raises(ValueError, match="3 heads do not divide the width 16"):
-    init("mae/test", decoder_heads=3)
+    init("mae/test", decoder_num_heads=3)
   with pytest.raises(ValueError, match="sincos_2d needs a width that is a multiple of 4, got 18"):
-    init("mae/test", decoder_width=18, decoder_heads=2)
+    init("mae/test", decoder_width=18, decoder_num_heads=2)

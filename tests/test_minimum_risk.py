@@ -19,10 +19,10 @@ from zoo import decoding
 PAD, BOS, EOS = 0, 2, 3
 
 
-def pair_batch(targets, S=5, T=6, vocab=29):
+def pair_batch(targets, S=5, T=6, vocab_size=29):
   B = len(targets)
   made = dict(valid=np.ones(B, bool), id=np.arange(B))
-  source = np.random.default_rng(0).integers(4, vocab, (B, S)).astype(np.int32)
+  source = np.random.default_rng(0).integers(4, vocab_size, (B, S)).astype(np.int32)
   target = np.array([[*t, EOS, *[PAD] * (T - 1 - len(t))] for t in targets], np.int32)
   for side, tokens in (("source", source), ("target", target)):
     real = (tokens != PAD).astype(np.int32)
@@ -152,9 +152,9 @@ def transformer(batch, **overrides):
 def test_the_expected_bleu_rises():
   """Also of a scanned model, whose caches are another's; padding counts for nothing."""
   targets = [[4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14, 15]]
-  batch = pair_batch([*targets, [4]], vocab=17)
+  batch = pair_batch([*targets, [4]], vocab_size=17)
   batch["valid"][3] = False
-  model, variables = transformer(batch, scan=True, vocab=17)
+  model, variables = transformer(batch, scan=True, vocab_size=17)
   judge = jax.jit(lambda v: minimum_risk.Objective(samples=40)(model, v, batch))
   before = judge(variables)
   assert before.weight == 3 and before.metrics["bleu"] / 3 < 0.15
@@ -199,7 +199,7 @@ def test_keys_of_sequences():
 def test_what_does_not_fit():
   pairs = data.make("pairs", dataset="verses_en_es", batching="pack", source_length=16, target_length=16)
   with pytest.raises(ValueError, match=r"data\.batching='pack' puts several pairs into a row"):
-    pairs.check_fit(zoo.create("transformer/test", vocab=4000).config, minimum_risk.Objective())
+    pairs.check_fit(zoo.create("transformer/test", vocab_size=4000).config, minimum_risk.Objective())
   for wrong in (dict(samples=0), dict(samples=1, reference=False), dict(sharpness=0.0)):
     with pytest.raises(ValueError, match="wanted sharpness > 0 and at least two candidates"):
       minimum_risk.Objective(**wrong)

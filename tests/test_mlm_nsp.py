@@ -12,7 +12,7 @@ from train import rng
 from train.objectives import mlm_nsp
 
 VOCAB, MASK, CLS, SEP, WORDS = 29, 4, 2, 3, 5
-SHARES = dict(share=0.15, mask=0.8, random=0.1, mask_token=MASK, vocab=VOCAB)
+SHARES = dict(share=0.15, mask=0.8, random=0.1, mask_token=MASK, vocab_size=VOCAB)
 
 
 def rows(lengths, length, pieces=1, seed=0):

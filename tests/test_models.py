@@ -57,9 +57,9 @@ def hybrid_count(width, stages, patch, cell, *vit, channels=3, **kwargs):
   return total + vit_count(patch, *vit, channels=channels, **kwargs) + (cell**2 * C - patch**2 * channels) * vit[0]
 
 
-def transformer_count(D, L, DL, F, vocab):
+def transformer_count(D, L, DL, F, vocab_size):
   """One embedding for all; an encoder, and a decoder with cross-attention and its norm."""
-  return vocab * D + blocks(D, L, F) + blocks(D, DL, F) + DL * (2 * D + 4 * (D * D + D))
+  return vocab_size * D + blocks(D, L, F) + blocks(D, DL, F) + DL * (2 * D + 4 * (D * D + D))
 
 
 def recurrent(gates, D, into, L, *, biases):
@@ -67,7 +67,7 @@ def recurrent(gates, D, into, L, *, biases):
   return sum(gates * (width * D + D * D) + biases * D for width in (into, *[D] * (L - 1)))
 
 
-def seq2seq_count(gates, E, D, L, vocab, A=0, *, tables=3, ways=1, fed=0):
+def seq2seq_count(gates, E, D, L, vocab_size, A=0, *, tables=3, ways=1, fed=0):
   """Embeddings and words; encoder, decoder; with attention to keys A wide the query's part, the keys', the readout.
 
   A GRU of three gates has four biases, since its state's part of the new value has one of its own. With `ways=2` the
@@ -80,18 +80,18 @@ def seq2seq_count(gates, E, D, L, vocab, A=0, *, tables=3, ways=1, fed=0):
   context = ways * D if A else 0
   decoder = cell(E + fed + (context if A and not fed else 0), L)
   attention = context * A + ((context + D) * E + E if A else 0) + (D * A + A if A and not fed else 0)
-  return tables * vocab * E + encoder + bridge + decoder + attention
+  return tables * vocab_size * E + encoder + bridge + decoder + attention
 
 
-def nat_count(D, L, DL, F, vocab, difference=20):
+def nat_count(D, L, DL, F, vocab_size, difference=20):
   """A Transformer, and a classifier of lengths."""
-  return transformer_count(D, L, DL, F, vocab) + (D + 1) * (2 * difference + 1)
+  return transformer_count(D, L, DL, F, vocab_size) + (D + 1) * (2 * difference + 1)
 
 
-def bert_count(D, L, F, vocab=30_522, length=512, types=2):
+def bert_count(D, L, F, vocab_size=30_522, length=512, type_vocab_size=2):
   """The closed form: tables and their norm, encoder, pooler, the head of words and that of pairs."""
-  heads = D * D + D + 2 * D + vocab + 2 * D + 2
-  return (vocab + length + types) * D + 2 * D + blocks(D, L, F) + D * D + D + heads
+  on_top = D * D + D + 2 * D + vocab_size + 2 * D + 2
+  return (vocab_size + length + type_vocab_size) * D + 2 * D + blocks(D, L, F) + D * D + D + on_top
 
 
 def filter_count(side, inputs, D, norm=True):
@@ -118,10 +118,10 @@ def upernet_count(widths, D, classes, bins=4):
   return pooled + laterals + filter_count(3, len(widths) * D, D) + (D * classes + classes)
 
 
-def swin_count(D, depths, heads, window, *, patch=4, channels=3, ratio=4, classes=1000, v2=False):
+def swin_count(D, depths, num_heads, window, *, patch_size=4, channels=3, ratio=4, classes=1000, v2=False):
   """Patches and their norm; stages of blocks with scores by offset, each after the first merging patches; a head."""
-  total = (patch * patch * channels * D + D) + 2 * D
-  for stage, (depth, n) in enumerate(zip(depths, heads, strict=True)):
+  total = (patch_size * patch_size * channels * D + D) + 2 * D
+  for stage, (depth, n) in enumerate(zip(depths, num_heads, strict=True)):
     if stage:
       D *= 2
       total += 2 * D * D + (2 * D if v2 else 4 * D)  # without bias; the norm is behind it or before
@@ -201,14 +201,14 @@ COUNTS = {
   "swin/v2_t": 28_347_154,  # as timm counts swinv2_tiny_window8_256, and so on
   "swin/v2_s": 49_728_418,
   "swin/v2_b": 87_918_816,
-  "swin/nano": swin_count(48, (2, 2), (3, 6), 7, patch=2, channels=1, ratio=2, classes=10),
+  "swin/nano": swin_count(48, (2, 2), (3, 6), 7, patch_size=2, channels=1, ratio=2, classes=10),
   "swin/nano4": swin_count(48, (2, 2, 2), (3, 6, 12), 4, channels=1, ratio=2, classes=10),
   "swin/test": swin_count(24, (2, 4), (2, 6), 3, ratio=1.75, classes=7),
   # A vector for what is hidden, and for a classifier the pixels of 32 x 32, or of what the last map has a place for.
   "simmim/t": swin_count(96, (2, 2, 6, 2), (3, 6, 12, 24), 6, classes=32**2 * 3) + 96,
   "simmim/b": swin_count(128, (2, 2, 18, 2), (4, 8, 16, 32), 6, classes=32**2 * 3) + 128,
   "simmim/l": swin_count(192, (2, 2, 18, 2), (6, 12, 24, 48), 12, classes=32**2 * 3) + 192,
-  "simmim/nano": swin_count(48, (2, 2), (3, 6), 7, patch=2, channels=1, ratio=2, classes=4**2) + 48,
+  "simmim/nano": swin_count(48, (2, 2), (3, 6), 7, patch_size=2, channels=1, ratio=2, classes=4**2) + 48,
   "simmim/test": swin_count(24, (2, 4), (2, 6), 3, ratio=1.75, classes=8**2 * 3) + 24,
   "nat/base": nat_count(512, 6, 6, 2048, 37_000),
   "nat/nano": nat_count(128, 3, 3, 512, 4000),
@@ -308,7 +308,9 @@ def draw(name, batch=2, **overrides):
   for leaf in jax.tree.leaves(variables.get("batch_stats", {})):
     np.abs(leaf, out=leaf)
   inputs = [
-    rng.normal(size=s.shape).astype(s.dtype) if s.dtype == np.float32 else rng.integers(0, model.config.vocab, s.shape)
+    rng.normal(size=s.shape).astype(s.dtype)
+    if s.dtype == np.float32
+    else rng.integers(0, model.config.vocab_size, s.shape)
     for s in zoo.family(name).inputs(model.config, batch)
   ]
   if "noise_BP" in inspect.signature(type(model).__call__).parameters:

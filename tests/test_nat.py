@@ -86,7 +86,7 @@ def test_no_target_is_read(length):
 @pytest.mark.parametrize("positions", ["sincos", "t5"])
 def test_every_place_reads_every_copied_token(positions):
   """By gradients of every output to every row of the decoder's table; the source's table is another."""
-  model, variables = drawn(shared="none", positions=positions)
+  model, variables = drawn(tie_embeddings="none", position_embedding=positions)
   source, target = np.arange(4, 10)[None], np.ones((1, 6), np.int32)
 
   def read(table):
@@ -96,7 +96,7 @@ def test_every_place_reads_every_copied_token(positions):
   influence_TV = np.abs(jax.jit(jax.jacobian(read))(variables["params"]["target_embed"]["embedding"])).max(-1)
   assert (influence_TV[:, 4:10] > 1e-6).all() and not influence_TV[:, 10:].any()
   # Places are told apart on both sides: what stands there turned around gives another result at each.
-  apply = applied(shared="none", positions=positions)
+  apply = applied(tie_embeddings="none", position_embedding=positions)
   before, after = (np.asarray(apply(s, target)[0]) for s in (source, source[:, ::-1]))
   assert np.abs(before - after[:, ::-1]).max() > 1e-3
 
@@ -185,7 +185,7 @@ def test_the_sum_over_rows_is_the_whole_whatever_the_padding(length):
 
 def test_what_does_not_fit():
   pairs = data.make("pairs", dataset="verses_en_es", batching="pack", source_length=16, target_length=16)
-  config = zoo.create("nat/test", vocab=4000).config
+  config = zoo.create("nat/test", vocab_size=4000).config
   with pytest.raises(ValueError, match=r"data\.batching='pack' puts several pairs into a row, the objective wants one"):
     pairs.check_fit(config, nat.Objective())
   pairs.check_fit(config, translate.Objective())

@@ -164,7 +164,7 @@ def test_nothing_masked_is_no_loss():
 class Recorder:
   """An MAE that predicts zeros and shows its noise."""
 
-  config = SimpleNamespace(patch=2)
+  config = SimpleNamespace(patch_size=2)
 
   def apply(self, variables, image_BYXC, noise_BP, mask_ratio, rngs):
     del variables

@@ -127,7 +127,7 @@ def decaying(params, **kwargs):
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_kernels_decay_and_nothing_else(name):
-  params = draw(shapes("mae/test", depth=1, decoder_depth=1, positions="learned_1d"))
+  params = draw(shapes("mae/test", depth=1, decoder_depth=1, position_embedding="learned_1d"))
   change = decaying(params, name=name)
   assert set(change) == {path for path in partitioning.flatten(params) if path.endswith("kernel")}
   if name not in ("lamb", "lars"):  # which scale the rate by the norm

@@ -177,7 +177,7 @@ LOGITS = np.random.default_rng(3).normal(size=(5, 6, 512)).astype(np.float32)
 class Teller:
   """A model whose logits for every patch are known, and which remembers what it was asked."""
 
-  config = SimpleNamespace(patch=2, bits=3)
+  config = SimpleNamespace(patch_size=2, bits=3)
 
   def apply(self, variables, image_BYXC, noise_BP, *, rngs, **shares):
     del variables

@@ -111,7 +111,7 @@ def test_points_are_told_apart_before_anything_is_rounded():
 
 def test_dropout_needs_its_key():
   q, k, v = inputs("dot")
-  layer = Pooling("dot", dropout=0.5)
+  layer = Pooling("dot", dropout_rate=0.5)
   np.testing.assert_array_equal(layer.apply({}, q, k, v)[0], Pooling("dot").apply({}, q, k, v)[0])
   dropped, weights = layer.apply({}, q, k, v, rngs={"dropout": jax.random.key(0)})
   assert (dropped != layer.apply({}, q, k, v)[0]).any()

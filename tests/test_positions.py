@@ -209,7 +209,7 @@ def test_buckets_too_few():
 
 
 def test_relative_bias_is_its_table():
-  layer = RelativeBias(heads=3, buckets=8, max_distance=20)
+  layer = RelativeBias(num_heads=3, buckets=8, max_distance=20)
   query, key = jnp.array([[0, 4], [30, 2]]), jnp.array([[0, 1, 2], [9, 3, 0]])
   variables = layer.init(jax.random.key(0), query, key)
   bias, table = np.asarray(layer.apply(variables, query, key)), np.asarray(variables["params"]["buckets"])

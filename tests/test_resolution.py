@@ -13,7 +13,7 @@ from zoo.weights.formats import read
 pytestmark = pytest.mark.usefixtures("one_device")
 
 # A ViT that learns in seconds what a trouser is.
-SMALL = dict(width=32, depth=1, mlp_dim=64, heads=2, scan=False, remat="none", drop_path=0.0)
+SMALL = dict(width=32, depth=1, mlp_dim=64, num_heads=2, scan=False, remat="none", drop_path_rate=0.0)
 SHORT = ["epochs=0.0", "batch_size=64", "evals={}", "checkpoint.best=", "checkpoint.every=0", "pictures=()"]
 SHORT += ["data.eval_split=test[:400]", *(f"model.{k}={v}" for k, v in SMALL.items())]
 

@@ -451,7 +451,7 @@ def test_scores_by_hand():
 
 
 def test_training_end_to_end(scenes, tmp_path):
-  made = config(scenes, head="linear", options=dict(patch=8, depth=1))
+  made = config(scenes, head="linear", options=dict(patch_size=8, depth=1))
   made.pictures = ("segmentations",)
   loop.train(made, tmp_path / "run")
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

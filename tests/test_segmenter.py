@@ -20,7 +20,7 @@ from zoo.weights import load_into
 
 def options(**fields):
   """With a hash, as the caches of the tests want it."""
-  return flax.core.freeze(dict(patch=8, depth=1, width=8, mlp_dim=12) | fields)
+  return flax.core.freeze(dict(patch_size=8, depth=1, width=8, mlp_dim=12) | fields)
 
 
 TINY = dict(options=options(), width=8, num_classes=5)
@@ -47,9 +47,9 @@ class Head(nn.Module):
   [
     dict(head="linear"),
     dict(head="fpn", norm="layer"),
-    dict(head="fpn", options=options(patch=4), image_size=(20, 12)),
+    dict(head="fpn", options=options(patch_size=4), image_size=(20, 12)),
     dict(head="upernet", norm="layer", options=options(class_token=False, pool="gap")),
-    dict(head="upernet", options=options(patch=32), image_size=(64, 32), bins=(1, 3)),
+    dict(head="upernet", options=options(patch_size=32), image_size=(64, 32), bins=(1, 3)),
   ],
   ids=str,
 )
@@ -59,7 +59,7 @@ def test_heads_and_patches(overrides):
   Y, X = c.image_size
   assert output.shape == (2, Y, X, 5)
   if c.head == "linear":
-    assert aux["fused"].shape == (2, Y // c.patch, X // c.patch, 8)
+    assert aux["fused"].shape == (2, Y // c.patch_size, X // c.patch_size, 8)
   else:
     found = [aux[f"stage_{i}"].shape for i in range(4)]
     assert found == [(2, -(-Y // stride), -(-X // stride), 8) for stride in (4, 8, 16, 32)]
@@ -188,8 +188,8 @@ def test_segmenters_that_cannot_be(overrides, words):
 # The config, its default run of a classifier, and a classifier with what makes it tiny.
 RECIPES = {
   "upernet_convnext_t_oxford_pet": ("runs/convnext_t", "convnext/t", dict(widths=(8, 12, 16, 20), depths=(1,) * 4)),
-  "upernet_swin_t_oxford_pet": ("runs/swin_t", "swin/t", dict(width=8, depths=(2,) * 4, heads=(1, 2, 2, 4))),
-  "segmenter_fashion_scenes": ("", "swin/nano4", dict(width=8, heads=(1, 2, 2))),
+  "upernet_swin_t_oxford_pet": ("runs/swin_t", "swin/t", dict(width=8, depths=(2,) * 4, num_heads=(1, 2, 2, 4))),
+  "segmenter_fashion_scenes": ("", "swin/nano4", dict(width=8, num_heads=(1, 2, 2))),
 }
 
 

@@ -21,9 +21,9 @@ KINDS = {
   "none, both ways": dict(attention="none", cell="lstm", depth=1),
   "additive": {},
   "dot": dict(attention="dot", attend="after", bidirectional=False, depth=1),
-  "general": dict(attention="general", attend="after", input_feeding=True, cell="lstm", depth=1, shared="all"),
-  "copy": dict(attend="after", depth=1, head="copy", copy_slots=2, shared="target", head_bias=True),
-  "pointer": dict(attend="after", depth=1, head="pointer", shared="all"),
+  "general": dict(attention="general", attend="after", input_feeding=True, cell="lstm", depth=1, tie_embeddings="all"),
+  "copy": dict(attend="after", depth=1, head="copy", copy_slots=2, tie_embeddings="target", head_bias=True),
+  "pointer": dict(attend="after", depth=1, head="pointer", tie_embeddings="all"),
 }
 
 
@@ -65,7 +65,9 @@ def close(found, wanted):
 @pytest.mark.parametrize("kind", ["additive", "general"])
 def test_a_token_knows_no_later_one(kind):
   """By gradients of every output to every embedded target."""
-  model, variables = drawn(kind, shared="none")  # a table of the targets' own, so that the sources stay as they are
+  model, variables = drawn(
+    kind, tie_embeddings="none"
+  )  # a table of the targets' own, so that the sources stay as they are
 
   @jax.jit
   @jax.jacobian
@@ -182,7 +184,7 @@ def test_attention_is_its_formula(kind):
 
   run = jax.jit(lambda p, state, x: seq2seq.CELLS[c.cell](c.width).apply({"params": p}, state, x))
   for t in range(6):
-    x = p["embed" if c.shared == "all" else "target_embed"]["embedding"][TARGET[0, t]] * 6**0.5
+    x = p["embed" if c.tie_embeddings == "all" else "target_embed"]["embedding"][TARGET[0, t]] * 6**0.5
     if c.attend == "before":
       weights, context = look(hidden(cells[-1]))
     x = np.concatenate([x, fed] if c.input_feeding else [x, context] if c.attend == "before" else [x])[None]
@@ -287,7 +289,7 @@ def test_remat_changes_nothing():
 
 def test_dropout_is_between_layers_and_of_a_rng():
   _, variables = drawn("none")
-  apply = jax.jit(create("none", dropout=0.5).apply)
+  apply = jax.jit(create("none", dropout_rate=0.5).apply)
   close(apply(variables, SOURCE, TARGET)[0], whole("none")[0])
   one, again, two = (apply(variables, SOURCE, TARGET, rngs={"dropout": jax.random.key(k)})[1] for k in (1, 1, 2))
   np.testing.assert_array_equal(one["decoder/tokens"], again["decoder/tokens"])
@@ -320,9 +322,9 @@ def test_states_are_float32():
     (dict(head="pointer"), "head='pointer' needs attend='after'"),
     (dict(head="pointer", attend="after", head_bias=True), "head_bias is for words, of which head='pointer' says none"),
     (dict(copy_slots=2), "copy_slots is 2, but head is 'words'"),
-    (dict(attention="none", shared="all"), "width is 24 and embed_dim 20; wanted as much, or shared='none'"),
+    (dict(attention="none", tie_embeddings="all"), "width is 24 and embed_dim 20; wanted as much, or shared='none'"),
     (dict(bos=29), "bos is token 29 of a vocabulary of 29"),
-    (dict(width=0, dropout=1.0), "width is 0; wanted at least 1\ndropout is 1.0; wanted 0 <= dropout < 1"),
+    (dict(width=0, dropout_rate=1.0), "width is 0; wanted at least 1\ndropout is 1.0; wanted 0 <= dropout < 1"),
   ],
 )
 def test_configs_that_cannot_be(overrides, message):

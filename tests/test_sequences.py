@@ -87,16 +87,16 @@ def test_symbols_outside_the_vocabulary_are_numbered_by_their_first_place():
 
 
 def test_a_model_that_does_not_fit_is_told_so():
-  model = zoo.create("transformer/test", vocab=9, copy=True, copy_slots=3).config
+  model = zoo.create("transformer/test", vocab_size=9, copy=True, copy_slots=3).config
   made(unseen=3, copy_slots=3).check_fit(model, None)
   with pytest.raises(ValueError, match=r"up to 3 unknown words.*\(model.copy_slots\).*up to 2 \(data.copy_slots\)"):
     made(copy_slots=2).check_fit(model, None)
   with pytest.raises(ValueError, match=r"model.copy_slots.*up to 0 \(data.copy_slots\)"):
     made().check_fit(model, None)
-  with pytest.raises(ValueError, match=r"from 9 on in the data, from 12 on in the model: set model.vocab=9"):
-    made(copy_slots=3).check_fit(zoo.create("transformer/test", vocab=12, copy=True, copy_slots=3).config, None)
-  with pytest.raises(ValueError, match=r"the model has 8 words, the tokenizer 9: set model.vocab=9"):
-    made().check_fit(zoo.create("transformer/test", vocab=8).config, None)
+  with pytest.raises(ValueError, match=r"from 9 on in the data, from 12 on in the model: set model.vocab_size=9"):
+    made(copy_slots=3).check_fit(zoo.create("transformer/test", vocab_size=12, copy=True, copy_slots=3).config, None)
+  with pytest.raises(ValueError, match=r"the model has 8 words, the tokenizer 9: set model.vocab_size=9"):
+    made().check_fit(zoo.create("transformer/test", vocab_size=8).config, None)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_wrong_config_is_an_error_that_helps(kwargs, words):
 
 def learn(sequences, steps, **overrides):
   """The share of evaluation sequences that a small model gets right to the letter, after so many steps."""
-  sizes = dict(width=32, depth=1, decoder_depth=1, mlp_dim=64, vocab=sequences.vocab_size)
+  sizes = dict(width=32, depth=1, decoder_depth=1, mlp_dim=64, vocab_size=sequences.vocab_size)
   model = zoo.create("transformer/test", **sizes, **overrides)
   batches = sequences.train_batches(32, seed=0)
   batch = next(batches)
@@ -155,7 +155,7 @@ def test_what_the_vocabulary_has_not_can_only_be_copied():
 def test_a_task_is_learned_without_a_fault(task, said, tmp_path, capfd, as_users_have_it):
   """By the commands, trained with machine code as users have it; then sequences of one's own."""
   small = f"data.task={task} data.symbols=8 data.max_length=5 data.train_size=5000 data.eval_size=200"
-  small += " model.vocab=12 model.max_length=6 batch_size=64 steps=400 evals.eval.every=0"
+  small += " model.vocab_size=12 model.max_length=6 batch_size=64 steps=400 evals.eval.every=0"
 
   result = tmp_path / "result.json"
   command = [sys.executable, "-m", "train", "train", "sort", *small.split()]

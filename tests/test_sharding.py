@@ -16,7 +16,7 @@ from zoo import partitioning
 
 
 def params(**overrides):
-  model = zoo.create("vit/test", **dict(width=16, heads=4, mlp_dim=24, depth=2) | overrides)
+  model = zoo.create("vit/test", **dict(width=16, num_heads=4, mlp_dim=24, depth=2) | overrides)
   return jax.eval_shape(model.init, {"params": jax.random.key(0)}, np.zeros((1, 20, 12, 3)))["params"]
 
 
@@ -53,7 +53,7 @@ def test_matrices_are_cut_and_vectors_are_not(scan):
 
 def test_all_that_cannot_be_cut_in_one_error():
   with pytest.raises(ValueError) as error:
-    sharding.param_specs(params(heads=2, mlp_dim=26), sharding.make_mesh(2, 1, 4))
+    sharding.param_specs(params(num_heads=2, mlp_dim=26), sharding.make_mesh(2, 1, 4))
   lines = str(error.value).splitlines()
   wanted = "encoder/block_00/attn/q/kernel: heads is 2, which 4 devices on mesh axis 'tensor' do not divide"
   assert wanted in lines
@@ -77,14 +77,14 @@ def test_optimiser_state_and_averages_lie_where_their_parameters_do(optimizer):
 
 
 def test_a_batch_that_cannot_be_cut():
-  sharding.check_batch(64, devices=8, accumulate=4)
-  sharding.check_batch(64, devices=8, accumulate=4, processes=2)
+  sharding.check_batch(64, devices=8, grad_accum_steps=4)
+  sharding.check_batch(64, devices=8, grad_accum_steps=4, processes=2)
   with pytest.raises(ValueError) as error:
-    sharding.check_batch(100, devices=8, accumulate=4)
+    sharding.check_batch(100, devices=8, grad_accum_steps=4)
   for part in ("global batch of 100", "8 devices x 4 accumulation steps", "3.12 examples a device", "96 and 128"):
     assert part in str(error.value), error.value
   with pytest.raises(ValueError, match=r"nearest that can are 8$"):
-    sharding.check_batch(5, devices=8, accumulate=1)
+    sharding.check_batch(5, devices=8, grad_accum_steps=1)
 
 
 def test_unknown_ways_to_run():

@@ -94,7 +94,7 @@ def test_attention_that_places_receive():
 
 def test_attention_maps_of_a_swin(tmp_path):
   """Also of one that learned by hiding: nothing is hidden then."""
-  small = dict(width=8, depths=(2, 2), heads=(1, 2), scan=True)
+  small = dict(width=8, depths=(2, 2), num_heads=(1, 2), scan=True)
   hiding, params, _ = draw("simmim/test", **small)
   encoder = params["params"]["encoder"]
   first = {k: v for k, v in encoder["stage_0"].items() if k != "mask"}
@@ -130,12 +130,12 @@ def test_attention_weights_of_every_block(name, scan):
   model, variables = model_and_variables(name, scan=scan)
   weights = plots.attention_weights(model, variables, images(model))
   tokens = model.config.grid[0] * model.config.grid[1] + 1  # nothing is hidden
-  assert weights.shape == (model.config.depth, 2, model.config.heads, tokens, tokens)
+  assert weights.shape == (model.config.depth, 2, model.config.num_heads, tokens, tokens)
   np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
 
 
 def test_attention_of_an_autoencoder_keeps_the_patches_in_order():
-  model, variables = model_and_variables("mae/test", positions="none", depth=1, decoder_depth=1)
+  model, variables = model_and_variables("mae/test", position_embedding="none", depth=1, decoder_depth=1)
   one = images(model, 1)
   other = one.copy()
   other[:, :4, 8:12] = 255 - other[:, :4, 8:12]  # the third patch
@@ -146,7 +146,7 @@ def test_attention_of_an_autoencoder_keeps_the_patches_in_order():
 
 @pytest.mark.parametrize("positions", ["learned_1d", "learned_2d", "sincos_2d"])
 def test_position_table_is_what_the_encoder_adds(positions):
-  model, variables = model_and_variables("vit/test", positions=positions, depth=1)
+  model, variables = model_and_variables("vit/test", position_embedding=positions, depth=1)
   blank = jnp.zeros((1, *model.config.image_size, 3))
   embedded = model.apply(variables, blank)[1]["embedded"][0, 1:]
   bias = variables["params"]["encoder"]["patch"]["bias"]
@@ -156,7 +156,7 @@ def test_position_table_is_what_the_encoder_adds(positions):
 
 def test_no_positions_is_an_error():
   with pytest.raises(ValueError, match="positions='none' adds no"):
-    plots.position_table(*model_and_variables("vit/test", positions="none"))
+    plots.position_table(*model_and_variables("vit/test", position_embedding="none"))
 
 
 def test_similarity_by_hand():
@@ -176,7 +176,7 @@ class Oracle:
     self.config, self.standardise = model.config, standardise
 
   def apply(self, variables, image_BYXC, noise_BP, *, mask_ratio):
-    target = patchify(image_BYXC, self.config.patch).reshape(*noise_BP.shape, -1)
+    target = patchify(image_BYXC, self.config.patch_size).reshape(*noise_BP.shape, -1)
     if self.standardise:
       mean, var = target.mean(-1, keepdims=True), target.var(-1, keepdims=True, ddof=1)
       target = (target - mean) / jnp.sqrt(var + 1e-6)
@@ -200,7 +200,7 @@ def test_a_perfect_prediction_is_the_image(standardise, channels):
   ("name", "fields", "count", "options"),
   [
     ("mae/test", dict(depth=1, decoder_depth=1), 15, {}),
-    ("simmim/test", dict(depths=(2,), heads=(2,)), 20, dict(unit=8)),
+    ("simmim/test", dict(depths=(2,), num_heads=(2,)), 20, dict(unit=8)),
   ],
 )
 def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, options):
@@ -214,7 +214,7 @@ def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, optio
 
 
 def test_hidden_squares_are_those_of_the_objective(tmp_path):
-  model, variables = model_and_variables("simmim/test", depths=(2,), heads=(2,))
+  model, variables = model_and_variables("simmim/test", depths=(2,), num_heads=(2,))
   run = SimpleNamespace(model=model, objective=simmim.Objective(unit=8, mask_ratio=0.7))
   figure = registry.PICTURES["reconstructions"](run, variables, None, images(model), path=tmp_path / "a.png")
   drawn(tmp_path / "a.png")
@@ -374,7 +374,7 @@ def book(tmp_path_factory):
 
 def bert_run(book, kind):
   """An untrained small BERT on pairs of texts, on packed pieces, or on texts with labels."""
-  size = dict(width=24, depth=2, mlp_dim=40, heads=4, vocab=150)
+  size = dict(width=24, depth=2, mlp_dim=40, num_heads=4, vocab_size=150)
   rows = ["batch_size=8", f"model={dict(name='bert/nano', **size)}", f"data.dataset={book / 'book.txt'}"]
   rows += ["data.vocab_size=150", "data.length=32", "data.copies=1"]
   pairs = kind == "pairs"

@@ -11,7 +11,7 @@ from train import rng
 from train.objectives import simmim as objective
 from zoo.models.simmim import units
 
-TINY = dict(width=8, depths=(2, 2), heads=(1, 2))  # 4 x 5 squares of 8 pixels, each 2 x 2 patches
+TINY = dict(width=8, depths=(2, 2), num_heads=(1, 2))  # 4 x 5 squares of 8 pixels, each 2 x 2 patches
 
 
 def squares(masked_BYX, each):

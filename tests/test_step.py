@@ -51,9 +51,9 @@ def toy_gradient(w, batch=TOY):
   return 2 * (batch["weight"] * error) @ batch["x"] / batch["weight"].sum()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_gradient_and_metrics_are_the_weighted_mean(accumulate):
-  step, optimizer = toy_step(accumulate=accumulate)
+@pytest.mark.parametrize("grad_accum_steps", [1, 2, 4])
+def test_gradient_and_metrics_are_the_weighted_mean(grad_accum_steps):
+  step, optimizer = toy_step(grad_accum_steps=grad_accum_steps)
   state, metrics = step(toy_state(optimizer), TOY, rng.root(0))
   np.testing.assert_allclose(state.params["w"], W - RATE * toy_gradient(W), rtol=1e-5)
   error = TOY["x"] @ W - TOY["y"]
@@ -168,8 +168,8 @@ BATCH = dict(
   id=np.arange(B, dtype=np.int32),
 )
 BATCH["valid"][:4] = False  # a whole device of padding
-SMALL = dict(width=16, heads=8, mlp_dim=16, depth=1, image_size=(8, 8))
-DECODER = dict(decoder_width=16, decoder_heads=8, decoder_mlp_dim=16, decoder_depth=1)
+SMALL = dict(width=16, num_heads=8, mlp_dim=16, depth=1, image_size=(8, 8))
+DECODER = dict(decoder_width=16, decoder_num_heads=8, decoder_mlp_dim=16, decoder_depth=1)
 CASES = {
   "vit": (zoo.create("vit/test", **SMALL), classify.Objective(label_smoothing=0.1)),
   "mae": (zoo.create("mae/test", **SMALL, **DECODER), mae.Objective(mask_ratio=0.5)),
@@ -202,12 +202,14 @@ def parallel(name):
 
 
 @functools.cache
-def two_steps(case, where="one", accumulate=1):
+def two_steps(case, where="one", grad_accum_steps=1):
   """The state on its devices, and the same on the host with the metrics of each step."""
   model, objective = CASES[case]
   place = parallel(where)
   state = place.init(lambda v: init_state(v, optimizer(case), ema=True), variables(case))
-  step = make_step(objective, model, optimizer(case), accumulate=accumulate, ema_decay=DECAY, axis=place.axis)
+  step = make_step(
+    objective, model, optimizer(case), grad_accum_steps=grad_accum_steps, ema_decay=DECAY, axis=place.axis
+  )
   inputs = place.put_batch(BATCH), place.put(rng.root(3))
   step = place.compile(step).lower(state, *inputs).compile()  # refuses a state that lies otherwise than the first
   metrics = []
@@ -232,10 +234,10 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("case", "where", "accumulate"), PLACES)
-def test_the_same_wherever_and_however_cut(case, where, accumulate):
+@pytest.mark.parametrize(("case", "where", "grad_accum_steps"), PLACES)
+def test_the_same_wherever_and_however_cut(case, where, grad_accum_steps):
   _, wanted, wanted_metrics = two_steps(case)
-  _, state, metrics = two_steps(case, where, accumulate)
+  _, state, metrics = two_steps(case, where, grad_accum_steps)
   assert state.step == 2 and metrics[0]["weight"] == BATCH["valid"].sum()
   assert jax.tree.structure(state) == jax.tree.structure(wanted)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
@@ -246,9 +248,9 @@ def test_the_same_wherever_and_however_cut(case, where, accumulate):
   assert min(m for path, m in partitioning.flatten(moved).items() if not path.endswith("k/bias")) > 2e-4
 
 
-@pytest.mark.parametrize(("case", "where", "accumulate"), [p for p in PLACES if "=" in p[1]])
-def test_the_new_state_lies_as_its_rules_say(case, where, accumulate):
-  state, _, _ = two_steps(case, where, accumulate)
+@pytest.mark.parametrize(("case", "where", "grad_accum_steps"), [p for p in PLACES if "=" in p[1]])
+def test_the_new_state_lies_as_its_rules_say(case, where, grad_accum_steps):
+  state, _, _ = two_steps(case, where, grad_accum_steps)
   wanted = sharding.state_shardings(state, parallel(where).mesh)
   partitioning.map_with_path(
     lambda path, a, s: (
@@ -268,9 +270,9 @@ def test_the_new_state_lies_as_its_rules_say(case, where, accumulate):
 
 def test_the_same_key_gives_the_same_bits():
   """With every kind of randomness on; and another key gives something else."""
-  model = zoo.create("vit/test", **SMALL, dropout=0.1, attention_dropout=0.1, drop_path=0.2)
+  model = zoo.create("vit/test", **SMALL, dropout_rate=0.1, attention_dropout_rate=0.1, drop_path_rate=0.2)
   objective = classify.Objective(mixup=0.4, cutmix=1.0)
-  step = jax.jit(make_step(objective, model, optimizer("vit"), accumulate=2))
+  step = jax.jit(make_step(objective, model, optimizer("vit"), grad_accum_steps=2))
   state = init_state(variables("vit"), optimizer("vit"))
   one, again, other = (step(state, BATCH, rng.root(seed)) for seed in (0, 0, 1))
   jax.tree.map(np.testing.assert_array_equal, one, again)
@@ -330,7 +332,7 @@ def test_running_statistics_are_kept_in_training_and_used_in_evaluation():
   start = {"params": variables("vit")["params"], "batch_stats": stats}
   objective = classify.Objective()
   frozen = optax.set_to_zero()
-  step = jax.jit(make_step(objective, model, frozen, accumulate=2))
+  step = jax.jit(make_step(objective, model, frozen, grad_accum_steps=2))
   state, _ = step(init_state(start, frozen), BATCH, rng.root(0))
 
   pooled_BD = np.asarray(jax.jit(CASES["vit"][0].apply)(start, (BATCH["image"] / 255 - 0.5) / 0.5)[1]["features"])

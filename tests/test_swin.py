@@ -62,7 +62,7 @@ def attention():
 
 def in_windows(windows, x_BYXD):
   layer, params, bias = attention()
-  y, *_ = layer.apply(params, windows.cut(x_BYXD), mask=windows.mask(len(x_BYXD)), bias=bias(windows.window))
+  y, *_ = layer.apply(params, windows.cut(x_BYXD), mask=windows.mask(len(x_BYXD)), bias=bias(windows.window_size))
   return windows.join(y)
 
 
@@ -137,7 +137,7 @@ def test_nine_windows_for_four(windows):
   assert shift_ratio((7 * windows, 7 * windows), 7) == (windows + 1) ** 2 / windows**2
   # That of 8 rows fills up to 14.
   assert shift_ratio((8, 14), 7) == 9 / 4
-  model = functools.partial(zoo.create, "swin/test", depths=(2,), heads=(2,), image_size=(24, 24))
+  model = functools.partial(zoo.create, "swin/test", depths=(2,), num_heads=(2,), image_size=(24, 24))
   rolled, padded = (count_macs(in_model(model(shift=shift)), spec(1, 24, 24, 3)) for shift in ("roll", "pad"))
   one = wmsa_macs(3, 3, 24, 3)
   assert padded - rolled == 5 * one  # one of the two blocks has windows of 3 x 3 tokens, 9 instead of 4
@@ -164,21 +164,21 @@ def in_model(model):
   ],
 )
 def test_windows_of_small_maps(shrink, size, window, shift):
-  c = zoo.create("swin/t", shrink=shrink).config
+  c = zoo.create("swin/t", clamp_window=shrink).config
   assert c.windows(size) == Windows(size, window)
   assert c.windows(size, shifted=True) == Windows(size, window, shift)
 
 
 # ---- Any size ----
 
-SMALL = dict(width=8, depths=(2, 2), heads=(2, 2))
+SMALL = dict(width=8, depths=(2, 2), num_heads=(2, 2))
 
 
 def test_parameters_do_not_depend_on_the_size():
   for offsets in ("table", "continuous"):
     trees = []
     for size in ((32, 40), (17, 90), (1, 1), (12, 300)):
-      model = zoo.create("swin/test", offsets=offsets, image_size=size)
+      model = zoo.create("swin/test", relative_position_bias=offsets, image_size=size)
       variables = jax.eval_shape(model.init, {"params": jax.random.key(0)}, spec(1, 64, 64, 3))
       assert set(variables) == {"params"}  # no mask is kept
       output, aux = jax.eval_shape(model.apply, variables, spec(2, *size, 3))
@@ -191,7 +191,8 @@ def test_parameters_do_not_depend_on_the_size():
 
 
 @pytest.mark.parametrize(
-  ("size", "overrides"), [((17, 50), {}), ((5, 3), {}), ((28, 28), dict(shrink="never", mask_padding=False, **swin.V2))]
+  ("size", "overrides"),
+  [((17, 50), {}), ((5, 3), {}), ((28, 28), dict(clamp_window="never", mask_padding=False, **swin.V2))],
 )
 def test_both_ways_to_shift_are_the_same_at_any_size(size, overrides):
   image = normal(2, *size, 3)
@@ -246,9 +247,9 @@ def test_continuous_offsets_by_hand():
 
 
 def test_which_windows_continuous_offsets_were_trained_with():
-  c = zoo.create("swin/v2_t", window=16).config
+  c = zoo.create("swin/v2_t", window_size=16).config
   assert [c.trained_window(stage) for stage in range(4)] == [(16, 16)] * 3 + [(8, 8)]
-  c = zoo.create("swin/v2_t", window=24, image_size=384, pretrained_windows=(12, 12, 12, 6)).config
+  c = zoo.create("swin/v2_t", window_size=24, image_size=384, pretrained_windows=(12, 12, 12, 6)).config
   assert [c.trained_window(stage) for stage in range(4)] == [(12, 12)] * 3 + [(6, 6)]
 
 
@@ -259,7 +260,7 @@ LAYOUTS = ("zoo", "huggingface", "timm", "microsoft")
 def test_tables_of_another_window_are_resampled_when_asked_for(layout, tmp_path):
   _, variables = random_variables("swin/test")
   zoo.save(tmp_path / "w.safetensors", "swin/test", {}, variables, layout=layout)
-  load = functools.partial(zoo.load, tmp_path / "w.safetensors", "swin/test", layout=layout, window=5)
+  load = functools.partial(zoo.load, tmp_path / "w.safetensors", "swin/test", layout=layout, window_size=5)
   with pytest.raises(WeightsError, match=r"holds positions of another image size or window.*resample=True"):
     load()
   _, again = load(resample=True)
@@ -312,9 +313,9 @@ def test_keys_have_no_bias_with_cosines():
   "overrides",
   [
     dict(**swin.V2),
-    dict(order="res_post", head="none", shrink="never"),
-    dict(scores="cosine", head="none", mask_padding=False, scan=True),
-    dict(offsets="continuous", num_classes=0, shift="pad", channels=1),
+    dict(norm_position="res_post", head="none", clamp_window="never"),
+    dict(attention_score="cosine", head="none", mask_padding=False, scan=True),
+    dict(relative_position_bias="continuous", num_classes=0, shift="pad", channels=1),
   ],
   ids=str,
 )
@@ -366,9 +367,9 @@ def test_a_scan_is_a_loop(overrides):
 @pytest.mark.parametrize("scan", [False, True])
 def test_stochastic_depth_grows_over_all_stages(scan):
   """A block whose two branches are dropped hands its input on: so of rate^2 of the examples."""
-  overrides = dict(width=4, depths=(2, 4), heads=(1, 1), image_size=(4, 4), scan=scan)
+  overrides = dict(width=4, depths=(2, 4), num_heads=(1, 1), image_size=(4, 4), scan=scan)
   _, variables, (image,) = draw("swin/test", batch=600, **overrides)
-  model = zoo.create("swin/test", drop_path=0.8, **overrides)
+  model = zoo.create("swin/test", drop_path_rate=0.8, **overrides)
   _, aux = jax.jit(model.apply)(variables, image, rngs={"dropout": jax.random.key(0)})
   same = [
     (aux[a] == aux[b]).all((1, 2, 3)).mean()
@@ -447,12 +448,12 @@ def test_operations_are_as_published(name, gmacs, digits):
     (dict(depths=(2, 2, 2)), r"heads is \(2, 6\); wanted at least 1 for each of the 3 stages"),
     (dict(depths=4), r"depths is 4 \(int\); wanted tuple"),
     (dict(depths=(2, "2")), r"depths is \(2, '2'\), with '2' \(str\); wanted int"),
-    (dict(heads=(2, 5)), "5 heads do not divide the width 48"),
-    (dict(window=0, mlp_ratio=0.0), "window is 0; wanted at least 1\nmlp_ratio is 0.0; wanted more than 0"),
+    (dict(num_heads=(2, 5)), "5 heads do not divide the width 48"),
+    (dict(window_size=0, mlp_ratio=0.0), "window is 0; wanted at least 1\nmlp_ratio is 0.0; wanted more than 0"),
     (dict(pretrained_windows=(3,)), r"pretrained_windows is \(3,\); wanted none, or 0 or more for each stage"),
     (dict(shift="rol"), "shift is 'rol'; did you mean 'roll'"),
     (dict(head="tokens"), "head is 'tokens'.*There are: classify, none, features"),
-    (dict(order="post"), "order is 'post'.*did you mean 'res_post'"),
+    (dict(norm_position="post"), "order is 'post'.*did you mean 'res_post'"),
   ],
 )
 def test_fields_that_cannot_be(overrides, message):
@@ -469,5 +470,5 @@ def test_images_that_cannot_be():
 
 
 def test_lists_are_tuples():
-  model = zoo.create("swin/test", depths=[2, 2], heads=[2, 2])
+  model = zoo.create("swin/test", depths=[2, 2], num_heads=[2, 2])
   assert model.config.depths == (2, 2) and model.config.depth == 4 and hash(model.config)

@@ -150,7 +150,7 @@ def test_averages_that_cannot_be(tmp_path, capsys):
     ("nat/test", dict(decoder_depth=2), ("decoder/.*", "length/.*")),
     ("nat/test", dict(length="cut", decoder_depth=1, scan=True), "decoder/.*"),
     ("transformer/test", dict(decoder_depth=1), "decoder/.*"),
-    ("transformer/test", dict(decoder_depth=4, positions="t5"), ("decoder/.*", ".*_bias/buckets")),
+    ("transformer/test", dict(decoder_depth=4, position_embedding="t5"), ("decoder/.*", ".*_bias/buckets")),
   ],
 )
 def test_an_encoder_is_taken_over_by_itself(name, overrides, keep, tmp_path):
@@ -178,7 +178,7 @@ def test_an_encoder_is_taken_over_by_itself(name, overrides, keep, tmp_path):
 
 
 TINY = [
-  "model.width=16 model.depth=1 model.decoder_depth=1 model.mlp_dim=16 model.heads=2 model.scan=False",
+  "model.width=16 model.depth=1 model.decoder_depth=1 model.mlp_dim=16 model.num_heads=2 model.scan=False",
   "data.train_split=train[:64] data.eval_split=val[:8] data.batching=pad data.source_length=40 data.target_length=40",
   "model.max_length=40 model.remat=none batch_size=16 epochs=0.0 steps=3 checkpoint.every=1 checkpoint.keep=2",
   "evals.val.every=0 evals.test.split=test[:8] evals.test.batch_size=8 pictures=()",

@@ -179,7 +179,7 @@ def test_words_that_a_source_has_are_in_its_target(tmp_path):
   assert shared > 10  # names, for the most part
   prepared_words = prepared(tmp_path, write(tmp_path / "mine"), "--tokenizer", "word")
   assert prepared_words.tokenizer.encode("house lärm").tokens == ["house", "<unk>", "</s>"]
-  model = types.SimpleNamespace(vocab=4000, max_length=128, pad=0, bos=2, eos=3, copy_slots=3)
+  model = types.SimpleNamespace(vocab_size=4000, max_length=128, pad=0, bos=2, eos=3, copy_slots=3)
   with pytest.raises(ValueError, match=r"to a tokenizer of bytes no word is unknown.*data\.words"):
     small(copy_slots=3).check_fit(model, None)
 
@@ -521,7 +521,7 @@ def test_a_run_goes_on_bit_for_bit(batching, tmp_path):
   """In batches of several shapes, each with a program of its own; and in rows of several pairs."""
   config = configuration.load("translate_en_es", [f"data.batching={batching}", "data.train_split=train[:150]"])
   config.data.buckets = 2
-  config.model.update(width=16, mlp_dim=16, depth=1, decoder_depth=1, dropout=0.1, scan=False, remat="none")
+  config.model.update(width=16, mlp_dim=16, depth=1, decoder_depth=1, dropout_rate=0.1, scan=False, remat="none")
   config.batch_size, config.evals, config.pictures, config.checkpoint.every = 8, {}, (), 3
   for steps, folder in ((7, "whole"), (3, "parts"), (7, "parts")):
     config.steps = steps

@@ -43,7 +43,7 @@ SMALLER = dict(
   transformer=dict(depth=1, decoder_depth=2),
   nat=dict(depth=1, decoder_depth=2),
   swin=dict(depths=(2, 2)),
-  simmim=dict(depths=(2,), heads=(2,)),
+  simmim=dict(depths=(2,), num_heads=(2,)),
 )
 
 
@@ -60,7 +60,7 @@ def compiled(name, mesh_name, **overrides):
   family = name.partition("/")[0]
   config.model = dict(name=name, dtype="bfloat16", **SMALLER.get(family, {}) | overrides)
   if hasattr(zoo.create(name).config, "dropout"):
-    config.model.dropout = 0.1
+    config.model.dropout_rate = 0.1
   if family == "kernel_regression":
     config.data = dict(name="points", dataset="engel")
   elif family in ("vit", "mae", "hybrid", "patch_prediction", "convnext", "swin", "simmim"):
@@ -91,7 +91,7 @@ def compiled(name, mesh_name, **overrides):
   config.batch_size = LOCAL * way.data_devices
   if family == "vit":
     # What is the same whatever the model is compiled with one.
-    config.model.drop_path, config.ema_decay, config.objective = 0.1, 0.99, classify | dict(mixup=0.8, cutmix=1.0)
+    config.model.drop_path_rate, config.ema_decay, config.objective = 0.1, 0.99, classify | dict(mixup=0.8, cutmix=1.0)
   made = Program(config, 100)
   arguments = compiler.abstract_arguments(made, mesh)
   params = arguments[0].params
@@ -121,7 +121,7 @@ def check_data_parallel_sums_gradients_and_hardly_more(name, found, mesh, params
   assert {c.op for c in found} == {"all-reduce"}
   numbers, config = sum(p.size for p in params), zoo.create(name).config
   # The table that embeds words and tells them has two gradients, in float32 and in bfloat16.
-  tied = config.vocab * config.width if hasattr(config, "vocab") else 0
+  tied = config.vocab_size * config.width if hasattr(config, "vocab") else 0
   # Equal gradients, of the class token and of its position, are summed once.
   assert 0.99 * numbers <= moved(found, "all-reduce") < 1.05 * numbers + tied
 
@@ -184,7 +184,7 @@ def test_kernel_regression_sums_scalars(mesh_name):
 
 
 # A size at which XLA finds it worth while to cut activations along the width instead of gathering parameters.
-LARGER = dict(width=256, heads=2, mlp_dim=1024, scan=True)
+LARGER = dict(width=256, num_heads=2, mlp_dim=1024, scan=True)
 
 
 @pytest.mark.slow

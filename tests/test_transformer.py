@@ -38,7 +38,7 @@ def logits(source=SOURCE, target=TARGET, rows=(), **overrides):
 @pytest.mark.parametrize("order", ["post", "pre"])
 def test_a_token_knows_no_later_one(order):
   """By gradients of every output to every embedded target."""
-  model, variables = drawn(order=order, final_norm=order == "pre", shared="none")
+  model, variables = drawn(norm_position=order, final_norm=order == "pre", tie_embeddings="none")
 
   def read(table):
     params = variables["params"] | {"target_embed": {"embedding": table}}
@@ -63,7 +63,12 @@ def test_sequences_that_share_a_row_do_not_know_each_other():
   target = np.array([[*TARGET[0, :2], *TARGET[1, :3], 0]], np.int32)
   of_source = Row(np.array([[1, 1, 1, 2, 2, 0, 0]]), np.array([[0, 1, 2, 0, 1, 0, 0]]))
   of_target = Row(np.array([[1, 1, 2, 2, 2, 0]]), np.array([[0, 1, 0, 1, 2, 0]]))
-  for overrides in (dict(), dict(positions="learned", cross="mix"), dict(positions="t5"), dict(positions="rotary")):
+  for overrides in (
+    dict(),
+    dict(position_embedding="learned", cross="mix"),
+    dict(position_embedding="t5"),
+    dict(position_embedding="rotary"),
+  ):
     packed = logits(source, target, (of_source, of_target), **overrides)[0]
     one, two = (logits(SOURCE[i : i + 1, : 3 - i], TARGET[i : i + 1, : 2 + i], **overrides)[0] for i in (0, 1))
     np.testing.assert_allclose(packed[:2], one, rtol=1e-4, atol=1e-5)
@@ -72,7 +77,7 @@ def test_sequences_that_share_a_row_do_not_know_each_other():
 
 @pytest.mark.parametrize("positions", ["sincos", "learned", "rotary", "alibi", "t5", "none"])
 def test_a_step_is_a_place_of_the_whole(positions):
-  model, variables = drawn(positions=positions)
+  model, variables = drawn(position_embedding=positions)
   wanted, _ = model.apply(variables, SOURCE, TARGET)
   memory, cache = model.apply(variables, SOURCE, 8, method="start")
   step = jax.jit(functools.partial(model.apply, method="step"))
@@ -85,7 +90,7 @@ def test_where_a_token_stands_matters():
   """But with no positions at all; the encoder is looked at, for the decoder's mask tells places too."""
   order = np.array([2, 0, 1, 3, 4, 5, 6])
   for positions in ("sincos", "learned", "rotary", "alibi", "t5", "none"):
-    model, variables = drawn(positions=positions)
+    model, variables = drawn(position_embedding=positions)
     one, two = (np.asarray(model.apply(variables, s, method="encode")[0].memory) for s in (SOURCE, SOURCE[:, order]))
     difference = np.abs(one[:, order] - two).max()
     assert difference < 1e-5 if positions == "none" else difference > 1e-3, positions
@@ -97,7 +102,7 @@ def test_where_a_token_stands_matters():
 )
 def test_norms_other_than_by_layer(norm, scan):
   """Trained by the step: those that keep statistics change them, forward and backward; padding is in none of them."""
-  overrides = SMALL | dict(norm=norm, order="pre", final_norm=True, scan=scan)
+  overrides = SMALL | dict(norm=norm, norm_position="pre", final_norm=True, scan=scan)
   model = zoo.create("transformer/test", **overrides)
   variables = jax.jit(model.init)({"params": jax.random.key(0)}, SOURCE, TARGET)
   optimizer = optax.sgd(0.1)
@@ -140,7 +145,11 @@ def test_which_layer_the_decoder_reads():
 
 
 def test_scan_is_a_loop():
-  for overrides in (dict(), dict(cross="mix", kv_heads=1), dict(cross="layer", order="pre", final_norm=True)):
+  for overrides in (
+    dict(),
+    dict(cross="mix", num_kv_heads=1),
+    dict(cross="layer", norm_position="pre", final_norm=True),
+  ):
     model, variables = drawn(**overrides)
     stacked = {"params": zoo.layers.stack.stack_params(variables["params"])}
     scanned = zoo.create("transformer/test", **SMALL | overrides, scan=True, remat="dots_saveable")
@@ -152,7 +161,7 @@ def test_scan_is_a_loop():
 
 def test_shared_matrices():
   for shared, count in (("all", 1), ("target", 2), ("none", 3)):
-    _, variables = drawn(shared=shared)
+    _, variables = drawn(tie_embeddings=shared)
     tables = [p for p in jax.tree.leaves(variables) if 29 in p.shape]
     assert len(tables) == count
 
@@ -194,11 +203,11 @@ def test_a_word_outside_the_vocabulary_can_be_copied():
 
 
 def test_its_own_tokens_are_said_after_the_true_ones():
-  model, variables = drawn(order="pre", final_norm=True)
+  model, variables = drawn(norm_position="pre", final_norm=True)
   own = np.random.default_rng(5).uniform(size=(3, 6)) < 0.5
   own[:, 0] = False
   mixed = np.asarray(model.apply(variables, SOURCE, TARGET, own, method="mixed_inputs"))
-  said = logits(order="pre", final_norm=True).argmax(-1)
+  said = logits(norm_position="pre", final_norm=True).argmax(-1)
   assert (said[:, 1:] != said[:, :-1]).any(1).all()
   for b, t in np.ndindex(3, 6):
     assert mixed[b, t] == (said[b, t - 1] if own[b, t] else TARGET[b, t])
@@ -208,12 +217,12 @@ def test_its_own_tokens_are_said_after_the_true_ones():
   ("overrides", "message"),
   [
     (dict(cross="layer", decoder_depth=3), "depth is 2 and decoder_depth 3"),
-    (dict(order="pre"), "order='pre' needs final_norm=True"),
-    (dict(order="prae"), "order is 'prae'; did you mean 'pre'"),
+    (dict(norm_position="pre"), "order='pre' needs final_norm=True"),
+    (dict(norm_position="prae"), "order is 'prae'; did you mean 'pre'"),
     (dict(eos=29), "eos is token 29 of a vocabulary of 29"),
     (dict(copy_slots=3), "copy_slots is 3 without copy=True"),
-    (dict(heads=5), "5 heads do not divide the width 16"),
-    (dict(kv_heads=3), "4 query heads cannot share 3 key heads"),
+    (dict(num_heads=5), "5 heads do not divide the width 16"),
+    (dict(num_kv_heads=3), "4 query heads cannot share 3 key heads"),
   ],
 )
 def test_configs_that_cannot_be(overrides, message):

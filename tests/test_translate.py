@@ -99,7 +99,7 @@ def test_scheduled_sampling_reads_its_own_tokens():
 
 
 SMALL = {
-  "transformer/test": dict(width=8, heads=2, mlp_dim=8, depth=1, decoder_depth=1),
+  "transformer/test": dict(width=8, num_heads=2, mlp_dim=8, depth=1, decoder_depth=1),
   "seq2seq/test": dict(width=8, embed_dim=6, depth=1),
 }
 

@@ -20,25 +20,25 @@ TINY = dict(depth=1, width=8, mlp_dim=12)
 @pytest.mark.parametrize(
   "overrides",
   [
-    dict(positions="none"),
-    dict(positions="learned_2d", pool="gap"),
-    dict(positions="sincos_2d", pool="map"),
-    dict(positions="relative", class_token=False, pool="gap"),
-    dict(positions="learned_1d", class_token=False, pool="map", representation=5),
+    dict(position_embedding="none"),
+    dict(position_embedding="learned_2d", pool="gap"),
+    dict(position_embedding="sincos_2d", pool="map"),
+    dict(position_embedding="relative", class_token=False, pool="gap"),
+    dict(position_embedding="learned_1d", class_token=False, pool="map", representation_size=5),
     dict(pool="gap", head_norm="layer", final_norm=False, image_size=(8, 16)),
     dict(pool="gap", head_norm="batch", class_token=False, activation="gelu_tanh"),
-    dict(representation=5, num_classes=0, channels=1),
+    dict(representation_size=5, num_classes=0, channels=1),
   ],
   ids=str,
 )
 def test_vit_combinations(overrides):
   output, aux = check_gradients("vit/test", **TINY, **overrides)
   c = zoo.create("vit/test", **TINY, **overrides).config
-  features = c.representation or c.width
+  features = c.representation_size or c.width
   assert output.shape == (2, c.num_classes or features) and aux["features"].shape == (2, features)
   tokens = math.prod(c.grid) + c.class_token
   assert aux["tokens"].shape == aux["embedded"].shape == (2, tokens, c.width)
-  assert aux["block_00/weights"].shape == (2, c.heads, tokens, tokens)
+  assert aux["block_00/weights"].shape == (2, c.num_heads, tokens, tokens)
   tokens_BTD = np.asarray(aux["tokens"])
   if overrides.get("num_classes") is None and c.pool == "gap" and c.head_norm == "none":
     np.testing.assert_allclose(aux["features"], tokens_BTD[:, int(c.class_token) :].mean(1), rtol=1e-4, atol=1e-5)
@@ -76,9 +76,9 @@ def test_the_mean_of_a_text():
 def test_other_image_sizes(positions):
   """Positions are resampled: an image of other size is encoded as a model of that size with a resampled table would."""
   image = np.random.default_rng(1).normal(size=(2, 28, 8, 3)).astype(np.float32)
-  output, aux = run("vit/test", image, positions=positions)
+  output, aux = run("vit/test", image, position_embedding=positions)
   assert np.isfinite(output).all() and aux["tokens"].shape == (2, 7 * 2 + 1, 8)
-  _, variables, _ = draw("vit/test", **TINY, positions=positions)
+  _, variables, _ = draw("vit/test", **TINY, position_embedding=positions)
   small = variables["params"]["encoder"].get("pos", {})
   pos = dict(small)
   if positions == "learned_1d":
@@ -88,7 +88,7 @@ def test_other_image_sizes(positions):
     pos["column"] = resample(small["column"][None], (1, 2))[0]
   encoder = variables["params"]["encoder"] | ({"pos": pos} if pos else {})
   of_that_size = {"params": variables["params"] | {"encoder": encoder}}
-  wanted, _ = run("vit/test", image, variables=of_that_size, positions=positions, image_size=(28, 8))
+  wanted, _ = run("vit/test", image, variables=of_that_size, position_embedding=positions, image_size=(28, 8))
   np.testing.assert_allclose(output, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -97,18 +97,20 @@ def test_positions_tell_patches_apart():
   _, _, (image,) = draw("vit/test", **TINY)
   halves = np.concatenate([image[:, 8:], image[:, :8]], 1)
   for positions in ("none", "learned_1d", "learned_2d", "sincos_2d", "relative"):
-    outputs = [run("vit/test", x, positions=positions, pool="gap", class_token=False)[0] for x in (image, halves)]
+    outputs = [
+      run("vit/test", x, position_embedding=positions, pool="gap", class_token=False)[0] for x in (image, halves)
+    ]
     difference = np.abs(outputs[0] - outputs[1]).max()
     assert difference < 1e-6 if positions == "none" else difference > 1e-4, positions
 
 
 def test_relative_positions_know_one_length():
   with pytest.raises(ValueError, match="made for 16 tokens and got 15"):
-    run("vit/test", np.zeros((1, 28, 8, 3), np.float32), positions="relative")
+    run("vit/test", np.zeros((1, 28, 8, 3), np.float32), position_embedding="relative")
 
 
 def test_scan_with_everything_on():
-  overrides = dict(TINY, depth=2, positions="relative", pool="map", head_norm="batch", representation=5)
+  overrides = dict(TINY, depth=2, position_embedding="relative", pool="map", head_norm="batch", representation_size=5)
   model, variables, inputs = draw("vit/test", **overrides)
   wanted, _ = model.apply(variables, *inputs)
   stacked = variables | {"params": stack_params(variables["params"])}
@@ -119,7 +121,7 @@ def test_scan_with_everything_on():
 def test_dropout_only_with_its_rng():
   model, variables, inputs = draw("vit/test", **TINY)
   wanted, _ = model.apply(variables, *inputs)
-  for rates in (dict(dropout=0.5), dict(attention_dropout=0.5), dict(drop_path=0.5, depth=2)):
+  for rates in (dict(dropout_rate=0.5), dict(attention_dropout_rate=0.5), dict(drop_path_rate=0.5, depth=2)):
     other = zoo.create("vit/test", **TINY | rates)
     if "depth" in rates:
       _, variables, inputs = draw("vit/test", **TINY | dict(depth=2))
@@ -135,7 +137,7 @@ def test_stochastic_depth_grows_with_depth(scan):
   """A block whose two branches are dropped hands its input on: so of rate^2 of the examples."""
   overrides = dict(TINY, depth=3, width=4, mlp_dim=4, image_size=(4, 4), scan=scan)
   model, variables, (image,) = draw("vit/test", batch=600, **overrides)
-  model = zoo.create("vit/test", drop_path=0.8, **overrides)
+  model = zoo.create("vit/test", drop_path_rate=0.8, **overrides)
   _, aux = jax.jit(model.apply)(variables, image, rngs={"dropout": jax.random.key(0)})
   names = ["embedded", "block_00", "block_01", "block_02"]
   same = [(aux[a] == aux[b]).all((1, 2)).mean() for a, b in itertools.pairwise(names)]
@@ -155,7 +157,7 @@ def test_stochastic_depth_grows_with_depth(scan):
     (dict(depth=2.0), r"vit/test: depth is 2.0 \(float\); wanted int"),
     (dict(depth=True), r"vit/test: depth is True \(bool\); wanted int"),
     (dict(scan=1), r"vit/test: scan is 1 \(int\); wanted bool"),
-    (dict(dropout="no"), r"vit/test: dropout is 'no' \(str\); wanted float"),
+    (dict(dropout_rate="no"), r"vit/test: dropout is 'no' \(str\); wanted float"),
     (dict(image_size="large"), "vit/test: image_size is 'large'; wanted rows and columns"),
     (dict(image_size=(224, 224, 3)), r"image_size is \(224, 224, 3\); wanted rows and columns"),
     (dict(image_size=2.5), "image_size is 2.5; wanted rows and columns"),
@@ -164,9 +166,9 @@ def test_stochastic_depth_grows_with_depth(scan):
     (dict(class_token=False), "pool='cls' needs class_token=True"),
     (dict(activation="softplus"), "activation is 'softplus'.*There are: gelu, gelu_tanh, relu"),
     (dict(dtype="float16"), "dtype is 'float16'; did you mean 'bfloat16'"),
-    (dict(patch=0, depth=-1), "patch is 0; wanted at least 1\ndepth is -1"),
+    (dict(patch_size=0, depth=-1), "patch is 0; wanted at least 1\ndepth is -1"),
     (dict(num_classes=-1), "num_classes is -1; wanted at least 0"),
-    (dict(drop_path=1.0), "drop_path is 1.0; wanted 0 <= drop_path < 1"),
+    (dict(drop_path_rate=1.0), "drop_path is 1.0; wanted 0 <= drop_path < 1"),
     (dict(image_size=30), "30 x 30 pixels cannot be cut into 4 x 4 patches: 30 is no multiple of 4"),
   ],
 )
@@ -176,8 +178,8 @@ def test_fields_that_cannot_be(overrides, message):
 
 
 def test_fields_that_are_bent():
-  c = zoo.create("vit/test", image_size=224, dropout=0).config
-  assert c.image_size == (224, 224) and isinstance(c.dropout, (int, float))
+  c = zoo.create("vit/test", image_size=224, dropout_rate=0).config
+  assert c.image_size == (224, 224) and isinstance(c.dropout_rate, (int, float))
   assert zoo.create("vit/test", image_size=[8, 16]).config.grid == (2, 4)
 
 
@@ -192,8 +194,8 @@ def test_models_that_cannot_be(name):
   with pytest.raises(ValueError, match=r"20 x 13 pixels cannot be cut into 4 x 4 patches: 13 is no.*the nearest is 12"):
     init(name, (1, 20, 13, 3))
   with pytest.raises(ValueError, match=r"5 heads do not divide the width 24; try one of \[1, 2, 3, 4, 6, 8, 12\]"):
-    init(name, heads=5)
+    init(name, num_heads=5)
   with pytest.raises(ValueError, match=r"positions is 'sincos'; did you mean 'sincos_2d'"):
-    init(name, positions="sincos")
+    init(name, position_embedding="sincos")
   with pytest.raises(ValueError, match=r"image_BYXC has rank 3"):
     init("vit/test", (20, 12, 3))

@@ -34,12 +34,12 @@ def random_variables(name, seed=0, **overrides):
 
 CASES = [
   ("vit/test", "huggingface", {}),
-  ("vit/test", "huggingface", dict(num_classes=0, representation=11)),
-  ("vit/test", "huggingface", dict(positions="sincos_2d", scan=True)),
+  ("vit/test", "huggingface", dict(num_classes=0, representation_size=11)),
+  ("vit/test", "huggingface", dict(position_embedding="sincos_2d", scan=True)),
   ("vit/test", "timm", {}),
   ("vit/test", "timm", dict(pool="gap", class_token=False, final_norm=False, head_norm="layer")),
-  ("vit/test", "timm", dict(pool="map", class_token=False, representation=13)),
-  ("vit/test", "google", dict(representation=11, scan=True)),
+  ("vit/test", "timm", dict(pool="map", class_token=False, representation_size=13)),
+  ("vit/test", "google", dict(representation_size=11, scan=True)),
   ("vit/test", "google", dict(pool="map", class_token=False)),
   ("mae/test", "huggingface", {}),
   ("mae/test", "timm", dict(scan=True)),
@@ -53,12 +53,20 @@ CASES = [
   *(("swin/test", layout, {}) for layout in ("huggingface", "timm", "microsoft")),
   *(("swin/test", layout, dict(V2, scan=True)) for layout in ("huggingface", "timm", "microsoft")),
   *(("swin/test", layout, dict(head="features")) for layout in ("huggingface", "microsoft")),
-  ("swin/test", "huggingface", dict(head="none", order="res_post")),
+  ("swin/test", "huggingface", dict(head="none", norm_position="res_post")),
   ("transformer/test", "huggingface", dict(head_bias=True)),
-  ("transformer/test", "huggingface", dict(head_bias=True, shared="target", positions="learned", embed_norm=True)),
-  ("transformer/test", "huggingface", dict(head_bias=True, shared="none", order="pre", final_norm=True, scan=True)),
+  (
+    "transformer/test",
+    "huggingface",
+    dict(head_bias=True, tie_embeddings="target", position_embedding="learned", embed_norm=True),
+  ),
+  (
+    "transformer/test",
+    "huggingface",
+    dict(head_bias=True, tie_embeddings="none", norm_position="pre", final_norm=True, scan=True),
+  ),
   ("transformer/test", "torch", dict(final_norm=True)),
-  ("transformer/test", "torch", dict(final_norm=True, shared="none", head_bias=True, order="pre")),
+  ("transformer/test", "torch", dict(final_norm=True, tie_embeddings="none", head_bias=True, norm_position="pre")),
 ]
 
 
@@ -132,7 +140,7 @@ def test_what_stands_where_in_a_torch_tensor():
 
 
 def test_positions_without_a_place_in_a_layout(tmp_path):
-  overrides = dict(positions="learned_2d")
+  overrides = dict(position_embedding="learned_2d")
   _, variables = random_variables("vit/test", **overrides)
   with pytest.raises(WeightsError, match="encoder/pos/row has no rule"):
     zoo.save(tmp_path / "w.safetensors", "vit/test", overrides, variables, layout="timm")
@@ -159,7 +167,7 @@ def test_a_classifier_without_classes_must_be_asked_for(tmp_path):
 
 def test_an_encoder_out_of_an_mae(tmp_path):
   _, variables = random_variables("mae/test")
-  kwargs = dict(num_classes=0, positions="sincos_2d")
+  kwargs = dict(num_classes=0, position_embedding="sincos_2d")
   for layout, decoder in (("zoo", "params/decoder/.*"), ("timm", "decoder.*|mask_token")):
     zoo.save(tmp_path / "w.safetensors", "mae/test", {}, variables, layout=layout)
     _, vit = zoo.load(tmp_path / "w.safetensors", "vit/test", layout=layout, ignore=[decoder], **kwargs)
@@ -195,8 +203,8 @@ def test_what_has_no_positions_cannot_resample_them(tmp_path):
 
 def test_rows_and_columns_are_resampled(tmp_path):
   path = tmp_path / "w.safetensors"
-  _, variables = random_variables("vit/test", positions="learned_2d")
-  zoo.save(path, "vit/test", dict(positions="learned_2d"), variables)
+  _, variables = random_variables("vit/test", position_embedding="learned_2d")
+  zoo.save(path, "vit/test", dict(position_embedding="learned_2d"), variables)
   _, again = zoo.load(path, image_size=(32, 12), resample=True)
   row = variables["params"]["encoder"]["pos"]["row"]
   np.testing.assert_allclose(again["params"]["encoder"]["pos"]["row"], resample(row[:, None], (8, 1))[:, 0], rtol=1e-6)
@@ -305,7 +313,7 @@ def test_weights_of_another_family_are_told_as_such(tmp_path):
 
 
 def fine_tuned(**overrides):
-  overrides = dict(final_norm=False, head_norm="layer", pool="gap", positions="sincos_2d") | overrides
+  overrides = dict(final_norm=False, head_norm="layer", pool="gap", position_embedding="sincos_2d") | overrides
   return random_variables("vit/test", seed=1, **overrides)
 
 
@@ -337,8 +345,8 @@ def test_what_fine_tuning_must_name(tmp_path):
   assert "params/head/kernel [24, 7] is not filled" in lines
   with pytest.raises(WeightsError, match=r"to keep parts of the model as they are: zoo\.weights\.load_into"):
     zoo.load(path, "vit/test")
-  with pytest.raises(WeightsError, match=r"trained with epsilon 1e-06, the model has 0.01"):
-    load_into(fine_tuned(epsilon=0.01)[0], variables, path, ignore=".*decoder.*", keep="head.*")
+  with pytest.raises(WeightsError, match=r"trained with norm_eps 1e-06, the model has 0.01"):
+    load_into(fine_tuned(norm_eps=0.01)[0], variables, path, ignore=".*decoder.*", keep="head.*")
 
 
 def test_linear_probing_keeps_its_running_statistics(tmp_path):
@@ -424,8 +432,10 @@ def huggingface(directory, name, overrides, **changes):
   return model, variables
 
 
-IMAGES = dict(epsilon=1e-12, channels=2, image_size=(8, 12))
-MARIAN = dict(head_bias=True, vocab=23, max_length=14, pad=5, bos=5, eos=0, activation="swish", scale_embedding=False)
+IMAGES = dict(norm_eps=1e-12, channels=2, image_size=(8, 12))
+MARIAN = dict(
+  head_bias=True, vocab_size=23, max_length=14, pad=5, bos=5, eos=0, activation="swish", scale_embedding=False
+)
 
 
 @pytest.mark.parametrize("name, overrides", [("vit/test", IMAGES), ("mae/test", IMAGES), ("transformer/test", MARIAN)])

@@ -6,7 +6,7 @@ from train.config import defaults
 def get_config():
   config = defaults()
   config.model = dict(
-    name="mae/nano4", width=16, depth=2, mlp_dim=24, heads=2, decoder_width=16, decoder_depth=1, decoder_mlp_dim=24
+    name="mae/nano4", width=16, depth=2, mlp_dim=24, num_heads=2, decoder_width=16, decoder_depth=1, decoder_mlp_dim=24
   )
   config.data = dict(
     name="images",

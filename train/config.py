@@ -39,7 +39,7 @@ def defaults() -> ConfigDict:
       optimizer=dict(name=""),
       # Examples in a step, of all devices together; and how many parts to cut it into to need less memory.
       batch_size=0,
-      accumulate=1,
+      grad_accum_steps=1,
       # How long: passes over the training split, or steps; one of them.
       epochs=0.0,
       steps=0,

@@ -44,7 +44,7 @@ class Program:
       self.objective,
       self.model,
       self.optimizer,
-      accumulate=config.accumulate,
+      grad_accum_steps=config.grad_accum_steps,
       ema_decay=config.ema_decay,
       skip_nonfinite=config.skip_nonfinite,
       freeze=lambda params: optim.stop_frozen(params, freeze),

@@ -53,7 +53,7 @@ class Run(Program):
     if config.log_every < 1:
       raise ValueError(f"config.log_every is {config.log_every}; wanted at least 1 step")
     self.parallel = sharding.parallel(**config.parallel)
-    sharding.check_batch(config.batch_size, self.parallel.data_devices, config.accumulate, jax.process_count())
+    sharding.check_batch(config.batch_size, self.parallel.data_devices, config.grad_accum_steps, jax.process_count())
     self.data = data.make(config.data.name, **configuration.kwargs(config.data))
     super().__init__(config, self._count_steps(config))
     self.data.check_fit(self.model.config, self.objective)

@@ -90,15 +90,17 @@ def state_shardings(state, mesh: Mesh):
   return partitioning.map_with_path(shard, state)
 
 
-def check_batch(batch_size: int, devices: int, accumulate: int, processes: int = 1) -> None:
+def check_batch(batch_size: int, devices: int, grad_accum_steps: int, processes: int = 1) -> None:
   """Raises ValueError, with global and per-device sizes, where the batch cannot be cut evenly."""
-  if batch_size < 1 or accumulate < 1:
-    raise ValueError(f"batch_size is {batch_size} and accumulate is {accumulate}; wanted at least 1 of both")
-  share = devices * accumulate
+  if batch_size < 1 or grad_accum_steps < 1:
+    raise ValueError(
+      f"batch_size is {batch_size} and grad_accum_steps is {grad_accum_steps}; wanted at least 1 of both"
+    )
+  share = devices * grad_accum_steps
   if batch_size % share or batch_size % processes:
     down, up = batch_size // share * share, -(-batch_size // share) * share
     raise ValueError(
-      f"a global batch of {batch_size} cannot be cut over {devices} devices x {accumulate} accumulation steps on "
+      f"a global batch of {batch_size} cannot be cut over {devices} devices x {grad_accum_steps} accumulation steps on "
       f"{processes} processes: {batch_size / share:.2f} examples a device and step; the nearest that can are "
       f"{' and '.join(str(size) for size in (down, up) if size)}"
     )

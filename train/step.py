@@ -47,7 +47,7 @@ def make_step(
   model,
   optimizer: optax.GradientTransformation,
   *,
-  accumulate: int = 1,
+  grad_accum_steps: int = 1,
   ema_decay: float = 0.0,
   skip_nonfinite: bool = False,
   freeze: Callable[[dict], dict] = lambda params: params,
@@ -62,7 +62,7 @@ def make_step(
     objective: see `train.objectives`.
     model: what the objective applies.
     optimizer: from gradients of the mean to updates.
-    accumulate: cut the batch into so many parts, to need less memory.
+    grad_accum_steps: cut the batch into so many parts, to need less memory.
     ema_decay: of the average of the parameters; 0 for none.
     skip_nonfinite: leave parameters and optimiser as they were when loss or gradient is not finite, and count it.
     freeze: stops the gradient of parameters that do not train, which spares their backward pass.
@@ -95,11 +95,11 @@ def make_step(
       totals = {"loss": loss.total, "weight": loss.weight, **loss.metrics}
       return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (state.params, totals))
 
-    if accumulate == 1:
+    if grad_accum_steps == 1:
       (grads, totals, variables), _ = add_part((*zeros(batch), state.variables), batch)
     else:
-      # Part i takes every accumulate-th example, so that each device cuts up what it already holds.
-      parts = jax.tree.map(lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), batch)
+      # Part i takes every n-th example, so that each device cuts up what it already holds.
+      parts = jax.tree.map(lambda a: a.reshape(-1, grad_accum_steps, *a.shape[1:]).swapaxes(0, 1), batch)
       first = jax.tree.map(lambda a: a[0], parts)
       (grads, totals, variables), _ = jax.lax.scan(add_part, (*zeros(first), state.variables), parts)
     if axis:

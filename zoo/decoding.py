@@ -85,8 +85,8 @@ def most_probable(logits_BV: jax.Array) -> jax.Array:
   It is looked for in the group of words that has it: XLA's CPU compiler makes vector instructions of a maximum, but not
   of the search for its place, which over a large vocabulary would take as long as all the rest of a step.
   """
-  B, vocab = logits_BV.shape
-  group = max(n for n in range(1, math.isqrt(vocab) + 1) if vocab % n == 0)
+  B, vocab_size = logits_BV.shape
+  group = max(n for n in range(1, math.isqrt(vocab_size) + 1) if vocab_size % n == 0)
   logits_BGV = logits_BV.reshape(B, group, -1)
   best_B = logits_BGV.max(-1).argmax(-1)
   words_BV = jnp.take_along_axis(logits_BGV, best_B[:, None, None], 1)[:, 0]
@@ -138,8 +138,8 @@ def sample(
 
 def keep_probable(logits_BV: jax.Array, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
   """Logits with -inf for all but the most probable tokens; see `sample`."""
-  vocab = expect(logits_BV=logits_BV)["V"]
-  if 0 < top_k < vocab:
+  vocab_size = expect(logits_BV=logits_BV)["V"]
+  if 0 < top_k < vocab_size:
     least_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
   if top_p < 1:
@@ -179,12 +179,12 @@ PENALTIES = {
 }
 
 
-def check_beam(beam: int, n_best: int, alpha: float, vocab: int | None) -> None:
+def check_beam(beam: int, n_best: int, alpha: float, vocab_size: int | None) -> None:
   """Raises ValueError for a beam that makes no sense, or is larger than the vocabulary; None where none is searched."""
   if not (beam >= 1 and 1 <= n_best <= beam and alpha >= 0):
     raise ValueError(f"beam={beam}, n_best={n_best}, alpha={alpha}; wanted beam >= 1, 1 <= n_best <= beam, alpha >= 0")
-  if vocab is not None and beam > vocab:
-    raise ValueError(f"a beam of {beam} is larger than the vocabulary of {vocab} tokens")
+  if vocab_size is not None and beam > vocab_size:
+    raise ValueError(f"a beam of {beam} is larger than the vocabulary of {vocab_size} tokens")
 
 
 def beam_search(
@@ -227,8 +227,8 @@ def beam_search(
     raise ValueError(f"unknown penalty {penalty!r}{nearest(penalty, PENALTIES)}")
   B = jax.tree.leaves(memory)[0].shape[0]
   logits, _ = jax.eval_shape(step, memory, cache, jnp.zeros(B, jnp.int32), jnp.int32(0))
-  vocab = logits.shape[1]
-  check_beam(beam, n_best, alpha, vocab)
+  vocab_size = logits.shape[1]
+  check_beam(beam, n_best, alpha, vocab_size)
   divisor = partial(PENALTIES[penalty], alpha=alpha)
   memory, cache = jax.tree.map(lambda a: jnp.repeat(a, beam, 0), (memory, cache))
   worst = jnp.finfo(jnp.float32).min  # instead of -inf, of which a difference would be no number
@@ -240,11 +240,11 @@ def beam_search(
   def proceed(carry):
     index, token_BK, live_BKT, live_BK, kept_BKT, kept_BK, cache = carry
     logits, cache = step(memory, cache, token_BK.reshape(-1), index)
-    gain_BKV = jax.nn.log_softmax(logits).reshape(B, beam, vocab)
+    gain_BKV = jax.nn.log_softmax(logits).reshape(B, beam, vocab_size)
     # Twice the beam, for at most half of them end.
-    count = min(2 * beam, beam * vocab)
+    count = min(2 * beam, beam * vocab_size)
     score_BJ, place_BJ = jax.lax.top_k((live_BK[..., None] + gain_BKV).reshape(B, -1), count)
-    parent_BJ, token_BJ = place_BJ // vocab, (place_BJ % vocab).astype(jnp.int32)
+    parent_BJ, token_BJ = place_BJ // vocab_size, (place_BJ % vocab_size).astype(jnp.int32)
     sequence_BJT = take(live_BKT, parent_BJ).at[:, :, index].set(token_BJ)
     last = index + 1 == max_length
     ended_BJ = (token_BJ == eos) | last

@@ -73,8 +73,10 @@ def theirs(name: str, lengths: list[list[int]], length: int, most: int):
 
   torch.set_num_threads(2)
   c = zoo.create(name).config
-  sizes = dict(hidden_size=c.width, num_hidden_layers=c.depth, num_attention_heads=c.heads, intermediate_size=c.mlp_dim)
-  model = transformers.BertForPreTraining(transformers.BertConfig(**sizes, vocab_size=c.vocab)).train()
+  sizes = dict(
+    hidden_size=c.width, num_hidden_layers=c.depth, num_attention_heads=c.num_heads, intermediate_size=c.mlp_dim
+  )
+  model = transformers.BertForPreTraining(transformers.BertConfig(**sizes, vocab_size=c.vocab_size)).train()
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
   data = {key: torch.from_numpy(array) for key, array in batch_of(lengths, length).items()}
   hidden = torch.from_numpy(hidden_places(data["word"].numpy(), most))

@@ -33,10 +33,10 @@ LENGTH, SHORT = 128, 0.1
 class Port:
   """The preparation as it is described, a token at a time: Devlin et al. 2019, A.2."""
 
-  def __init__(self, vocab: str, seed: int):
+  def __init__(self, vocab_size: str, seed: int):
     from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-    self.tokenizer, self.rng = BertTokenizerLegacy(vocab), random.Random(seed)
+    self.tokenizer, self.rng = BertTokenizerLegacy(vocab_size), random.Random(seed)
 
   def __call__(self, file: str) -> int:
     """Makes all examples of a file; returns how many."""
@@ -89,9 +89,9 @@ class Port:
     return found
 
 
-def run_port(vocab: str, file: str) -> int:
+def run_port(vocab_size: str, file: str) -> int:
   """In a process of its own."""
-  return Port(vocab, 0)(file)
+  return Port(vocab_size, 0)(file)
 
 
 def run_ours(file: str, folder: str, words: vocabulary.Vocabulary, processes: int) -> int:
@@ -158,10 +158,10 @@ def main() -> None:
       counts[name] = function()
 
     with multiprocessing.get_context("spawn").Pool(cores) as pool:
-      vocab = str(Path(scratch) / "vocab.txt")
-      port = functools.partial(run_port, vocab)
+      vocab_size = str(Path(scratch) / "vocab.txt")
+      port = functools.partial(run_port, vocab_size)
       functions = {
-        "port, one process": lambda: run_port(vocab, str(small)),
+        "port, one process": lambda: run_port(vocab_size, str(small)),
         "ours, one process": lambda: run_ours(str(small), str(folder), words, 1),
         f"port, {cores} processes": lambda: sum(pool.map(port, [str(small)] * cores, 1)),
         f"ours, {cores} processes": lambda: run_ours(str(large), str(folder), words, cores),

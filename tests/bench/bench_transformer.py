@@ -79,13 +79,13 @@ def their_training(batch: int, length: int):
   source, inputs, target = map(torch.tensor, (source, inputs, target.copy()))
   causal = torch.nn.Transformer.generate_square_subsequent_mask(length)
   positions = torch.tensor(sincos_1d(np.arange(length), c.width))
-  dropout = torch.nn.Dropout(c.dropout)
+  dropout = torch.nn.Dropout(c.dropout_rate)
   sizes = dict(num_encoder_layers=c.depth, num_decoder_layers=c.decoder_depth, dim_feedforward=c.mlp_dim)
-  model = torch.nn.Transformer(c.width, c.heads, **sizes, dropout=c.dropout, batch_first=True)
+  model = torch.nn.Transformer(c.width, c.num_heads, **sizes, dropout=c.dropout_rate, batch_first=True)
   for module in model.modules():  # it drops attention weights as well; ours, as in Vaswani et al. 2017, 5.4, do not
     if isinstance(module, torch.nn.MultiheadAttention):
-      module.dropout = c.attention_dropout
-  model.embed = torch.nn.Embedding(c.vocab, c.width)
+      module.dropout_rate = c.attention_dropout_rate
+  model.embed = torch.nn.Embedding(c.vocab_size, c.width)
   torch.nn.init.normal_(model.embed.weight, std=c.width**-0.5)
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
 
@@ -104,7 +104,7 @@ def their_training(batch: int, length: int):
     )
     logits = out @ model.embed.weight.T
     loss = torch.nn.functional.cross_entropy(
-      logits.reshape(-1, c.vocab), target.reshape(-1), ignore_index=PAD, label_smoothing=0.1
+      logits.reshape(-1, c.vocab_size), target.reshape(-1), ignore_index=PAD, label_smoothing=0.1
     )
     loss.backward()
     optimizer.step()
@@ -177,7 +177,7 @@ def bench_decoding(options) -> None:
 
   for name in ("transformer/base", "transformer/nano"):
     torch.manual_seed(0)
-    c = zoo.create(name, vocab=VOCAB).config
+    c = zoo.create(name, vocab_size=VOCAB).config
     special = dict(pad_token_id=PAD, decoder_start_token_id=PAD, eos_token_id=EOS, forced_eos_token_id=None)
     fields = {key: getattr(c, field) for field, key in tables.of(name).HUGGINGFACE["fields"].items()}
     fields |= {b: fields[a] for a, b in tables.of(name).HUGGINGFACE["equal"].items()}

@@ -32,14 +32,14 @@ MASKS = {
 
 @pytest.mark.parametrize("heads", [N, 2, 1], ids=["multi-head", "grouped", "multi-query"])
 @pytest.mark.parametrize("mask", MASKS)
-def test_scaled_dot_product_attention(heads, mask):
-  inputs = draw(B, T, N, H), draw(B, S, heads, H, seed=1), draw(B, S, heads, H, seed=2)
+def test_scaled_dot_product_attention(num_heads, mask):
+  inputs = draw(B, T, N, H), draw(B, S, num_heads, H, seed=1), draw(B, S, num_heads, H, seed=2)
   tensors = [torch.tensor(x, requires_grad=True) for x in inputs]
   told = dict(is_causal=True) if mask == "causal" else {}  # as torch makes it: from the first query and key on
   if mask in ("padding", "bool"):
     told["attn_mask"] = torch.tensor(np.asarray(MASKS[mask]))
   q, k, v = (x.transpose(1, 2) for x in tensors)
-  theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, **told, enable_gqa=heads < N).transpose(1, 2)
+  theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, **told, enable_gqa=num_heads < N).transpose(1, 2)
   torch.sin(theirs).sum().backward()
 
   def loss(q, k, v):

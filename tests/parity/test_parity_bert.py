@@ -23,7 +23,7 @@ pytestmark = pytest.mark.parity
 
 SIZES = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80, vocab_size=61)
 SIZES |= dict(max_position_embeddings=40)
-OURS = dict(width=48, depth=3, heads=4, mlp_dim=80, vocab=61, max_length=40, mask=4)
+OURS = dict(width=48, depth=3, num_heads=4, mlp_dim=80, vocab_size=61, max_length=40, mask=4)
 # What is ours, what is theirs, and where their outputs are ours.
 HEADS = {
   "BertForPreTraining": ({}, {"output": "prediction_logits", "next": "seq_relationship_logits"}),
@@ -45,12 +45,12 @@ def make(kind, seed=0, **config):
   return model
 
 
-def batch(seed=0, rows=4, length=23, vocab=61):
+def batch(seed=0, rows=4, length=23, vocab_size=61):
   """Tokens [B, T] of rows of different length, filled up with padding, and their kinds."""
   draw = np.random.default_rng(seed)
   lengths = np.array([length, 2, *draw.integers(3, length, rows - 2)])
   real = np.arange(length) < lengths[:, None]
-  token = np.where(real, draw.integers(5, vocab, (rows, length)), 0)
+  token = np.where(real, draw.integers(5, vocab_size, (rows, length)), 0)
   return token, np.where(np.arange(length) < lengths[:, None] // 2, 0, 1) * real, real
 
 
@@ -96,7 +96,7 @@ def test_choices_are_rows():
   arrays = [torch.from_numpy(a.reshape(2, 3, -1).astype(int)) for a in (token, real, types)]
   with torch.no_grad():
     wanted = theirs(*arrays).logits
-  model = zoo.create("bert/test", **OURS, head="classify", num_classes=1, epsilon=1e-12)
+  model = zoo.create("bert/test", **OURS, head="classify", num_classes=1, norm_eps=1e-12)
   table = tables.of("bert").tables(model.config)["huggingface"]
   template = jax.eval_shape(model.init, jax.random.key(0), token)["params"]
   params = convert({k: p.detach().numpy() for k, p in theirs.state_dict().items()}, table, template)
@@ -127,7 +127,7 @@ def test_gradients():
   arrays = dict(input_ids=token, token_type_ids=types, attention_mask=real.astype(int), labels=labels)
   arrays = {k: torch.from_numpy(a) for k, a in arrays.items()} | dict(next_sentence_label=torch.from_numpy(follows))
   theirs(**arrays).loss.backward()
-  model = zoo.create("bert/test", **OURS, attention_dropout=0.0)
+  model = zoo.create("bert/test", **OURS, attention_dropout_rate=0.0)
   table = tables.of("bert").tables(model.config)["huggingface"]
   template = jax.eval_shape(model.init, jax.random.key(0), token)["params"]
   named = dict(theirs.named_parameters())
@@ -150,7 +150,7 @@ def test_gradients():
 @pytest.mark.parametrize("kind", HEADS)
 def test_hugging_face_reads_what_we_write(kind, tmp_path):
   more, where = HEADS[kind]
-  told = tables.of("bert").HUGGINGFACE["heads"][kind]
+  told = tables.of("bert").HUGGINGFACE["architectures"][kind]
   sizes = OURS | dict(head=told["head"]) | (dict(num_classes=more["num_labels"]) if more else {})
   model = zoo.create("bert/test", **sizes)
   token, types, real = batch(seed=1)

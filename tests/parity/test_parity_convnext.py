@@ -82,8 +82,8 @@ def test_other_numerics_and_grey(tmp_path):
   theirs = make(ConvNextForImageClassification, **more)
   theirs.save_pretrained(tmp_path)
   image, image_BYXC = draw(32, 48)
-  model, variables = zoo.load(tmp_path, "convnext/test", **OURS, patch=2)
-  assert model.config.activation == "gelu_tanh" and model.config.head_epsilon == 1e-2
+  model, variables = zoo.load(tmp_path, "convnext/test", **OURS, patch_size=2)
+  assert model.config.activation == "gelu_tanh" and model.config.head_norm_eps == 1e-2
   with torch.no_grad():
     wanted = theirs(image[:, :1]).logits
   assert relative_error(jax.jit(model.apply)(variables, image_BYXC[..., :1])[0], wanted) < 1e-5
@@ -110,7 +110,7 @@ def test_gradients():
   image, image_BYXC = draw(64, 40, batch=3)
   labels = torch.tensor([1, 6, 4])
   theirs(image, labels=labels).loss.backward()
-  model = zoo.create("convnext/test", **OURS, head_epsilon=1e-12)
+  model = zoo.create("convnext/test", **OURS, head_norm_eps=1e-12)
   table = tables.of("convnext").tables(model.config)["huggingface"]
 
   def loss(params):
@@ -134,7 +134,7 @@ def test_hugging_face_reads_what_we_write(kind, tmp_path):
     ConvNextModel: dict(num_classes=0),
     ConvNextForImageClassification: {},
     ConvNextBackbone: dict(head="features", num_classes=0),
-  }[kind] | dict(OURS, head_epsilon=1e-12)
+  }[kind] | dict(OURS, head_norm_eps=1e-12)
   model = zoo.create("convnext/test", **overrides)
   image, image_BYXC = draw(64, 32)
   shapes = jax.eval_shape(model.init, {"params": jax.random.key(0)}, image_BYXC)

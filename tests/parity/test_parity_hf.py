@@ -66,7 +66,7 @@ def test_outputs_of_every_layer(case, tmp_path):
   found = aux | {"output": output}
   if "masked" in aux:
     for normalise in (False, True):
-      loss_B = reconstruction_loss(output, inputs[0], aux["masked"], model.config.patch, normalise)
+      loss_B = reconstruction_loss(output, inputs[0], aux["masked"], model.config.patch_size, normalise)
       found[f"loss_{normalise}"] = loss_B.mean()
   errors = {key: relative_error(found[key], value) for key, value in expected.items()}
   assert len(errors) >= 9
@@ -93,7 +93,7 @@ def test_gradients(case):
   theirs = make(**config, seed=1)
   image = torch.randn(3, theirs.config.num_channels, 64, 64, generator=torch.Generator().manual_seed(3))
   name, sizes = ours(config)
-  model = zoo.create(name, **sizes, epsilon=1e-12, **({} if "mae" in name else dict(num_classes=10)))
+  model = zoo.create(name, **sizes, norm_eps=1e-12, **({} if "mae" in name else dict(num_classes=10)))
   table = tables.of(name).tables(model.config)["huggingface"]
   image_BYXC = image.permute(0, 2, 3, 1).numpy()
   if "mae" in name:
@@ -128,9 +128,9 @@ def test_gradients(case):
 def test_hugging_face_reads_what_we_write(kind, tmp_path):
   config = S16 | (DECODER if "MAE" in kind else {})
   name, sizes = ours(dict(kind=kind, **config))
-  sizes |= dict(channels=3, epsilon=1e-12)
+  sizes |= dict(channels=3, norm_eps=1e-12)
   if "MAE" not in kind:
-    sizes |= dict(num_classes=5) if "Classification" in kind else dict(num_classes=0, representation=96)
+    sizes |= dict(num_classes=5) if "Classification" in kind else dict(num_classes=0, representation_size=96)
   model = zoo.create(name, **sizes)
   image = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype("f")
   noise = [np.random.default_rng(1).uniform(size=(2, 16)).astype("f")] if "MAE" in kind else []

@@ -19,7 +19,7 @@ from zoo.weights.formats import read
 pytestmark = pytest.mark.parity
 
 VIT = dict(embed_dim=24, depth=2, num_heads=2, mlp_ratio=2, num_classes=7)
-OURS = dict(mlp_dim=48, stem_epsilon=1e-5)
+OURS = dict(mlp_dim=48, stem_norm_eps=1e-5)
 # The units of each stage, the side of a patch on the map, and the image.
 CASES = {
   "cells": dict(depths=(1, 3), cell=2, size=(48, 32)),
@@ -30,7 +30,7 @@ CASES = {
 
 def overrides(case):
   depths, cell, size = case["depths"], case["cell"], case["size"]
-  return dict(stem_depths=depths, patch=cell * 4 * 2 ** max(len(depths) - 1, 0), image_size=size, **OURS)
+  return dict(stem_depths=depths, patch_size=cell * 4 * 2 ** max(len(depths) - 1, 0), image_size=size, **OURS)
 
 
 def make(depths, cell, size):
@@ -111,7 +111,7 @@ def test_timm_reads_the_names_of_google(name, tmp_path):
   """timm knows the names in the released .npz files: read from ours, it has to be the same model."""
   if name == "vit/test":
     theirs = timm.models.VisionTransformer(img_size=(32, 48), patch_size=8, **VIT).eval()
-    config = dict(patch=8, image_size=(32, 48), mlp_dim=48, depth=2)
+    config = dict(patch_size=8, image_size=(32, 48), mlp_dim=48, depth=2)
   else:
     theirs, config = make(**CASES["cells"]), overrides(CASES["cells"])
   model = zoo.create(name, **config)

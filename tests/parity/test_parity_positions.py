@@ -36,7 +36,7 @@ def test_relative_bias_is_that_of_t5(decoder):
   theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0)
   table = draw(32, 3)
   theirs.relative_attention_bias.weight.data = torch.tensor(table)
-  ours = RelativeBias(heads=3, bidirectional=not decoder)
+  ours = RelativeBias(num_heads=3, bidirectional=not decoder)
   bias = ours.apply({"params": {"buckets": table}}, jnp.arange(50)[None], jnp.arange(70)[None])
   np.testing.assert_array_equal(bias, theirs.compute_bias(50, 70).detach())
 
@@ -62,9 +62,9 @@ def test_the_other_pairing_is_a_permutation_of_features():
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 20, 112])
-def test_alibi_is_that_of_bloom(heads):
-  theirs = build_alibi_tensor(torch.ones(1, 6, dtype=torch.int64), heads, torch.float32)  # [N, 1, S]: slope * s
-  np.testing.assert_allclose(alibi_slopes(heads), theirs[:, 0, 1], rtol=1e-6)
+def test_alibi_is_that_of_bloom(num_heads):
+  theirs = build_alibi_tensor(torch.ones(1, 6, dtype=torch.int64), num_heads, torch.float32)  # [N, 1, S]: slope * s
+  np.testing.assert_allclose(alibi_slopes(num_heads), theirs[:, 0, 1], rtol=1e-6)
   # Bloom's has no query position: seen from the last key on, ours differs by a constant that no softmax sees.
-  ours = alibi_bias(heads, jnp.array([[5]]), jnp.arange(6)[None])[0]
+  ours = alibi_bias(num_heads, jnp.array([[5]]), jnp.arange(6)[None])[0]
   np.testing.assert_allclose(ours - ours[..., :1], theirs, rtol=1e-5, atol=1e-6)

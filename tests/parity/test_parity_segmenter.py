@@ -75,7 +75,7 @@ BACKBONES = {
       image_size=96,
       out_features=[f"stage{i}" for i in range(1, 5)],
     ),
-    dict(width=12, depths=(2,) * 4, heads=(1, 2, 3, 4), window=3, mask_padding=False, shrink="never"),
+    dict(width=12, depths=(2,) * 4, num_heads=(1, 2, 3, 4), window_size=3, mask_padding=False, clamp_window="never"),
   ),
 }
 

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.parity
 
 # A Swin-T at a twelfth of its width and less than half of its depth, at its own sizes otherwise.
 THEIRS = dict(embed_dim=8, depths=[2, 2, 4, 2], num_heads=[1, 2, 4, 8], window_size=7, mlp_ratio=2.0)
-OURS = dict(width=8, depths=(2, 2, 4, 2), heads=(1, 2, 4, 8), window=7)
-V2_THEIRS, V2_OURS = THEIRS | dict(window_size=8), OURS | dict(window=8, **V2)
+OURS = dict(width=8, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8), window_size=7)
+V2_THEIRS, V2_OURS = THEIRS | dict(window_size=8), OURS | dict(window_size=8, **V2)
 # Whole windows in all stages; padding in most, odd maps where patches are merged, an image that patches do not fill;
 # oblong, where the last map is no larger than a window one way. Theirs fail where a map of V1 is smaller than a window,
 # and look at the rows alone, rounded down, in V2.
@@ -121,7 +121,7 @@ def test_feature_maps_of_the_backbone(size, tmp_path):
   with torch.no_grad():
     wanted = model(image).feature_maps
   ours, variables = zoo.load(tmp_path, "swin/test", **OURS)
-  assert ours.config.shrink == "never" and not ours.config.mask_padding and ours.config.head == "features"
+  assert ours.config.clamp_window == "never" and not ours.config.mask_padding and ours.config.head == "features"
   _, aux = jax.jit(ours.apply)(variables, by_channel(image))
   assert len(wanted) == 4
   for stage, value in enumerate(wanted):
@@ -165,7 +165,7 @@ KINDS = ["SwinModel", "SwinForImageClassification", "SwinBackbone", "Swinv2Model
 @pytest.mark.parametrize("kind", KINDS)
 def test_hugging_face_reads_what_we_write(kind, tmp_path):
   v2, size = "v2" in kind, (64, 96) if "v2" in kind or "Backbone" in kind else (224, 224)
-  told = tables.of("swin").HUGGINGFACE["heads"][kind]
+  told = tables.of("swin").HUGGINGFACE["architectures"][kind]
   sizes = (V2_OURS if v2 else OURS) | dict(mlp_ratio=2.0, mask_padding=False, image_size=size) | told
   more = dict(num_labels=5) if "Classification" in kind else {}
   if more:
@@ -228,7 +228,7 @@ def microsoft(state):
 @pytest.mark.parametrize("layout", ["timm", "microsoft"])
 @pytest.mark.parametrize("version", [1, 2])
 def test_timm(version, layout, tmp_path):
-  size, ours = (128, 128), dict(OURS, window=4, mlp_ratio=2.0, num_classes=5)
+  size, ours = (128, 128), dict(OURS, window_size=4, mlp_ratio=2.0, num_classes=5)
   cls = timm.models.SwinTransformer
   if version == 2:
     cls, ours = timm.models.SwinTransformerV2, ours | V2
@@ -264,7 +264,7 @@ def test_a_table_of_another_window_is_that_of_the_released_code(tmp_path):
   """Which resizes it so: `torch.nn.functional.interpolate`, bicubic."""
   theirs = randomise(timm.models.SwinTransformer(img_size=56, window_size=7, embed_dim=8, depths=(2,), num_heads=(2,)))
   torch.save(microsoft(theirs.state_dict()), tmp_path / "w.pth")
-  fields = dict(width=8, depths=(2,), heads=(2,), window=12, mlp_ratio=4.0, num_classes=1000)
+  fields = dict(width=8, depths=(2,), num_heads=(2,), window_size=12, mlp_ratio=4.0, num_classes=1000)
   _, variables = zoo.load(tmp_path / "w.pth", "swin/test", layout="microsoft", resample=True, **fields)
   for i, name in enumerate(("regular", "shifted")):
     table = theirs.layers[0].blocks[i].attn.relative_position_bias_table
@@ -285,7 +285,7 @@ def test_pixels_and_loss_of_masked_image_modelling(family, side, window, tmp_pat
   theirs.save_pretrained(tmp_path)
   with pytest.raises(WeightsError, match="no variant of simmim has"):  # nor one of Swin, whose type it is, too
     zoo.load(tmp_path)
-  sizes = OURS | more | dict(window=window) | (V2 if family == "Swinv2" else {})
+  sizes = OURS | more | dict(window_size=window) | (V2 if family == "Swinv2" else {})
   model, variables = zoo.load(tmp_path, "simmim/test", **sizes)
   image = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
 
@@ -315,7 +315,7 @@ def test_pixels_and_loss_of_masked_image_modelling(family, side, window, tmp_pat
 
 def test_files_of_simmim(tmp_path):
   """Microsoft's: their encoder is that of the other files, with a name."""
-  fields = dict(OURS, window=3, mlp_ratio=2.0, image_size=(96, 96))
+  fields = dict(OURS, window_size=3, mlp_ratio=2.0, image_size=(96, 96))
   model = zoo.create("simmim/test", **fields)
   rngs = {"params": jax.random.key(0), "mask": jax.random.key(0)}
   shapes = jax.eval_shape(model.init, rngs, jnp.zeros((1, 96, 96, 3)))

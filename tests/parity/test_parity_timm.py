@@ -12,7 +12,7 @@ import zoo
 pytestmark = pytest.mark.parity
 
 SIZES = dict(patch_size=8, embed_dim=96, depth=3, num_heads=6, mlp_ratio=2, in_chans=3, num_classes=7)
-OURS = dict(patch=8, width=96, depth=3, heads=6, mlp_dim=192)
+OURS = dict(patch_size=8, width=96, depth=3, num_heads=6, mlp_dim=192)
 CASES = {
   "cls": (dict(), dict()),
   "features": (dict(num_classes=0), dict(num_classes=0)),

@@ -121,7 +121,7 @@ def test_torch_nn_transformer(order, activation):
   logits = theirs(tensor(SOURCE), tensor(TARGET))
   expected["output"] = at_real_places("output", logits.detach())
   # Its stacks end in a norm, whatever the order.
-  model = zoo.create("transformer/test", order=order, final_norm=True, activation=activation, pad=PAD)
+  model = zoo.create("transformer/test", norm_position=order, final_norm=True, activation=activation, pad=PAD)
   table = tables.of("transformer").tables(model.config)["torch"]
   params = convert(by_name(theirs), table, template(model))
   found, found_gradients = ours(model, params)
@@ -172,7 +172,9 @@ def make_theirs(case, seed=0, **changes):
 def load(theirs, directory, **overrides):
   """As files; `transformer/test` has these sizes, which config.json tells."""
   theirs.save_pretrained(directory)
-  overrides |= {} if theirs.config.to_dict().get("share_encoder_decoder_embeddings", True) else dict(shared="target")
+  overrides |= (
+    {} if theirs.config.to_dict().get("share_encoder_decoder_embeddings", True) else dict(tie_embeddings="target")
+  )
   return zoo.load(directory, **overrides)
 
 

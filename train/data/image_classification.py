@@ -181,7 +181,7 @@ class Images:
       )
     if faults:
       raise ValueError("\n".join(faults))
-    check_patches((Y, X), model_config.patch)
+    check_patches((Y, X), model_config.patch_size)
 
   @property
   def image_shape(self) -> tuple[int, int, int]:

@@ -34,7 +34,7 @@ def fill(model, variables: dict, vocabulary: Vocabulary, texts: Sequence[str], t
   c = model.config
   if getattr(c, "head", "") not in ("pretrain", "words"):
     raise ValueError("only a model with head 'pretrain' or 'words' fills in words: this one tells none")
-  if not 1 <= top <= c.vocab:
+  if not 1 <= top <= c.vocab_size:
     raise ValueError(f"top is {top}; wanted 1 to the model's {c.vocab} words")
   rows = [[vocabulary.cls, *ids, vocabulary.sep] for ids in vocabulary.encode(texts, special=True)]
   name = vocabulary.tokenizer.id_to_token(vocabulary.mask)
@@ -54,7 +54,7 @@ def fill(model, variables: dict, vocabulary: Vocabulary, texts: Sequence[str], t
   def best(variables, token_BT, masked_BP):
     logits_BPV, _ = model.apply(variables, token_BT, masked_BP=masked_BP)
     # Of a table with more rows than tokens, only those that stand for something.
-    logits_BPV = jnp.where(jnp.arange(c.vocab) < vocabulary.size, logits_BPV, -jnp.inf)
+    logits_BPV = jnp.where(jnp.arange(c.vocab_size) < vocabulary.size, logits_BPV, -jnp.inf)
     return jax.lax.top_k(jax.nn.softmax(logits_BPV), top)
 
   share_BPK, word_BPK = jax.device_get(best(variables, token_BT, masked_BP))

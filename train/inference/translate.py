@@ -29,7 +29,9 @@ class Translator:
     self.run = run
     c, axis = run.model.config, run.parallel.axis
     decoding.check_length(run.model, max_length)
-    decoding.check_beam(beam, 1, alpha, None if hasattr(run.model, "emit") else c.vocab + getattr(c, "copy_slots", 0))
+    decoding.check_beam(
+      beam, 1, alpha, None if hasattr(run.model, "emit") else c.vocab_size + getattr(c, "copy_slots", 0)
+    )
     special = dict(bos=c.bos, eos=c.eos, pad=c.pad, max_length=max_length)
 
     def translate(variables, batch):

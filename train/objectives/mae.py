@@ -33,16 +33,16 @@ class Objective:
     rngs = {}
     if key is not None:
       rngs = rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    patches = (image_BYXC.shape[1] // model.config.patch) * (image_BYXC.shape[2] // model.config.patch)
+    patches = (image_BYXC.shape[1] // model.config.patch_size) * (image_BYXC.shape[2] // model.config.patch_size)
     noise_BP = rng.per_patch(key, batch["id"], patches)
     pixels_BPF, aux = model.apply(variables, image_BYXC, noise_BP, mask_ratio=self.mask_ratio, rngs=rngs)
-    loss_B = reconstruction_loss(pixels_BPF, image_BYXC, aux["masked"], model.config.patch, self.normalise_patches)
+    loss_B = reconstruction_loss(pixels_BPF, image_BYXC, aux["masked"], model.config.patch_size, self.normalise_patches)
     weight_B = batch["valid"].astype(jnp.float32)
     return Loss((weight_B * loss_B).sum(), weight_B.sum(), {}, {})
 
 
 def reconstruction_loss(
-  pixels_BPF: jax.Array, image_BYXC: jax.Array, masked_BP: jax.Array, patch: int, normalise_patches: bool
+  pixels_BPF: jax.Array, image_BYXC: jax.Array, masked_BP: jax.Array, patch_size: int, normalise_patches: bool
 ) -> jax.Array:
   """Mean squared error over the masked patches of each image.
 
@@ -58,7 +58,7 @@ def reconstruction_loss(
     [B] float32
   """
   expect(pixels_BPF=pixels_BPF, masked_BP=masked_BP)
-  target_BPF = patchify(image_BYXC, patch).reshape(pixels_BPF.shape)
+  target_BPF = patchify(image_BYXC, patch_size).reshape(pixels_BPF.shape)
   if normalise_patches:
     mean = target_BPF.mean(-1, keepdims=True)
     variance = target_BPF.var(-1, keepdims=True, ddof=1)

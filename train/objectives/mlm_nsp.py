@@ -45,13 +45,13 @@ class Objective:
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the hidden words; `key=None` evaluates: without dropout, and with the same words hidden every time."""
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    chosen = self.hide(batch, key, mask_token=model.config.mask, vocab=model.config.vocab)
+    chosen = self.hide(batch, key, mask_token=model.config.mask, vocab_size=model.config.vocab_size)
     row = Row(batch["segment"], batch["position"])
     inputs = chosen.token_BT, batch["type"], row, chosen.place_BP, batch["first"]
     (logits_BPV, aux), rest = apply(model, variables, *inputs, rngs=rngs)
     wanted_BP = jnp.take_along_axis(batch["token"], chosen.place_BP, 1)
     weight_BP = (chosen.real_BP & batch["valid"][:, None]).astype(jnp.float32)
-    nll_BP, _, hit_BP = cross_entropy(logits_BPV, wanted_BP, 0.0, model.config.vocab)
+    nll_BP, _, hit_BP = cross_entropy(logits_BPV, wanted_BP, 0.0, model.config.vocab_size)
     total = (weight_BP * nll_BP).sum()
     metrics = {"accuracy": (weight_BP * hit_BP).sum(), "nll": total}
     if "next" in aux:
@@ -64,7 +64,7 @@ class Objective:
       total = total + metrics["next_nll"]
     return Loss(total, weight_BP.sum(), metrics, rest)
 
-  def hide(self, batch, key, *, mask_token: int, vocab: int) -> "Hidden":
+  def hide(self, batch, key, *, mask_token: int, vocab_size: int) -> "Hidden":
     """What is hidden of a batch in the step of this key; None: in an evaluation."""
     number_B = batch["example"] if self.static and key is not None else batch["id"]
     mask_key = rng.streams(rng.root(0) if self.static or key is None else key, "mask")["mask"]
@@ -79,7 +79,7 @@ class Objective:
       mask=self.mask,
       random=self.random,
       mask_token=mask_token,
-      vocab=vocab,
+      vocab_size=vocab_size,
     )
 
 
@@ -108,7 +108,7 @@ def hide(
   mask: float,
   random: float,
   mask_token: int,
-  vocab: int,
+  vocab_size: int,
 ) -> Hidden:
   """Chooses which words are to be told, and hides most of them (Devlin et al. 2019, A.1).
 
@@ -131,7 +131,7 @@ def hide(
       (
         lambda key: jax.random.uniform(key, (sizes["T"] + 1,)),
         lambda key: jax.random.uniform(key, (sizes["T"],)),
-        lambda key: jax.random.randint(key, (sizes["T"],), 0, vocab),
+        lambda key: jax.random.randint(key, (sizes["T"],), 0, vocab_size),
       )
     )
   )

@@ -51,7 +51,7 @@ class Objective:
     end_BT = ~jnp.pad(target.segment_BT > 0, beyond)
     target_BT = jnp.where(end_BT, model.config.eos, target_BT)
     smoothing = self.label_smoothing if key is not None else 0.0
-    nll_BT, loss_BT, hit_BT = cross_entropy(logits_BTV, target_BT, smoothing, model.config.vocab)
+    nll_BT, loss_BT, hit_BT = cross_entropy(logits_BTV, target_BT, smoothing, model.config.vocab_size)
     length_B = (target.segment_BT > 0).sum(1)
     if model.config.length == "cut":
       total = (batch["valid"][:, None] * loss_BT).sum()

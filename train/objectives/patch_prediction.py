@@ -35,7 +35,7 @@ class Objective:
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the valid images; `key=None` evaluates, with the same corruption every time."""
     image_BYXC = normalise(batch["image"], self.mean, self.std)
-    colour_BP = mean_colours(batch["image"], model.config.patch, model.config.bits)
+    colour_BP = mean_colours(batch["image"], model.config.patch_size, model.config.bits)
     rngs = {} if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     patches = colour_BP.shape[1]
     noise_BP = rng.per_patch(key, batch["id"], patches)
@@ -50,7 +50,7 @@ class Objective:
     return Loss((weight_B * loss_B).sum(), weight_B.sum(), {"accuracy": (weight_B * right_B).sum()}, {})
 
 
-def mean_colours(image_BYXC: jax.Array, patch: int, bits: int) -> jax.Array:
+def mean_colours(image_BYXC: jax.Array, patch_size: int, bits: int) -> jax.Array:
   """The mean of each patch's pixels, in so many bits a channel, as one number.
 
   Args:
@@ -62,8 +62,8 @@ def mean_colours(image_BYXC: jax.Array, patch: int, bits: int) -> jax.Array:
     [B, P] int32, 0 to 2^(bits C) - 1
   """
   sizes = expect(image_BYXC=image_BYXC)
-  patches = patchify(image_BYXC.astype(jnp.int32), patch).reshape(sizes["B"], -1, patch**2, sizes["C"])
+  patches = patchify(image_BYXC.astype(jnp.int32), patch_size).reshape(sizes["B"], -1, patch_size**2, sizes["C"])
   # In whole numbers, so that no device rounds a mean over the border between two levels.
-  level_BPC = (patches.sum(2) << bits) // (256 * patch**2)
+  level_BPC = (patches.sum(2) << bits) // (256 * patch_size**2)
   place_C = 1 << (bits * jnp.arange(sizes["C"])[::-1])
   return (level_BPC * place_C).sum(-1)

@@ -52,7 +52,7 @@ class Objective:
       inputs_BT, _ = apply(model, fixed, *mixed, rngs=first, method="mixed_inputs")
     (logits_BTV, aux), rest = apply(model, variables, batch["source"], inputs_BT, source, target, rngs=rngs)
     smoothing = self.label_smoothing if key is not None else 0.0
-    nll_BT, loss_BT, hit_BT = cross_entropy(logits_BTV, target_BT, smoothing, model.config.vocab)
+    nll_BT, loss_BT, hit_BT = cross_entropy(logits_BTV, target_BT, smoothing, model.config.vocab_size)
     if self.guided_attention and key is not None:
       if "decoder/alignment" not in aux:
         raise ValueError("config.objective: guided_attention guides attention, of which this model has none")
@@ -73,7 +73,7 @@ def token_weights(batch: dict) -> jax.Array:
 
 
 def cross_entropy(
-  logits_BTV: jax.Array, target_BT: jax.Array, smoothing: float, vocab: int
+  logits_BTV: jax.Array, target_BT: jax.Array, smoothing: float, vocab_size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """[B, T]: minus the logarithm of each target token's probability, the same with label smoothing, and what is hit.
 
@@ -86,7 +86,7 @@ def cross_entropy(
   nll_BT = loss_BT = total_BT - target_logit_BT
   if smoothing:
     # Over the vocabulary's words alone: places for words outside of it are mostly impossible.
-    uniform_BT = total_BT - logits_BTV[..., :vocab].mean(-1)
+    uniform_BT = total_BT - logits_BTV[..., :vocab_size].mean(-1)
     loss_BT = (1 - smoothing) * nll_BT + smoothing * uniform_BT
   hit_BT = target_logit_BT == logits_BTV.max(-1)  # argmax takes a pass of its own, three times as long
   return nll_BT, loss_BT, hit_BT

@@ -375,7 +375,7 @@ class Plan:
     for op, (count, size) in sorted(self.traffic().items()):
       rows[op] = f"{count} a step, {size / 2**20:,.1f} MiB in all"
     if not memory.fits:
-      rows["what may help"] = "more chips, parallel.fsdp, accumulate, model.remat, a smaller batch_size"
+      rows["what may help"] = "more chips, parallel.fsdp, grad_accum_steps, model.remat, a smaller batch_size"
     rows["compiled in"] = f"{self.compile_seconds:.1f} s"
     for row in rows.items():
       table.add_row(*row)
@@ -396,7 +396,7 @@ def plan(config: ConfigDict, topology: str) -> Plan:
   chip, devices = tpu_devices(topology)
   sizes = {axis: config.parallel[axis] for axis in ("data", "fsdp", "tensor")}
   way = sharding.Jit(sharding.make_mesh(**sizes, devices=devices))
-  sharding.check_batch(config.batch_size, way.data_devices, config.accumulate)
+  sharding.check_batch(config.batch_size, way.data_devices, config.grad_accum_steps)
   # How many steps an epoch has is the data's to know, and no matter here.
   made = Program(config, config.steps or 10**6)
   step, arguments = way.compile(made.step()), abstract_arguments(made, way.mesh)

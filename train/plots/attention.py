@@ -27,7 +27,7 @@ def _told(model, variables: dict, image_BYXC, choose: Callable[[dict], dict], *,
     options = {"noise_BP": np.zeros((len(image_BYXC), patches), np.float32)}
     options["mask_ratio" if "mask_ratio" in parameters else "share"] = 0.0
   if "unit" in parameters:
-    options["unit"] = model.config.patch
+    options["unit"] = model.config.patch_size
 
   @jax.jit
   def look(variables, image_BYXC):
@@ -111,7 +111,7 @@ def query_map(weights: np.ndarray, grid: tuple[int, int], pool: str) -> np.ndarr
 
 
 def _grid(model, image_BYXC) -> tuple[int, int]:
-  return image_BYXC.shape[1] // model.config.patch, image_BYXC.shape[2] // model.config.patch
+  return image_BYXC.shape[1] // model.config.patch_size, image_BYXC.shape[2] // model.config.patch_size
 
 
 @drawing

@@ -45,7 +45,7 @@ def reconstruct(
   Returns:
     the predicted images [B, Y, X, C] uint8, and which pixels were hidden [B, Y, X, 1] bool.
   """
-  patch, options = model.config.patch, dict(mask_ratio=mask_ratio) | (dict(unit=unit) if unit else {})
+  patch, options = model.config.patch_size, dict(mask_ratio=mask_ratio) | (dict(unit=unit) if unit else {})
 
   @jax.jit  # as one program: nothing here is worth compiling by itself
   def predict(variables, image_BYXC, noise_BP):
@@ -84,7 +84,7 @@ def reconstructions(
   """
   image_BYXC = np.asarray(image_BYXC)
   sizes = expect(image_BYXC=image_BYXC)
-  side = unit or model.config.patch
+  side = unit or model.config.patch_size
   parts = (sizes["Y"] // side) * (sizes["X"] // side)
   noise_BP = jax.random.uniform(jax.random.key(seed), (sizes["B"], parts))
   predicted, hidden = reconstruct(

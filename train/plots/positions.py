@@ -17,7 +17,7 @@ def position_table(model, variables: dict) -> np.ndarray:
     ValueError: the model adds none.
   """
   c = model.config
-  if not hasattr(c, "positions") or not hasattr(c, "grid"):
+  if not hasattr(c, "position_embedding") or not hasattr(c, "grid"):
     raise ValueError("the model has no grid of positions to compare")
   if c.positions in ("none", "relative"):
     raise ValueError(f"positions={c.positions!r} adds no position embeddings, so there is nothing to compare")

@@ -72,11 +72,11 @@ def masked_softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Arra
   return numerators / total
 
 
-def check_shared_heads(heads: int, key_heads: int) -> None:
+def check_shared_heads(num_heads: int, key_heads: int) -> None:
   """Raises ValueError where N query heads cannot share K key heads evenly; it names numbers that can."""
-  if heads % key_heads:
-    fitting = [k for k in range(1, heads + 1) if heads % k == 0]
-    raise ValueError(f"{heads} query heads cannot share {key_heads} key heads evenly; try one of {fitting}")
+  if num_heads % key_heads:
+    fitting = [k for k in range(1, num_heads + 1) if num_heads % k == 0]
+    raise ValueError(f"{num_heads} query heads cannot share {key_heads} key heads evenly; try one of {fitting}")
 
 
 def dot_product_scores(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
@@ -268,11 +268,11 @@ def attend(
   return attention_pool(scores_BNTS, v_BSKH, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)
 
 
-def check_heads(width: int, heads: int) -> None:
+def check_heads(width: int, num_heads: int) -> None:
   """Raises ValueError where the heads do not divide the width; it names numbers that do."""
-  if width % heads:
-    fitting = [n for n in range(1, width + 1) if width % n == 0 and n <= 4 * heads]
-    raise ValueError(f"{heads} heads do not divide the width {width}; try one of {fitting}")
+  if width % num_heads:
+    fitting = [n for n in range(1, width + 1) if width % n == 0 and n <= 4 * num_heads]
+    raise ValueError(f"{num_heads} heads do not divide the width {width}; try one of {fitting}")
 
 
 class Cache(NamedTuple):
@@ -299,11 +299,11 @@ class Attention(nn.Module):
     cosine: score by cosines (`attention.cosine`); keys then have no bias.
   """
 
-  heads: int
-  dropout: float = 0.0
+  num_heads: int
+  dropout_rate: float = 0.0
   relative_length: int = 0
   dtype: jnp.dtype = jnp.float32
-  kv_heads: int = 0
+  num_kv_heads: int = 0
   rotary: bool = False
   kernel_init: Callable = initializers.dense
   cosine: bool = False
@@ -334,20 +334,20 @@ class Attention(nn.Module):
       the output [B, T, D], the weights [B, N, T, S], and the keys and values attended to.
     """
     width = expect(x_BTD=x_BTD, y_BSD=y_BSD)["D"]
-    check_heads(width, self.heads)
-    kv_heads = self.kv_heads or self.heads
+    check_heads(width, self.num_heads)
+    num_kv_heads = self.num_kv_heads or self.num_heads
 
-    def project(name: str, heads: int, tokens: jax.Array) -> jax.Array:
-      features, bias = (heads, width // self.heads), name != "k" or not self.cosine
+    def project(name: str, num_heads: int, tokens: jax.Array) -> jax.Array:
+      features, bias = (num_heads, width // self.num_heads), name != "k" or not self.cosine
       dense = Dense(features, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
       return dense(tokens)
 
-    q_BTNH = project("q", self.heads, x_BTD)
+    q_BTNH = project("q", self.num_heads, x_BTD)
     if self.rotary:
       q_BTNH = position_embeddings.rotary(q_BTNH, position_BT)
     if cache is None or index is not None:
       y_BSD = x_BTD if y_BSD is None else y_BSD
-      k_BSKH, v_BSKH = project("k", kv_heads, y_BSD), project("v", kv_heads, y_BSD)
+      k_BSKH, v_BSKH = project("k", num_kv_heads, y_BSD), project("v", num_kv_heads, y_BSD)
       if self.rotary:
         k_BSKH = position_embeddings.rotary(k_BSKH, position_BT)
       new = Cache(k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2))
@@ -356,14 +356,16 @@ class Attention(nn.Module):
       else:
         cache = jax.tree.map(lambda old, n: jax.lax.dynamic_update_slice_in_dim(old, n, index, 2), cache, new)
     if self.relative_length:
-      table = self.param("relative", initializers.position, (2 * self.relative_length - 1, width // self.heads))
+      table = self.param("relative", initializers.position, (2 * self.relative_length - 1, width // self.num_heads))
       scores = position_embeddings.relative_scores(q_BTNH, table)
       bias = scores if bias is None else bias + scores
-    key = self.make_rng("dropout") if self.dropout and self.has_rng("dropout") else None
+    key = self.make_rng("dropout") if self.dropout_rate and self.has_rng("dropout") else None
     k_BSKH, v_BSKH = (a.swapaxes(1, 2) for a in cache)
     if self.cosine:
-      log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (self.heads,))
+      log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (self.num_heads,))
       q_BTNH, k_BSKH = cosine(q_BTNH, k_BSKH, log_scale_N)
-    out_BTNH, weights = attend(q_BTNH, k_BSKH, v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout, dropout_key=key)
+    out_BTNH, weights = attend(
+      q_BTNH, k_BSKH, v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout_rate, dropout_key=key
+    )
     out = Dense(width, axes=2, kernel_init=self.kernel_init, dtype=self.dtype, name="out")
     return out(out_BTNH), weights, cache

@@ -43,17 +43,17 @@ class Block(nn.Module):
   the sublayers' outputs and, if `hidden_dropout`, within the MLP.
   """
 
-  heads: int
+  num_heads: int
   mlp_dim: int
   activation: str = "gelu"
-  epsilon: float = 1e-6
-  dropout: float = 0.0
-  attention_dropout: float = 0.0
+  norm_eps: float = 1e-6
+  dropout_rate: float = 0.0
+  attention_dropout_rate: float = 0.0
   relative_length: int = 0
   dtype: jnp.dtype = jnp.float32
-  order: str = "pre"
+  norm_position: str = "pre"
   cross: bool = False
-  kv_heads: int = 0
+  num_kv_heads: int = 0
   rotary: bool = False
   norm: str = "layer"
   hidden_dropout: bool = True
@@ -80,16 +80,16 @@ class Block(nn.Module):
     def attention(name: str) -> Attention:
       of_itself = name == "attn"
       relative, rotary = self.relative_length if of_itself else 0, self.rotary and of_itself
-      sizes = self.heads, self.attention_dropout, relative, self.dtype, self.kv_heads, rotary
+      sizes = self.num_heads, self.attention_dropout_rate, relative, self.dtype, self.num_kv_heads, rotary
       return Attention(*sizes, kernel_init=self.kernel_init, name=name)
 
     def add(x: jax.Array, sublayer: Callable, name: str, norm: str) -> tuple[jax.Array, tuple]:
       """Residual, norm, dropout and stochastic depth around a sublayer; also what else that returns."""
-      norm = functools.partial(norms.norm(self.norm, self.epsilon, self.dtype, norm), real=given.real)
-      y, *rest = sublayer(norm(x) if self.order == "pre" else x)
-      y = Dropout(self.dropout, name=f"{name}_dropout")(y)
+      norm = functools.partial(norms.norm(self.norm, self.norm_eps, self.dtype, norm), real=given.real)
+      y, *rest = sublayer(norm(x) if self.norm_position == "pre" else x)
+      y = Dropout(self.dropout_rate, name=f"{name}_dropout")(y)
       x = x + DropPath(name=f"{name}_drop_path")(y, drop_path)
-      return (x if self.order == "pre" else norm(x)), rest
+      return (x if self.norm_position == "pre" else norm(x)), rest
 
     def attend_self(x):
       where = dict(position_BT=given.position, cache=own_cache, index=given.index)
@@ -99,7 +99,7 @@ class Block(nn.Module):
       return attention("cross")(x, given.memory, mask=given.memory_mask, cache=memory_cache)
 
     def transform(x):
-      dropout = self.dropout if self.hidden_dropout else 0.0
+      dropout = self.dropout_rate if self.hidden_dropout else 0.0
       return (Mlp(self.mlp_dim, self.activation, dropout, self.dtype, self.kernel_init, name="mlp")(x),)
 
     x_BTD, (weights, own_cache) = add(by_batch(x_BTD), attend_self, "attn", "norm1")

@@ -18,7 +18,7 @@ class Mlp(nn.Module):
 
   hidden: int
   activation: str = "gelu"
-  dropout: float = 0.0
+  dropout_rate: float = 0.0
   dtype: jnp.dtype = jnp.float32
   kernel_init: Callable = initializers.dense
 
@@ -26,5 +26,5 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     dense = functools.partial(Dense, kernel_init=self.kernel_init, bias_init=initializers.mlp_bias, dtype=self.dtype)
     hidden = ACTIVATIONS[self.activation](dense(self.hidden, name="up")(x))
-    hidden = Dropout(self.dropout, name="hidden_dropout")(hidden)
+    hidden = Dropout(self.dropout_rate, name="hidden_dropout")(hidden)
     return dense(x.shape[-1], name="down")(hidden)

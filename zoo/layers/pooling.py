@@ -45,7 +45,7 @@ class Pooling(nn.Module):
   hidden: int = 0
   width: float = 1.0
   learn_width: bool = True
-  dropout: float = 0.0
+  dropout_rate: float = 0.0
   dtype: jnp.dtype = jnp.float32
   keys_ready: bool = False
 
@@ -58,9 +58,9 @@ class Pooling(nn.Module):
     v_BSD = v_BSD.astype(self.dtype)
     if self.kind != "gaussian":  # whose distances come before any rounding: near points are not to become one
       q_BTQ, k_BSE = q_BTQ.astype(self.dtype), k_BSE.astype(self.dtype)
-    key = self.make_rng("dropout") if self.dropout and self.has_rng("dropout") else None
+    key = self.make_rng("dropout") if self.dropout_rate and self.has_rng("dropout") else None
     out_BT1D, weights = attention_pool(
-      self._scores(q_BTQ, k_BSE), v_BSD[:, :, None], mask=mask, dropout_rate=self.dropout, dropout_key=key
+      self._scores(q_BTQ, k_BSE), v_BSD[:, :, None], mask=mask, dropout_rate=self.dropout_rate, dropout_key=key
     )
     return out_BT1D[:, :, 0], weights
 
@@ -130,7 +130,7 @@ class WindowDense(nn.Module):
 class AttentionPool(nn.Module):
   """Multi-head attention pooling by one learned query: tokens [B, T, D] to [B, D] (MAP; Zhai et al. 2022, 3.2)."""
 
-  heads: int
+  num_heads: int
   mlp_dim: int
   activation: str = "gelu"
   epsilon: float = 1e-6
@@ -141,6 +141,6 @@ class AttentionPool(nn.Module):
     sizes = expect(x_BTD=x_BTD)
     probe_D = self.param("probe", initializers.token, (sizes["D"],))
     probe_B1D = jnp.broadcast_to(probe_D, (sizes["B"], 1, sizes["D"])).astype(x_BTD.dtype)
-    x_B1D, *_ = Attention(self.heads, dtype=self.dtype, name="attn")(probe_B1D, x_BTD)
+    x_B1D, *_ = Attention(self.num_heads, dtype=self.dtype, name="attn")(probe_B1D, x_BTD)
     y_B1D = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x_B1D)
     return (x_B1D + Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name="mlp")(y_B1D))[:, 0]

@@ -192,7 +192,7 @@ class OffsetTable(nn.Module):
     window: side of the largest window. A smaller one reads the middle of the table: an offset keeps its score.
   """
 
-  heads: int
+  num_heads: int
   window: int
 
   @nn.compact
@@ -204,7 +204,7 @@ class OffsetTable(nn.Module):
     """
     if max(window) > self.window:
       raise ValueError(f"a window of {window[0]} x {window[1]} has offsets beyond a table made for {self.window}")
-    table_YXN = self.param("table", initializers.swin, (2 * self.window - 1, 2 * self.window - 1, self.heads))
+    table_YXN = self.param("table", initializers.swin, (2 * self.window - 1, 2 * self.window - 1, self.num_heads))
     middle = tuple(slice(self.window - side, self.window + side - 1) for side in window)
     return _spread(table_YXN[middle], window)
 
@@ -221,7 +221,7 @@ class OffsetMlp(nn.Module):
     hidden: units of the network.
   """
 
-  heads: int
+  num_heads: int
   trained: tuple[int, int]
   hidden: int = 512
 
@@ -232,7 +232,7 @@ class OffsetMlp(nn.Module):
     offset_YX2 = np.stack(np.meshgrid(*sides, indexing="ij"), -1)
     offset_YX2 = (np.sign(offset_YX2) * np.log2(1 + np.abs(offset_YX2)) / np.log2(8)).astype(np.float32)
     hidden = jax.nn.relu(nn.Dense(self.hidden, kernel_init=initializers.swin, name="up")(offset_YX2))
-    table_YXN = nn.Dense(self.heads, use_bias=False, kernel_init=initializers.swin, name="down")(hidden)
+    table_YXN = nn.Dense(self.num_heads, use_bias=False, kernel_init=initializers.swin, name="down")(hidden)
     return _spread(16 * jax.nn.sigmoid(table_YXN), window)
 
 
@@ -269,7 +269,7 @@ def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, base: float = 10000.0) ->
   return jnp.concatenate(turned, -1).astype(x_BTNH.dtype)
 
 
-def alibi_slopes(heads: int) -> np.ndarray:
+def alibi_slopes(num_heads: int) -> np.ndarray:
   """How fast each head forgets with distance: 2^(-8/N), 2^(-16/N), ..., 2^-8 (ALiBi; Press et al. 2022, 3).
 
   Where N is no power of two: the slopes of the next lower power, then every second one of the next higher, from its
@@ -278,15 +278,15 @@ def alibi_slopes(heads: int) -> np.ndarray:
   Returns:
     [N] float32
   """
-  power = 2 ** int(np.log2(heads))
+  power = 2 ** int(np.log2(num_heads))
 
-  def geometric(heads):
-    return 2.0 ** (-8 / heads * np.arange(1, heads + 1))
+  def geometric(num_heads):
+    return 2.0 ** (-8 / num_heads * np.arange(1, num_heads + 1))
 
-  return np.concatenate([geometric(power), geometric(2 * power)[::2][: heads - power]]).astype(np.float32)
+  return np.concatenate([geometric(power), geometric(2 * power)[::2][: num_heads - power]]).astype(np.float32)
 
 
-def alibi_bias(heads: int, query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
+def alibi_bias(num_heads: int, query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
   """Scores fall linearly with distance, -slope |t - s|, instead of any position in the input (Press et al. 2022, 3).
 
   Args:
@@ -298,7 +298,7 @@ def alibi_bias(heads: int, query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
   """
   expect(query_BT=query_BT, key_BS=key_BS)
   distance_BTS = jnp.abs(query_BT[:, :, None] - key_BS[:, None]).astype(jnp.float32)
-  return -alibi_slopes(heads)[:, None, None] * distance_BTS[:, None]
+  return -alibi_slopes(num_heads)[:, None, None] * distance_BTS[:, None]
 
 
 def relative_bucket(
@@ -348,7 +348,7 @@ class RelativeBias(nn.Module):
     buckets, max_distance, bidirectional: see `relative_bucket`.
   """
 
-  heads: int
+  num_heads: int
   buckets: int = 32
   max_distance: int = 128
   bidirectional: bool = True
@@ -357,7 +357,7 @@ class RelativeBias(nn.Module):
   def __call__(self, query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
     """From positions in tokens, int; B may be 1. The result is the `bias` of `zoo.layers.attention.attend`, float32."""
     expect(query_BT=query_BT, key_BS=key_BS)
-    table = self.param("buckets", initializers.position, (self.buckets, self.heads))
+    table = self.param("buckets", initializers.position, (self.buckets, self.num_heads))
     offset_BTS = key_BS[:, None] - query_BT[:, :, None]
     bucket_BTS = relative_bucket(offset_BTS, self.buckets, self.max_distance, self.bidirectional)
     return jnp.moveaxis(table[bucket_BTS], -1, 1)

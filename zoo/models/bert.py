@@ -29,27 +29,35 @@ from zoo.shapes import expect
 # base and large: Devlin et al. 2019, 3; the others: Turc et al. 2019, table 1. "minilm" is MiniLM-L6-H384 (Wang et al.
 # 2020); "nano" is for the bundled text, on a CPU: as published, it would need more text and time to begin to learn.
 VARIANTS = {
-  "tiny": dict(width=128, depth=2, mlp_dim=512, heads=2),
-  "mini": dict(width=256, depth=4, mlp_dim=1024, heads=4),
-  "small": dict(width=512, depth=4, mlp_dim=2048, heads=8),
-  "medium": dict(width=512, depth=8, mlp_dim=2048, heads=8),
-  "base": dict(width=768, depth=12, mlp_dim=3072, heads=12),
-  "large": dict(width=1024, depth=24, mlp_dim=4096, heads=16),
-  "minilm": dict(width=384, depth=6, mlp_dim=1536, heads=12),
+  "tiny": dict(width=128, depth=2, mlp_dim=512, num_heads=2),
+  "mini": dict(width=256, depth=4, mlp_dim=1024, num_heads=4),
+  "small": dict(width=512, depth=4, mlp_dim=2048, num_heads=8),
+  "medium": dict(width=512, depth=8, mlp_dim=2048, num_heads=8),
+  "base": dict(width=768, depth=12, mlp_dim=3072, num_heads=12),
+  "large": dict(width=1024, depth=24, mlp_dim=4096, num_heads=16),
+  "minilm": dict(width=384, depth=6, mlp_dim=1536, num_heads=12),
   "nano": dict(
     width=192,
     depth=3,
     mlp_dim=768,
-    heads=4,
-    vocab=4000,
+    num_heads=4,
+    vocab_size=4000,
     max_length=128,
     mask=4,
-    order="pre",
-    positions="rotary",
-    deviation=0.06,
+    norm_position="pre",
+    position_embedding="rotary",
+    init_std=0.06,
   ),
   "test": dict(
-    width=24, depth=2, mlp_dim=40, heads=4, vocab=29, max_length=16, mask=4, dropout=0.0, attention_dropout=0.0
+    width=24,
+    depth=2,
+    mlp_dim=40,
+    num_heads=4,
+    vocab_size=29,
+    max_length=16,
+    mask=4,
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,
   ),
 }
 HEADS = ("pretrain", "words", "classify", "tag", "span", "none")
@@ -60,8 +68,9 @@ class Config:
   """Hyperparameters.
 
   Attributes:
-    width: D. depth: L. mlp_dim: F. heads: N.
-    vocab: V. max_length: the longest row, in tokens. types: how many kinds of segments there are, such as A and B.
+    width: D. depth: L. mlp_dim: F. num_heads: N.
+    vocab_size: V. max_length: the longest row, in tokens. type_vocab_size: how many kinds of segments there are, such
+      as A and B.
     pad, mask: tokens that fill up a row, and stand for a hidden word.
     head: what is on top. "pretrain": the hidden words and whether B follows A; "words": the former alone. "classify":
       a class for a row, or a number (`num_classes=1`), by which choices may be compared. "tag": a class for each token.
@@ -71,12 +80,12 @@ class Config:
     pool: what "classify" sees of a row: "cls", the first token through the pooler, as published; or the "mean" of all
       tokens (Reimers & Gurevych 2019, 3), which needs no pooler: for weights whose first token was never asked
       anything, such as those of the head "words".
-    order: "post" as published, or "pre", with a norm after the last block; see `zoo.layers.block.Block`.
-    positions: "learned", added to the embeddings, as published; or "rotary", turning queries and keys.
-    dropout: of embeddings, sublayer outputs, and what "classify" and "tag" see. attention_dropout: of attention
-      weights.
-    activation: one of `zoo.layers.activations.ACTIVATIONS`. epsilon: of the layer norms.
-    deviation: of what all matrices and tables are drawn from at first (`zoo.layers.initializers.bert`).
+    norm_position: "post" as published, or "pre", with a norm after the last block; see `zoo.layers.block.Block`.
+    position_embedding: "learned", added to the embeddings, as published; or "rotary", turning queries and keys.
+    dropout_rate: of embeddings, sublayer outputs, and what "classify" and "tag" see. attention_dropout_rate: of
+      attention weights.
+    activation: one of `zoo.layers.activations.ACTIVATIONS`. norm_eps: of the layer norms.
+    init_std: of what all matrices and tables are drawn from at first (`zoo.layers.initializers.bert`).
     scan: compile one block for all. remat: what the backward pass recomputes (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
   """
@@ -84,23 +93,23 @@ class Config:
   width: int
   depth: int
   mlp_dim: int
-  heads: int
-  vocab: int = 30522
+  num_heads: int
+  vocab_size: int = 30522
   max_length: int = 512
-  types: int = 2
+  type_vocab_size: int = 2
   pad: int = 0
   mask: int = 103
   head: str = "pretrain"
   num_classes: int = 0
   pooler: bool = True
   pool: str = "cls"
-  order: str = "post"
-  positions: str = "learned"
-  dropout: float = 0.1
-  attention_dropout: float = 0.1
+  norm_position: str = "post"
+  position_embedding: str = "learned"
+  dropout_rate: float = 0.1
+  attention_dropout_rate: float = 0.1
   activation: str = "gelu"
-  epsilon: float = 1e-12
-  deviation: float = 0.02
+  norm_eps: float = 1e-12
+  init_std: float = 0.02
   scan: bool = False
   remat: str = "none"
   dtype: str = "float32"
@@ -109,20 +118,20 @@ class Config:
     choices = dict(
       head=HEADS,
       pool=("cls", "mean"),
-      order=("post", "pre"),
-      positions=("learned", "rotary"),
+      norm_position=("post", "pre"),
+      position_embedding=("learned", "rotary"),
       activation=tuple(ACTIVATIONS),
       dtype=("float32", "bfloat16"),
     )
     at_least = {
-      1: ("width", "depth", "mlp_dim", "heads", "vocab", "max_length", "types"),
+      1: ("width", "depth", "mlp_dim", "num_heads", "vocab_size", "max_length", "type_vocab_size"),
       0: ("pad", "mask", "num_classes"),
     }
-    faults = field_faults(self, choices, at_least, ("dropout", "attention_dropout"))
-    if self.deviation <= 0:
+    faults = field_faults(self, choices, at_least, ("dropout_rate", "attention_dropout_rate"))
+    if self.init_std <= 0:
       faults.append(f"deviation is {self.deviation}; wanted more than 0")
     for name in ("pad", "mask"):
-      if getattr(self, name) >= self.vocab:
+      if getattr(self, name) >= self.vocab_size:
         faults.append(f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab}")
     if self.head in ("classify", "tag") and not self.num_classes:
       faults.append(f"head={self.head!r} needs num_classes, at least 1")
@@ -130,7 +139,7 @@ class Config:
       faults.append(f"num_classes is {self.num_classes}, but head={self.head!r} has none: wanted 'classify' or 'tag'")
     if faults:
       raise ValueError("\n".join(faults))
-    check_heads(self.width, self.heads)
+    check_heads(self.width, self.num_heads)
 
 
 def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -155,33 +164,33 @@ class Encoder(nn.Module):
     type_BT = jnp.zeros((1, 1), jnp.int32) if type_BT is None else type_BT
 
     def table(name: str, size: int) -> nn.Embed:
-      return nn.Embed(size, c.width, embedding_init=initializers.bert(c.deviation), name=name)
+      return nn.Embed(size, c.width, embedding_init=initializers.bert(c.init_std), name=name)
 
-    words = table("embed", c.vocab)
-    x_BTD = words(token_BT) + table("type", c.types)(type_BT)
-    if c.positions == "learned":
+    words = table("embed", c.vocab_size)
+    x_BTD = words(token_BT) + table("type", c.type_vocab_size)(type_BT)
+    if c.position_embedding == "learned":
       x_BTD = x_BTD + table("position", c.max_length)(position_BT)
-    norm = functools.partial(LayerNorm, epsilon=c.epsilon, dtype=dtype)
+    norm = functools.partial(LayerNorm, epsilon=c.norm_eps, dtype=dtype)
     x_BTD = norm(name="embed_norm")(x_BTD.astype(dtype))
-    x_BTD = by_batch(Dropout(c.dropout, name="dropout")(x_BTD))
+    x_BTD = by_batch(Dropout(c.dropout_rate, name="dropout")(x_BTD))
     block = functools.partial(
       Block,
-      heads=c.heads,
+      num_heads=c.num_heads,
       mlp_dim=c.mlp_dim,
       activation=c.activation,
-      epsilon=c.epsilon,
-      dropout=c.dropout,
-      attention_dropout=c.attention_dropout,
+      norm_eps=c.norm_eps,
+      dropout_rate=c.dropout_rate,
+      attention_dropout_rate=c.attention_dropout_rate,
       dtype=dtype,
-      order=c.order,
-      rotary=c.positions == "rotary",
+      norm_position=c.norm_position,
+      rotary=c.position_embedding == "rotary",
       hidden_dropout=False,
-      kernel_init=initializers.bert(c.deviation),
+      kernel_init=initializers.bert(c.init_std),
     )
     mask = attention_masks.same_segment(segment_BT, segment_BT) & (segment_BT > 0)[:, None, None]
     context = Context(mask=mask, position=position_BT, real=segment_BT > 0)
     tokens_BTD, aux = run_blocks(block, x_BTD, context, per_block=np.zeros(c.depth), scan=c.scan, remat=c.remat)
-    if c.order == "pre":
+    if c.norm_position == "pre":
       tokens_BTD = norm(name="norm")(tokens_BTD)
     return tokens_BTD, words.embedding, aux | {"embedded": x_BTD}
 
@@ -194,9 +203,9 @@ class Words(nn.Module):
   @nn.compact
   def __call__(self, x_BPD: jax.Array, table_VD: jax.Array) -> jax.Array:
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    x_BPD = Dense(c.width, kernel_init=initializers.bert(c.deviation), dtype=dtype, name="transform")(x_BPD)
-    x_BPD = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="norm")(ACTIVATIONS[c.activation](x_BPD))
-    return tied_logits(x_BPD, table_VD) + self.param("bias", nn.initializers.zeros, (c.vocab,))
+    x_BPD = Dense(c.width, kernel_init=initializers.bert(c.init_std), dtype=dtype, name="transform")(x_BPD)
+    x_BPD = LayerNorm(epsilon=c.norm_eps, dtype=dtype, name="norm")(ACTIVATIONS[c.activation](x_BPD))
+    return tied_logits(x_BPD, table_VD) + self.param("bias", nn.initializers.zeros, (c.vocab_size,))
 
 
 class Model(nn.Module):
@@ -236,7 +245,7 @@ class Model(nn.Module):
     expect(token_BT=token_BT, masked_BP=masked_BP, first_BK=first_BK)
     tokens_BTD, table_VD, aux = Encoder(c, name="encoder")(token_BT, type_BT, row)
     aux["tokens"] = tokens_BTD
-    head = functools.partial(Dense, kernel_init=initializers.bert(c.deviation))  # in float32
+    head = functools.partial(Dense, kernel_init=initializers.bert(c.init_std))  # in float32
     if c.head == "classify" and c.pool == "mean":
       if first_BK is not None:
         raise ValueError("pool='mean' takes the mean of a whole row; sequences that share a row need pool='cls'")
@@ -244,7 +253,7 @@ class Model(nn.Module):
     elif c.head in ("pretrain", "classify") or (c.head == "none" and c.pooler):
       first_BKD = tokens_BTD[:, 0] if first_BK is None else choose_tokens(tokens_BTD, first_BK)
       pooled = jnp.tanh(
-        nn.Dense(c.width, kernel_init=initializers.bert(c.deviation), dtype=dtype, name="pooler")(first_BKD)
+        nn.Dense(c.width, kernel_init=initializers.bert(c.init_std), dtype=dtype, name="pooler")(first_BKD)
       )
       aux["pooled"] = pooled = by_batch(pooled.astype(jnp.float32))
     if c.head in ("pretrain", "words"):
@@ -257,7 +266,7 @@ class Model(nn.Module):
     seen = pooled if c.head == "classify" else tokens_BTD.astype(jnp.float32)
     if c.head == "span":  # without dropout, as published
       return by_batch(head(2, name="head")(seen)), aux
-    return by_batch(head(c.num_classes, name="head")(Dropout(c.dropout, name="dropout")(seen))), aux
+    return by_batch(head(c.num_classes, name="head")(Dropout(c.dropout_rate, name="dropout")(seen))), aux
 
 
 def segments(config: Config, token_BT: jax.Array, row: Row) -> jax.Array:

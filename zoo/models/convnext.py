@@ -29,16 +29,22 @@ RATIO = 4  # of the MLPs' width to the blocks' (2.4)
 
 VARIANTS = {
   # Section 3 and table 9.
-  "t": dict(patch=4, widths=(96, 192, 384, 768), depths=(3, 3, 9, 3)),
-  "s": dict(patch=4, widths=(96, 192, 384, 768), depths=(3, 3, 27, 3)),
-  "b": dict(patch=4, widths=(128, 256, 512, 1024), depths=(3, 3, 27, 3)),
-  "l": dict(patch=4, widths=(192, 384, 768, 1536), depths=(3, 3, 27, 3)),
+  "t": dict(patch_size=4, widths=(96, 192, 384, 768), depths=(3, 3, 9, 3)),
+  "s": dict(patch_size=4, widths=(96, 192, 384, 768), depths=(3, 3, 27, 3)),
+  "b": dict(patch_size=4, widths=(128, 256, 512, 1024), depths=(3, 3, 27, 3)),
+  "l": dict(patch_size=4, widths=(192, 384, 768, 1536), depths=(3, 3, 27, 3)),
   # As many parameters as vit/nano4, for the same images.
   "nano": dict(
-    patch=2, widths=(32, 64, 128), depths=(2, 3, 1), image_size=(28, 28), channels=1, num_classes=10, layer_scale=0.1
+    patch_size=2,
+    widths=(32, 64, 128),
+    depths=(2, 3, 1),
+    image_size=(28, 28),
+    channels=1,
+    num_classes=10,
+    layer_scale=0.1,
   ),
   # Another size on every axis, so that no two can be confused unnoticed.
-  "test": dict(patch=4, widths=(8, 12, 20), depths=(1, 2, 1), image_size=(16, 32), num_classes=7),
+  "test": dict(patch_size=4, widths=(8, 12, 20), depths=(1, 2, 1), image_size=(16, 32), num_classes=7),
 }
 
 
@@ -48,15 +54,15 @@ class Config:
 
   Attributes:
     widths: D of each stage. depths: blocks of each stage.
-    patch: side in pixels of what becomes a place of the first stage.
+    patch_size: side in pixels of what becomes a place of the first stage.
     image_size: rows and columns it is meant for; others need nothing but to be large enough for the last stage.
     channels: of the image.
     num_classes: V of head "classify"; 0 leaves the classifier out, and the output is the pooled features [B, D].
     head: "classify" pools the last stage and classifies; "features" normalises every stage's map, for dense prediction.
-    drop_path: stochastic depth rate of the last block; it grows linearly from 0 at the first, over all stages.
+    drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0 at the first, over all stages.
     layer_scale: what the learned factors of the blocks' outputs start from (Touvron et al. 2021, eq. 4); 0 for none.
     activation: "gelu" (exact) or "gelu_tanh".
-    epsilon: of the layer norms. head_epsilon: of the one before the classifier, 1e-12 at Hugging Face.
+    norm_eps: of the layer norms. head_norm_eps: of the one before the classifier, 1e-12 at Hugging Face.
     scan: compile one block for all of a stage. remat: what the backward pass recomputes
       (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics and logits stay float32.
@@ -64,24 +70,24 @@ class Config:
 
   widths: tuple[int, ...]
   depths: tuple[int, ...]
-  patch: int = 4
+  patch_size: int = 4
   image_size: tuple[int, int] = (224, 224)
   channels: int = 3
   num_classes: int = 1000
   head: str = "classify"
-  drop_path: float = 0.0
+  drop_path_rate: float = 0.0
   layer_scale: float = 1e-6
   activation: str = "gelu"
-  epsilon: float = 1e-6
-  head_epsilon: float = 1e-6
+  norm_eps: float = 1e-6
+  head_norm_eps: float = 1e-6
   scan: bool = False
   remat: str = "none"
   dtype: str = "float32"
 
   def __post_init__(self):
     choices = dict(head=("classify", "features"), activation=tuple(ACTIVATIONS), dtype=("float32", "bfloat16"))
-    least = {1: ("patch", "channels"), 0: ("num_classes", "layer_scale")}
-    faults = field_faults(self, choices, least, ("drop_path",))
+    least = {1: ("patch_size", "channels"), 0: ("num_classes", "layer_scale")}
+    faults = field_faults(self, choices, least, ("drop_path_rate",))
     for field in ("widths", "depths"):
       if min(getattr(self, field), default=0) < 1:
         faults.append(f"{field} is {getattr(self, field)}; wanted one for each stage, at least 1")
@@ -93,7 +99,7 @@ class Config:
   @property
   def strides(self) -> tuple[int, ...]:
     """Pixels from one place to the next, in each stage's map."""
-    return tuple(self.patch * 2**i for i in range(len(self.widths)))
+    return tuple(self.patch_size * 2**i for i in range(len(self.widths)))
 
 
 def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -121,25 +127,25 @@ class Block(nn.Module):
   """Maps [B, Y, X, D] to [B, Y, X, D] (figure 4): what a 7 x 7 neighbourhood has of each feature, then an MLP."""
 
   activation: str = "gelu"
-  epsilon: float = 1e-6
+  norm_eps: float = 1e-6
   initial_scale: float = 1e-6
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(
-    self, x_BYXD: jax.Array, drop_path: float | jax.Array | None = None, shared=None, own=None
+    self, x_BYXD: jax.Array, drop_path_rate: float | jax.Array | None = None, shared=None, own=None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the output, twice; `drop_path` is the rate of stochastic depth, `shared` and `own` are not used."""
+    """Returns the output, twice; `drop_path_rate` is the rate of stochastic depth, `shared` and `own` are not used."""
     del shared, own
     width = expect(x_BYXD=x_BYXD)["D"]
     x_BYXD = by_batch(x_BYXD)
     y_BYXD = DepthwiseConv(KERNEL, self.dtype, name="conv")(x_BYXD)
-    y_BYXD = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(y_BYXD)
+    y_BYXD = LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(y_BYXD)
     y_BYXD = Mlp(RATIO * width, self.activation, dtype=self.dtype, kernel_init=initializers.normal, name="mlp")(y_BYXD)
     if self.initial_scale:
       scale_D = self.param("layer_scale", nn.initializers.constant(self.initial_scale), (width,))
       y_BYXD = y_BYXD * scale_D.astype(self.dtype)
-    x_BYXD = by_batch(x_BYXD + DropPath(name="drop_path")(y_BYXD, drop_path))
+    x_BYXD = by_batch(x_BYXD + DropPath(name="drop_path")(y_BYXD, drop_path_rate))
     return x_BYXD, {"": x_BYXD}
 
 
@@ -157,8 +163,8 @@ class Stage(nn.Module):
     """Returns the map for the next stage, the one for others, and every block's output."""
     c, i = self.config, self.index
     dtype = jnp.dtype(c.dtype)
-    norm = functools.partial(LayerNorm, epsilon=c.epsilon, dtype=dtype)
-    patch = 2 if i else c.patch
+    norm = functools.partial(LayerNorm, epsilon=c.norm_eps, dtype=dtype)
+    patch = 2 if i else c.patch_size
     if i:
       x_BYXC = norm(name="input_norm")(x_BYXC)
     rows, columns = (size // patch * patch for size in x_BYXC.shape[1:3])
@@ -167,10 +173,10 @@ class Stage(nn.Module):
     if not i:
       x_BYXD = norm(name="norm")(x_BYXD)
     block = functools.partial(
-      Block, activation=c.activation, epsilon=c.epsilon, initial_scale=c.layer_scale, dtype=dtype
+      Block, activation=c.activation, norm_eps=c.norm_eps, initial_scale=c.layer_scale, dtype=dtype
     )
     first = sum(c.depths[:i])
-    rates = drop_path_rates(c.drop_path, sum(c.depths))[first : first + c.depths[i]]
+    rates = drop_path_rates(c.drop_path_rate, sum(c.depths))[first : first + c.depths[i]]
     x_BYXD, aux = run_blocks(block, x_BYXD, per_block=rates, scan=c.scan, remat=c.remat)
     return x_BYXD, norm(name="feature_norm")(x_BYXD) if c.head == "features" else x_BYXD, aux
 
@@ -222,7 +228,7 @@ class Model(nn.Module):
     x_BYXD, aux = Encoder(c, name="encoder")(image_BYXC)
     if c.head == "features":
       return by_batch(x_BYXD.astype(jnp.float32)), aux
-    x_BD = LayerNorm(epsilon=c.head_epsilon, dtype=jnp.dtype(c.dtype), name="norm")(x_BYXD.mean((1, 2)))
+    x_BD = LayerNorm(epsilon=c.head_norm_eps, dtype=jnp.dtype(c.dtype), name="norm")(x_BYXD.mean((1, 2)))
     x_BD = by_batch(x_BD.astype(jnp.float32))
     aux |= {"features": x_BD}
     if not c.num_classes:

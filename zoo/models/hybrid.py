@@ -22,12 +22,12 @@ from zoo.shapes import expect
 VARIANTS = {
   # R50 for /16 has the fourth stage's blocks in its third (ViT, B.1); R+Ti/16 is the root alone. Its name counts a
   # stride of 2, but there is a pooling behind the convolution, also in the released code: its tokens are of 32 pixels.
-  "r_ti16": dict(patch=32, stem_depths=(), **vit.SIZES["ti"]),
-  "r26_s32": dict(patch=32, stem_depths=(2, 2, 2, 2), **vit.SIZES["s"]),
-  "r50_b16": dict(patch=16, stem_depths=(3, 4, 9), **vit.SIZES["b"]),
-  "r50_l32": dict(patch=32, stem_depths=(3, 4, 6, 3), **vit.SIZES["l"]),
+  "r_ti16": dict(patch_size=32, stem_depths=(), **vit.SIZES["ti"]),
+  "r26_s32": dict(patch_size=32, stem_depths=(2, 2, 2, 2), **vit.SIZES["s"]),
+  "r50_b16": dict(patch_size=16, stem_depths=(3, 4, 9), **vit.SIZES["b"]),
+  "r50_l32": dict(patch_size=32, stem_depths=(3, 4, 6, 3), **vit.SIZES["l"]),
   "test": vit.VARIANTS["test"]
-  | dict(patch=16, stem_depths=(1, 2), stem_width=8, stem_groups=4, image_size=(48, 32), depth=2),
+  | dict(patch_size=16, stem_depths=(1, 2), stem_width=8, stem_groups=4, image_size=(48, 32), depth=2),
 }
 
 
@@ -39,13 +39,13 @@ class Config(vit.Config):
     patch: side in pixels of what becomes a token, a multiple of `stride`.
     stem_depths: residual units of each stage; () for the root alone.
     stem_width: of the root; stage i has 2^i times as many narrow features, and 4 times as many between its units.
-    stem_groups: of the group norms. stem_epsilon: of the same, 1e-5 in timm.
+    stem_groups: of the group norms. stem_norm_eps: of the same, 1e-5 in timm.
   """
 
   stem_depths: tuple[int, ...] = ()
   stem_width: int = 64
   stem_groups: int = 32
-  stem_epsilon: float = 1e-6
+  stem_norm_eps: float = 1e-6
 
   def __post_init__(self):
     super().__post_init__()
@@ -55,8 +55,8 @@ class Config(vit.Config):
     if self.stem_width < 1 or self.stem_groups < 1 or self.stem_width % self.stem_groups:
       fitting = [n for n in range(1, self.stem_width + 1) if self.stem_width % n == 0]
       faults.append(f"{self.stem_groups} groups do not divide the stem's width {self.stem_width}; try one of {fitting}")
-    if self.patch % self.stride:
-      near = max(round(self.patch / self.stride), 1) * self.stride
+    if self.patch_size % self.stride:
+      near = max(round(self.patch_size / self.stride), 1) * self.stride
       faults.append(
         f"patch is {self.patch}, no multiple of the {self.stride} pixels from one place of the stem's map to the next; "
         f"the nearest is {near}"
@@ -72,7 +72,7 @@ class Config(vit.Config):
   @property
   def cell(self) -> int:
     """Side of a patch on the stem's map."""
-    return self.patch // self.stride
+    return self.patch_size // self.stride
 
 
 inputs = vit.inputs
@@ -120,20 +120,20 @@ class Unit(nn.Module):
 
   width: int
   groups: int
-  epsilon: float
+  norm_eps: float
   stride: int = 1
   project: bool = False
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BYXC: jax.Array, drop_path=None, shared=None, own=None) -> tuple[jax.Array, dict]:
+  def __call__(self, x_BYXC: jax.Array, drop_path_rate=None, shared=None, own=None) -> tuple[jax.Array, dict]:
     """Returns the output and nothing; what else a block may be given is not used."""
-    del drop_path, shared, own
+    del drop_path_rate, shared, own
     x = by_batch(x_BYXC)
 
     def convolve(y: jax.Array, features: int, size: int, stride: int, name: str, scale=nn.initializers.ones):
       y = StdConv(features, size, stride, self.dtype, name=name)(y)
-      return group_norm(self.groups, self.epsilon, self.dtype, f"{name}_norm", scale)(y)
+      return group_norm(self.groups, self.norm_eps, self.dtype, f"{name}_norm", scale)(y)
 
     y = jax.nn.relu(convolve(x, self.width, 1, 1, "conv1"))
     y = jax.nn.relu(convolve(y, self.width, 3, self.stride, "conv2"))
@@ -158,7 +158,7 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x_BYXC: jax.Array) -> jax.Array:
     c, i = self.config, self.index
-    sizes = dict(width=c.stem_width * 2**i, groups=c.stem_groups, epsilon=c.stem_epsilon, dtype=jnp.dtype(c.dtype))
+    sizes = dict(width=c.stem_width * 2**i, groups=c.stem_groups, norm_eps=c.stem_norm_eps, dtype=jnp.dtype(c.dtype))
     first = Unit if c.remat == "none" else nn.remat(Unit, policy=remat_policy(c.remat))
     x_BYXD, _ = first(stride=2 if i else 1, project=True, name="first", **sizes)(x_BYXC)
     if rest := c.stem_depths[i] - 1:
@@ -177,7 +177,7 @@ class Stem(nn.Module):
     c = self.config
     dtype = jnp.dtype(c.dtype)
     x_BYXD = StdConv(c.stem_width, 7, 2, dtype, name="root")(image_BYXC)
-    x_BYXD = jax.nn.relu(group_norm(c.stem_groups, c.stem_epsilon, dtype, "root_norm")(x_BYXD))
+    x_BYXD = jax.nn.relu(group_norm(c.stem_groups, c.stem_norm_eps, dtype, "root_norm")(x_BYXD))
     x_BYXD = by_batch(nn.max_pool(x_BYXD, (3, 3), (2, 2), "SAME"))
     for i in range(len(c.stem_depths)):
       x_BYXD = Stage(c, i, name=f"stage_{i}")(x_BYXD)
@@ -192,7 +192,7 @@ class Encoder(vit.Encoder):
   def cut(self, image_BYXC: jax.Array) -> jax.Array:
     """Images to the features of their patches, [B, Y / patch, X / patch, F]."""
     c = self.config
-    check_patches(image_BYXC.shape[1:3], c.patch)
+    check_patches(image_BYXC.shape[1:3], c.patch_size)
     return patchify(Stem(c, name="stem")(image_BYXC), c.cell)
 
 

@@ -24,10 +24,10 @@ from zoo.partitioning import by_batch
 from zoo.shapes import expect
 
 # The decoder of the paper, 4.1: 8 blocks of width 512.
-DECODER = dict(decoder_width=512, decoder_depth=8, decoder_mlp_dim=2048, decoder_heads=16)
+DECODER = dict(decoder_width=512, decoder_depth=8, decoder_mlp_dim=2048, decoder_num_heads=16)
 VARIANTS = {f"{name}": dict(**vit.VARIANTS[name], **DECODER) for name in ("b16", "l16", "h14")} | {
-  "nano4": dict(**vit.VARIANTS["nano4"], decoder_width=48, decoder_depth=1, decoder_mlp_dim=96, decoder_heads=4),
-  "test": dict(**vit.VARIANTS["test"], decoder_width=16, decoder_depth=2, decoder_mlp_dim=28, decoder_heads=4),
+  "nano4": dict(**vit.VARIANTS["nano4"], decoder_width=48, decoder_depth=1, decoder_mlp_dim=96, decoder_num_heads=4),
+  "test": dict(**vit.VARIANTS["test"], decoder_width=16, decoder_depth=2, decoder_mlp_dim=28, decoder_num_heads=4),
 }
 for _variant in VARIANTS.values():
   _variant.pop("num_classes", None)
@@ -38,20 +38,20 @@ class Config(vit.Config):
   """A ViT without classifier, and the decoder.
 
   Attributes (beside those of `vit.Config`):
-    decoder_width, decoder_depth, decoder_mlp_dim, decoder_heads: D, L, F and N of the decoder.
+    decoder_width, decoder_depth, decoder_mlp_dim, decoder_num_heads: D, L, F and N of the decoder.
   """
 
   num_classes: int = 0
-  positions: str = "sincos_2d"
+  position_embedding: str = "sincos_2d"
   decoder_width: int = 512
   decoder_depth: int = 8
   decoder_mlp_dim: int = 2048
-  decoder_heads: int = 16
+  decoder_num_heads: int = 16
 
   def __post_init__(self):
     super().__post_init__()
-    check_heads(self.decoder_width, self.decoder_heads)
-    if self.positions == "relative":
+    check_heads(self.decoder_width, self.decoder_num_heads)
+    if self.position_embedding == "relative":
       raise ValueError("an MAE cannot use relative positions: its encoder sees a random choice of patches")
 
 
@@ -104,15 +104,15 @@ class Decoder(nn.Module):
     x_BTE = jnp.concatenate([cls_B1E, x_BPE], axis=1)
     block = functools.partial(
       Block,
-      heads=c.decoder_heads,
+      num_heads=c.decoder_num_heads,
       mlp_dim=c.decoder_mlp_dim,
       activation=c.activation,
-      epsilon=c.epsilon,
+      norm_eps=c.norm_eps,
       dtype=dtype,
     )
     x_BTE, aux = run_blocks(block, x_BTE, per_block=np.zeros(c.decoder_depth), scan=c.scan, remat=c.remat)
-    x_BTE = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="norm")(x_BTE)
-    pixels = Dense(c.patch**2 * c.channels, kernel_init=initializers.dense, name="pixels")
+    x_BTE = LayerNorm(epsilon=c.norm_eps, dtype=dtype, name="norm")(x_BTE)
+    pixels = Dense(c.patch_size**2 * c.channels, kernel_init=initializers.dense, name="pixels")
     x_BPE = x_BTE[:, 1:] if c.class_token else x_BTE
     return by_batch(pixels(x_BPE.astype(jnp.float32))), aux
 
@@ -139,7 +139,7 @@ class Model(nn.Module):
     """
     c = self.config
     B, Y, X, _ = image_BYXC.shape
-    grid = Y // c.patch, X // c.patch
+    grid = Y // c.patch_size, X // c.patch_size
     if noise_BP is None:
       noise_BP = patch_noise(self, B, grid[0] * grid[1], "an MAE needs an rng to hide patches by")
     visible_BT, masked_BP, restore_BP = random_mask(noise_BP, mask_ratio)

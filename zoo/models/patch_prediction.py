@@ -125,7 +125,9 @@ class Model(nn.Module):
     c = self.config
     B, Y, X, _ = image_BYXC.shape
     if noise_BP is None:
-      noise_BP = patch_noise(self, B, (Y // c.patch) * (X // c.patch), "patch prediction needs an rng to corrupt by")
+      noise_BP = patch_noise(
+        self, B, (Y // c.patch_size) * (X // c.patch_size), "patch prediction needs an rng to corrupt by"
+      )
     found = corrupt(noise_BP, share, masked, swapped)
     tokens_BTD, aux = vit.Encoder(c, name="encoder")(image_BYXC, corrupted=(found.source_BP, found.masked_BP))
     told_BTD = choose_tokens(tokens_BTD[:, int(c.class_token) :], found.chosen_BT)

@@ -37,7 +37,7 @@ VARIANTS = {
   # Another size on every axis, so that no two can be confused unnoticed.
   "test": dict(
     backbone="vit/test",
-    options=dict(patch=8, depth=2),
+    options=dict(patch_size=8, depth=2),
     head="upernet",
     width=20,
     num_classes=7,
@@ -62,7 +62,7 @@ class Config:
     image_size: rows and columns the backbone is made for; it may take others. channels: of the image.
     bins: rows, and columns, that "upernet" pools the last map to.
     norm: behind the convolutions of "fpn" and "upernet": "batch", as published, or "layer", at each place by itself.
-    dropout: of what the classes are told from.
+    dropout_rate: of what the classes are told from.
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics and logits stay float32.
   """
 
@@ -75,21 +75,21 @@ class Config:
   channels: int = 3
   bins: tuple[int, ...] = BINS
   norm: str = "batch"
-  dropout: float = 0.0
+  dropout_rate: float = 0.0
   dtype: str = "float32"
 
   def __post_init__(self):
     if not isinstance(self.options, Mapping):
-      raise ValueError(f"options is {self.options!r}; wanted fields of the backbone, as dict(drop_path=0.1)")
+      raise ValueError(f"options is {self.options!r}; wanted fields of the backbone, as dict(drop_path_rate=0.1)")
     object.__setattr__(self, "options", flax.core.freeze(dict(self.options)))  # which has a hash, as Linen wants it
     choices = dict(head=tuple(HEADS), norm=("batch", "layer"), dtype=("float32", "bfloat16"))
-    faults = field_faults(self, choices, {1: ("width", "num_classes", "channels")}, ("dropout",))
+    faults = field_faults(self, choices, {1: ("width", "num_classes", "channels")}, ("dropout_rate",))
     if not self.bins or any(not isinstance(n, int) or n < 1 for n in self.bins):
       faults.append(f"bins is {self.bins}; wanted numbers of rows, at least 1")
     if faults:
       raise ValueError("\n".join(faults))
-    plain = not hasattr(self.encoder, "depths") and hasattr(self.encoder, "patch")
-    if plain and self.head != "linear" and self.encoder.patch & (self.encoder.patch - 1):
+    plain = not hasattr(self.encoder, "depths") and hasattr(self.encoder, "patch_size")
+    if plain and self.head != "linear" and self.encoder.patch_size & (self.encoder.patch_size - 1):
       raise ValueError(
         f"a patch of {self.encoder.patch} pixels has no maps at strides {STRIDES}; wanted a power of two, or head"
         " 'linear'"
@@ -126,7 +126,7 @@ class Config:
   @property
   def patch(self) -> int:
     """Side of the backbone's patches."""
-    return self.encoder.patch
+    return self.encoder.patch_size
 
   @property
   def resampling(self) -> str:
@@ -255,7 +255,7 @@ class Model(nn.Module):
   def tell(self, maps: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     """The head alone, from maps that get smaller: logits at their places, and what they are told from."""
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    x_BYXD = Dropout(c.dropout, name="dropout")(HEADS[c.head](c, maps))
+    x_BYXD = Dropout(c.dropout_rate, name="dropout")(HEADS[c.head](c, maps))
     exact = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
     dense = nn.Dense(c.num_classes, kernel_init=initializers.head, dtype=dtype, dot_general=exact, name="head")
     return dense(x_BYXD).astype(jnp.float32), x_BYXD
@@ -280,10 +280,10 @@ class Model(nn.Module):
   def pyramid(self, tokens_BTD: jax.Array, rows: int, columns: int) -> dict[str, jax.Array]:
     """Maps of a ViT's tokens, for an image of so many pixels: at each of `STRIDES`, or that of its patches alone."""
     c = self.config
-    grid = rows // c.patch, columns // c.patch
+    grid = rows // c.patch_size, columns // c.patch_size
     patches_BPD = tokens_BTD[:, tokens_BTD.shape[1] - grid[0] * grid[1] :]  # without the class token
     x_BYXD = patches_BPD.reshape(len(tokens_BTD), *grid, -1)
     if c.head == "linear":
       return {"stage_0": x_BYXD}
-    levels = {f"stage_{i}": c.patch / stride for i, stride in enumerate(STRIDES)}
+    levels = {f"stage_{i}": c.patch_size / stride for i, stride in enumerate(STRIDES)}
     return {name: Level(f, jnp.dtype(c.dtype), name=f"{name}_of_vit")(x_BYXD) for name, f in levels.items()}

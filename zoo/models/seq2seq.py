@@ -30,28 +30,30 @@ from zoo.shapes import expect
 # B.1 (the layer before the words with tanh and as wide as an embedding, for maxout and 500); Luong et al. 2015, 4.1.
 # "nano" is for the bundled verses, on a CPU, with about as many parameters as the Transformer of that name.
 VARIANTS = {
-  "distracted": dict(cell="lstm", width=1000, embed_dim=1000, depth=4, vocab=80_000),
+  "distracted": dict(cell="lstm", width=1000, embed_dim=1000, depth=4, vocab_size=80_000),
   "bahdanau": dict(
     width=1000, embed_dim=620, attention="additive", attend="before", attention_dim=1000, bidirectional=True,
-    vocab=30_000,
+    vocab_size=30_000,
   ),
   "luong": dict(
-    cell="lstm", width=1000, embed_dim=1000, depth=4, attention="general", input_feeding=True, vocab=50_000, dropout=0.2
+    cell="lstm", width=1000, embed_dim=1000, depth=4, attention="general", input_feeding=True, vocab_size=50_000,
+    dropout_rate=0.2,
   ),
   "nano_distracted": dict(
-    cell="lstm", width=192, embed_dim=192, depth=2, vocab=4000, max_length=128, shared="all", dropout=0.1
+    cell="lstm", width=192, embed_dim=192, depth=2, vocab_size=4000, max_length=128, tie_embeddings="all",
+    dropout_rate=0.1,
   ),
   "nano_bahdanau": dict(
-    width=224, embed_dim=128, attention="additive", attend="before", attention_dim=128, bidirectional=True, vocab=4000,
-    max_length=128, shared="all", dropout=0.1,
+    width=224, embed_dim=128, attention="additive", attend="before", attention_dim=128, bidirectional=True,
+    vocab_size=4000, max_length=128, tie_embeddings="all", dropout_rate=0.1,
   ),
   "nano_luong": dict(
-    cell="lstm", width=200, embed_dim=128, depth=2, attention="general", input_feeding=True, vocab=4000,
-    max_length=128, shared="all", dropout=0.1,
+    cell="lstm", width=200, embed_dim=128, depth=2, attention="general", input_feeding=True, vocab_size=4000,
+    max_length=128, tie_embeddings="all", dropout_rate=0.1,
   ),
   "test": dict(
     width=24, embed_dim=20, depth=2, attention="additive", attend="before", attention_dim=16, bidirectional=True,
-    vocab=29, max_length=16,
+    vocab_size=29, max_length=16,
   ),
 }  # fmt: skip
 
@@ -76,11 +78,12 @@ class Config:
     head: what words the decoder says: "words" of the vocabulary; those or ones of the source, "copy"
       (`zoo.layers.pointer`); or ones of the source alone, "pointer" (Vinyals et al. 2015, eq. 3), with the probability
       of all places of a word together (Kadlec et al. 2016, eq. 3). copy_slots: see `zoo.layers.pointer.Copies`.
-    vocab: V. max_length: the longest target to decode, in tokens; there is no limit otherwise.
+    vocab_size: V. max_length: the longest target to decode, in tokens; there is no limit otherwise.
     pad, bos, eos: tokens that fill up a row, begin a target and end a sequence.
-    shared: "all" uses one matrix for source, target and output, "target" one for target and output, "none" three.
+    tie_embeddings: "all" uses one matrix for source, target and output, "target" one for target and output, "none"
+      three.
     head_bias: added to the logits of words.
-    dropout: of embeddings and of what goes from layer to layer, not from place to place (Zaremba et al. 2014).
+    dropout_rate: of embeddings and of what goes from layer to layer, not from place to place (Zaremba et al. 2014).
     remat: what the backward pass recomputes of a place of the decoder (`zoo.layers.stack.remat_policy`), such as
       "additive"'s
       A hidden units for each pair of places.
@@ -98,14 +101,14 @@ class Config:
   input_feeding: bool = False
   head: str = "words"
   copy_slots: int = 0
-  vocab: int = 30_000
+  vocab_size: int = 30_000
   max_length: int = 512
   pad: int = 0
   bos: int = 2
   eos: int = 3
-  shared: str = "none"
+  tie_embeddings: str = "none"
   head_bias: bool = False
-  dropout: float = 0.0
+  dropout_rate: float = 0.0
   remat: str = "none"
   dtype: str = "float32"
 
@@ -115,18 +118,18 @@ class Config:
       attention=("none", "additive", "dot", "general"),
       attend=("before", "after"),
       head=("words", "copy", "pointer"),
-      shared=("all", "target", "none"),
+      tie_embeddings=("all", "target", "none"),
       dtype=("float32", "bfloat16"),
     )
     at_least = {
-      1: ("width", "embed_dim", "depth", "vocab", "max_length"),
+      1: ("width", "embed_dim", "depth", "vocab_size", "max_length"),
       0: ("attention_dim", "pad", "bos", "eos", "copy_slots"),
     }
-    faults = field_faults(self, choices, at_least, ("dropout",))
+    faults = field_faults(self, choices, at_least, ("dropout_rate",))
     faults += [
       f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab}"
       for name in ("pad", "bos", "eos")
-      if getattr(self, name) >= self.vocab
+      if getattr(self, name) >= self.vocab_size
     ]
     if self.attention == "none":
       if self.head != "words":
@@ -144,10 +147,10 @@ class Config:
       faults.append("head_bias is for words, of which head='pointer' says none")
     if self.copy_slots and self.head == "words":
       faults.append(f"copy_slots is {self.copy_slots}, but head is 'words'")
-    if self.shared != "none" and self.attention == "none" and self.width != self.embed_dim:
+    if self.tie_embeddings != "none" and self.attention == "none" and self.width != self.embed_dim:
       faults.append(
-        f"shared={self.shared!r} compares states with embeddings, but width is {self.width} and embed_dim "
-        f"{self.embed_dim}; wanted as much, or shared='none'"
+        f"tie_embeddings={self.tie_embeddings!r} compares states with embeddings, but width is {self.width} and "
+        f"embed_dim {self.embed_dim}; wanted as much, or tie_embeddings='none'"
       )
     if faults:
       raise ValueError("\n".join(faults))
@@ -237,7 +240,7 @@ class Encoder(nn.Module):
         ways.append(run_places(_read, cell, fresh, x_BSE, segment_BS, reverse=way == "backward"))
       states, outputs = zip(*ways, strict=True)
       x_BSE = by_batch(jnp.concatenate(outputs, -1).astype(c.dtype))
-      x_BSE = Dropout(c.dropout, name=f"dropout_{i:02d}")(x_BSE)
+      x_BSE = Dropout(c.dropout_rate, name=f"dropout_{i:02d}")(x_BSE)
       every.append(states)
       aux[f"block_{i:02d}"] = x_BSE
     return x_BSE, every, aux
@@ -301,7 +304,7 @@ class Decoder(nn.Module):
     x = jnp.concatenate(inputs, -1)
     for i in range(c.depth):
       cells[i], x = make_cell(c, f"cell_{i:02d}")(cells[i], x)
-      x = Dropout(c.dropout, name=f"dropout_{i:02d}")(x.astype(c.dtype))
+      x = Dropout(c.dropout_rate, name=f"dropout_{i:02d}")(x.astype(c.dtype))
     if c.attention != "none" and c.attend == "after":
       context_BM, weights_BS = attend(x)
     # A pointer network has no use for the context: it says the places, not what is there.
@@ -329,13 +332,13 @@ class Model(nn.Module):
 
     def table(name: str) -> nn.Embed:
       # As in the Transformer: times sqrt(E) on the way in, embeddings and logits have variance 1 at the start.
-      return nn.Embed(c.vocab, c.embed_dim, embedding_init=nn.initializers.normal(c.embed_dim**-0.5), name=name)
+      return nn.Embed(c.vocab_size, c.embed_dim, embedding_init=nn.initializers.normal(c.embed_dim**-0.5), name=name)
 
-    if c.shared == "all":
+    if c.tie_embeddings == "all":
       self.source_embed = self.target_embed = table("embed")
     else:
       self.source_embed, self.target_embed = table("source_embed"), table("target_embed")
-    self.dropout = Dropout(c.dropout, name="dropout")
+    self.dropout = Dropout(c.dropout_rate, name="dropout")
     self.encoder = Encoder(c, name="encoder")
     if c.attention in ("additive", "general"):
       # W of the keys: once for a source, and not at every place of the target.
@@ -349,10 +352,10 @@ class Model(nn.Module):
       decoder = nn.remat(Decoder, policy=remat_policy(c.remat), prevent_cse=False)  # a scan keeps the two apart
     self.decoder = decoder(c, name="decoder")
     if c.head != "pointer":
-      if c.shared == "none":
-        self.head = nn.Dense(c.vocab, use_bias=c.head_bias, kernel_init=initializers.dense, name="head")
+      if c.tie_embeddings == "none":
+        self.head = nn.Dense(c.vocab_size, use_bias=c.head_bias, kernel_init=initializers.dense, name="head")
       elif c.head_bias:
-        self.head_bias = self.param("head_bias", nn.initializers.zeros, (c.vocab,))
+        self.head_bias = self.param("head_bias", nn.initializers.zeros, (c.vocab_size,))
     if c.head == "copy":
       self.copies = Copies(c.copy_slots, name="copies")
 
@@ -479,15 +482,15 @@ class Model(nn.Module):
   def _embed(self, token_BT: jax.Array, side: str) -> jax.Array:
     c = self.config
     # Source words outside the vocabulary have numbers beyond it (`copying`); they are read as token 1, "unknown".
-    token_BT = jnp.where(token_BT < c.vocab, token_BT, 1) if c.copy_slots else token_BT
+    token_BT = jnp.where(token_BT < c.vocab_size, token_BT, 1) if c.copy_slots else token_BT
     x_BTE = getattr(self, f"{side}_embed")(token_BT) * c.embed_dim**0.5
     return by_batch(self.dropout(x_BTE.astype(c.dtype)))
 
   def _predict(self, x_BTR: jax.Array, source_BS: jax.Array, weights_BTS: jax.Array | None) -> jax.Array:
     c = self.config
     if c.head == "pointer":
-      return by_batch(copied(weights_BTS, source_BS, c.vocab + c.copy_slots))
-    if c.shared == "none":
+      return by_batch(copied(weights_BTS, source_BS, c.vocab_size + c.copy_slots))
+    if c.tie_embeddings == "none":
       logits_BTV = self.head(x_BTR.astype(jnp.float32))
     else:
       logits_BTV = tied_logits(x_BTR, self.target_embed.embedding)

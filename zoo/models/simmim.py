@@ -20,7 +20,8 @@ from zoo.shapes import expect
 
 # Xie et al. 2022, 4.1: images of 192 pixels, and windows of 6; of 12 in "l", as released.
 VARIANTS = {
-  size: dict(window=window, image_size=(192, 192), **swin.SIZES[size]) for size, window in dict(t=6, b=6, l=12).items()
+  size: dict(window_size=window, image_size=(192, 192), **swin.SIZES[size])
+  for size, window in dict(t=6, b=6, l=12).items()
 } | {
   name: {field: value for field, value in swin.VARIANTS[name].items() if field != "num_classes"}
   for name in ("nano", "test")
@@ -41,7 +42,7 @@ class Config(swin.Config):
   @property
   def stride(self) -> int:
     """Pixels of a side that each place of the last map tells: 32 where there are four stages."""
-    return self.patch * 2 ** (len(self.depths) - 1)
+    return self.patch_size * 2 ** (len(self.depths) - 1)
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -63,7 +64,7 @@ def units(config: Config, size: tuple[int, int], unit: int) -> tuple[int, int]:
     ValueError: a unit that patches do not fill, or an image that units, or what places of the last map tell, do not.
   """
   faults = []
-  if unit < 1 or unit % config.patch:
+  if unit < 1 or unit % config.patch_size:
     faults.append(f"unit is {unit}; wanted a multiple of the patch's {config.patch} pixels")
   for name, side in dict(unit=unit, stride=config.stride).items():
     if side > 0 and any(n % side for n in size):
@@ -110,7 +111,7 @@ class Model(nn.Module):
     if noise_BP is None:
       noise_BP = patch_noise(self, sizes["B"], rows * columns, "a SimMIM needs an rng to hide patches by")
     _, masked_BP, _ = random_mask(noise_BP, mask_ratio)
-    each = unit // c.patch
+    each = unit // c.patch_size
     masked_BYX = masked_BP.reshape(-1, rows, columns).repeat(each, 1).repeat(each, 2)
     tokens_BYXD, aux = swin.Encoder(c, name="encoder")(image_BYXC, masked_BYX)
     pixels = Dense(c.stride**2 * c.channels, kernel_init=initializers.fan_in, name="pixels")(

@@ -30,28 +30,35 @@ from zoo.shapes import expect
 
 # Liu et al. 2021, 3.3.
 SIZES = {
-  "t": dict(width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)),
-  "s": dict(width=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24)),
-  "b": dict(width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32)),
-  "l": dict(width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48)),
+  "t": dict(width=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+  "s": dict(width=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
+  "b": dict(width=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+  "l": dict(width=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
 }
-V1 = dict(order="pre", scores="dot", offsets="table")
-V2 = dict(order="res_post", scores="cosine", offsets="continuous")
+V1 = dict(norm_position="pre", attention_score="dot", relative_position_bias="table")
+V2 = dict(norm_position="res_post", attention_score="cosine", relative_position_bias="continuous")
 VARIANTS = (
   {size: dict(**SIZES[size]) for size in SIZES}
-  | {f"{size}_w12_384": dict(window=12, image_size=(384, 384), **SIZES[size]) for size in ("b", "l")}
-  | {f"v2_{size}": dict(window=8, image_size=(256, 256), **SIZES[size], **V2) for size in ("t", "s", "b")}
+  | {f"{size}_w12_384": dict(window_size=12, image_size=(384, 384), **SIZES[size]) for size in ("b", "l")}
+  | {f"v2_{size}": dict(window_size=8, image_size=(256, 256), **SIZES[size], **V2) for size in ("t", "s", "b")}
   | {
     # For 28 x 28 grey images, as in Fashion-MNIST: 14 x 14 patches in four windows, then 7 x 7 in one.
     "nano": dict(
-      patch=2, width=48, depths=(2, 2), heads=(3, 6), mlp_ratio=2.0, image_size=(28, 28), channels=1, num_classes=10
+      patch_size=2,
+      width=48,
+      depths=(2, 2),
+      num_heads=(3, 6),
+      mlp_ratio=2.0,
+      image_size=(28, 28),
+      channels=1,
+      num_classes=10,
     ),
     # For the same, with a quarter of the patches: 7 x 7 in four windows, then 4 x 4 and 2 x 2 in one.
     "nano4": dict(
       width=48,
       depths=(2, 2, 2),
-      heads=(3, 6, 12),
-      window=4,
+      num_heads=(3, 6, 12),
+      window_size=4,
       mlp_ratio=2.0,
       image_size=(28, 28),
       channels=1,
@@ -59,7 +66,14 @@ VARIANTS = (
     ),
     # Another size on every axis, so that no two can be confused unnoticed; maps of 8 x 10 and 4 x 5 need padding.
     "test": dict(
-      width=24, depths=(2, 4), heads=(2, 6), window=3, mlp_ratio=1.75, image_size=(32, 40), channels=3, num_classes=7
+      width=24,
+      depths=(2, 4),
+      num_heads=(2, 6),
+      window_size=3,
+      mlp_ratio=1.75,
+      image_size=(32, 40),
+      channels=3,
+      num_classes=7,
     ),
   }
 )
@@ -72,8 +86,8 @@ class Config:
 
   Attributes:
     width: D of the first stage; it doubles from stage to stage.
-    depths: blocks of each stage: even, since regular and shifted windows take turns. heads: N of each stage.
-    patch: side of a patch in pixels. window: M, side of a window in tokens.
+    depths: blocks of each stage: even, since regular and shifted windows take turns. num_heads: N of each stage.
+    patch_size: side of a patch in pixels. window_size: M, side of a window in tokens.
     mlp_ratio: F over D.
     image_size: rows and columns the model is made for. It takes any other: whatever is no multiple of a patch, of a
       window or of two when patches are merged, is filled up at the bottom and on the right. Parameters do not depend
@@ -82,12 +96,13 @@ class Config:
     num_classes: V of "classify"; 0 leaves the classifier out, and the output is the pooled features [B, D].
     head: "classify"; "none": the last map, normalised; "features": the last map, and in aux those of all stages, each
       with a norm of its own, as a backbone for dense tasks.
-    order: norms before sublayers, "pre", or "res_post": behind them, before the sum (V2, 3.2).
-    scores: "dot" products, or "cosine" (V2, eq. 2).
-    offsets: scores by relative position: a learned "table", or "continuous": a network of their logarithms (V2, 3.3).
+    norm_position: norms before sublayers, "pre", or "res_post": behind them, before the sum (V2, 3.2).
+    attention_score: "dot" products, or "cosine" (V2, eq. 2).
+    relative_position_bias: scores by relative position: a learned "table", or "continuous": a network of their
+      logarithms (V2, 3.3).
     pretrained_windows: sides of the windows, a stage each, that continuous offsets were trained with, 0 or () where
       these are those of `image_size` (V2, 3.3).
-    shrink: what happens where a map is no larger than a window. "both": the window becomes a square of the map's
+    clamp_window: what happens where a map is no larger than a window. "both": the window becomes a square of the map's
       smaller side, and is not shifted, as published for classification; "each": so along each axis by itself;
       "never": windows stay as they are, as in the published backbones for dense tasks.
     shift: "roll" or "pad", see `Windows`: a matter of cost alone.
@@ -96,9 +111,9 @@ class Config:
       sets it). Maps that windows divide do not differ.
     resampling: how `zoo.load` interpolates a table of another window: one of
       `zoo.layers.position_embeddings.RESAMPLINGS`.
-    dropout: of embeddings, MLPs and sublayer outputs. attention_dropout: of attention weights.
-    drop_path: stochastic depth rate of the last block; it grows linearly from 0 over all stages.
-    activation: one of `zoo.layers.activations.ACTIVATIONS`. epsilon: of the layer norms.
+    dropout_rate: of embeddings, MLPs and sublayer outputs. attention_dropout_rate: of attention weights.
+    drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0 over all stages.
+    activation: one of `zoo.layers.activations.ACTIVATIONS`. norm_eps: of the layer norms.
     scan: compile one pair of blocks for all of a stage. remat: what the backward pass recomputes
       (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
@@ -106,27 +121,27 @@ class Config:
 
   width: int
   depths: tuple[int, ...]
-  heads: tuple[int, ...]
-  patch: int = 4
-  window: int = 7
+  num_heads: tuple[int, ...]
+  patch_size: int = 4
+  window_size: int = 7
   mlp_ratio: float = 4.0
   image_size: tuple[int, int] = (224, 224)
   channels: int = 3
   num_classes: int = 1000
   head: str = "classify"
-  order: str = "pre"
-  scores: str = "dot"
-  offsets: str = "table"
+  norm_position: str = "pre"
+  attention_score: str = "dot"
+  relative_position_bias: str = "table"
   pretrained_windows: tuple[int, ...] = ()
-  shrink: str = "both"
+  clamp_window: str = "both"
   shift: str = "roll"
   mask_padding: bool = True
   resampling: str = "bicubic"
-  dropout: float = 0.0
-  attention_dropout: float = 0.0
-  drop_path: float = 0.0
+  dropout_rate: float = 0.0
+  attention_dropout_rate: float = 0.0
+  drop_path_rate: float = 0.0
   activation: str = "gelu"
-  epsilon: float = 1e-5
+  norm_eps: float = 1e-5
   scan: bool = False
   remat: str = "none"
   dtype: str = "float32"
@@ -134,10 +149,10 @@ class Config:
   def __post_init__(self):
     choices = dict(
       head=HEADS,
-      order=("pre", "res_post"),
-      scores=("dot", "cosine"),
-      offsets=("table", "continuous"),
-      shrink=("both", "each", "never"),
+      norm_position=("pre", "res_post"),
+      attention_score=("dot", "cosine"),
+      relative_position_bias=("table", "continuous"),
+      clamp_window=("both", "each", "never"),
       shift=("roll", "pad"),
       resampling=RESAMPLINGS,
       activation=tuple(ACTIVATIONS),
@@ -146,14 +161,14 @@ class Config:
     faults = field_faults(
       self,
       choices,
-      {1: ("patch", "width", "window", "channels"), 0: ("num_classes",)},
-      ("dropout", "attention_dropout", "drop_path"),
+      {1: ("patch_size", "width", "window_size", "channels"), 0: ("num_classes",)},
+      ("dropout_rate", "attention_dropout_rate", "drop_path_rate"),
     )
     if self.mlp_ratio <= 0:
       faults.append(f"mlp_ratio is {self.mlp_ratio}; wanted more than 0")
     if not self.depths or any(depth < 2 or depth % 2 for depth in self.depths):
       faults.append(f"depths is {self.depths}; wanted even numbers from 2 on: regular and shifted windows take turns")
-    if len(self.heads) != len(self.depths) or any(n < 1 for n in self.heads):
+    if len(self.num_heads) != len(self.depths) or any(n < 1 for n in self.num_heads):
       faults.append(f"heads is {self.heads}; wanted at least 1 for each of the {len(self.depths)} stages")
     if self.pretrained_windows and (
       len(self.pretrained_windows) < len(self.depths) or any(side < 0 for side in self.pretrained_windows)
@@ -161,8 +176,8 @@ class Config:
       faults.append(f"pretrained_windows is {self.pretrained_windows}; wanted none, or 0 or more for each stage")
     if faults:
       raise ValueError("\n".join(faults))
-    for stage, heads in enumerate(self.heads):
-      check_heads(self.width_of(stage), heads)
+    for stage, num_heads in enumerate(self.num_heads):
+      check_heads(self.width_of(stage), num_heads)
 
   @property
   def depth(self) -> int:
@@ -175,20 +190,20 @@ class Config:
 
   def windows(self, size: tuple[int, int], shifted: bool = False) -> Windows:
     """How a map of so many rows and columns is cut."""
-    window, half = (self.window, self.window), self.window // 2
+    window, half = (self.window_size, self.window_size), self.window_size // 2
     shift = (half, half)
-    if self.shrink == "both" and min(size) <= self.window:
+    if self.clamp_window == "both" and min(size) <= self.window_size:
       window, shift = (min(size), min(size)), (0, 0)
-    elif self.shrink == "each":
-      window = tuple(min(n, self.window) for n in size)
-      shift = tuple(half if n > self.window else 0 for n in size)
+    elif self.clamp_window == "each":
+      window = tuple(min(n, self.window_size) for n in size)
+      shift = tuple(half if n > self.window_size else 0 for n in size)
     return Windows(size, window, shift if shifted else (0, 0), self.shift, self.mask_padding)
 
   def trained_window(self, stage: int) -> tuple[int, int]:
     """Rows and columns of the windows that a stage's continuous offsets are trained with."""
     if self.pretrained_windows and self.pretrained_windows[stage]:
       return (self.pretrained_windows[stage],) * 2
-    stride = self.patch * 2**stage
+    stride = self.patch_size * 2**stage
     return self.windows(tuple(-(-side // stride) for side in self.image_size)).window
 
 
@@ -205,40 +220,42 @@ class Block(nn.Module):
   shifted: bool
 
   @nn.compact
-  def __call__(self, x_BYXD: jax.Array, drop_path: float | jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Returns the output, and the attention weights [B W, N, T, T]; `drop_path` is the rate of stochastic depth."""
-    c, dtype, heads = self.config, jnp.dtype(self.config.dtype), self.config.heads[self.stage]
+  def __call__(self, x_BYXD: jax.Array, drop_path_rate: float | jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Returns the output, and the attention weights [B W, N, T, T]; `drop_path_rate` is the rate of stochastic
+    depth.
+    """
+    c, dtype, num_heads = self.config, jnp.dtype(self.config.dtype), self.config.num_heads[self.stage]
     B, Y, X, D = x_BYXD.shape
     windows = c.windows((Y, X), self.shifted)
-    post = c.order == "res_post"
+    post = c.norm_position == "res_post"
 
     def add(x: jax.Array, sublayer: Callable, name: str, norm: str) -> tuple[jax.Array, tuple]:
       """Residual, norm, dropout and stochastic depth around a sublayer; also what else that returns."""
       # V2's released code begins with blocks that do nothing: the norms behind them scale by 0.
       scale_init = nn.initializers.zeros if post else nn.initializers.ones
-      norm = LayerNorm(epsilon=c.epsilon, dtype=dtype, scale_init=scale_init, name=norm)
+      norm = LayerNorm(epsilon=c.norm_eps, dtype=dtype, scale_init=scale_init, name=norm)
       y, *rest = sublayer(x if post else norm(x))
-      y = Dropout(c.dropout, name=f"{name}_dropout")(y)
-      return x + DropPath(name=f"{name}_drop_path")(norm(y) if post else y, drop_path), rest
+      y = Dropout(c.dropout_rate, name=f"{name}_dropout")(y)
+      return x + DropPath(name=f"{name}_drop_path")(norm(y) if post else y, drop_path_rate), rest
 
     def attend(x: jax.Array):
-      if c.offsets == "table":
-        offsets = OffsetTable(heads, c.window, name="offsets")
+      if c.relative_position_bias == "table":
+        offsets = OffsetTable(num_heads, c.window_size, name="offsets")
       else:
-        offsets = OffsetMlp(heads, c.trained_window(self.stage), name="offsets")
+        offsets = OffsetMlp(num_heads, c.trained_window(self.stage), name="offsets")
       attention = Attention(
-        heads,
-        c.attention_dropout,
+        num_heads,
+        c.attention_dropout_rate,
         dtype=dtype,
         kernel_init=initializers.swin,
-        cosine=c.scores == "cosine",
+        cosine=c.attention_score == "cosine",
         name="attn",
       )
       y, weights, _ = attention(windows.cut(x), mask=windows.mask(B), bias=offsets(windows.window)[None])
       return windows.join(y), weights
 
     def transform(x: jax.Array):
-      return (Mlp(int(c.mlp_ratio * D), c.activation, c.dropout, dtype, initializers.swin, name="mlp")(x),)
+      return (Mlp(int(c.mlp_ratio * D), c.activation, c.dropout_rate, dtype, initializers.swin, name="mlp")(x),)
 
     x_BYXD, (weights,) = add(by_batch(x_BYXD), attend, "attn", "norm1")
     x_BYXD, _ = add(x_BYXD, transform, "mlp", "norm2")
@@ -252,12 +269,12 @@ class Pair(nn.Module):
   stage: int
 
   @nn.compact
-  def __call__(self, x_BYXD: jax.Array, drop_path=None, shared=None, own=None) -> tuple[jax.Array, dict]:
-    """Returns the output and aux, for `run_blocks`; `drop_path` are two rates, or None."""
+  def __call__(self, x_BYXD: jax.Array, drop_path_rate=None, shared=None, own=None) -> tuple[jax.Array, dict]:
+    """Returns the output and aux, for `run_blocks`; `drop_path_rate` are two rates, or None."""
     aux = {}
     for i, name in enumerate(("regular", "shifted")):
       block = Block(self.config, self.stage, name == "shifted", name=name)
-      x_BYXD, weights = block(x_BYXD, None if drop_path is None else drop_path[i])
+      x_BYXD, weights = block(x_BYXD, None if drop_path_rate is None else drop_path_rate[i])
       aux |= {name: x_BYXD, f"{name}/weights": weights}
     return x_BYXD, aux
 
@@ -278,22 +295,24 @@ class Stage(nn.Module):
   def __call__(self, x: jax.Array, masked_BYX: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the map that the next stage reads, and aux, with what the head reads as "" where that is another."""
     c, dtype, stage = self.config, jnp.dtype(self.config.dtype), self.stage
-    norm = functools.partial(LayerNorm, epsilon=c.epsilon, dtype=dtype)
+    norm = functools.partial(LayerNorm, epsilon=c.norm_eps, dtype=dtype)
     aux = {}
     if stage == 0:
-      patches = patchify(_fill_up(x, c.patch), c.patch)
+      patches = patchify(_fill_up(x, c.patch_size), c.patch_size)
       x_BYXD = Dense(c.width, kernel_init=initializers.fan_in, dtype=dtype, name="patch")(patches)
       x_BYXD = norm(name="embed_norm")(x_BYXD)
       if masked_BYX is not None:
         mask_D = self.param("mask", initializers.token, (c.width,)).astype(dtype)
         x_BYXD = jnp.where(masked_BYX[..., None], mask_D, x_BYXD)
-      x_BYXD = aux["embedded"] = Dropout(c.dropout, name="dropout")(x_BYXD)
+      x_BYXD = aux["embedded"] = Dropout(c.dropout_rate, name="dropout")(x_BYXD)
     else:
       four = patchify(_fill_up(x, 2), 2)
       merge = Dense(c.width_of(stage), use_bias=False, kernel_init=initializers.swin, dtype=dtype, name="merge")
-      x_BYXD = norm(name="norm")(merge(four)) if c.order == "res_post" else merge(norm(name="merged_norm")(four))
+      x_BYXD = (
+        norm(name="norm")(merge(four)) if c.norm_position == "res_post" else merge(norm(name="merged_norm")(four))
+      )
     first, pairs = sum(c.depths[:stage]), c.depths[stage] // 2
-    rates = drop_path_rates(c.drop_path, c.depth)[first : first + 2 * pairs].reshape(pairs, 2)
+    rates = drop_path_rates(c.drop_path_rate, c.depth)[first : first + 2 * pairs].reshape(pairs, 2)
     pair = functools.partial(Pair, config=c, stage=stage)
     x_BYXD, block_aux = run_blocks(pair, x_BYXD, per_block=rates, scan=c.scan, remat=c.remat)
     aux |= block_aux | {"": norm(name="head_norm")(x_BYXD) if c.head == "features" else x_BYXD}
@@ -322,7 +341,7 @@ class Encoder(nn.Module):
     aux["embedded"] = aux.pop("stage_0/embedded")
     if c.head == "features":
       return aux[f"stage_{len(c.depths) - 1}"], aux
-    return LayerNorm(epsilon=c.epsilon, dtype=jnp.dtype(c.dtype), name="norm")(x), aux
+    return LayerNorm(epsilon=c.norm_eps, dtype=jnp.dtype(c.dtype), name="norm")(x), aux
 
 
 def features(model: nn.Module, variables: dict, image_BYXC: jax.Array) -> jax.Array:

@@ -28,10 +28,12 @@ from zoo.shapes import expect
 
 # Vaswani et al. 2017, table 3; vocabulary as in 5.1. "nano" is for the bundled verses, on a CPU.
 VARIANTS = {
-  "base": dict(width=512, depth=6, decoder_depth=6, mlp_dim=2048, heads=8),
-  "big": dict(width=1024, depth=6, decoder_depth=6, mlp_dim=4096, heads=16, dropout=0.3),
-  "nano": dict(width=128, depth=3, decoder_depth=3, mlp_dim=512, heads=4, vocab=4000, max_length=128),
-  "test": dict(width=24, depth=2, decoder_depth=3, mlp_dim=40, heads=4, vocab=29, max_length=16, dropout=0.0),
+  "base": dict(width=512, depth=6, decoder_depth=6, mlp_dim=2048, num_heads=8),
+  "big": dict(width=1024, depth=6, decoder_depth=6, mlp_dim=4096, num_heads=16, dropout_rate=0.3),
+  "nano": dict(width=128, depth=3, decoder_depth=3, mlp_dim=512, num_heads=4, vocab_size=4000, max_length=128),
+  "test": dict(
+    width=24, depth=2, decoder_depth=3, mlp_dim=40, num_heads=4, vocab_size=29, max_length=16, dropout_rate=0.0
+  ),
 }
 
 
@@ -40,22 +42,24 @@ class Config:
   """Hyperparameters.
 
   Attributes:
-    width: D. depth: L of the encoder. decoder_depth: L of the decoder. mlp_dim: F. heads: N.
-    kv_heads: K, see `zoo.layers.attention.Attention`; 0 for N.
-    vocab: V. max_length: the longest source or target, in tokens.
+    width: D. depth: L of the encoder. decoder_depth: L of the decoder. mlp_dim: F. num_heads: N.
+    num_kv_heads: K, see `zoo.layers.attention.Attention`; 0 for N.
+    vocab_size: V. max_length: the longest source or target, in tokens.
     pad, bos, eos: tokens that fill up a row, begin a target and end a sequence.
-    order: "post" or "pre", see `zoo.layers.block.Block`. final_norm: normalise after the last block, which "pre" needs.
+    norm_position: "post" or "pre", see `zoo.layers.block.Block`. final_norm: normalise after the last block, which
+      "pre" needs.
     cross: what block i of the decoder attends to: "last" is the encoder's output (Vaswani), "layer" the output of the
       encoder's block i, "mix" a learned mean of all blocks' outputs, another for each i (Bapna et al. 2018, 3.1).
-    positions: added to the embeddings, "sincos" (3.5) or "learned"; or told by self-attention, "rotary", "alibi" or
-      "t5" (`zoo.layers.position_embeddings`); or "none".
+    position_embedding: added to the embeddings, "sincos" (3.5) or "learned"; or told by self-attention, "rotary",
+      "alibi" or "t5" (`zoo.layers.position_embeddings`); or "none".
     norm: kind of all norms, see `zoo.layers.norms`.
-    shared: "all" uses one matrix for source, target and output (3.4), "target" one for target and output, "none" three.
+    tie_embeddings: "all" uses one matrix for source, target and output (3.4), "target" one for target and output,
+      "none" three.
     scale_embedding: times sqrt(D) (3.4). embed_norm: normalise embeddings with their positions, as in BART.
     head_bias: added to the logits.
     copy: mix the distribution with copies of source tokens (`zoo.layers.pointer`). copy_slots: see there.
-    dropout: of embeddings, MLPs and block outputs. attention_dropout: of attention weights.
-    activation: one of `zoo.layers.activations.ACTIVATIONS`. epsilon: of the layer norms.
+    dropout_rate: of embeddings, MLPs and block outputs. attention_dropout_rate: of attention weights.
+    activation: one of `zoo.layers.activations.ACTIVATIONS`. norm_eps: of the layer norms.
     scan: compile one block for all. remat: what the backward pass recomputes (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
   """
@@ -64,61 +68,61 @@ class Config:
   depth: int = 6
   decoder_depth: int = 6
   mlp_dim: int = 2048
-  heads: int = 8
-  kv_heads: int = 0
-  vocab: int = 37000
+  num_heads: int = 8
+  num_kv_heads: int = 0
+  vocab_size: int = 37000
   max_length: int = 512
   pad: int = 0
   bos: int = 2
   eos: int = 3
-  order: str = "post"
+  norm_position: str = "post"
   final_norm: bool = False
   cross: str = "last"
-  positions: str = "sincos"
+  position_embedding: str = "sincos"
   norm: str = "layer"
-  shared: str = "all"
+  tie_embeddings: str = "all"
   scale_embedding: bool = True
   embed_norm: bool = False
   head_bias: bool = False
   copy: bool = False
   copy_slots: int = 0
-  dropout: float = 0.1
-  attention_dropout: float = 0.0
+  dropout_rate: float = 0.1
+  attention_dropout_rate: float = 0.0
   activation: str = "relu"
-  epsilon: float = 1e-5
+  norm_eps: float = 1e-5
   scan: bool = False
   remat: str = "none"
   dtype: str = "float32"
 
   def __post_init__(self):
     choices = dict(
-      order=("post", "pre"),
+      norm_position=("post", "pre"),
       cross=("last", "layer", "mix"),
-      positions=("sincos", "learned", "rotary", "alibi", "t5", "none"),
+      position_embedding=("sincos", "learned", "rotary", "alibi", "t5", "none"),
       norm=tuple(norms.KINDS),
-      shared=("all", "target", "none"),
+      tie_embeddings=("all", "target", "none"),
       activation=tuple(ACTIVATIONS),
       dtype=("float32", "bfloat16"),
     )
     at_least = {
-      1: ("width", "depth", "decoder_depth", "mlp_dim", "heads", "vocab", "max_length"),
-      0: ("kv_heads", "pad", "bos", "eos", "copy_slots"),
+      1: ("width", "depth", "decoder_depth", "mlp_dim", "num_heads", "vocab_size", "max_length"),
+      0: ("num_kv_heads", "pad", "bos", "eos", "copy_slots"),
     }
-    faults = field_faults(self, choices, at_least, ("dropout", "attention_dropout"))
+    faults = field_faults(self, choices, at_least, ("dropout_rate", "attention_dropout_rate"))
     if self.cross == "layer" and self.depth != self.decoder_depth:
       faults.append(f"cross='layer' pairs the blocks, but depth is {self.depth} and decoder_depth {self.decoder_depth}")
-    if self.order == "pre" and not self.final_norm:
+    if self.norm_position == "pre" and not self.final_norm:
       faults.append("order='pre' needs final_norm=True: nothing else normalises the last block's output")
     if self.norm in ("batch", "power") and self.cross != "last" and self.final_norm:
       faults.append(f"norm={self.norm!r} keeps statistics of one layer, but cross={self.cross!r} would norm several")
     for name in ("pad", "bos", "eos"):
-      if getattr(self, name) >= self.vocab:
+      if getattr(self, name) >= self.vocab_size:
         faults.append(f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab}")
     if self.copy_slots and not self.copy:
       faults.append(f"copy_slots is {self.copy_slots} without copy=True")
     if faults:
       raise ValueError("\n".join(faults))
-    check_heads(self.width, self.heads)
+    check_heads(self.width, self.num_heads)
 
 
 def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -165,23 +169,23 @@ class Stack(nn.Module):
     c = self.config
     block = functools.partial(
       Block,
-      heads=c.heads,
-      kv_heads=c.kv_heads,
+      num_heads=c.num_heads,
+      num_kv_heads=c.num_kv_heads,
       mlp_dim=c.mlp_dim,
       activation=c.activation,
-      epsilon=c.epsilon,
-      dropout=c.dropout,
-      attention_dropout=c.attention_dropout,
+      norm_eps=c.norm_eps,
+      dropout_rate=c.dropout_rate,
+      attention_dropout_rate=c.attention_dropout_rate,
       dtype=jnp.dtype(c.dtype),
-      order=c.order,
+      norm_position=c.norm_position,
       cross=self.cross,
-      rotary=c.positions == "rotary",
+      rotary=c.position_embedding == "rotary",
       norm=c.norm,
     )
     x_BTD, aux = run_blocks(block, x_BTD, shared, per_block=np.zeros(self.depth), own=own, scan=c.scan, remat=c.remat)
     outputs = [aux[f"block_{i:02d}"] for i in range(self.depth)] if c.cross != "last" else []
     if c.final_norm:
-      norm = norms.norm(c.norm, c.epsilon, jnp.dtype(c.dtype), "norm")
+      norm = norms.norm(c.norm, c.norm_eps, jnp.dtype(c.dtype), "norm")
       x_BTD, outputs = norm(x_BTD, shared.real), [norm(y) for y in outputs]
     return x_BTD, outputs, aux
 
@@ -198,33 +202,33 @@ class Model(nn.Module):
   def setup(self):
     c = self.config
 
-    def table(name: str, length: int = c.vocab, deviation: float = c.width**-0.5) -> nn.Embed:
+    def table(name: str, length: int = c.vocab_size, deviation: float = c.width**-0.5) -> nn.Embed:
       # With deviation D^-1/2, times sqrt(D) on the way in, embeddings and logits have variance 1 at the start.
       return nn.Embed(length, c.width, embedding_init=nn.initializers.normal(deviation), name=name)
 
-    if c.shared == "all":
+    if c.tie_embeddings == "all":
       self.source_embed = self.target_embed = table("embed")
     else:
       self.source_embed, self.target_embed = table("source_embed"), table("target_embed")
-    if c.positions == "learned":
+    if c.position_embedding == "learned":
       self.source_position = table("source_position", c.max_length, 0.02)
       self.target_position = table("target_position", c.max_length, 0.02)
-    if c.positions == "t5":
-      self.source_bias = RelativeBias(c.heads, name="source_bias")
-      self.target_bias = RelativeBias(c.heads, bidirectional=not self.causal, name="target_bias")
+    if c.position_embedding == "t5":
+      self.source_bias = RelativeBias(c.num_heads, name="source_bias")
+      self.target_bias = RelativeBias(c.num_heads, bidirectional=not self.causal, name="target_bias")
     if c.embed_norm:
-      kind = functools.partial(norms.norm, c.norm, c.epsilon, jnp.dtype(c.dtype))
+      kind = functools.partial(norms.norm, c.norm, c.norm_eps, jnp.dtype(c.dtype))
       self.source_norm, self.target_norm = kind("source_norm"), kind("target_norm")
     if c.cross == "mix":
       # Equal weights at first: the mean of all layers.
       self.mix = self.param("mix", nn.initializers.zeros, (c.decoder_depth, c.depth))
     self.encoder = Stack(c, c.depth, name="encoder")
     self.decoder = Stack(c, c.decoder_depth, cross=True, name="decoder")
-    self.dropout = Dropout(c.dropout, name="dropout")
-    if c.shared == "none":
-      self.head = Dense(c.vocab, use_bias=c.head_bias, kernel_init=initializers.dense, name="head")
+    self.dropout = Dropout(c.dropout_rate, name="dropout")
+    if c.tie_embeddings == "none":
+      self.head = Dense(c.vocab_size, use_bias=c.head_bias, kernel_init=initializers.dense, name="head")
     elif c.head_bias:
-      self.head_bias = self.param("head_bias", nn.initializers.zeros, (c.vocab,))
+      self.head_bias = self.param("head_bias", nn.initializers.zeros, (c.vocab_size,))
     if c.copy:
       self.copies = Copies(c.copy_slots, name="copies")
 
@@ -365,9 +369,9 @@ class Model(nn.Module):
   def _bias(self, query_BT: jax.Array, key_BS: jax.Array, side: str) -> jax.Array | None:
     """What positions add to the scores of self-attention."""
     c = self.config
-    if c.positions == "alibi":
-      return alibi_bias(c.heads, query_BT, key_BS)
-    return getattr(self, f"{side}_bias")(query_BT, key_BS) if c.positions == "t5" else None
+    if c.position_embedding == "alibi":
+      return alibi_bias(c.num_heads, query_BT, key_BS)
+    return getattr(self, f"{side}_bias")(query_BT, key_BS) if c.position_embedding == "t5" else None
 
   def _embed(
     self, token_BT: jax.Array, position_BT: jax.Array, side: str, real_BT: jax.Array | None = None
@@ -377,13 +381,13 @@ class Model(nn.Module):
     if length > c.max_length:
       raise ValueError(f"a {side} row has {length} tokens; the model's max_length is {c.max_length}")
     # Source words outside the vocabulary have numbers beyond it (`copying`); they are read as token 1, "unknown".
-    token_BT = jnp.where(token_BT < c.vocab, token_BT, 1) if c.copy else token_BT
+    token_BT = jnp.where(token_BT < c.vocab_size, token_BT, 1) if c.copy else token_BT
     x_BTD = getattr(self, f"{side}_embed")(token_BT)
     if c.scale_embedding:
       x_BTD = x_BTD * c.width**0.5
-    if c.positions == "sincos":
+    if c.position_embedding == "sincos":
       x_BTD = x_BTD + jnp.asarray(sincos_1d(np.arange(c.max_length), c.width))[position_BT]
-    elif c.positions == "learned":
+    elif c.position_embedding == "learned":
       x_BTD = x_BTD + getattr(self, f"{side}_position")(position_BT)
     x_BTD = x_BTD.astype(c.dtype)
     if c.embed_norm:
@@ -392,7 +396,7 @@ class Model(nn.Module):
 
   def _predict(self, x_BTD: jax.Array, source_BS: jax.Array, alignment_BTS: jax.Array) -> jax.Array:
     c = self.config
-    if c.shared == "none":
+    if c.tie_embeddings == "none":
       logits_BTV = self.head(x_BTD.astype(jnp.float32))
     else:
       logits_BTV = tied_logits(x_BTD, self.target_embed.embedding)

@@ -28,21 +28,23 @@ from zoo.shapes import expect
 
 # ViT, table 1; Ti and S: DeiT (Touvron et al. 2021), table 1; M, g, G: Zhai et al. 2022, table 2.
 SIZES = {
-  "ti": dict(width=192, depth=12, mlp_dim=768, heads=3),
-  "s": dict(width=384, depth=12, mlp_dim=1536, heads=6),
-  "m": dict(width=512, depth=12, mlp_dim=2048, heads=8),
-  "b": dict(width=768, depth=12, mlp_dim=3072, heads=12),
-  "l": dict(width=1024, depth=24, mlp_dim=4096, heads=16),
-  "h": dict(width=1280, depth=32, mlp_dim=5120, heads=16),
-  "g": dict(width=1408, depth=40, mlp_dim=6144, heads=16),
-  "G": dict(width=1664, depth=48, mlp_dim=8192, heads=16),
+  "ti": dict(width=192, depth=12, mlp_dim=768, num_heads=3),
+  "s": dict(width=384, depth=12, mlp_dim=1536, num_heads=6),
+  "m": dict(width=512, depth=12, mlp_dim=2048, num_heads=8),
+  "b": dict(width=768, depth=12, mlp_dim=3072, num_heads=12),
+  "l": dict(width=1024, depth=24, mlp_dim=4096, num_heads=16),
+  "h": dict(width=1280, depth=32, mlp_dim=5120, num_heads=16),
+  "g": dict(width=1408, depth=40, mlp_dim=6144, num_heads=16),
+  "G": dict(width=1664, depth=48, mlp_dim=8192, num_heads=16),
 }
 # For 28 x 28 grey images, as in Fashion-MNIST: small enough to train on a CPU.
-SMALL = dict(patch=4, image_size=(28, 28), channels=1, num_classes=10)
-VARIANTS = {f"{size}{p}": dict(patch=p, **SIZES[size]) for size in SIZES for p in (8, 14, 16, 32)} | {
-  "nano4": dict(width=96, depth=4, mlp_dim=192, heads=4, **SMALL),
+SMALL = dict(patch_size=4, image_size=(28, 28), channels=1, num_classes=10)
+VARIANTS = {f"{size}{p}": dict(patch_size=p, **SIZES[size]) for size in SIZES for p in (8, 14, 16, 32)} | {
+  "nano4": dict(width=96, depth=4, mlp_dim=192, num_heads=4, **SMALL),
   # Another size on every axis, so that no two can be confused unnoticed.
-  "test": dict(patch=4, width=24, depth=3, mlp_dim=40, heads=2, image_size=(20, 12), channels=3, num_classes=7),
+  "test": dict(
+    patch_size=4, width=24, depth=3, mlp_dim=40, num_heads=2, image_size=(20, 12), channels=3, num_classes=7
+  ),
 }
 
 
@@ -51,46 +53,46 @@ class Config:
   """What a ViT is made of.
 
   Attributes:
-    patch: side of a patch in pixels.
-    width: D. depth: L. mlp_dim: F. heads: N.
+    patch_size: side of a patch in pixels.
+    width: D. depth: L. mlp_dim: F. num_heads: N.
     image_size: rows and columns the positions are made for; other sizes resample them (`resampling`).
     channels: of the image.
     num_classes: V; 0 leaves the classifier out, and the output is the pooled features [B, D].
     pool: "cls" reads the class token, "gap" averages the patch tokens, "map" attends to them by a learned query.
     class_token: whether there is one; "cls" needs it, MAE's fine-tuning keeps it beside "gap".
-    positions: one of `zoo.layers.position_embeddings.KINDS`. resampling: one of
+    position_embedding: one of `zoo.layers.position_embeddings.KINDS`. resampling: one of
       `zoo.layers.position_embeddings.RESAMPLINGS`.
-    representation: width of the tanh layer before the classifier (ViT, B.1), 0 for none.
+    representation_size: width of the tanh layer before the classifier (ViT, B.1), 0 for none.
     final_norm: normalise the tokens after the last block.
     head_norm: normalise the pooled features: "none", "layer" (MAE's fine-tuning, in the place of `final_norm`),
       "batch" (without scale and bias: MAE's linear probing, A.1).
-    dropout: of embeddings, MLPs and block outputs. attention_dropout: of attention weights.
-    drop_path: stochastic depth rate of the last block; it grows linearly from 0.
-    activation: "gelu" (exact) or "gelu_tanh". epsilon: of the layer norms.
+    dropout_rate: of embeddings, MLPs and block outputs. attention_dropout_rate: of attention weights.
+    drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0.
+    activation: "gelu" (exact) or "gelu_tanh". norm_eps: of the layer norms.
     scan: compile one block for all. remat: what the backward pass recomputes (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
   """
 
-  patch: int
+  patch_size: int
   width: int
   depth: int
   mlp_dim: int
-  heads: int
+  num_heads: int
   image_size: tuple[int, int] = (224, 224)
   channels: int = 3
   num_classes: int = 1000
   pool: str = "cls"
   class_token: bool = True
-  positions: str = "learned_1d"
+  position_embedding: str = "learned_1d"
   resampling: str = "bicubic"
-  representation: int = 0
+  representation_size: int = 0
   final_norm: bool = True
   head_norm: str = "none"
-  dropout: float = 0.0
-  attention_dropout: float = 0.0
-  drop_path: float = 0.0
+  dropout_rate: float = 0.0
+  attention_dropout_rate: float = 0.0
+  drop_path_rate: float = 0.0
   activation: str = "gelu"
-  epsilon: float = 1e-6
+  norm_eps: float = 1e-6
   scan: bool = False
   remat: str = "none"
   dtype: str = "float32"
@@ -98,7 +100,7 @@ class Config:
   def __post_init__(self):
     choices = dict(
       pool=("cls", "gap", "map"),
-      positions=KINDS,
+      position_embedding=KINDS,
       resampling=RESAMPLINGS,
       head_norm=("none", "layer", "batch"),
       activation=tuple(ACTIVATIONS),
@@ -107,25 +109,28 @@ class Config:
     faults = field_faults(
       self,
       choices,
-      {1: ("patch", "width", "depth", "mlp_dim", "heads", "channels"), 0: ("num_classes", "representation")},
-      ("dropout", "attention_dropout", "drop_path"),
+      {
+        1: ("patch_size", "width", "depth", "mlp_dim", "num_heads", "channels"),
+        0: ("num_classes", "representation_size"),
+      },
+      ("dropout_rate", "attention_dropout_rate", "drop_path_rate"),
     )
     if self.pool == "cls" and not self.class_token:
       faults.append("pool='cls' needs class_token=True; without a class token use 'gap' or 'map'")
     if faults:
       raise ValueError("\n".join(faults))
-    check_heads(self.width, self.heads)
-    check_patches(self.image_size, self.patch)
+    check_heads(self.width, self.num_heads)
+    check_patches(self.image_size, self.patch_size)
 
   @property
   def grid(self) -> tuple[int, int]:
     """Rows and columns of patches."""
-    return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+    return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
   @property
   def cell(self) -> int:
     """Side of a patch on the map that the encoder cuts up: here the image itself."""
-    return self.patch
+    return self.patch_size
 
 
 def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -162,9 +167,9 @@ class Encoder(nn.Module):
       raise ValueError(f"the images have {channels} channels, the model takes {c.channels}")
     patches = self.cut(image_BYXC)
     B, *grid, values = patches.shape
-    positions_YXD, cls_position_D = Positions(c.positions, c.grid, c.width, c.class_token, c.resampling, name="pos")(
-      tuple(grid)
-    )
+    positions_YXD, cls_position_D = Positions(
+      c.position_embedding, c.grid, c.width, c.class_token, c.resampling, name="pos"
+    )(tuple(grid))
     patches = patches.reshape(B, -1, values)
     positions_BPD = positions_YXD.reshape(1, -1, c.width)
     if visible_BT is not None:  # before the projection, which then costs only what is visible
@@ -181,24 +186,24 @@ class Encoder(nn.Module):
       cls_D = self.param("cls", initializers.token, (c.width,)) + cls_position_D
       cls_B1D = jnp.broadcast_to(cls_D.astype(dtype), (B, 1, c.width))
       x_BTD = jnp.concatenate([cls_B1D, x_BTD], 1)
-    x_BTD = Dropout(c.dropout, name="dropout")(x_BTD)
+    x_BTD = Dropout(c.dropout_rate, name="dropout")(x_BTD)
     aux = {"embedded": x_BTD}
     block = functools.partial(
       Block,
-      heads=c.heads,
+      num_heads=c.num_heads,
       mlp_dim=c.mlp_dim,
       activation=c.activation,
-      epsilon=c.epsilon,
-      dropout=c.dropout,
-      attention_dropout=c.attention_dropout,
-      relative_length=c.grid[0] * c.grid[1] + c.class_token if c.positions == "relative" else 0,
+      norm_eps=c.norm_eps,
+      dropout_rate=c.dropout_rate,
+      attention_dropout_rate=c.attention_dropout_rate,
+      relative_length=c.grid[0] * c.grid[1] + c.class_token if c.position_embedding == "relative" else 0,
       dtype=dtype,
     )
     x_BTD, block_aux = run_blocks(
-      block, x_BTD, per_block=drop_path_rates(c.drop_path, c.depth), scan=c.scan, remat=c.remat
+      block, x_BTD, per_block=drop_path_rates(c.drop_path_rate, c.depth), scan=c.scan, remat=c.remat
     )
     if c.final_norm:
-      x_BTD = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="norm")(x_BTD)
+      x_BTD = LayerNorm(epsilon=c.norm_eps, dtype=dtype, name="norm")(x_BTD)
     return x_BTD, aux | block_aux
 
 
@@ -232,9 +237,9 @@ class Model(nn.Module):
     elif c.pool == "gap":
       x_BD = patches_BPD.mean(1)
     else:
-      x_BD = AttentionPool(c.heads, c.mlp_dim, c.activation, c.epsilon, dtype=dtype, name="pool")(patches_BPD)
+      x_BD = AttentionPool(c.num_heads, c.mlp_dim, c.activation, c.norm_eps, dtype=dtype, name="pool")(patches_BPD)
     if c.head_norm == "layer":
-      x_BD = LayerNorm(epsilon=c.epsilon, dtype=dtype, name="head_norm")(x_BD)
+      x_BD = LayerNorm(epsilon=c.norm_eps, dtype=dtype, name="head_norm")(x_BD)
     elif c.head_norm == "batch":
       # Training is when somebody keeps the running statistics. Their momentum, 0.9, is PyTorch's 0.1.
       x_BD = nn.BatchNorm(
@@ -245,8 +250,8 @@ class Model(nn.Module):
         use_scale=False,
         name="head_norm",
       )(x_BD.astype(jnp.float32))
-    if c.representation:
-      x_BD = nn.Dense(c.representation, kernel_init=initializers.dense, dtype=dtype, name="representation")(x_BD)
+    if c.representation_size:
+      x_BD = nn.Dense(c.representation_size, kernel_init=initializers.dense, dtype=dtype, name="representation")(x_BD)
       x_BD = jnp.tanh(x_BD)
     x_BD = by_batch(x_BD.astype(jnp.float32))
     aux |= {"tokens": tokens_BTD, "features": x_BD}

@@ -299,7 +299,7 @@ def _likely(tensors: Mapping, tables: Mapping, layout: str | None = None) -> str
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _ACTIVATIONS |= {"swish": "swish", "silu": "swish"}
 # What makes a variant: where `config.json` says otherwise than the name, one of them is wrong.
-_SIZES = re.compile(r"patch|window|offsets|(decoder_)?(widths?|depths?|mlp_dim|heads)")
+_SIZES = re.compile(r"patch_size|window_size|relative_position_bias|(decoder_)?(widths?|depths?|mlp_dim|num_heads)")
 
 
 def _described(path, source: Source, name: str | None, overrides: Mapping) -> tuple[str, dict]:
@@ -319,7 +319,7 @@ def _described_by_huggingface(path, source: Source, name: str | None, overrides:
   every = [t for t in every if hasattr(t, "HUGGINGFACE")]
   # Where families share a type, the last one is it: that which has the class that wrote the file, if the file tells.
   wrote = {*(source.config.get("architectures") or ())}
-  every.sort(key=lambda f: bool(wrote & f.HUGGINGFACE.get("heads", {}).keys()))
+  every.sort(key=lambda f: bool(wrote & f.HUGGINGFACE.get("architectures", {}).keys()))
   families = {model_type: f for f in every for model_type in f.HUGGINGFACE["model_types"]}
   if name is None and kind not in families:
     raise WeightsError(str(path), [f"config.json has model_type {kind!r}{nearest(kind, families)}; or pass a name"])
@@ -358,17 +358,17 @@ def _huggingface_fields(theirs, source: Source) -> dict:
   fields |= {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
   if "activation" in fields:
     fields["activation"] = _ACTIVATIONS.get(fields["activation"], fields["activation"])
-  if isinstance(fields.get("patch"), tuple):
-    fields["patch"] = fields["patch"][0]
+  if isinstance(fields.get("patch_size"), tuple):
+    fields["patch_size"] = fields["patch_size"][0]
   # What is on top of the encoder shows in the tensors only; the key's first number is its width.
   for field, key in told["tops"].items():
     fields[field] = len(source.tensors[key]) if key in source.tensors else 0
   # Or in the name of the class that wrote them, where that makes several kinds of heads; one may have as many classes.
-  for name in source.config.get("architectures") or () if "heads" in told else ():
-    if name not in told["heads"]:
-      wanted = nearest(name, told["heads"])
+  for name in source.config.get("architectures") or () if "architectures" in told else ():
+    if name not in told["architectures"]:
+      wanted = nearest(name, told["architectures"])
       raise WeightsError("config.json", [f"there is no head for the architecture {name!r}{wanted}"])
-    head = dict(told["heads"][name])
+    head = dict(told["architectures"][name])
     if key := head.get("num_classes"):
       head["num_classes"] = len(source.tensors[key]) if key in source.tensors else 0
     fields |= head
@@ -389,7 +389,7 @@ def _check_numerics(path, source: Source, model) -> None:
     fields = dataclasses.asdict(registry.create(source.model, **source.overrides).config)
   differ = [
     f"was trained with {field} {fields[field]!r}, the model has {getattr(config, field)!r}"
-    for field in ("activation", "epsilon", "heads")
+    for field in ("activation", "norm_eps", "num_heads")
     if field in fields and fields[field] != getattr(config, field)
   ]
   if differ:

@@ -193,11 +193,11 @@ class Labelled:
     if head != self.head:
       had = f"head is {head!r}" if head else f"{type(model_config).__module__} has no such head"
       raise ValueError(f"data of this kind wants a model with head={self.head!r}, such as bert/base; its {had}")
-    size, vocab = self.words.size, model_config.vocab
-    if not size <= vocab < size + ROUNDED:
+    size, vocab_size = self.words.size, model_config.vocab_size
+    if not size <= vocab_size < size + ROUNDED:
       faults.append(
-        f"the model has {vocab} words, the vocabulary {self.vocabulary} has {size}: wanted the one that the model was "
-        f"pretrained with (data.vocabulary), or model.vocab={size}"
+        f"the model has {vocab_size} words, the vocabulary {self.vocabulary} has {size}: wanted the one that the model "
+        f"was pretrained with (data.vocabulary), or model.vocab_size={size}"
       )
     if model_config.pad != self.words.pad:
       faults.append(
@@ -209,8 +209,10 @@ class Labelled:
         f"rows have up to {self.length} tokens, the model's max_length is {model_config.max_length}: set data.length "
         "or model.max_length"
       )
-    if self.types > model_config.types:
-      faults.append(f"there are pairs of texts, but the model has types={model_config.types}; wanted model.types=2")
+    if self.type_vocab_size > model_config.type_vocab_size:
+      faults.append(
+        f"there are pairs of texts, but the model has types={model_config.types}; wanted model.type_vocab_size=2"
+      )
     if faults := faults + self.faults(model_config):
       raise ValueError("\n".join(faults))
 

@@ -127,9 +127,9 @@ class TokenRows:
     """Raises ValueError where a model has not the words, the length, the special tokens or the head for these rows."""
     del objective
     c, faults = model_config, []
-    if c.vocab < self.vocabulary.size:
+    if c.vocab_size < self.vocabulary.size:
       words = self.vocabulary.size
-      faults.append(f"the model has {c.vocab} words, the vocabulary {words}: set model.vocab={words}")
+      faults.append(f"the model has {c.vocab} words, the vocabulary {words}: set model.vocab_size={words}")
     if c.max_length < self.length:
       faults.append(
         f"rows have up to {self.length} tokens, the model's max_length is {c.max_length}: set model.max_length or "
@@ -142,8 +142,8 @@ class TokenRows:
       faults.append(f"model.head is {c.head!r}; wanted 'pretrain', or 'words' for words alone")
     elif c.head == "pretrain" and not self.pairs:
       faults.append("model.head='pretrain' tells whether B follows A, and rows have no pairs: set model.head='words'")
-    if self.pairs and c.types < 2:
-      faults.append(f"pairs have tokens of two types, the model has {c.types}: set model.types=2")
+    if self.pairs and c.type_vocab_size < 2:
+      faults.append(f"pairs have tokens of two types, the model has {c.types}: set model.type_vocab_size=2")
     if faults:
       raise ValueError("\n".join(faults))
 

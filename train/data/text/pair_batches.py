@@ -158,14 +158,15 @@ class TokenPairs:
     faults, slots = [], getattr(model_config, "copy_slots", 0)
     if self.batching == "pack" and getattr(objective, "one_pair_a_row", False):
       faults.append("data.batching='pack' puts several pairs into a row, the objective wants one: 'bucket' or 'pad'")
-    if model_config.vocab < self.vocab_size:
+    if model_config.vocab_size < self.vocab_size:
       faults.append(
-        f"the model has {model_config.vocab} words, the tokenizer {self.vocab_size}: set model.vocab={self.vocab_size}"
+        f"the model has {model_config.vocab_size} words, the tokenizer {self.vocab_size}: "
+        f"set model.vocab_size={self.vocab_size}"
       )
-    elif self.copy_slots and model_config.vocab > self.vocab_size:
+    elif self.copy_slots and model_config.vocab_size > self.vocab_size:
       faults.append(
         f"words to copy are tokens from {self.vocab_size} on in the data, from {model_config.vocab} on in the model: "
-        f"set model.vocab={self.vocab_size}"
+        f"set model.vocab_size={self.vocab_size}"
       )
     if slots != self.copy_slots:
       faults.append(

@@ -10,16 +10,16 @@ HUGGINGFACE = dict(
   fields=dict(
     widths="hidden_sizes",
     depths="depths",
-    patch="patch_size",
+    patch_size="patch_size",
     image_size="image_size",
     channels="num_channels",
     layer_scale="layer_scale_init_value",
     activation="hidden_act",
-    head_epsilon="layer_norm_eps",
+    head_norm_eps="layer_norm_eps",
   ),
   equal={},
   tops=dict(num_classes="classifier.bias"),
-  heads={
+  architectures={
     "ConvNextModel": {},
     "ConvNextForImageClassification": {},
     "ConvNextBackbone": dict(head="features"),
@@ -97,7 +97,10 @@ def _encoder(
     feature_norm: of a stage's map; "" where there is no name for it.
   """
   conv, norm, up, out, scale = parts
-  rules = [*torch.patches(stem[0], "encoder/stage_0/patch", config.patch), *torch.norm(stem[1], "encoder/stage_0/norm")]
+  rules = [
+    *torch.patches(stem[0], "encoder/stage_0/patch", config.patch_size),
+    *torch.norm(stem[1], "encoder/stage_0/norm"),
+  ]
   for i in range(len(config.widths)):
     path = f"encoder/stage_{i}"
     if i:

@@ -13,7 +13,7 @@ HUGGINGFACE = dict(
     decoder_width="decoder_hidden_size",
     decoder_depth="decoder_num_hidden_layers",
     decoder_mlp_dim="decoder_intermediate_size",
-    decoder_heads="decoder_num_attention_heads",
+    decoder_num_heads="decoder_num_attention_heads",
   ),
   equal={},
   tops={},
@@ -41,12 +41,12 @@ def tables(config: mae.Config) -> dict[str, tuple[Rule, ...]]:
   }
 
 
-def _decoder(prefix: str, positions: Transform) -> tuple[Rule, ...]:
+def _decoder(prefix: str, position_embedding: Transform) -> tuple[Rule, ...]:
   """All but the blocks, which both layouts call the same."""
   return (
     *torch.dense(rf"{prefix}decoder_embed", "decoder/embed"),
     Rule(rf"{prefix}mask_token", "decoder/mask", torch.TOKEN),
-    Rule(rf"{prefix}decoder_pos_embed", (), positions),
+    Rule(rf"{prefix}decoder_pos_embed", (), position_embedding),
     *torch.norm(rf"{prefix}decoder_norm", "decoder/norm"),
     *torch.dense(rf"{prefix}decoder_pred", "decoder/pixels"),
   )

@@ -6,7 +6,9 @@ from zoo.weights.rules import Rule
 from zoo.weights.tables import swin
 
 # A Hugging Face `config.json`: see `swin.HUGGINGFACE`.
-HUGGINGFACE = swin.HUGGINGFACE | dict(heads={"SwinForMaskedImageModeling": {}, "Swinv2ForMaskedImageModeling": {}})
+HUGGINGFACE = swin.HUGGINGFACE | dict(
+  architectures={"SwinForMaskedImageModeling": {}, "Swinv2ForMaskedImageModeling": {}}
+)
 
 
 def tables(config: simmim.Config) -> dict[str, tuple[Rule, ...]]:

@@ -8,26 +8,26 @@ from zoo.weights.rules import Rule
 HUGGINGFACE = dict(
   model_types={"swin": dict(mask_padding=False, **swin.V1), "swinv2": dict(mask_padding=False, **swin.V2)},
   fields=dict(
-    patch="patch_size",
+    patch_size="patch_size",
     width="embed_dim",
     depths="depths",
-    heads="num_heads",
-    window="window_size",
+    num_heads="num_heads",
+    window_size="window_size",
     mlp_ratio="mlp_ratio",
     image_size="image_size",
     channels="num_channels",
     activation="hidden_act",
-    epsilon="layer_norm_eps",
+    norm_eps="layer_norm_eps",
     pretrained_windows="pretrained_window_sizes",
   ),
   equal={},
   tops={},
-  heads={
+  architectures={
     "SwinForImageClassification": dict(head="classify", num_classes="classifier.bias"),
     "Swinv2ForImageClassification": dict(head="classify", num_classes="classifier.bias"),
     "SwinModel": dict(head="none"),
     "Swinv2Model": dict(head="none"),
-    "SwinBackbone": dict(head="features", shrink="never"),
+    "SwinBackbone": dict(head="features", clamp_window="never"),
   },
 )
 
@@ -58,7 +58,7 @@ def _blocks(config: swin.Config) -> list[tuple[int, int, str]]:
 def _merging(config: swin.Config, key: str, stage: int) -> tuple[Rule, ...]:
   path = f"encoder/stage_{stage}"
   kernel = Rule(rf"{key}\.reduction\.weight", f"{path}/merge/kernel", torch.merged(kernel=True))
-  if config.order == "res_post":
+  if config.norm_position == "res_post":
     return kernel, *torch.norm(rf"{key}\.norm", f"{path}/norm")
   names = (("weight", "scale"), ("bias", "bias"))
   return kernel, *(Rule(rf"{key}\.norm\.{a}", f"{path}/merged_norm/{b}", torch.merged(kernel=False)) for a, b in names)
@@ -67,19 +67,19 @@ def _merging(config: swin.Config, key: str, stage: int) -> tuple[Rule, ...]:
 def _offsets(config: swin.Config, table: str, network: str, scale: str, path: str) -> tuple[Rule, ...]:
   """The scores by offset, and the scale of cosines."""
   rules = (Rule(table, f"{path}/offsets/table", torch.OFFSETS),)
-  if config.offsets == "continuous":
+  if config.relative_position_bias == "continuous":
     layers = (("0", "up"), ("2", "down"))
     rules = tuple(r for a, b in layers for r in torch.dense(rf"{network}\.{a}", f"{path}/offsets/{b}"))
   return (*rules, Rule(scale, f"{path}/attn/log_scale", torch.SCALE))
 
 
 def _huggingface(config: swin.Config) -> tuple[Rule, ...]:
-  name = "swinv2" if config.offsets == "continuous" else "swin"
+  name = "swinv2" if config.relative_position_bias == "continuous" else "swin"
   # The encoder alone has no name of its own in files.
   prefix = rf"(?:{name}\.|)" if config.head == "classify" else rf"(?:|{name}\.)"
   layers = rf"{prefix}encoder\.layers"
   rules = [
-    *torch.patches(rf"{prefix}embeddings\.patch_embeddings\.projection", "encoder/stage_0/patch", config.patch),
+    *torch.patches(rf"{prefix}embeddings\.patch_embeddings\.projection", "encoder/stage_0/patch", config.patch_size),
     *torch.norm(rf"{prefix}embeddings\.norm", "encoder/stage_0/embed_norm"),
     Rule(rf"{prefix}embeddings\.mask_token", "encoder/stage_0/mask", torch.TOKEN),
     *torch.dense("classifier", "head"),
@@ -121,7 +121,7 @@ def _timm(config: swin.Config, first: int, head: str) -> tuple[Rule, ...]:
   """`first` is the stage whose merging is in its layer 0."""
   buffers = ("attn_mask", r"attn\.relative_position_index", r"attn\.relative_coords_table")
   rules = [
-    *torch.patches(r"patch_embed\.proj", "encoder/stage_0/patch", config.patch),
+    *torch.patches(r"patch_embed\.proj", "encoder/stage_0/patch", config.patch_size),
     *torch.norm(r"patch_embed\.norm", "encoder/stage_0/embed_norm"),
     Rule("mask_token", "encoder/stage_0/mask", torch.TOKEN),
     *torch.norm("norm", "encoder/norm"),
@@ -133,7 +133,7 @@ def _timm(config: swin.Config, first: int, head: str) -> tuple[Rule, ...]:
     rules += _merging(config, rf"layers\.{stage - first}\.downsample", stage) if stage else ()
   for stage, i, path in _blocks(config):
     key, each = rf"layers\.{stage}\.blocks\.{i}", [f"{path}/attn/{name}" for name in "qkv"]
-    if config.scores == "cosine":
+    if config.attention_score == "cosine":
       kernels = tuple(f"{p}/kernel" for p in each)
       rules += [Rule(rf"{key}\.attn\.qkv\.weight", kernels, torch.fused(torch.HEADS))]
       rules += [Rule(rf"{key}\.attn\.{name}_bias", f"{path}/attn/{name}/bias", torch.HEADS_BIAS) for name in "qv"]

@@ -11,16 +11,16 @@ from zoo.weights.rules import Rule
 HUGGINGFACE = dict(
   model_types={
     "marian": dict(head_bias=True),
-    "bart": dict(head_bias=True, positions="learned", embed_norm=True),
-    "mbart": dict(head_bias=True, positions="learned", embed_norm=True, order="pre", final_norm=True),
+    "bart": dict(head_bias=True, position_embedding="learned", embed_norm=True),
+    "mbart": dict(head_bias=True, position_embedding="learned", embed_norm=True, norm_position="pre", final_norm=True),
   },
   fields=dict(
     width="d_model",
     depth="encoder_layers",
     decoder_depth="decoder_layers",
     mlp_dim="encoder_ffn_dim",
-    heads="encoder_attention_heads",
-    vocab="vocab_size",
+    num_heads="encoder_attention_heads",
+    vocab_size="vocab_size",
     max_length="max_position_embeddings",
     pad="pad_token_id",
     bos="decoder_start_token_id",
@@ -50,7 +50,7 @@ def _huggingface(config: transformer.Config) -> tuple[Rule, ...]:
 
   def stack(side: str, role: str) -> tuple[Rule, ...]:
     key, path = rf"model\.{side}\.layers\.(\d+)", side + "/block_{:02d}"
-    if config.positions == "learned":
+    if config.position_embedding == "learned":
       positions = Rule(rf"model\.{side}\.embed_positions\.weight", f"{role}_position/embedding", torch.FROM_THIRD)
     else:
       table = torch.fixed_table(lambda: sincos_1d(np.arange(config.max_length), config.width), "learned")
@@ -75,13 +75,13 @@ def _huggingface(config: transformer.Config) -> tuple[Rule, ...]:
     "all": {r"model\.shared\.weight": "embed/embedding"},
     "target": {source: "source_embed/embedding", target: "target_embed/embedding"},
     "none": {source: "source_embed/embedding", target: "target_embed/embedding", head: "head/kernel"},
-  }[config.shared]
+  }[config.tie_embeddings]
   return (
     *(Rule(key, path, torch.TRANSPOSED if key == head else torch.AS_IS) for key, path in where.items()),
     *(Rule(key, (), torch.IGNORED) for key in (source, target, head) if key not in where),
     *stack("encoder", "source"),
     *stack("decoder", "target"),
-    Rule("final_logits_bias", "head/bias" if config.shared == "none" else "head_bias", torch.ROW),
+    Rule("final_logits_bias", "head/bias" if config.tie_embeddings == "none" else "head_bias", torch.ROW),
   )
 
 

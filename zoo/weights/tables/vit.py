@@ -9,18 +9,18 @@ from zoo.weights.rules import Rule, Transform
 HUGGINGFACE = dict(
   model_types={"vit": {}},
   fields=dict(
-    patch="patch_size",
+    patch_size="patch_size",
     width="hidden_size",
     depth="num_hidden_layers",
     mlp_dim="intermediate_size",
-    heads="num_attention_heads",
+    num_heads="num_attention_heads",
     image_size="image_size",
     channels="num_channels",
     activation="hidden_act",
-    epsilon="layer_norm_eps",
+    norm_eps="layer_norm_eps",
   ),
   equal={},
-  tops=dict(num_classes="classifier.bias", representation="pooler.dense.bias"),
+  tops=dict(num_classes="classifier.bias", representation_size="pooler.dense.bias"),
 )
 
 
@@ -154,9 +154,9 @@ def _as_they_are(key: str, path: str, weight: str = "kernel") -> tuple[Rule, ...
 
 def _positions(key: str, config: vit.Config) -> tuple[Rule, ...]:
   """Published tables hold one vector a patch; the other kinds of positions have no place there."""
-  if config.positions == "learned_1d":
+  if config.position_embedding == "learned_1d":
     paths = ("encoder/pos/table", "encoder/pos/cls")[: 1 + config.class_token]
     return (Rule(key, paths, torch.POSITIONS),)
-  if config.positions == "sincos_2d":
+  if config.position_embedding == "sincos_2d":
     return (Rule(key, (), torch.sincos_positions(config.grid, config.width, config.class_token)),)
   return ()
