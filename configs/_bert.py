@@ -43,11 +43,11 @@ def pretraining(
   config.model = dict(name=model, head=head, scan=True, dtype="bfloat16", **fields)
   config.data = dict(name="corpus", dataset=corpus, data_dir="data", length=length, pairs=head == "pretrain")
   config.objective = dict(name="mlm_nsp", max_predictions=max_predictions, whole_words=whole_words)
-  config.evals = dict(val=dict(name="loss", every=10_000))
-  config.checkpoint = dict(every=5000, keep=2, best="", mode="max")
-  config.log_every = 100
+  config.evals = dict(val=dict(name="loss", every_steps=10_000))
+  config.checkpoint = dict(every_steps=5000, max_to_keep=2, best_metric="", best_mode="max")
+  config.log_every_steps = 100
   # On a TPU "rbg" bits come from the hardware.
-  config.prng = "rbg"
+  config.prng_impl = "rbg"
   return config
 
 
@@ -63,11 +63,11 @@ def published(model: str, phase: int) -> ConfigDict:
   """
   first = round(0.9 * STEPS)
   middle = RATE * (STEPS - first) / (STEPS - WARMUP)
-  optimizer = dict(name="adamw", schedule="linear", weight_decay=0.01, eps=1e-6, clip_norm=1.0)
+  optimizer = dict(name="adamw", schedule="linear", weight_decay=0.01, eps=1e-6, grad_clip_norm=1.0)
   if phase == 1:
     config = pretraining(model, "corpus/wiki128", length=128, max_predictions=20)
     config.steps = first
-    config.optimizer = dict(learning_rate=RATE, warmup=WARMUP, final_rate=middle, **optimizer)
+    config.optimizer = dict(learning_rate=RATE, warmup=WARMUP, final_learning_rate=middle, **optimizer)
   else:
     config = pretraining(model, "corpus/wiki512", length=512, max_predictions=77)
     config.init = dict(path=f"runs/{model.replace('/', '_')}_phase1")
@@ -85,7 +85,7 @@ def lamb(phase: int) -> ConfigDict:
   Args:
     phase: 1, of 128 tokens, or 2, of 512.
   """
-  optimizer = dict(name="lamb", schedule="linear", weight_decay=0.01, clip_norm=1.0)
+  optimizer = dict(name="lamb", schedule="linear", weight_decay=0.01, grad_clip_norm=1.0)
   if phase == 1:
     config = pretraining("bert/large", "corpus/wiki128", length=128, max_predictions=20)
     config.batch_size = 65_536
@@ -98,7 +98,7 @@ def lamb(phase: int) -> ConfigDict:
     config.steps = 1563
     config.optimizer = dict(learning_rate=4e-3, warmup=200, **optimizer)
   config.grad_accum_steps = 16 if phase == 1 else 64
-  config.evals.val.every = 500
-  config.checkpoint.every = 200
-  config.log_every = 10
+  config.evals.val.every_steps = 500
+  config.checkpoint.every_steps = 200
+  config.log_every_steps = 10
   return config

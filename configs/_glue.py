@@ -40,7 +40,7 @@ def glue(task: str, *, num_classes: int, learning_rate: float = 2e-5, epochs: fl
   config.batch_size = 32
   config.epochs = epochs
   config.optimizer.learning_rate = learning_rate
-  config.evals = dict(val=dict(name="loss"), glue=dict(name="labels"))
+  config.evals = dict(val=dict(name="loss"), glue=dict(name="sequence_classification"))
   return config
 
 
@@ -57,11 +57,11 @@ def fine_tuned(head: str, **model) -> ConfigDict:
   told = [r"cls\..*", r"params/(words|next)/.*"]
   if head != "classify":
     told += [r"(bert\.)?pooler\..*", r"params/pooler/.*"]
-  config.init = dict(path="bert-base-uncased", ignore=tuple(told), keep=(r"head/.*",))
+  config.init = dict(path="bert-base-uncased", ignore=tuple(told), reinit=(r"head/.*",))
   # As released: the norm of all gradients is at most 1, and norms and biases do not decay.
   config.optimizer = dict(
-    name="adamw", learning_rate=2e-5, schedule="linear", warmup=0.1, weight_decay=0.01, eps=1e-6, clip_norm=1.0
+    name="adamw", learning_rate=2e-5, schedule="linear", warmup=0.1, weight_decay=0.01, eps=1e-6, grad_clip_norm=1.0
   )
-  config.checkpoint.keep = 1
-  config.log_every = 50
+  config.checkpoint.max_to_keep = 1
+  config.log_every_steps = 50
   return config

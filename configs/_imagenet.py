@@ -44,10 +44,10 @@ def imagenet(
     eval_crop=dict(name="center_crop", fraction=0.875),
     workers=16,
   )
-  config.checkpoint = dict(every=2500, keep=2, best="", mode="max")
-  config.log_every = 50
+  config.checkpoint = dict(every_steps=2500, max_to_keep=2, best_metric="", best_mode="max")
+  config.log_every_steps = 50
   # On a TPU "rbg" bits come from the hardware.
-  config.prng = "rbg"
+  config.prng_impl = "rbg"
   return config
 
 

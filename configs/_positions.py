@@ -15,6 +15,6 @@ def ablation(position_embedding: str) -> ConfigDict:
   config = vit_fashion_mnist.get_config()
   config.model.position_embedding = position_embedding
   config.epochs = 3.0
-  config.evals.test.every = 0
-  config.checkpoint.update(every=0, best="")
+  config.evals.test.every_steps = 0
+  config.checkpoint.update(every_steps=0, best_metric="")
   return config

@@ -13,7 +13,7 @@ def from_classifier(path: str, ignore: str, norm: str) -> dict:
     path: of the run; "" for none: it may be given on the command line.
     ignore: the classifier's parameters that the backbone has not got. norm: of the backbone's maps, which it has not.
   """
-  return dict(path=path, ignore=(f"params/{ignore}/.*",), keep=(r"(?!encoder/).*", rf"encoder/stage_\d/{norm}/.*"))
+  return dict(path=path, ignore=(f"params/{ignore}/.*",), reinit=(r"(?!encoder/).*", rf"encoder/stage_\d/{norm}/.*"))
 
 
 def upernet(backbone: str, ignore: str, norm: str, **options) -> ConfigDict:
@@ -51,7 +51,7 @@ def upernet(backbone: str, ignore: str, norm: str, **options) -> ConfigDict:
   config.objective = dict(name="segment", mean=IMAGENET_MEAN, std=IMAGENET_STD)
   config.batch_size = 16
   config.epochs = 40.0
-  config.evals = dict(test=dict(name="segmentation", every=2000))
-  config.checkpoint = dict(every=2000, keep=2, best="test/miou", mode="max")
-  config.pictures = ("loss_curve", "segmentations")
+  config.evals = dict(test=dict(name="semantic_segmentation", every_steps=2000))
+  config.checkpoint = dict(every_steps=2000, max_to_keep=2, best_metric="test/miou", best_mode="max")
+  config.plots = ("loss_curve", "segmentations")
   return config

@@ -21,10 +21,10 @@ def swin(name: str, drop_path_rate: float, *, image_size: int = 224) -> ConfigDi
     name="adamw",
     learning_rate=1e-3,
     warmup=steps(20, config.batch_size),
-    final_rate=1e-5,
+    final_learning_rate=1e-5,
     weight_decay=0.05,
-    clip_norm=5.0,
+    grad_clip_norm=5.0,
   )
-  config.evals = dict(val=dict(name="loss", every=2500))
-  config.checkpoint.best = "val/accuracy"
+  config.evals = dict(val=dict(name="loss", every_steps=2500))
+  config.checkpoint.best_metric = "val/accuracy"
   return config

@@ -41,10 +41,10 @@ def wmt14_en_de(*, width: int, steps: int) -> ConfigDict:
     eps=1e-9,
   )
   config.evals = dict(
-    val=dict(name="loss", every=5000),
-    test=dict(name="translation", split="test", batch_size=64, beam=4, alpha=0.6),
+    val=dict(name="loss", every_steps=5000),
+    test=dict(name="translation", split="test", batch_size=64, beam_size=4, length_penalty=0.6),
   )
-  config.log_every = 100
+  config.log_every_steps = 100
   # On a TPU "rbg" bits come from the hardware.
-  config.prng = "rbg"
+  config.prng_impl = "rbg"
   return config

@@ -13,7 +13,7 @@ bears such a rate. Only hidden words are told.
 A pooler is not pretrained. To fine-tune:
 
     zoo train bert_glue_mnli init.path=runs/bert_base_24h data.vocabulary=data/corpus/wiki_packed128/1.0.0 \
-      model.max_length=128 model.mask=4 model.norm_position=pre "init.keep=('head/.*', 'pooler/.*')"
+      model.max_length=128 model.mask=4 model.norm_position=pre "init.reinit=('head/.*', 'pooler/.*')"
 
 The compiler's prediction for a chip (`zoo plan bert_base_24h --tpu v5e:1x1`): 109,220,922 parameters, 5.97 of 15.75
 GiB, which fits, with 64 rows at a time; 1.454 s a step at the chip's peak. At 40 % of that, which is a guess, 23,000
@@ -48,9 +48,9 @@ def get_config():
     weight_decay=0.01,
     b2=0.98,
     eps=1e-6,
-    clip_norm=0.5,
+    grad_clip_norm=0.5,
   )
-  config.evals.val.every = 2000
-  config.checkpoint.every = 500
-  config.log_every = 20
+  config.evals.val.every_steps = 2000
+  config.checkpoint.every_steps = 500
+  config.log_every_steps = 20
   return config

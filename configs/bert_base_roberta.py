@@ -15,7 +15,7 @@ there is a table of two types of which one is used.
 A pooler is not pretrained. To fine-tune:
 
     zoo train bert_glue_mnli init.path=runs/bert_base_roberta data.vocabulary=data/corpus/wiki_sentences512/1.0.0 \
-      model.vocab_size=50265 model.mask=4 "init.keep=('head/.*', 'pooler/.*')"
+      model.vocab_size=50265 model.mask=4 "init.reinit=('head/.*', 'pooler/.*')"
 
 The compiler's prediction for 64 chips (`zoo plan bert_base_roberta --tpu v5e:8x8`): 124,696,665 parameters, 8.58 GiB of
 each chip's 15.75 GiB, which fits, with 8 rows at a time; 0.200 s a step at the chips' peak. At 40 % of that, which is a
@@ -41,5 +41,5 @@ def get_config():
   config.optimizer = dict(
     name="adamw", learning_rate=1e-3, schedule="linear", warmup=24 / 500, weight_decay=0.01, b2=0.98, eps=1e-6
   )
-  config.checkpoint.every = 1000
+  config.checkpoint.every_steps = 1000
   return config

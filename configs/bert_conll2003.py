@@ -31,5 +31,7 @@ def get_config():
   config.batch_size = 32
   config.epochs = 3.0
   config.optimizer.learning_rate = 5e-5
-  config.evals = dict(val=dict(name="loss"), dev=dict(name="entities"), test=dict(name="entities", split="test"))
+  config.evals = dict(
+    val=dict(name="loss"), dev=dict(name="token_classification"), test=dict(name="token_classification", split="test")
+  )
   return config

@@ -12,7 +12,7 @@ directory of a pretraining run may stand, twice.
 The labels of GLUE's diagnostic set (AX) are not in TFDS. A folder with its file `diagnostic-full.tsv` is scored by
 
     zoo eval runs/bert_glue_mnli glue data.dataset=FOLDER data.text=Premise data.text2=Hypothesis data.label=Label \
-      "data.classes=('entailment', 'neutral', 'contradiction')" "evals.glue.metrics=('matthews',)" \
+      "data.classes=('entailment', 'neutral', 'contradiction')" "evals.glue.metrics=('matthews_correlation',)" \
       data.train_split=diagnostic-full data.eval_split=diagnostic-full
 """
 
@@ -22,5 +22,5 @@ from configs._glue import glue
 def get_config():
   config = glue("mnli", num_classes=3)
   config.data.eval_split = "validation_matched"
-  config.evals.mismatched = dict(name="labels", split="validation_mismatched")
+  config.evals.mismatched = dict(name="sequence_classification", split="validation_mismatched")
   return config

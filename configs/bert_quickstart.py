@@ -1,7 +1,7 @@
 r"""Pretrains a small BERT on the English of the bundled verses, its vocabulary too.
 
     zoo train bert_quickstart
-    zoo fill runs/bert_quickstart "In the beginning God created the [MASK]"
+    zoo fill-mask runs/bert_quickstart "In the beginning God created the [MASK]"
 
 On a text of your own, a document behind each blank line and a sentence a line (or running text):
 
@@ -27,7 +27,7 @@ def get_config():
   config.batch_size = 16
   config.steps = 1800
   config.optimizer = dict(name="adamw", learning_rate=4e-3, schedule="cosine", warmup=0.1, b2=0.98, weight_decay=0.01)
-  config.evals = dict(val=dict(name="loss", every=600))
-  config.checkpoint.every = 600
-  config.log_every = 50
+  config.evals = dict(val=dict(name="loss", every_steps=600))
+  config.checkpoint.every_steps = 600
+  config.log_every_steps = 50
   return config

@@ -20,7 +20,7 @@ def get_config():
   config.model = dict(name="bert/tiny", head="classify", num_classes=2, pool="mean")
   # Of published files and of our own: the heads of the pretraining.
   config.init = dict(
-    path="", ignore=(r"cls\..*", r"(bert\.)?pooler\..*", r"params/(words|next|pooler)/.*"), keep=(r"head/.*",)
+    path="", ignore=(r"cls\..*", r"(bert\.)?pooler\..*", r"params/(words|next|pooler)/.*"), reinit=(r"head/.*",)
   )
   config.data = dict(
     name="sentences",
@@ -35,8 +35,10 @@ def get_config():
   config.batch_size = 32
   config.epochs = 3.0
   config.optimizer = dict(
-    name="adamw", learning_rate=5e-4, schedule="linear", warmup=0.1, weight_decay=0.01, clip_norm=1.0
+    name="adamw", learning_rate=5e-4, schedule="linear", warmup=0.1, weight_decay=0.01, grad_clip_norm=1.0
   )
-  config.evals = dict(val=dict(name="labels", every=250), test=dict(name="labels", split="test"))
-  config.log_every = 50
+  config.evals = dict(
+    val=dict(name="sequence_classification", every_steps=250), test=dict(name="sequence_classification", split="test")
+  )
+  config.log_every_steps = 50
   return config

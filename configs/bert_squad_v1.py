@@ -30,5 +30,5 @@ def get_config():
   config.batch_size = 32
   config.epochs = 3.0
   config.optimizer.learning_rate = 5e-5
-  config.evals = dict(val=dict(name="loss"), answers=dict(name="answers"))
+  config.evals = dict(val=dict(name="loss"), squad=dict(name="question_answering"))
   return config

@@ -31,5 +31,5 @@ def get_config():
   config.batch_size = 48
   config.epochs = 2.0
   config.optimizer.learning_rate = 5e-5
-  config.evals = dict(val=dict(name="loss"), answers=dict(name="answers"))
+  config.evals = dict(val=dict(name="loss"), squad=dict(name="question_answering"))
   return config

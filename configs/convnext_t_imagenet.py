@@ -25,8 +25,8 @@ def get_config():
   config.epochs = 300.0
   config.ema_decay = 0.9999
   config.optimizer = dict(
-    name="adamw", learning_rate=4e-3, warmup=steps(20, config.batch_size), final_rate=1e-6, weight_decay=0.05
+    name="adamw", learning_rate=4e-3, warmup=steps(20, config.batch_size), final_learning_rate=1e-6, weight_decay=0.05
   )
-  config.evals = dict(val=dict(name="loss", every=2500))
-  config.checkpoint.best = "val/accuracy"
+  config.evals = dict(val=dict(name="loss", every_steps=2500))
+  config.checkpoint.best_metric = "val/accuracy"
   return config

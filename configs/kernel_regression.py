@@ -36,6 +36,6 @@ def get_config():
   config.steps = 300
   config.optimizer = dict(name="adamw", learning_rate=0.1, b2=0.95)
   config.evals = dict(leave_one_out=dict(name="loss", split="train"), test=dict(name="loss"))
-  config.checkpoint.every = 100
-  config.pictures = ("loss_curve", "regression_curve", "attention_heat_map", "kernel_widths")
+  config.checkpoint.every_steps = 100
+  config.plots = ("loss_curve", "regression_curve", "attention_heat_map", "kernel_widths")
   return config

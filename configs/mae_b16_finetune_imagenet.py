@@ -29,7 +29,7 @@ def get_config():
     dtype="bfloat16",
   )
   config.init = dict(
-    path="runs/mae_b16", ignore=(r"params/(decoder|encoder/norm)/.*",), keep=(r"head_norm/.*", r"head/.*")
+    path="runs/mae_b16", ignore=(r"params/(decoder|encoder/norm)/.*",), reinit=(r"head_norm/.*", r"head/.*")
   )
   config.objective = dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0, **PIXELS)
   config.batch_size = 1024
@@ -38,10 +38,10 @@ def get_config():
     name="adamw",
     learning_rate=5e-4 * config.batch_size / 256,
     warmup=steps(5, config.batch_size),
-    final_rate=1e-6,
+    final_learning_rate=1e-6,
     weight_decay=0.05,
     layer_decay=0.65,
   )
-  config.evals = dict(val=dict(name="loss", every=2500))
-  config.checkpoint.best = "val/accuracy"
+  config.evals = dict(val=dict(name="loss", every_steps=2500))
+  config.checkpoint.best_metric = "val/accuracy"
   return config

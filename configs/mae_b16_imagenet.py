@@ -27,6 +27,6 @@ def get_config():
     weight_decay=0.05,
     b2=0.95,
   )
-  config.evals = dict(val=dict(name="loss", every=10_000))
-  config.pictures = ("loss_curve", "reconstructions")
+  config.evals = dict(val=dict(name="loss", every_steps=10_000))
+  config.plots = ("loss_curve", "reconstructions")
   return config

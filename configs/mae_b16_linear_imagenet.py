@@ -17,7 +17,7 @@ def get_config():
   config.model = dict(
     name="vit/b16", pool="cls", position_embedding="sincos_2d", head_norm="batch", scan=True, dtype="bfloat16"
   )
-  config.init = dict(path="runs/mae_b16", ignore=(r"params/decoder/.*",), keep=(r"head_norm/.*", r"head/.*"))
+  config.init = dict(path="runs/mae_b16", ignore=(r"params/decoder/.*",), reinit=(r"head_norm/.*", r"head/.*"))
   config.objective = dict(name="classify", **PIXELS)
   config.batch_size = 16384
   config.epochs = 90.0
@@ -28,6 +28,6 @@ def get_config():
     momentum=0.9,
     freeze=(r"^encoder/",),
   )
-  config.evals = dict(val=dict(name="loss", every=500))
-  config.checkpoint.best = "val/accuracy"
+  config.evals = dict(val=dict(name="loss", every_steps=500))
+  config.checkpoint.best_metric = "val/accuracy"
   return config

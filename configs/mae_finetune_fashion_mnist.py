@@ -20,7 +20,7 @@ def get_config():
     drop_path_rate=0.1,
   )
   config.init = dict(
-    path="runs/quickstart", ignore=(r"params/(decoder|encoder/norm)/.*",), keep=(r"head_norm/.*", r"head/.*")
+    path="runs/quickstart", ignore=(r"params/(decoder|encoder/norm)/.*",), reinit=(r"head_norm/.*", r"head/.*")
   )
   config.optimizer.layer_decay = 0.75
   config.epochs = 10.0

@@ -18,6 +18,6 @@ def get_config():
   config.batch_size = 16
   config.steps = 500
   config.optimizer.learning_rate = 1e-4
-  config.evals.val.every = 100
-  config.checkpoint.every = 100
+  config.evals.val.every_steps = 100
+  config.checkpoint.every_steps = 100
   return config

@@ -5,7 +5,7 @@ r"""Translates English to Spanish, all tokens at once, learned from the 31,000 b
 A classifier tells the length. Without one, of 96 places each says its token or that the sentence has ended:
 
     zoo train nat_en_es model.length=cut model.max_length=96 steps=2800 optimizer.learning_rate=1e-3 \
-      optimizer.clip_norm=1.0 --workdir runs/nat_cut
+      optimizer.grad_clip_norm=1.0 --workdir runs/nat_cut
 
 (at the classifier's learning rate it diverges).
 
@@ -13,9 +13,9 @@ Tokens that do not know of each other mix several translations; a teacher's tran
 2016, 3.2; Gu et al. 2018, 4). The teacher is a run that translates token by token, and its encoder is where to start:
 
     zoo train translate_en_es
-    zoo translate runs/translate_en_es --split train --beam 1 --out distilled.es
+    zoo translate runs/translate_en_es --split train --beam-size 1 --out distilled.es
     zoo train nat_en_es data.train_targets=distilled.es init.path=runs/translate_en_es \
-      "init.ignore=params/decoder/.*" "init.keep=('decoder/.*', 'length/.*')" --workdir runs/nat_distilled
+      "init.ignore=params/decoder/.*" "init.reinit=('decoder/.*', 'length/.*')" --workdir runs/nat_distilled
 """
 
 from configs import translate_en_es

@@ -8,7 +8,7 @@ decay, is here as little as there can be.
     zoo prepare imagenet2012 --data-dir data
     zoo train patch_prediction_b16_imagenet --workdir runs/patch_prediction_b16
     zoo train vit_b16_imagenet init.path=runs/patch_prediction_b16 model.representation_size=0 \
-      "init.ignore=params/(encoder/mask|head/.*)" "init.keep=head/.*" --workdir runs/patch_prediction_b16_finetune
+      "init.ignore=params/(encoder/mask|head/.*)" "init.reinit=head/.*" --workdir runs/patch_prediction_b16_finetune
 
 The compiler's prediction for 64 chips (`zoo plan patch_prediction_b16_imagenet --tpu v5e:8x8`): 86,193,152 parameters,
 8.90 of each chip's 15.75 GiB, which fits; 34.23 ms a step at the chips' peak. On 32 chips it needs 16.05 GiB, 0.30 too
@@ -25,5 +25,5 @@ def get_config():
   config.batch_size = 4096
   config.steps = 1_000_000
   config.optimizer = dict(name="adamw", learning_rate=2e-4, warmup=10_000)
-  config.evals = dict(val=dict(name="loss", every=10_000))
+  config.evals = dict(val=dict(name="loss", every_steps=10_000))
   return config

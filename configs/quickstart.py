@@ -25,9 +25,9 @@ def get_config():
   config.epochs = 20.0
   config.optimizer = dict(name="adamw", learning_rate=2e-3, warmup=0.1, weight_decay=0.05, b2=0.95)
   config.evals = dict(
-    test=dict(name="loss", every=500),
+    test=dict(name="loss", every_steps=500),
     probe=dict(name="linear_probe", compare_untrained=True, batch_size=256),
   )
-  config.checkpoint.every = 500
-  config.pictures = ("loss_curve", "reconstructions")
+  config.checkpoint.every_steps = 500
+  config.plots = ("loss_curve", "reconstructions")
   return config

@@ -39,8 +39,8 @@ def get_config():
   config.objective = dict(name="segment", mean=(0.45,), std=(0.27,))
   config.batch_size = 32
   config.epochs = 12.0
-  config.optimizer = dict(name="adamw", learning_rate=2e-3, warmup=0.05, weight_decay=0.05, clip_norm=1.0)
-  config.evals = dict(test=dict(name="segmentation", every=500))
-  config.checkpoint = dict(every=500, keep=2, best="test/miou", mode="max")
-  config.pictures = ("loss_curve", "segmentations")
+  config.optimizer = dict(name="adamw", learning_rate=2e-3, warmup=0.05, weight_decay=0.05, grad_clip_norm=1.0)
+  config.evals = dict(test=dict(name="semantic_segmentation", every_steps=500))
+  config.checkpoint = dict(every_steps=500, max_to_keep=2, best_metric="test/miou", best_mode="max")
+  config.plots = ("loss_curve", "segmentations")
   return config

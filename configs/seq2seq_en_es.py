@@ -15,5 +15,5 @@ def get_config():
   # Additive attention has attention_dim hidden units for each pair of tokens: the backward pass computes them again.
   config.model = dict(name="seq2seq/nano_bahdanau", remat="nothing_saveable")
   config.steps = 4150  # as many as take the time of the Transformer's
-  config.optimizer.clip_norm = 1.0  # gradients of long sequences explode now and then (Pascanu et al. 2013)
+  config.optimizer.grad_clip_norm = 1.0  # gradients of long sequences explode now and then (Pascanu et al. 2013)
   return config

@@ -19,14 +19,14 @@ from configs._swin import swin
 def get_config():
   config = swin("swin/b", drop_path_rate=0.1)
   config.init = dict(
-    path="runs/simmim_b", ignore=(r"params/(encoder/stage_0/mask|pixels/.*)",), keep=(r"head/.*",), resample=True
+    path="runs/simmim_b", ignore=(r"params/(encoder/stage_0/mask|pixels/.*)",), reinit=(r"head/.*",), resample=True
   )
   config.batch_size = 2048
   config.epochs = 100.0
   config.optimizer.update(
     learning_rate=1.25e-3 * config.batch_size / 512,
     warmup=steps(20, config.batch_size),
-    final_rate=2.5e-7 * config.batch_size / 512,
+    final_learning_rate=2.5e-7 * config.batch_size / 512,
     layer_decay=0.8,
   )
   return config

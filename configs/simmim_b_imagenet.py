@@ -26,11 +26,11 @@ def get_config():
     name="adamw",
     learning_rate=1e-4 * config.batch_size / 512,
     schedule="step",
-    drops=(700 / 800,),
+    boundaries=(700 / 800,),
     warmup=steps(10, config.batch_size),
     weight_decay=0.05,
-    clip_norm=5.0,
+    grad_clip_norm=5.0,
   )
-  config.evals = dict(val=dict(name="loss", every=10_000))
-  config.pictures = ("loss_curve", "reconstructions")
+  config.evals = dict(val=dict(name="loss", every_steps=10_000))
+  config.plots = ("loss_curve", "reconstructions")
   return config

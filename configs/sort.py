@@ -34,7 +34,7 @@ def get_config():
   config.batch_size = 128
   config.steps = 1000
   config.optimizer = dict(name="adamw", learning_rate=2e-3, schedule="cosine", warmup=0.1, b2=0.98)
-  config.evals = dict(eval=dict(name="translation", every=250))
-  config.checkpoint.every = 1000
-  config.log_every = 50
+  config.evals = dict(eval=dict(name="translation", every_steps=250))
+  config.checkpoint.every_steps = 1000
+  config.log_every_steps = 50
   return config

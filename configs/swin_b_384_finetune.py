@@ -25,7 +25,7 @@ def get_config():
   config.optimizer.update(
     learning_rate=2e-5 * config.batch_size / 512,
     warmup=steps(5, config.batch_size),
-    final_rate=2e-7 * config.batch_size / 512,
+    final_learning_rate=2e-7 * config.batch_size / 512,
     weight_decay=1e-8,
   )
   return config

@@ -24,6 +24,6 @@ from configs._wmt14 import wmt14_en_de
 def get_config():
   config = wmt14_en_de(width=512, steps=100_000)
   config.model = dict(name="transformer/base", max_length=256, scan=True, dtype="bfloat16")
-  config.checkpoint.every = 1500
-  config.checkpoint.keep = 5
+  config.checkpoint.every_steps = 1500
+  config.checkpoint.max_to_keep = 5
   return config

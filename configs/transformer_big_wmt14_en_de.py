@@ -22,6 +22,6 @@ from configs._wmt14 import wmt14_en_de
 def get_config():
   config = wmt14_en_de(width=1024, steps=300_000)
   config.model = dict(name="transformer/big", max_length=256, scan=True, dtype="bfloat16")
-  config.checkpoint.every = 600
-  config.checkpoint.keep = 20
+  config.checkpoint.every_steps = 600
+  config.checkpoint.max_to_keep = 20
   return config

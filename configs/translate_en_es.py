@@ -46,9 +46,9 @@ def get_config():
   config.steps = 5400
   config.optimizer = dict(name="adamw", learning_rate=4e-3, schedule="cosine", warmup=0.1, b2=0.98, weight_decay=0.01)
   config.evals = dict(
-    val=dict(name="loss", every=1000),
+    val=dict(name="loss", every_steps=1000),
     test=dict(name="translation", split="test", batch_size=64),
   )
-  config.checkpoint.every = 1000
-  config.log_every = 50
+  config.checkpoint.every_steps = 1000
+  config.log_every_steps = 50
   return config

@@ -24,7 +24,7 @@ def get_config():
   config.objective = dict(name="classify", label_smoothing=0.1, mean=(0.286,), std=(0.353,))
   config.batch_size = 128
   config.epochs = 20.0
-  config.optimizer = dict(name="adamw", learning_rate=1e-3, warmup=0.1, weight_decay=0.05, clip_norm=1.0)
-  config.evals = dict(test=dict(name="loss", every=500))
-  config.checkpoint = dict(every=500, keep=2, best="test/accuracy", mode="max")
+  config.optimizer = dict(name="adamw", learning_rate=1e-3, warmup=0.1, weight_decay=0.05, grad_clip_norm=1.0)
+  config.evals = dict(test=dict(name="loss", every_steps=500))
+  config.checkpoint = dict(every_steps=500, max_to_keep=2, best_metric="test/accuracy", best_mode="max")
   return config

@@ -25,8 +25,8 @@ def get_config():
   config.batch_size = 1024
   config.epochs = 90.0
   config.optimizer = dict(
-    name="adamw", learning_rate=1e-3, warmup=10_000, weight_decay=0.1, clip_norm=1.0, mu_dtype="bfloat16"
+    name="adamw", learning_rate=1e-3, warmup=10_000, weight_decay=0.1, grad_clip_norm=1.0, mu_dtype="bfloat16"
   )
-  config.evals = dict(val=dict(name="loss", every=2500))
-  config.checkpoint.best = "val/accuracy"
+  config.evals = dict(val=dict(name="loss", every_steps=2500))
+  config.checkpoint.best_metric = "val/accuracy"
   return config

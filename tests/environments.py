@@ -169,7 +169,7 @@ def packages(env: Environment) -> None:
   env.zoo("models", "vit/*16")
   env.zoo("configs")
   env.zoo("train", "quickstart", "epochs=0", "steps=20")
-  env.zoo("train", "translate_en_es", "epochs=0", "steps=2", "evals={}", "pictures=()")
+  env.zoo("train", "translate_en_es", "epochs=0", "steps=2", "evals={}", "plots=()")
 
 
 ENVIRONMENTS: dict[str, tuple[str, Callable[[Environment], None]]] = {

@@ -22,10 +22,10 @@ def save(checkpoints, accuracies: dict):
 @pytest.mark.parametrize(("mode", "best"), [("max", 2), ("min", 3)])
 def test_the_last_and_the_best_are_kept(tmp_path, mode, best):
   """Also over a restart, and with checkpoints between that were not evaluated."""
-  first = Checkpoints(tmp_path, keep=1, best="val/accuracy", mode=mode)
+  first = Checkpoints(tmp_path, max_to_keep=1, best_metric="val/accuracy", best_mode=mode)
   save(first, {1: 0.5, 2: 0.9, 3: 0.1, 4: None})
   first.close()
-  second = Checkpoints(tmp_path, keep=1, best="val/accuracy", mode=mode)
+  second = Checkpoints(tmp_path, max_to_keep=1, best_metric="val/accuracy", best_mode=mode)
   save(second, {5: 0.6, 6: None, 7: 0.7, 8: None})
   second.close()
   kept = Checkpoints(tmp_path, read_only=True).steps
@@ -35,7 +35,7 @@ def test_the_last_and_the_best_are_kept(tmp_path, mode, best):
 
 
 def test_who_only_looks_changes_nothing(tmp_path):
-  writer = Checkpoints(tmp_path, keep=2)
+  writer = Checkpoints(tmp_path, max_to_keep=2)
   save(writer, {1: None, 2: None})
   writer.close()
   half = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
@@ -53,5 +53,5 @@ def test_who_only_looks_changes_nothing(tmp_path):
 def test_settings_that_cannot_be(tmp_path):
   with pytest.raises(ValueError, match="mode is 'mac'; did you mean 'max'"):
     Checkpoints(tmp_path, mode="mac")
-  with pytest.raises(ValueError, match="keep is 0; wanted at least 1"):
-    Checkpoints(tmp_path, keep=0)
+  with pytest.raises(ValueError, match="max_to_keep is 0; wanted at least 1"):
+    Checkpoints(tmp_path, max_to_keep=0)

@@ -54,7 +54,7 @@ def test_bare_name_and_path_are_the_same():
     ("evals.prob.l2=1.0", "no 'evals.prob'; did you mean 'probe'"),
     ("parallel.fsdq=2", "no 'parallel.fsdq'; did you mean 'fsdp'"),
     ("batch_size=many", r"config.batch_size is 'many' \(str\); wanted int"),
-    ("log_every=2.5", r"config.log_every is 2.5 \(float\); wanted int"),
+    ("log_every_steps=2.5", r"config.log_every_steps is 2.5 \(float\); wanted int"),
     ("batch_size", "no override; wanted key.path=value"),
   ],
 )
@@ -64,10 +64,10 @@ def test_overrides_that_cannot_be(override, message):
 
 
 def test_overrides_are_literals_or_strings():
-  config = configuration.load("quickstart", ["epochs=3", "model.width=64", "model.pool=gap", "pictures=()"])
+  config = configuration.load("quickstart", ["epochs=3", "model.width=64", "model.pool=gap", "plots=()"])
   assert configuration.load("quickstart", ["data.image_size=(28, 32)"]).data.image_size == (28, 32)
   assert configuration.load("vit_s16_imagenet", ["optimizer.warmup=0.05"]).optimizer.warmup == 0.05
-  assert (config.epochs, config.model.width, config.model.pool, config.pictures) == (3.0, 64, "gap", ())
+  assert (config.epochs, config.model.width, config.model.pool, config.plots) == (3.0, 64, "gap", ())
 
 
 def test_unknown_config_names_the_nearest():
@@ -159,7 +159,7 @@ def test_what_has_been_learned_of_hidden_patches_is_found_by_the_command_it_tell
   *_, command = re.findall(r"zoo train .*", docstring(name).replace("\\\n", " "))
   target, *overrides = shlex.split(command.partition("--workdir")[0])[2:]
   config, source = configuration.load(target, [*shrink, *overrides]), configuration.load(name, shrink)
-  assert name.startswith(config.init.path.removeprefix("runs/")) and config.init.ignore and config.init.keep
+  assert name.startswith(config.init.path.removeprefix("runs/")) and config.init.ignore and config.init.reinit
   before, model = (zoo.create(c.model.name, **configuration.kwargs(c.model)) for c in (source, config))
   rngs, rng = {"params": jax.random.key(0), "mask": jax.random.key(1)}, np.random.default_rng(0)
   pretrained, fresh = (
@@ -244,21 +244,21 @@ def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
     (["evals.test=3"], "config.evals.test is 3; wanted its keys by themselves, such as evals.test.name=3"),
     (["evals={'t': {'every': 3}}"], r"config.evals.t is \{'every': 3\}; wanted a name"),
     (["parallel.tensor=0"], "the mesh has {'tensor': 0}; wanted at least 1"),
-    (["pictures=('lss_curve',)"], "unknown picture 'lss_curve'; did you mean 'loss_curve'"),
-    (["pictures=('alignment',)"], "alignment is a picture of texts with translations, and images are none"),
+    (["plots=('lss_curve',)"], "unknown plot 'lss_curve'; did you mean 'loss_curve'"),
+    (["plots=('alignment',)"], "alignment is a plot of texts with translations, and images are none"),
     (["objective={'name': 'classify'}", "model={'name': 'vit/nano4'}"], "vit/nano4 does not reconstruct"),
     (["ema_decay=2.0"], "ema_decay is 2.0; wanted 0 <= ema_decay < 1"),
     (["optimizer.learning_rate=-1.0"], "learning_rate is -1.0; wanted 0 or more"),
     (["optimizer.warmup=1.5"], "warmup is 1.5; wanted a share of all steps, below 1, or a whole number"),
-    (["checkpoint.every=-1"], "config.checkpoint.every is -1; wanted at least 0"),
+    (["checkpoint.every_steps=-1"], "config.checkpoint.every_steps is -1; wanted at least 0"),
     (["evals.test.split=tset"], r"config.evals.test: .*no split 'tset'.*did you mean 'test'.*evals=\{\}"),
-    (["checkpoint.best=test/acuracy"], "no metric 'test/acuracy'.*There are: test/loss"),
+    (["checkpoint.best_metric=test/acuracy"], "no metric 'test/acuracy'.*There are: test/loss"),
     (["--json", "nowhere/at/all.json"], "cannot write nowhere/at/all.json"),
   ],
 )
 def test_what_cannot_be_is_told_in_one_message(tmp_path, capsys, overrides, message):
   tiny = str(Path(__file__).with_name("tiny_config.py"))
-  shorter = ["steps=1", "evals.test.every=1", "pictures=('reconstructions',)"]
+  shorter = ["steps=1", "evals.test.every_steps=1", "plots=('reconstructions',)"]
   # The last word on a key counts; what replaces all evaluations comes before what changes one of them.
   given = [o for o in shorter if not any(o.partition("=")[0].startswith(x.partition("=")[0]) for x in overrides)]
   assert cli.main(["train", tiny, *given, *overrides, "--workdir", str(tmp_path / "run")]) == 2

@@ -57,7 +57,7 @@ def installed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
   """A folder with FOLDER, one folder a class of real images in it, and with data/, where they are prepared."""
-  here = tmp_path_factory.mktemp("pictures")
+  here = tmp_path_factory.mktemp("plots")
   source = array_record.make_source("fashion_mnist_small", "test[:120]")
   for i, (encoded, label) in enumerate(source):
     file = here / "FOLDER" / source.class_names[label].replace("/", " or ") / f"{i:03}.{('png', 'JPG')[i % 2]}"

@@ -230,22 +230,22 @@ def test_sentences_of_one_token_are_never_cut_so_all_can_be_told():
   share = [len(a) / (len(a) + len(b)) for a, b, follows in made if follows and len(a) + len(b) == 61]
   assert np.allclose(np.quantile(share, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.08)
   assert (total[total < 61] > 1).all()
-  assert all(len(row["token"]) == 64 for row in rows(lengths([1] * 600, [1] * 600), length=64, short=0)[:5])
+  assert all(len(row["token"]) == 64 for row in rows(lengths([1] * 600, [1] * 600), length=64, short_seq_prob=0)[:5])
 
 
 def test_a_random_b_is_any_other_document():
-  made = every(rows(lengths(*[[5] * 4] * 6), copies=2000))
+  made = every(rows(lengths(*[[5] * 4] * 6), dupe_factor=2000))
   counts = Counter((a[0] // 20, b[0] // 20, b[0] % 20) for a, b, follows in made if not follows)
   assert len(counts) == 6 * 5 * 4 and min(counts.values()) > 0.5 * max(counts.values())
 
 
 def test_documents_of_one_sentence_and_chunks_of_one_document():
-  made = every(rows(lengths([4], [3], [2]), copies=20))
+  made = every(rows(lengths([4], [3], [2]), dupe_factor=20))
   assert len(made) == 60 and {follows for _, _, follows in made} == {0}
   # Alone: what is random is elsewhere in the document, and not the next sentence.
   for size, least, most in ((10, 0.4, 0.6), (70, 1, 1)):  # of the longer a row has but one
     documents = lengths([size] * 40)
-    made = every(rows(documents, length=64, copies=20))
+    made = every(rows(documents, length=64, dupe_factor=20))
     assert least <= np.mean([follows == 0 for _, _, follows in made]) <= most
     for a, b, follows in made:
       first, last = sentence_of(documents, a[[0, -1]])
@@ -253,16 +253,16 @@ def test_documents_of_one_sentence_and_chunks_of_one_document():
       assert follows or sentence_of(documents, b[-1]) not in range(first, last + 1)
   ((a, b, follows),) = every(rows(lengths([4])))
   assert (a.tolist(), b.tolist(), follows) == ([0, 1, 2, 3], [], -1)
-  assert {follows for _, _, follows in every(rows(lengths([4, 2]), copies=9))} == {1}
+  assert {follows for _, _, follows in every(rows(lengths([4, 2]), dupe_factor=9))} == {1}
   assert len(make_rows(lengths(), MARKS, np.random.default_rng(0))) == 0
 
 
 def test_the_longer_is_cut_and_nothing_becomes_empty():
   for length in (8, 9, 16, 40):
-    for a, b, _ in every(rows(lengths([1, 300, 2], [90, 1], [3] * 30), length=length, copies=30)):
+    for a, b, _ in every(rows(lengths([1, 300, 2], [90, 1], [3] * 30), length=length, dupe_factor=30)):
       assert len(a) + len(b) <= length - 3
   assert len(every(rows(lengths(*[[1]] * 50), length=64, pack=True))) == 50  # 13 are 65 tokens: not one to spare
-  made = every(rows(lengths([300, 300]), length=43, copies=30))
+  made = every(rows(lengths([300, 300]), length=43, dupe_factor=30))
   assert {(len(a), len(b), follows) for a, b, follows in made} == {(20, 20, 1)}
 
 
@@ -321,13 +321,13 @@ def test_draws_are_of_the_seed(numbered):
   first, again, other = (make_rows(part, MARKS, np.random.default_rng(seed), pack=True) for seed in (3, 3, 4))
   assert all(np.array_equal(x, vars(again)[name]) for name, x in vars(first).items())
   assert not np.array_equal(first.token_N, other.token_N)
-  once, twice = (every(rows(part, copies=copies)) for copies in (1, 2))
+  once, twice = (every(rows(part, dupe_factor=copies)) for copies in (1, 2))
   assert all(map(np.array_equal, once[0], twice[0])) and 1.8 < len(twice) / len(once) < 2.2
   assert not np.array_equal(twice[0][0], twice[len(once)][0]) or not np.array_equal(twice[0][1], twice[len(once)][1])
 
 
 def test_arguments_that_make_no_rows(numbered):
-  with pytest.raises(ValueError, match=r"length is 7; wanted at least 8(.|\n)*short is 2(.|\n)*copies is 0"):
-    rows(numbered, length=7, short=2, copies=0)
-  with pytest.raises(ValueError, match=r"short is 0\.1"):
-    rows(numbered, pairs=False, pack=True, short=0.1)
+  with pytest.raises(ValueError, match=r"length is 7(.|\n)*short_seq_prob is 2(.|\n)*dupe_factor is 0"):
+    rows(numbered, length=7, short_seq_prob=2, dupe_factor=0)
+  with pytest.raises(ValueError, match=r"short_seq_prob is 0\.1"):
+    rows(numbered, pairs=False, pack=True, short_seq_prob=0.1)

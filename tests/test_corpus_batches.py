@@ -12,7 +12,7 @@ import zoo
 from train import cli, data, loop
 from train.data.text import masked_lm
 from train.data.text.masked_lm import Corpus, Row, Text
-from train.inference.fill_mask import fill
+from train.inference.fill_mask import fill_mask
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -111,7 +111,7 @@ def test_what_is_behind_a_special_token_begins_a_word():
 
 
 def test_copies_are_drawn_anew_but_not_in_evaluation():
-  once, twice = verses(), verses(copies=2)
+  once, twice = verses(), verses(dupe_factor=2)
   assert 1.8 * once.num_train < twice.num_train < 2.2 * once.num_train and once.num_eval() == twice.num_eval()
   first = {tuple(row.token) for row in (once.rows("val")[i] for i in range(once.num_train))}
   assert sum(tuple(twice.rows("val")[i].token) in first for i in range(twice.num_train)) < 1.2 * once.num_train
@@ -133,7 +133,7 @@ def test_a_file_has_documents_for_validation(book):
     (dict(length=3), "data.length is 3"),
     (dict(sequences=0), "data.sequences is 0"),
     (dict(tokenizer="wordpeace"), "did you mean 'wordpiece'"),
-    (dict(copies=0), "data.copies is 0"),
+    (dict(dupe_factor=0), "data.dupe_factor is 0"),
   ],
 )
 def test_fields_that_make_no_sense(fields, words):
@@ -212,9 +212,9 @@ def trained(book, tmp_path_factory):
   config.data = dict(name="text", dataset=book, length=32, vocab_size=200, pairs=False, pack=True)
   config.objective = dict(name="mlm_nsp", max_predictions=5)
   config.optimizer = dict(name="adamw", learning_rate=1e-2, warmup=0.1)
-  config.batch_size, config.steps, config.log_every, config.checkpoint.every = 32, 400, 50, 0
+  config.batch_size, config.steps, config.log_every_steps, config.checkpoint.every_steps = 32, 400, 50, 0
   config.evals = dict(val=dict(name="loss"))
-  config.pictures = ()
+  config.plots = ()
   workdir = tmp_path_factory.mktemp("run")
   return workdir, loop.train(config, workdir)
 
@@ -228,7 +228,7 @@ def test_it_learns_which_word_tells_which(trained):
 def test_filling_in_words(trained, tmp_path, capsys):
   workdir, _ = trained
   texts = [f"the {animal} sat on the [MASK]" for animal in ANIMALS]
-  assert cli.main(["fill", str(workdir), *texts, "--top", "3", "--json", str(tmp_path / "found.json")]) == 0
+  assert cli.main(["fill-mask", str(workdir), *texts, "--top-k", "3", "--json", str(tmp_path / "found.json")]) == 0
   found = json.loads((tmp_path / "found.json").read_text())
   best = [one["masks"][0][0]["token"] for one in found]
   assert sum(word == PLACES[animal] for word, animal in zip(best, ANIMALS, strict=True)) >= 4
@@ -241,11 +241,11 @@ def test_filling_in_words(trained, tmp_path, capsys):
 def test_filling_in_what_cannot_be_filled(trained, capsys):
   workdir, _ = trained
   for text, words in (("the cat", r"there is no [MASK] in 'the cat'"), ("[MASK] " * 40, "42 tokens, [CLS] and [SEP]")):
-    assert cli.main(["fill", str(workdir), text]) == 2
+    assert cli.main(["fill-mask", str(workdir), text]) == 2
     assert words in capsys.readouterr().err
   model = zoo.create("bert/test", head="span")
   with pytest.raises(ValueError, match="only a model with head 'pretrain' or 'words'"):
-    fill(model, {}, verses().vocabulary, ["[MASK]"])
+    fill_mask(model, {}, verses().vocabulary, ["[MASK]"])
 
 
 def test_several_masks_of_several_texts(trained):
@@ -253,10 +253,10 @@ def test_several_masks_of_several_texts(trained):
   run, variables, _ = loop.open_run(str(trained[0]))
   arguments = run.model, jax.device_get(variables), run.data.vocabulary
   texts = ["the [MASK] sat on the log", "[MASK] cat sat on [MASK] mat", "the owl sat on the [MASK]"]
-  together = fill(*arguments, texts)
+  together = fill_mask(*arguments, texts)
   assert [len(masks) for masks in together] == [1, 2, 1]
   for text, masks in zip(texts, together, strict=True):
-    for one, other in zip(fill(*arguments, [text])[0], masks, strict=True):
+    for one, other in zip(fill_mask(*arguments, [text])[0], masks, strict=True):
       assert [g.token for g in one] == [g.token for g in other]
       np.testing.assert_allclose([g.probability for g in one], [g.probability for g in other], rtol=1e-4)
 

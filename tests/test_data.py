@@ -311,7 +311,7 @@ def test_skipped_images_are_counted_also_over_a_resume(tmp_path):
   given = dict(data_dir=folder, dataset="fake", image_size=16, train_split="train", eval_split="train")
   given = [*(f"data.{key}={value}" for key, value in given.items()), "data.skip_corrupt=True", "model.channels=3"]
   config = configuration.load(str(Path(__file__).with_name("tiny_config.py")), given)
-  config.evals, config.batch_size, config.log_every, config.checkpoint.every = {}, 8, 1, 2
+  config.evals, config.batch_size, config.log_every_steps, config.checkpoint.every_steps = {}, 8, 1, 2
   for steps in 3, 6:
     config.steps, config.epochs = steps, 0.0
     loop.train(config, tmp_path / "run", override_config=True)

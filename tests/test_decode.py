@@ -84,7 +84,7 @@ def test_the_most_probable_is_the_first_of_the_largest(vocab_size):
 def test_a_beam_of_one_is_greedy():
   for seed in range(5):
     tokens, scores = run(decoding.greedy, language(seed))
-    beam, beam_scores = run(decoding.beam_search, language(seed), beam=1, alpha=0.0)
+    beam, beam_scores = run(decoding.beam_search, language(seed), beam_size=1, length_penalty=0.0)
     np.testing.assert_array_equal(beam, tokens)
     np.testing.assert_allclose(beam_scores, scores, rtol=1e-5)
 
@@ -96,7 +96,9 @@ def test_a_beam_wide_enough_finds_the_best_of_all(penalty, alpha):
   for seed in range(3):
     logits = language(seed)
     logits[..., WORDS + 2 : WORDS + 4] = -1e9  # of two words: at most 8 beginnings, 16 ends
-    tokens, scores = run(decoding.beam_search, logits, beam=24, n_best=3, alpha=alpha, penalty=penalty)
+    tokens, scores = run(
+      decoding.beam_search, logits, beam_size=24, n_best=3, length_penalty=alpha, length_normalization=penalty
+    )
     for b in range(ROWS):
       ranked = sorted(((total / divisor(len(s)), s) for s, total in every_sequence(logits[b])), reverse=True)
       np.testing.assert_allclose(scores[b], [score for score, _ in ranked[:3]], rtol=1e-4)
@@ -105,7 +107,7 @@ def test_a_beam_wide_enough_finds_the_best_of_all(penalty, alpha):
 
 @pytest.mark.parametrize(("penalty", "alpha"), [("gnmt", 0.0), ("gnmt", 0.6), ("gnmt", 3.0), ("power", 1.0)])
 def test_stopping_early_changes_nothing(penalty, alpha):
-  options = dict(beam=3, n_best=3, alpha=alpha, penalty=penalty)
+  options = dict(beam_size=3, n_best=3, length_penalty=alpha, length_normalization=penalty)
   for seed in range(5):
     logits = language(seed)
     logits[:, 0, BOS, EOS] += 3  # so that there is something to stop for
@@ -119,7 +121,7 @@ def test_stopping_early_waits_for_what_may_yet_win():
   logits = np.full((1, LENGTH, VOCAB, VOCAB), -1e9, np.float32)
   logits[:, 0, BOS, [EOS, WORDS]] = 1.5, 0.0
   logits[:, 1:-1, WORDS, WORDS] = logits[:, -1, WORDS, EOS] = 0.0
-  tokens, scores = run(decoding.beam_search, logits, beam=1, alpha=2.0, penalty="power")
+  tokens, scores = run(decoding.beam_search, logits, beam_size=1, length_penalty=2.0, length_normalization="power")
   assert tokens.ravel().tolist() == [*[WORDS] * (LENGTH - 1), EOS]
   np.testing.assert_allclose(scores, -np.log(1 + np.exp(1.5)) / LENGTH**2, rtol=1e-5)
 
@@ -138,8 +140,8 @@ def test_stopping_early_stops():
   impossible = np.where(logits < -1e8, -np.inf, logits)  # where even a beam of two has nothing left to follow
   for method, table, options in (
     (decoding.greedy, logits, {}),
-    (decoding.beam_search, logits, dict(beam=1)),
-    (decoding.beam_search, impossible, dict(beam=2)),
+    (decoding.beam_search, logits, dict(beam_size=1)),
+    (decoding.beam_search, impossible, dict(beam_size=2)),
   ):
     steps.clear()
     jax.block_until_ready(
@@ -192,9 +194,9 @@ def test_a_cold_sample_is_greedy():
 
 def test_arguments_that_make_no_sense():
   with pytest.raises(ValueError, match="a beam of 25 is larger than the vocabulary of 24"):
-    run(decoding.beam_search, language(), beam=25)
+    run(decoding.beam_search, language(), beam_size=25)
   with pytest.raises(ValueError, match="unknown penalty 'gmnt'; did you mean 'gnmt'"):
-    run(decoding.beam_search, language(), penalty="gmnt")
+    run(decoding.beam_search, language(), length_normalization="gmnt")
   with pytest.raises(ValueError, match="n_best=5"):
     run(decoding.beam_search, language(), n_best=5)
   with pytest.raises(ValueError, match="temperature=0"):
@@ -235,7 +237,9 @@ def test_the_cache_changes_nothing():
   np.testing.assert_array_equal(decoded.token_BNT[:, 0], target[:, 1:])
 
 
-@pytest.mark.parametrize(("method", "options"), [(decoding.greedy, {}), (decoding.beam_search, dict(beam=3, n_best=2))])
+@pytest.mark.parametrize(
+  ("method", "options"), [(decoding.greedy, {}), (decoding.beam_search, dict(beam_size=3, n_best=2))]
+)
 def test_a_sequence_is_decoded_as_if_alone(method, options):
   _, _, source = translator()
   together = of_model(method, source, **options)
@@ -249,7 +253,7 @@ def test_a_beam_follows_its_own_cache():
   """Scores of a beam are those of its tokens, read in one go."""
   model, variables, source = translator()
   c = model.config
-  decoded = of_model(decoding.beam_search, source, beam=4, n_best=4, alpha=0.0)
+  decoded = of_model(decoding.beam_search, source, beam_size=4, n_best=4, length_penalty=0.0)
   for n in range(4):
     tokens = np.asarray(decoded.token_BNT[:, n])
     before = np.concatenate([np.full((4, 1), c.bos), tokens[:, :-1]], 1)
@@ -277,7 +281,10 @@ def test_a_step_costs_one_token(length):
 
 def test_a_model_s_beam_of_one_is_greedy():
   _, _, source = translator()
-  beam, greedy = of_model(decoding.beam_search, source, beam=1, alpha=0.0), of_model(decoding.greedy, source)
+  beam, greedy = (
+    of_model(decoding.beam_search, source, beam_size=1, length_penalty=0.0),
+    of_model(decoding.greedy, source),
+  )
   np.testing.assert_array_equal(beam.token_BNT, greedy.token_BNT)
   np.testing.assert_allclose(beam.score_BN, greedy.score_BN, rtol=1e-5)
 

@@ -63,7 +63,7 @@ def tiny(name, kind, steps=60, **model):
   config.objective = dict(name=dict(sentences="label", tags="tag", questions="span")[name])
   config.batch_size, config.steps = 16, steps
   config.optimizer = dict(name="adamw", learning_rate=1e-2, schedule="linear", warmup=0.1)
-  config.log_every, config.pictures = 20, ()
+  config.log_every_steps, config.plots = 20, ()
   return config
 
 
@@ -89,10 +89,10 @@ def test_labels_are_learned(tmp_path, vocabulary, task):
   kind = dict(dataset=str(tmp_path), vocabulary=vocabulary, eval_split="val", length=16, text="x")
   kind |= dict(number=dict(number=True), choice=dict(text="text", choices=("x", "y"))).get(task, {})
   config = tiny("sentences", kind, head="classify", num_classes=2 if task == "class" else 1)
-  config.evals = dict(val=dict(name="loss"), labels=dict(name="labels", batch_size=24))
+  config.evals = dict(val=dict(name="loss"), labels=dict(name="sequence_classification", batch_size=24))
   result = loop.train(config, tmp_path / "run")
   if task == "number":
-    assert result["labels"]["pearson"] > 0.95 and result["labels"]["score"] > 0.8
+    assert result["labels"]["pearson"] > 0.95 and result["labels"]["combined_score"] > 0.8
     assert result["val"]["loss"] < 0.4 < result["val"]["absolute_error"] + 0.4
   else:
     assert (
@@ -110,7 +110,7 @@ def test_tags_are_learned(tmp_path, vocabulary):
   (tmp_path / "train.txt").write_text("\n".join(lines))
   options = dict(dataset=str(tmp_path), vocabulary=vocabulary, length=16, train_split="train[:128]")
   config = tiny("tags", options | dict(eval_split="train[128:]"), head="tag", num_classes=3)
-  config.evals = dict(val=dict(name="loss"), found=dict(name="entities"))
+  config.evals = dict(val=dict(name="loss"), found=dict(name="token_classification"))
   result = loop.train(config, tmp_path / "run")
   assert result["found"]["f1"] > 0.95 and result["val"]["accuracy"] == pytest.approx(result["found"]["accuracy"])
 
@@ -126,10 +126,10 @@ def test_answers_are_learned(tmp_path, vocabulary):
   write_squad(tmp_path / "val.json", rows[192:])
   options = dict(dataset=str(tmp_path), vocabulary=vocabulary, length=10, stride=3, question_length=2)
   config = tiny("questions", options | dict(eval_split="val"), head="span", steps=100)
-  config.evals = dict(val=dict(name="loss"), answers=dict(name="answers"))
+  config.evals = dict(val=dict(name="loss"), answers=dict(name="question_answering"))
   result = loop.train(config, tmp_path / "run")
   assert result["val"]["exact"] > 0.9
-  assert result["answers"]["exact"] > 90 and result["answers"]["no_answer_f1"] > 80
+  assert result["answers"]["exact"] > 90 and result["answers"]["NoAns_f1"] > 80
   assert result["answers"]["best_exact"] >= result["answers"]["exact"]
   # The command evaluates the run, and another run takes over its vocabulary.
   assert cli.main(["eval", str(tmp_path / "run"), "answers", "--json", str(tmp_path / "told.json")]) == 0
@@ -142,9 +142,9 @@ def test_an_evaluation_of_another_kind_of_data_is_told(tmp_path, vocabulary):
   kind = dict(dataset=str(tmp_path), vocabulary=vocabulary, text="text", length=16, eval_split="train")
   config = tiny("sentences", kind, head="classify", num_classes=2)
   for evaluation, message in (
-    (dict(name="answers"), "'answers' is for data 'questions'; this is 'sentences'"),
-    (dict(name="labels", metrics=("f2",)), "no score 'f2' of classes; did you mean 'f1'"),
-    (dict(name="labels", metrics=("pearson",)), "no score 'pearson' of classes"),
+    (dict(name="question_answering"), "'question_answering' is for data 'questions'; this is 'sentences'"),
+    (dict(name="sequence_classification", metrics=("f2",)), "no score 'f2' of classes; did you mean 'f1'"),
+    (dict(name="sequence_classification", metrics=("pearson",)), "no score 'pearson' of classes"),
   ):
     config.evals = dict(judge=evaluation)
     with pytest.raises(ValueError, match=message):

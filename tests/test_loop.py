@@ -105,7 +105,7 @@ def test_killed_and_stopped_it_ends_bit_for_bit_the_same(environment, whole, tmp
   wait_for_step(process, tmp_path, 23)  # the second checkpoint may not be whole yet, the first is
   process.kill()
   process.communicate()
-  process = start(environment, tmp_path, "log_every=1")
+  process = start(environment, tmp_path, "log_every_steps=1")
   wait_for_step(process, tmp_path, 37)
   process.send_signal(signal.SIGTERM)
   output, _ = process.communicate(timeout=60)
@@ -115,7 +115,7 @@ def test_killed_and_stopped_it_ends_bit_for_bit_the_same(environment, whole, tmp
   assert stopped >= 37 and f"Stopped by SIGTERM after step {stopped}" in output
   command = next(line.split() for line in output.splitlines() if line.strip().startswith("zoo train"))
   assert command[2] == CONFIG and command[-2:] == ["--workdir", str(tmp_path)]
-  assert f"going on at step {stopped} of {STEPS}" in run(environment, tmp_path, "log_every=1")
+  assert f"going on at step {stopped} of {STEPS}" in run(environment, tmp_path, "log_every_steps=1")
   assert_same_run(tmp_path, whole)
 
 
@@ -212,7 +212,7 @@ def test_full_disk_is_told_before_the_first_step(tmp_path, monkeypatch):
   usage = namedtuple("usage", "total used free")
   monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
   with pytest.raises(ValueError, match=r"0.00 GB free, 3 checkpoints of this run need"):
-    loop.train(load("checkpoint.keep=2"), tmp_path)
+    loop.train(load("checkpoint.max_to_keep=2"), tmp_path)
   assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -231,9 +231,12 @@ class NoGradient(mae.Objective):
 
 def test_an_evaluation_that_fails_costs_nothing_that_was_learned(tmp_path, capfd):
   with pytest.raises(ValueError, match="no metric 'test/acuracy'"):
-    loop.train(load("steps=2", "checkpoint.best=test/acuracy", "checkpoint.every=0", "evals.test.every=0"), tmp_path)
+    loop.train(
+      load("steps=2", "checkpoint.best_metric=test/acuracy", "checkpoint.every_steps=0", "evals.test.every_steps=0"),
+      tmp_path,
+    )
   assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["2"]
-  assert loop.train(load("steps=2", "evals.test.every=0"), tmp_path, override_config=True)["test"]["loss"] > 0
+  assert loop.train(load("steps=2", "evals.test.every_steps=0"), tmp_path, override_config=True)["test"]["loss"] > 0
 
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
@@ -261,14 +264,14 @@ def test_a_gradient_that_is_no_number_leaves_no_checkpoint(tmp_path, monkeypatch
   """What it makes of the parameters must not be saved as good."""
   monkeypatch.setattr(experiment, "make_objective", lambda component: NoGradient())
   with pytest.raises(loop.NonFinite, match="step 1 is not finite"):
-    loop.train(load("steps=3", "checkpoint.every=1", "evals={}"), tmp_path)
+    loop.train(load("steps=3", "checkpoint.every_steps=1", "evals={}"), tmp_path)
   assert not any(p.name.isdigit() for p in (tmp_path / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [
-    (["checkpoint.best=tset/loss"], "no evaluation 'tset'; did you mean 'test'"),
+    (["checkpoint.best_metric=tset/loss"], "no evaluation 'tset'; did you mean 'test'"),
     (["optimizer.learning_rate=fast"], r"learning_rate is 'fast' \(str\); wanted float"),
     (["objective.name=maee"], "unknown objective 'maee'; did you mean 'mae'"),
     (["objective.mask_ration=0.5"], "no 'mask_ration'; did you mean 'mask_ratio'"),
@@ -282,7 +285,7 @@ def test_a_gradient_that_is_no_number_leaves_no_checkpoint(tmp_path, monkeypatch
     (["epochs=2"], "wanted one of them.* such as epochs=0 steps=1000"),
     (["steps=-3"], "steps is -3"),
     (["batch_size=0"], "batch_size is 0 .*at least 1"),
-    (["log_every=0"], "log_every is 0; wanted at least 1"),
+    (["log_every_steps=0"], "log_every_steps is 0; wanted at least 1"),
     (["batch_size=20"], r"global batch of 20 .* 8 devices x 1 .* 2.50 examples a device .* 16 and 24"),
     (["batch_size=24", "grad_accum_steps=2"], "24 .* 8 devices x 2 accumulation steps"),
     (["parallel.tensor=3"], "mesh of .*tensor"),
@@ -301,8 +304,11 @@ def test_misconfigured_runs_say_what_is_wrong(tmp_path, overrides, message):
   [
     (["epochs=2"], "wanted one of them"),
     (["evals.test.name=los"], "unknown evaluation 'los'; did you mean 'loss'"),
-    (["checkpoint.best=tset/loss"], "no evaluation 'tset'; did you mean 'test'"),
-    (["evals={}", "checkpoint.best=test/loss"], "no evaluation 'test', for there is none: set checkpoint.best=''"),
+    (["checkpoint.best_metric=tset/loss"], "no evaluation 'tset'; did you mean 'test'"),
+    (
+      ["evals={}", "checkpoint.best_metric=test/loss"],
+      "no evaluation 'test'.*checkpoint.best_metric=''",
+    ),
     (["init.path=nowhere.safetensors"], "nowhere.safetensors: no such file"),
     (["init.path=nowhere/vit_fashion_mnist"], "no such file or directory; `zoo train vit_fashion_mnist` makes it"),
   ],
@@ -338,7 +344,7 @@ def test_evaluation_counts_every_example_once_on_eight_devices(tmp_path):
 )
 def test_a_disk_that_fills_up_is_told_last(environment, tmp_path, every, limit, what):
   """No file may be larger than so many KiB, which a full disk is like."""
-  command = f"{sys.executable} -m train train {CONFIG} checkpoint.every={every} --workdir {tmp_path}"
+  command = f"{sys.executable} -m train train {CONFIG} checkpoint.every_steps={every} --workdir {tmp_path}"
   shell = ["bash", "-c", f"ulimit -f {limit}; exec {command}"]
   done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=300)
   assert done.returncode == 2
@@ -366,17 +372,17 @@ def test_a_run_is_evaluated_and_shown_by_the_command(whole, tmp_path, capsys, mo
   assert found["step"] == STEPS and found["test"]["loss"] == pytest.approx(last, rel=1e-4)
   assert found["test"]["examples"] == 50 and f"{found['test']['loss']:.5g}" in capsys.readouterr().out
   Image.fromarray(np.arange(40 * 40, dtype=np.uint8).reshape(40, 40)).save("mine.png")
-  assert cli.main(["show", str(whole), "--out", "drawn", "--image", "mine.png", "reconstructions"]) == 0
+  assert cli.main(["plot", str(whole), "--out", "drawn", "--image", "mine.png", "reconstructions"]) == 0
   assert capsys.readouterr().out.split() == ["drawn/reconstructions_mine.png"]
   assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["reconstructions_mine.png"]
-  assert cli.main(["show", str(whole), "--image", "mine.png", "loss_curve"]) == 2
+  assert cli.main(["plot", str(whole), "--image", "mine.png", "loss_curve"]) == 2
   assert "--image is for reconstructions" in capsys.readouterr().err
   assert cli.main(["eval", str(whole), "tset"]) == 2
   assert "no evaluation 'tset'; did you mean 'test'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["loss_curve", "position_similarity", *registry.OF_IMAGES])
-def test_every_picture_of_a_run(opened, whole, tmp_path, name):
+def test_every_plot_of_a_run(opened, whole, tmp_path, name):
   run, variables, _ = opened
   registry.draw(name, run, variables, whole, tmp_path / "picture.png")
   with Image.open(tmp_path / "picture.png") as picture:
@@ -384,13 +390,13 @@ def test_every_picture_of_a_run(opened, whole, tmp_path, name):
     assert len(picture.convert("L").getcolors()) > 20  # not blank
 
 
-def test_pictures_that_cannot_be(opened, whole, tmp_path):
+def test_plots_that_do_not_fit_the_run(opened, whole, tmp_path):
   run, variables, _ = opened
-  with pytest.raises(ValueError, match="unknown picture 'loss_curves'; did you mean 'loss_curve'"):
+  with pytest.raises(ValueError, match="unknown plot 'loss_curves'; did you mean 'loss_curve'"):
     registry.draw("loss_curves", run, variables, whole, tmp_path / "x.png")
   for names, what in ((registry.OF_POINTS, "points"), (registry.OF_TEXTS, "texts with translations")):
     for name in names:
-      with pytest.raises(ValueError, match=f"picture of {what}, and images are none"):
+      with pytest.raises(ValueError, match=f"plot of {what}, and images are none"):
         registry.draw(name, run, variables, whole, tmp_path / "x.png")
   vit = loop.Run(load("model={'name': 'vit/nano4', 'depth': 1}", "objective={'name': 'classify'}", "evals={}"))
   with pytest.raises(ValueError, match="vit/nano4 does not reconstruct"):

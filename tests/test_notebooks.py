@@ -100,7 +100,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch, name):
   code = [cell for cell in notebook.cells if cell.cell_type == "code"]
   assert all(cell.execution_count for cell in code)
   drawing = [
-    cell for cell in code if re.search(r"^(draw_rows\(|draw_panels\(|show\.|pictures\.|plt\.show)", cell.source, re.M)
+    cell for cell in code if re.search(r"^(draw_rows\(|draw_panels\(|plots\.|registry\.|plt\.show)", cell.source, re.M)
   ]
   assert len(drawing) == wanted.pictures
   for cell in code:

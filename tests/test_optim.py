@@ -50,7 +50,7 @@ def test_every_optimiser_descends(name):
     return sum(jnp.square(p - g).sum() for p, g in zip(*map(jax.tree.leaves, (params, goal)), strict=True))
 
   optimizer, _ = optim.make(
-    TOY, 40, name=name, learning_rate=RATES[name], warmup=0.1, weight_decay=1e-4, clip_norm=10.0
+    TOY, 40, name=name, learning_rate=RATES[name], warmup=0.1, weight_decay=1e-4, grad_clip_norm=10.0
   )
 
   @jax.jit
@@ -94,11 +94,11 @@ def test_schedules(name, wanted, peak):
 
 
 def test_a_rate_that_falls_in_steps():
-  rate = optim.make_schedule("step", 3.0, 20, 100, drops=(0.5, 0.9))
+  rate = optim.make_schedule("step", 3.0, 20, 100, boundaries=(0.5, 0.9))
   np.testing.assert_allclose([rate(s) for s in (10, 20, 49, 50, 89, 90, 100)], [1.5, 3, 3, 0.3, 0.3, 0.03, 0.03])
-  for name, drops in (("step", ()), ("step", (0.2,)), ("step", (0.5, 1.0)), ("cosine", (0.5,))):
-    with pytest.raises(ValueError, match=f"drops is .* of the schedule '{name}'; wanted shares of all 100 steps"):
-      optim.make_schedule(name, 3.0, 20, 100, drops=drops)
+  for name, boundaries in (("step", ()), ("step", (0.2,)), ("step", (0.5, 1.0)), ("cosine", (0.5,))):
+    with pytest.raises(ValueError, match=f"boundaries is .* of the schedule '{name}'; wanted shares of all 100 steps"):
+      optim.make_schedule(name, 3.0, 20, 100, boundaries=boundaries)
 
 
 def test_warmup_is_steps_or_a_share():
@@ -303,7 +303,7 @@ def test_frozen_parameters_have_no_state_and_no_update(name):
 
 def test_the_gradient_norm_is_clipped_among_what_trains():
   params, gradients = draw(shapes()), draw(shapes(), 1)
-  change = updates(gradients, params, name="sgd", clip_norm=0.5, freeze=("^encoder/",))
+  change = updates(gradients, params, name="sgd", grad_clip_norm=0.5, freeze=("^encoder/",))
   norm = np.sqrt(sum(np.square(u).sum() for u in jax.tree.leaves(change)))
   assert norm == pytest.approx(0.1 * 0.5, rel=1e-4)
 

@@ -180,7 +180,7 @@ def small(monkeypatch):
 
 
 def test_a_corpus_opens_as_any_set(tmp_path, folder, small, chapters):
-  path = prepared(tmp_path, "one", folder, processes=1, copies=2)
+  path = prepared(tmp_path, "one", folder, processes=1, dupe_factor=2)
   builder = array_record.open_builder("corpus/bible", str(tmp_path / "one"))
   assert Path(builder.data_path) == path and set(builder.info.splits) == {"train", "val"}
   found = {split: [*builder.as_data_source(split)] for split in builder.info.splits}

@@ -232,7 +232,7 @@ def config(file, variant, **model):
   made.steps = 150 if variant == "learned" else 2
   made.optimizer = dict(name="adamw", learning_rate=0.1, b2=0.95)
   made.evals = dict(leave_one_out=dict(name="loss", split="train"), test=dict(name="loss"))
-  made.pictures = ("regression_curve", "attention_heat_map", "kernel_widths")
+  made.plots = ("regression_curve", "attention_heat_map", "kernel_widths")
   return made
 
 
@@ -257,7 +257,7 @@ def test_the_learned_width_is_the_one_that_leaves_out_best(file, tmp_path):
   run, variables, _ = loop.open_run(str(tmp_path / "learned"))
   np.testing.assert_allclose(registry.predict(run, variables, test_x)[0], found, rtol=0.05, atol=1)
   np.testing.assert_allclose(registry.width_errors(points, "train", widths[::40]) ** 2, errors[::40], rtol=1e-3)
-  for name in result["pictures"].values():
+  for name in result["plots"].values():
     assert matplotlib.image.imread(name).std() > 0.05
 
 
@@ -270,11 +270,11 @@ def test_a_run_without_parameters_is_a_run(file, tmp_path):
   model, variables = zoo.load(str(tmp_path / "average"))
   assert model.config.kind == "average" and not jax.tree.leaves(variables)
   assert not json.loads((tmp_path / "average/config.json").read_text())["ema_decay"]
-  with pytest.raises(ValueError, match="attention_maps is a picture of images, and points are none"):
+  with pytest.raises(ValueError, match="attention_maps is a plot of images, and points are none"):
     registry.draw("attention_maps", run, variables, tmp_path, tmp_path / "maps.png")
 
 
-# ---- pictures
+# ---- plots
 
 
 def test_pictures_show_what_they_are_given():

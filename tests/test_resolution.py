@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 # A ViT that learns in seconds what a trouser is.
 SMALL = dict(width=32, depth=1, mlp_dim=64, num_heads=2, scan=False, remat="none", drop_path_rate=0.0)
-SHORT = ["epochs=0.0", "batch_size=64", "evals={}", "checkpoint.best=", "checkpoint.every=0", "pictures=()"]
+SHORT = ["epochs=0.0", "batch_size=64", "evals={}", "checkpoint.best_metric=", "checkpoint.every_steps=0", "plots=()"]
 SHORT += ["data.eval_split=test[:400]", *(f"model.{k}={v}" for k, v in SMALL.items())]
 
 

@@ -9,17 +9,25 @@ from train.evaluation import text_metrics
 def test_scores_of_classes_are_their_closed_forms():
   found, label = np.array([1, 1, 0, 1, 0, 0, 1]), np.array([1, 0, 0, 1, 1, 0, 1])
   right, wrong, missed, rest = 3, 1, 1, 2
-  told = text_metrics.score_labels(found, label, ("accuracy", "f1", "matthews"))
+  told = text_metrics.score_labels(found, label, ("accuracy", "f1", "matthews_correlation"))
   precision, recall = right / (right + wrong), right / (right + missed)
   matthews = (right * rest - wrong * missed) / np.sqrt(
     (right + wrong) * (right + missed) * (rest + wrong) * (rest + missed)
   )
-  assert told["accuracy"] == pytest.approx(5 / 7) and told["matthews"] == pytest.approx(matthews)
+  assert told["accuracy"] == pytest.approx(5 / 7) and told["matthews_correlation"] == pytest.approx(matthews)
   assert told["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
-  assert told["score"] == pytest.approx(np.mean([5 / 7, told["f1"], matthews]))
+  assert told["combined_score"] == pytest.approx(np.mean([5 / 7, told["f1"], matthews]))
   assert text_metrics.score_labels(found, label, ("accuracy",)) == {"accuracy": pytest.approx(5 / 7)}
-  assert text_metrics.matthews(label, label) == pytest.approx(1) == -text_metrics.matthews(1 - label, label)
-  assert text_metrics.matthews(np.ones(7, int), label) == 0 == text_metrics.f1(np.zeros(7, int), np.zeros(7, int))
+  assert (
+    text_metrics.matthews_correlation(label, label)
+    == pytest.approx(1)
+    == -text_metrics.matthews_correlation(1 - label, label)
+  )
+  assert (
+    text_metrics.matthews_correlation(np.ones(7, int), label)
+    == 0
+    == text_metrics.f1(np.zeros(7, int), np.zeros(7, int))
+  )
 
 
 def test_scores_of_numbers_are_their_closed_forms():
@@ -27,12 +35,12 @@ def test_scores_of_numbers_are_their_closed_forms():
   found, label = rng.normal(size=(2, 40))
   assert text_metrics.pearson(found, label) == pytest.approx(np.corrcoef(found, label)[0, 1])
   ranks = [np.argsort(np.argsort(numbers)) for numbers in (found, label)]
-  assert text_metrics.spearman(found, label) == pytest.approx(np.corrcoef(*ranks)[0, 1])
-  assert text_metrics.spearman(np.exp(label), label) == pytest.approx(1) and text_metrics.pearson(
+  assert text_metrics.spearmanr(found, label) == pytest.approx(np.corrcoef(*ranks)[0, 1])
+  assert text_metrics.spearmanr(np.exp(label), label) == pytest.approx(1) and text_metrics.pearson(
     3 - label, label
   ) == pytest.approx(-1)
-  assert text_metrics.pearson(np.ones(40), label) == 0 == text_metrics.spearman(np.ones(40), label)
-  with pytest.raises(ValueError, match="no score 'spearmann' of numbers; did you mean 'spearman'"):
+  assert text_metrics.pearson(np.ones(40), label) == 0 == text_metrics.spearmanr(np.ones(40), label)
+  with pytest.raises(ValueError, match="no score 'spearmann' of numbers; did you mean 'spearmanr'"):
     text_metrics.check_scores(("spearmann",), True)
 
 
@@ -82,11 +90,11 @@ def test_answers_that_are_not_there_need_a_threshold():
   found, wanted = ["dog", "cat", "cow", "pig"], [["dog"], [], ["ox"], ["the", "a pig"]]
   null = [-3.0, -1.0, -2.0, 1.0]
   told = text_metrics.score_answers(found, wanted, null)
-  assert told["exact"] == 25 and told["has_answer_exact"] == pytest.approx(100 / 3) and told["no_answer_exact"] == 0
+  assert told["exact"] == 25 and told["HasAns_exact"] == pytest.approx(100 / 3) and told["NoAns_exact"] == 0
   assert text_metrics.score_answers(found, wanted, null, 2.0)["exact"] == 50
   assert text_metrics.score_answers(found, wanted, null, -1.5)["exact"] == 50  # dog, and nothing for the second
   best = max(text_metrics.score_answers(found, wanted, null, t)["exact"] for t in (-4, -3, -2, -1, 1, 2))
-  assert (told["best_exact"], told["best_exact_threshold"]) == (best, -3.0)
+  assert (told["best_exact"], told["best_exact_thresh"]) == (best, -3.0)
 
 
 def test_no_threshold_is_better_than_the_best():
@@ -98,6 +106,6 @@ def test_no_threshold_is_better_than_the_best():
     for name in ("exact", "f1"):
       every = [text_metrics.score_answers(found, wanted, null, t)[name] for t in (-9.0, *null)]
       assert told[f"best_{name}"] == pytest.approx(max(every))
-      again = text_metrics.score_answers(found, wanted, null, told[f"best_{name}_threshold"])
-      if told[f"best_{name}_threshold"]:  # 0 is told where it is best to say nothing
+      again = text_metrics.score_answers(found, wanted, null, told[f"best_{name}_thresh"])
+      if told[f"best_{name}_thresh"]:  # 0 is told where it is best to say nothing
         assert again[name] == pytest.approx(max(every))

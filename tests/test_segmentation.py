@@ -411,9 +411,9 @@ def scenes(tmp_path_factory):
 def config(folder, **model):
   made = configuration.load("segmenter_fashion_scenes", [f"data.data_dir={folder}"])
   made.model = dict(name="segmenter/test", channels=1, num_classes=11, image_size=(64, 64)) | model
-  made.batch_size, made.epochs, made.steps, made.log_every, made.pictures = 8, 0.0, 4, 1, ()
-  made.checkpoint.every = 4
-  made.evals = dict(test=dict(name="segmentation"), loss=dict(name="loss"))
+  made.batch_size, made.epochs, made.steps, made.log_every_steps, made.plots = 8, 0.0, 4, 1, ()
+  made.checkpoint.every_steps = 4
+  made.evals = dict(test=dict(name="semantic_segmentation"), loss=dict(name="loss"))
   return made
 
 
@@ -452,7 +452,7 @@ def test_scores_by_hand():
 
 def test_training_end_to_end(scenes, tmp_path):
   made = config(scenes, head="linear", options=dict(patch_size=8, depth=1))
-  made.pictures = ("segmentations",)
+  made.plots = ("segmentations",)
   loop.train(made, tmp_path / "run")
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   losses = [line["train/loss"] for line in lines if "train/loss" in line]
@@ -477,27 +477,27 @@ def test_models_that_do_not_fit_the_data(scenes, change, words):
     loop.Run(made)
 
 
-def test_pictures_of_masks(scenes, tmp_path):
+def test_plots_of_masks(scenes, tmp_path):
   names, mask = [f"class {n}" for n in range(9)], np.random.default_rng(0).integers(0, 9, (3, 20, 30))
   mask[:, 0] = UNTOLD
-  colours = plots.mask_colours(mask, names)
-  assert (colours[:, 0] == plots.HIDDEN).all() and len(np.unique(colours.reshape(-1, 3), axis=0)) == 10
+  colours = plots.mask_colors(mask, names)
+  assert (colours[:, 0] == plots.MASKED).all() and len(np.unique(colours.reshape(-1, 3), axis=0)) == 10
   image = np.zeros((3, 20, 30, 1), np.uint8)
   figure = plots.segmentations(image, mask, mask * 0, names, 0.25, path=tmp_path / "a.png")
   assert len(figure.axes) == 9 and "25.0 %" in figure.texts[-1].get_text()
   assert [text.get_text() for text in figure.legends[0].get_texts()] == names
   made = config(scenes, head="linear")
-  for name, words in (("attention_maps", "images with one class each, and masks"), ("heads", "texts")):
-    made.pictures = (name,)
+  for name, words in (("attention_maps", "images with one class each, and masks"), ("attention_heads", "texts")):
+    made.plots = (name,)
     with pytest.raises(ValueError, match=words):
       loop.Run(made)
-  made = configuration.load("vit_fashion_mnist", ["pictures=('segmentations',)"])
-  with pytest.raises(ValueError, match="a picture of images with masks, and images are none"):
+  made = configuration.load("vit_fashion_mnist", ["plots=('segmentations',)"])
+  with pytest.raises(ValueError, match="a plot of images with masks, and images are none"):
     loop.Run(made)
 
 
 def test_the_evaluation_is_for_masks():
   made = configuration.load("vit_fashion_mnist")
-  made.evals = dict(test=dict(name="segmentation"))
+  made.evals = dict(test=dict(name="semantic_segmentation"))
   with pytest.raises(ValueError, match="the evaluation 'segmentation' is for data 'masks'; this is 'images'"):
     loop.Run(made).make_evaluations()

@@ -231,7 +231,7 @@ def test_a_pointer_says_nothing_that_is_not_in_the_source(search):
   def run(variables):
     parts = decoding.stepper(model, variables, jnp.asarray(source), 9)
     if search == "beam":
-      return decoding.beam_search(*parts, beam=3, **special)
+      return decoding.beam_search(*parts, beam_size=3, **special)
     return (
       decoding.greedy(*parts, **special)
       if search == "greedy"

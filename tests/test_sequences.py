@@ -155,7 +155,7 @@ def test_what_the_vocabulary_has_not_can_only_be_copied():
 def test_a_task_is_learned_without_a_fault(task, said, tmp_path, capfd, as_users_have_it):
   """By the commands, trained with machine code as users have it; then sequences of one's own."""
   small = f"data.task={task} data.symbols=8 data.max_length=5 data.train_size=5000 data.eval_size=200"
-  small += " model.vocab_size=12 model.max_length=6 batch_size=64 steps=400 evals.eval.every=0"
+  small += " model.vocab_size=12 model.max_length=6 batch_size=64 steps=400 evals.eval.every_steps=0"
 
   result = tmp_path / "result.json"
   command = [sys.executable, "-m", "train", "train", "sort", *small.split()]

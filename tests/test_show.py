@@ -155,7 +155,7 @@ def test_position_table_is_what_the_encoder_adds(positions):
 
 
 def test_no_positions_is_an_error():
-  with pytest.raises(ValueError, match="positions='none' adds no"):
+  with pytest.raises(ValueError, match="position_embedding='none'"):
     plots.position_table(*model_and_variables("vit/test", position_embedding="none"))
 
 
@@ -216,11 +216,11 @@ def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, optio
 def test_hidden_squares_are_those_of_the_objective(tmp_path):
   model, variables = model_and_variables("simmim/test", depths=(2,), num_heads=(2,))
   run = SimpleNamespace(model=model, objective=simmim.Objective(unit=8, mask_ratio=0.7))
-  figure = registry.PICTURES["reconstructions"](run, variables, None, images(model), path=tmp_path / "a.png")
+  figure = registry.PLOTS["reconstructions"](run, variables, None, images(model), path=tmp_path / "a.png")
   drawn(tmp_path / "a.png")
   assert "Rebuilt from 6 of 20 squares" in [t.get_text() for t in figure.texts]
   seen = figure.axes[2].images[0].get_array().reshape(4, 8, 5, 8, -1)
-  assert (seen == plots.HIDDEN).all((1, 3, 4)).sum() == 14
+  assert (seen == plots.MASKED).all((1, 3, 4)).sum() == 14
 
 
 # ---- curves
@@ -289,7 +289,7 @@ def test_a_log_without_training_is_an_error(tmp_path):
 # ---- every picture
 
 
-def test_pictures_of_models(tmp_path):
+def test_plots_of_models(tmp_path):
   small = dict(channels=3, depth=2)
   mae = model_and_variables("mae/test", decoder_depth=1, **small)
   vit = model_and_variables("vit/test", class_token=False, pool="gap", **small)
@@ -321,7 +321,7 @@ def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
 
 def test_heads_shows_every_head_of_every_block(tmp_path):
   weights = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 3, 5))
-  figure = plots.heads(weights, list("abcde"), list("wxyz"), path=tmp_path / "heads.png")
+  figure = plots.attention_heads(weights, list("abcde"), list("wxyz"), path=tmp_path / "heads.png")
   drawn(tmp_path / "heads.png")
   shown = [axis.images[0].get_array() for axis in figure.axes]
   np.testing.assert_array_equal(shown, weights.reshape(6, 5, 4))
@@ -331,7 +331,7 @@ def test_heads_shows_every_head_of_every_block(tmp_path):
 
 def test_a_strip_for_each_number_of_the_tokens(tmp_path):
   numbers = {"type": [0, 0, 1], "position": [0, 1, 2]}
-  figure = plots.row_strips(["[CLS]", "a", "b"], numbers, path=tmp_path / "row.png")
+  figure = plots.token_inputs(["[CLS]", "a", "b"], numbers, path=tmp_path / "row.png")
   drawn(tmp_path / "row.png")
   first, second = figure.axes
   assert [t.get_text() for t in first.get_xticklabels()] == ["[CLS]", "a", "b"]
@@ -345,7 +345,7 @@ def test_what_is_hidden_is_told_apart(tmp_path):
   tokens = ["[CLS]", "a", "b", "c"]
   seen = [["[CLS]", "[MASK]", "x", "c"], tokens]
   chosen = np.array([[0, 1, 1, 1], [0, 0, 0, 1]], bool)
-  figure = plots.hidden_words(tokens, seen, chosen, path=tmp_path / "hidden.png")
+  figure = plots.masked_tokens(tokens, seen, chosen, path=tmp_path / "hidden.png")
   drawn(tmp_path / "hidden.png")
   (axis,) = figure.axes
   assert [t.get_text() for t in axis.texts] == [*seen[0], *seen[1]]
@@ -376,7 +376,7 @@ def bert_run(book, kind):
   """An untrained small BERT on pairs of texts, on packed pieces, or on texts with labels."""
   size = dict(width=24, depth=2, mlp_dim=40, num_heads=4, vocab_size=150)
   rows = ["batch_size=8", f"model={dict(name='bert/nano', **size)}", f"data.dataset={book / 'book.txt'}"]
-  rows += ["data.vocab_size=150", "data.length=32", "data.copies=1"]
+  rows += ["data.vocab_size=150", "data.length=32", "data.dupe_factor=1"]
   pairs = kind == "pairs"
   rows += [f"model.head={'pretrain' if pairs else 'words'}", f"data.pairs={pairs}", f"data.pack={not pairs}"]
   if kind == "labels":
@@ -394,7 +394,7 @@ def bert_run(book, kind):
 @pytest.mark.parametrize("kind", ["pairs", "packed", "labels"])
 def test_heads_of_an_encoder_over_a_sequence_of_its_data(book, tmp_path, kind):
   run, variables = bert_run(book, kind)
-  figure = registry.draw("heads", run, variables, tmp_path, tmp_path / "heads.png")
+  figure = registry.draw("attention_heads", run, variables, tmp_path, tmp_path / "heads.png")
   assert imread(tmp_path / "heads.png").std() > 0.03  # untrained heads look everywhere
   tokens = [t.get_text() for t in figure.axes[0].get_yticklabels()]
   assert tokens == [t.get_text() for t in figure.axes[0].get_xticklabels()]
@@ -420,8 +420,8 @@ def test_attention_over_a_text_is_that_of_its_row(book):
 
 
 def test_heads_of_images_are_none():
-  with pytest.raises(ValueError, match="heads is a picture of texts with translations, and images are none"):
-    loop.Run(configuration.load("quickstart", ["pictures=('heads',)"]))
+  with pytest.raises(ValueError, match="attention_heads is a plot of texts with translations, and images are none"):
+    loop.Run(configuration.load("quickstart", ["plots=('attention_heads',)"]))
 
 
 def test_beam_tree_has_a_node_for_each_beginning_and_no_crossing(tmp_path):

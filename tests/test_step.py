@@ -63,7 +63,7 @@ def test_gradient_and_metrics_are_the_weighted_mean(grad_accum_steps):
   for name, value in wanted.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
   np.testing.assert_allclose(metrics["param_norm"], optax.global_norm(state.params), rtol=1e-6)
-  assert state.step == 1 and state.variables["stats"]["examples"] == 8
+  assert state.step == 1 and state.model_state["stats"]["examples"] == 8
   assert "skipped" not in metrics
 
 
@@ -82,15 +82,15 @@ def test_average_of_the_parameters_has_its_closed_form():
     state, _ = step(state, TOY, rng.root(0))
     history.append(state.params["w"])
   wanted = DECAY**4 * history[0] + sum((1 - DECAY) * DECAY ** (4 - i) * history[i] for i in range(1, 5))
-  np.testing.assert_allclose(state.ema["w"], wanted, rtol=1e-5)
+  np.testing.assert_allclose(state.ema_params["w"], wanted, rtol=1e-5)
   plain, _ = toy_step()
-  assert plain(toy_state(optimizer), TOY, rng.root(0))[0].ema is None
+  assert plain(toy_state(optimizer), TOY, rng.root(0))[0].ema_params is None
 
 
 def test_clipping_keeps_the_direction_and_reports_the_norm_before_it():
   params = {"w": jnp.asarray(W), "fixed": jnp.float32(0.0)}
   kwargs = dict(name="sgd", learning_rate=RATE, schedule="constant")
-  clipped, _ = optim.make(params, 10, clip_norm=0.25, **kwargs)
+  clipped, _ = optim.make(params, 10, grad_clip_norm=0.25, **kwargs)
   state, metrics = make_step(regression, None, clipped)(toy_state(clipped), TOY, rng.root(0))
   step, optimizer = toy_step()
   whole, plain = step(toy_state(optimizer), TOY, rng.root(0))
@@ -103,22 +103,22 @@ def test_clipping_keeps_the_direction_and_reports_the_norm_before_it():
 def test_steps_that_are_not_finite_are_left_out_and_counted():
   step, optimizer = toy_step(optax.adam(RATE), skip_nonfinite=True, ema_decay=DECAY)
   state, metrics = step(toy_state(optimizer, ema=True), TOY, rng.root(0))
-  assert metrics["skipped"] == 0
+  assert metrics["skipped_steps"] == 0
   broken = TOY | dict(x=np.where(TOY["x"] == TOY["x"][0, 0], np.nan, TOY["x"]))
   after, metrics = step(state, broken, rng.root(0))
   assert not np.isfinite(metrics["loss"])
-  assert (after.step, after.skipped, metrics["skipped"]) == (2, 1, 1)
-  same = after._replace(step=state.step, skipped=state.skipped)
+  assert (after.step, after.skipped_steps, metrics["skipped_steps"]) == (2, 1, 1)
+  same = after._replace(step=state.step, skipped_steps=state.skipped_steps)
   jax.tree.map(np.testing.assert_array_equal, same, state)
   after, metrics = step(after, TOY, rng.root(0))
-  assert (after.step, after.skipped) == (3, 1) and np.isfinite(metrics["loss"])
+  assert (after.step, after.skipped_steps) == (3, 1) and np.isfinite(metrics["loss"])
   # A finite loss with a gradient that overflows is no step either.
   big = TOY | dict(x=TOY["x"] * 0 + 3e38, y=TOY["y"] * 0, weight=TOY["weight"] * 1e-30)
   zero = state._replace(params=jax.tree.map(jnp.zeros_like, state.params))
   big["y"] = np.full(8, 1e9, np.float32)
   after, metrics = step(zero, big, rng.root(0))
   assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["grad_norm"])
-  assert after.skipped == 1 and (after.params["w"] == 0).all()
+  assert after.skipped_steps == 1 and (after.params["w"] == 0).all()
 
 
 def test_without_skipping_they_go_through_to_be_seen():
@@ -188,7 +188,7 @@ def variables(case):
 def optimizer(case):
   # Gradients that are 0 but for rounding, as those of key biases, must not decide a step: hence the large eps.
   params = variables(case)["params"]
-  kwargs = dict(learning_rate=0.1, schedule="constant", clip_norm=1.0, weight_decay=0.1, eps=1e-3)
+  kwargs = dict(learning_rate=0.1, schedule="constant", grad_clip_norm=1.0, weight_decay=0.1, eps=1e-3)
   return optim.make(params, 10, **kwargs)[0]
 
 
@@ -262,7 +262,7 @@ def test_the_new_state_lies_as_its_rules_say(case, where, grad_accum_steps):
   block = "encoder/block_00/mlp/up/kernel"
   pieces = {
     name: {s.data.shape for s in partitioning.flatten(tree)[block].addressable_shards}
-    for name, tree in (("params", state.params), ("ema", state.ema), ("mu", state.opt_state[1][0].mu))
+    for name, tree in (("params", state.params), ("ema_params", state.ema_params), ("mu", state.opt_state[1][0].mu))
   }
   sizes = parallel(where).mesh.shape
   assert all(p == {(16 // sizes["fsdp"], 16 // sizes["tensor"])} for p in pieces.values()), pieces
@@ -339,11 +339,11 @@ def test_running_statistics_are_kept_in_training_and_used_in_evaluation():
   mean, variance = np.zeros(16), np.ones(16)
   for part in (pooled_BD[0::2], pooled_BD[1::2]):
     mean, variance = 0.9 * mean + 0.1 * part.mean(0), 0.9 * variance + 0.1 * part.var(0)
-  ours = state.variables["batch_stats"]["head_norm"]
+  ours = state.model_state["batch_stats"]["head_norm"]
   np.testing.assert_allclose(ours["mean"], mean, rtol=1e-3, atol=1e-5)
   np.testing.assert_allclose(ours["var"], variance, rtol=1e-3)
 
-  logits_BV, _ = model.apply({"params": state.params, **state.variables}, (BATCH["image"] / 255 - 0.5) / 0.5)
+  logits_BV, _ = model.apply({"params": state.params, **state.model_state}, (BATCH["image"] / 255 - 0.5) / 0.5)
   head = start["params"]["head"]
   wanted = (pooled_BD - mean) / np.sqrt(variance + 1e-6) @ head["kernel"] + head["bias"]
   np.testing.assert_allclose(logits_BV, wanted, rtol=1e-3, atol=1e-3)

@@ -100,7 +100,7 @@ def test_lines_are_decoded_by_length_and_come_back_in_order():
 
 
 def write_run(workdir, trees, **config):
-  checkpoints = Checkpoints(workdir, keep=len(trees))
+  checkpoints = Checkpoints(workdir, max_to_keep=len(trees))
   for step, tree in enumerate(trees, 1):
     state = State(jnp.int32(step), tree["params"], {}, (), None, jnp.int32(0))
     checkpoints.save(state, dict(step=step, config=dict(model=dict(name="transformer/test", **config))))
@@ -135,7 +135,7 @@ def test_averages_that_cannot_be(tmp_path, capsys):
   arguments = ["average", str(tmp_path / "run"), "--out", str(tmp_path / "mean.safetensors"), "--last"]
   assert cli.main([*arguments, "5"]) == 2
   message = capsys.readouterr().err
-  assert "2 checkpoints, of steps 1, 2; wanted 1 <= last <= 2, and last is 5; a run keeps checkpoint.keep" in message
+  assert "steps 1, 2" in message and "last is 5" in message and "checkpoint.max_to_keep" in message
   assert cli.main([*arguments, "0"]) == 2
   assert cli.main(["average", str(tmp_path / "nowhere"), *arguments[2:], "1"]) == 2
   assert "nowhere" in capsys.readouterr().err and not (tmp_path / "mean.safetensors").exists()
@@ -145,7 +145,7 @@ def test_averages_that_cannot_be(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  ("name", "overrides", "keep"),
+  ("name", "overrides", "reinit"),
   [
     ("nat/test", dict(decoder_depth=2), ("decoder/.*", "length/.*")),
     ("nat/test", dict(length="cut", decoder_depth=1, scan=True), "decoder/.*"),
@@ -153,13 +153,13 @@ def test_averages_that_cannot_be(tmp_path, capsys):
     ("transformer/test", dict(decoder_depth=4, position_embedding="t5"), ("decoder/.*", ".*_bias/buckets")),
   ],
 )
-def test_an_encoder_is_taken_over_by_itself(name, overrides, keep, tmp_path):
+def test_an_encoder_is_taken_over_by_itself(name, overrides, reinit, tmp_path):
   teacher = zoo.create("transformer/test")
   weights, file = variables(teacher, 0), tmp_path / "teacher.safetensors"
   zoo.save(file, "transformer/test", {}, weights)
   model = zoo.create(name, **overrides)
   begun = variables(model, 1)
-  loaded = load_into(model, begun, file, ignore="params/decoder/.*", keep=keep)
+  loaded = load_into(model, begun, file, ignore="params/decoder/.*", reinit=reinit)
   ours, before, theirs = (
     flatten({"params": zoo.layers.stack.unstack_params(t["params"])}) for t in (loaded, begun, weights)
   )
@@ -171,7 +171,7 @@ def test_an_encoder_is_taken_over_by_itself(name, overrides, keep, tmp_path):
   with pytest.raises(WeightsError) as error:
     load_into(model, begun, file)
   named = " ".join(error.value.faults)
-  assert "decoder/block_0" in named and ("length/kernel" in named) == ("length/.*" in keep)
+  assert "decoder/block_0" in named and ("length/kernel" in named) == ("length/.*" in reinit)
 
 
 # ---- all together, by the command
@@ -180,8 +180,9 @@ def test_an_encoder_is_taken_over_by_itself(name, overrides, keep, tmp_path):
 TINY = [
   "model.width=16 model.depth=1 model.decoder_depth=1 model.mlp_dim=16 model.num_heads=2 model.scan=False",
   "data.train_split=train[:64] data.eval_split=val[:8] data.batching=pad data.source_length=40 data.target_length=40",
-  "model.max_length=40 model.remat=none batch_size=16 epochs=0.0 steps=3 checkpoint.every=1 checkpoint.keep=2",
-  "evals.val.every=0 evals.test.split=test[:8] evals.test.batch_size=8 pictures=()",
+  "model.max_length=40 model.remat=none batch_size=16 epochs=0.0 steps=3 checkpoint.every_steps=1",
+  "checkpoint.max_to_keep=2",
+  "evals.val.every_steps=0 evals.test.split=test[:8] evals.test.batch_size=8 plots=()",
 ]
 
 
@@ -210,14 +211,14 @@ def test_from_a_teacher_to_a_student(tmp_path, capsys):
   # Its translations of what it learned from, by greedy search: an empty line where a source is too long for it.
   lines = tmp_path / "distilled.es"
   zoo_command(
-    "translate", str(teacher), f"init.path={file}", "--split", "train[:64]", "--beam", "1", "--out", str(lines)
+    "translate", str(teacher), f"init.path={file}", "--split", "train[:64]", "--beam-size", "1", "--out", str(lines)
   )
   distilled = lines.read_text().split("\n")[:-1]
   assert len(distilled) == 64 and 0 < sum(map(bool, distilled)) < 64
   assert f"{distilled.count('')} of 64 translations are empty" in capsys.readouterr().err
 
   # A student of another kind, with its encoder.
-  of_init = f"init.path={teacher} init.ignore=params/decoder/.* init.keep=('decoder/.*','length/.*')".split()
+  of_init = f"init.path={teacher} init.ignore=params/decoder/.* init.reinit=('decoder/.*','length/.*')".split()
   words = [
     "optimizer.learning_rate=0.0",
     "data.too_long=cut",
@@ -232,7 +233,9 @@ def test_from_a_teacher_to_a_student(tmp_path, capsys):
     if path.startswith(("params/encoder/", "params/embed/")):
       np.testing.assert_array_equal(ours[path], value, err_msg=path)
   translated = tmp_path / "translated.json"
-  zoo_command("translate", str(student), "In the beginning.", "And he said.", "--beam", "2", "--json", str(translated))
+  zoo_command(
+    "translate", str(student), "In the beginning.", "And he said.", "--beam-size", "2", "--json", str(translated)
+  )
   assert [row["source"] for row in json.loads(translated.read_text())] == ["In the beginning.", "And he said."]
   assert cli.main(["translate", str(student), "text", "--split", "train"]) == 2
   assert "wanted one of TEXT, --file FILE and --split SPLIT" in capsys.readouterr().err

@@ -522,7 +522,7 @@ def test_a_run_goes_on_bit_for_bit(batching, tmp_path):
   config = configuration.load("translate_en_es", [f"data.batching={batching}", "data.train_split=train[:150]"])
   config.data.buckets = 2
   config.model.update(width=16, mlp_dim=16, depth=1, decoder_depth=1, dropout_rate=0.1, scan=False, remat="none")
-  config.batch_size, config.evals, config.pictures, config.checkpoint.every = 8, {}, (), 3
+  config.batch_size, config.evals, config.plots, config.checkpoint.every_steps = 8, {}, (), 3
   for steps, folder in ((7, "whole"), (3, "parts"), (7, "parts")):
     config.steps = steps
     config.optimizer.schedule, config.optimizer.warmup = "constant", 0

@@ -87,7 +87,7 @@ def compiled(name, mesh_name, **overrides):
     config.model.update(head=head, depth=1, **more)
     config.data = dict(dataset="any", vocabulary="any", length=16, **data)
     config.objective = dict(name=objective)
-  config.optimizer = dict(name="adamw", learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0)
+  config.optimizer = dict(name="adamw", learning_rate=1e-3, weight_decay=0.1, grad_clip_norm=1.0)
   config.batch_size = LOCAL * way.data_devices
   if family == "vit":
     # What is the same whatever the model is compiled with one.
@@ -199,7 +199,7 @@ LENGTH = 9  # of what is decoded
 
 
 @pytest.mark.parametrize("mesh_name", ["data", "tensor"])
-@pytest.mark.parametrize(("method", "options"), [(decoding.greedy, {}), (decoding.beam_search, dict(beam=3))])
+@pytest.mark.parametrize(("method", "options"), [(decoding.greedy, {}), (decoding.beam_search, dict(beam_size=3))])
 def test_decoding_stays_where_it_is(method, options, mesh_name):
   """Devices decode their own examples; they tell each other in each step who goes on, and at the end what was found."""
   way = sharding.Jit(sharding.make_mesh(**MESHES[mesh_name], devices=compiler.tpu_devices(SHAPE)[1]))

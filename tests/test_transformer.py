@@ -114,12 +114,12 @@ def test_norms_other_than_by_layer(norm, scan):
   state, metrics = step(init_state(variables, optimizer), batch, jax.random.key(1))
   state, later = step(state, batch, jax.random.key(1))
   assert later["loss"] < metrics["loss"]
-  statistics = partitioning.flatten(state.variables)
+  statistics = partitioning.flatten(state.model_state)
   assert bool(statistics) == (norm != "rms")
   begun = partitioning.flatten({k: v for k, v in variables.items() if k != "params"})
   for path, value in statistics.items():
     assert np.abs(value - begun[path]).max() > 1e-6, path  # "gradient" too, which comes from the backward pass
-  apply, trained = jax.jit(model.apply), {"params": state.params, **state.variables}
+  apply, trained = jax.jit(model.apply), {"params": state.params, **state.model_state}
   wanted, _ = apply(trained, SOURCE, TARGET)
   again, _ = apply(trained, np.pad(SOURCE, ((0, 0), (0, 4))), TARGET)
   np.testing.assert_allclose(again, wanted, rtol=1e-4, atol=1e-5)

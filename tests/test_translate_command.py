@@ -46,11 +46,13 @@ def test_a_translation_for_each_line(run, tmp_path, capsys):
   # U+2028 and U+0085 end lines for `str.splitlines`.
   texts = ["c a b", "a", "b\u2028c", "c\u0085a", "x y ñ 日本語 👍", "a=3 is b"]  # the last changes no config
   (tmp_path / "texts").write_bytes("\ufeff".encode() + "\r\n".join(texts).encode())
-  assert run("--beam", 1, "--file", tmp_path / "texts", "--json", tmp_path / "out.json", "--out", tmp_path / "out") == 0
+  assert (
+    run("--beam-size", 1, "--file", tmp_path / "texts", "--json", tmp_path / "out.json", "--out", tmp_path / "out") == 0
+  )
   rows = json.loads((tmp_path / "out.json").read_text())
   assert [row["source"] for row in rows] == texts
   assert (tmp_path / "out").read_text().split("\n")[:-1] == [row["translation"] for row in rows]
-  assert run(*texts, "--beam", 1) == 0
+  assert run(*texts, "--beam-size", 1) == 0
   assert capsys.readouterr().out == (tmp_path / "out").read_text()
 
 
@@ -59,10 +61,10 @@ def test_a_translation_for_each_line(run, tmp_path, capsys):
   [
     (["a b", "--file", "{good}"], "wanted one of TEXT, --file FILE and --split SPLIT"),
     ([], "wanted one of TEXT, --file FILE and --split SPLIT"),
-    (["a b", "--beam", 0], "beam=0, n_best=1, alpha=0.6; wanted beam >= 1"),
-    (["a b", "--beam", 25], "a beam of 25 is larger than the vocabulary of 24 tokens"),
+    (["a b", "--beam-size", 0], "beam_size=0, n_best=1, length_penalty=0.6"),
+    (["a b", "--beam-size", 25], "a beam of 25 is larger than the vocabulary of 24 tokens"),
     (["a b", "--out", "{missing}/x"], "cannot write {missing}/x: no such directory"),
-    (["a b", "--picture", "{missing}/x"], "cannot write {missing}/x: no such directory"),
+    (["a b", "--plot", "{missing}/x"], "cannot write {missing}/x: no such directory"),
     (["--file", "{missing}"], "cannot read {missing}: No such file"),
     (["--file", "{empty}"], "{empty} is empty"),
     (["--file", "{latin}"], "{latin}, line 3, is not UTF-8"),
@@ -91,8 +93,8 @@ def test_a_translation_that_did_not_end_has_an_alignment(opened):
 
 def test_an_evaluation_that_cannot_be_is_told_before_the_first_step(tmp_path):
   for change, message in (
-    ("beam=500", "a beam of 500 is larger than the vocabulary of 24 tokens"),
-    ("alpha=-1.0", r"alpha=-1\.0; wanted .*alpha >= 0"),
+    ("beam_size=500", "a beam of 500 is larger than the vocabulary of 24 tokens"),
+    ("length_penalty=-1.0", r"length_penalty=-1\.0; wanted .*length_penalty >= 0"),
     ("max_length=12", "max_length is 12; wanted 1 to the model's 11"),
   ):
     config = configuration.load("sort", ["steps=2", "data.train_size=600", "data.eval_size=8", f"evals.eval.{change}"])

@@ -325,7 +325,7 @@ def test_fine_tuning_starts_from_an_mae(tmp_path, layout, scan):
   zoo.save(path, "mae/test", {}, mae, layout=layout)
   model, variables = fine_tuned(scan=scan)
   ignore = dict(zoo=r"params/(decoder|encoder/norm)/.*", timm=r"norm\..*|decoder.*|mask_token")[layout]
-  loaded = load_into(model, variables, path, layout=layout, ignore=ignore, keep="head.*")
+  loaded = load_into(model, variables, path, layout=layout, ignore=ignore, reinit="head.*")
   for new in ("head", "head_norm"):
     assert_same(loaded["params"][new], variables["params"][new])
   encoder = {k: v for k, v in mae["params"]["encoder"].items() if k != "norm"}
@@ -346,7 +346,7 @@ def test_what_fine_tuning_must_name(tmp_path):
   with pytest.raises(WeightsError, match=r"to keep parts of the model as they are: zoo\.weights\.load_into"):
     zoo.load(path, "vit/test")
   with pytest.raises(WeightsError, match=r"trained with norm_eps 1e-06, the model has 0.01"):
-    load_into(fine_tuned(norm_eps=0.01)[0], variables, path, ignore=".*decoder.*", keep="head.*")
+    load_into(fine_tuned(norm_eps=0.01)[0], variables, path, ignore=".*decoder.*", reinit="head.*")
 
 
 def test_linear_probing_keeps_its_running_statistics(tmp_path):
@@ -354,7 +354,7 @@ def test_linear_probing_keeps_its_running_statistics(tmp_path):
   _, pretrained = random_variables("vit/test", num_classes=0)
   zoo.save(path, "vit/test", dict(num_classes=0), pretrained, layout="huggingface")
   model, variables = random_variables("vit/test", seed=1, head_norm="batch")
-  loaded = load_into(model, variables, path, layout="huggingface", keep=["head/.*", "head_norm/.*"])
+  loaded = load_into(model, variables, path, layout="huggingface", reinit=["head/.*", "head_norm/.*"])
   assert_same(loaded["batch_stats"], variables["batch_stats"])
   assert_same(loaded["params"]["encoder"], pretrained["params"]["encoder"])
 

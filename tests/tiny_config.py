@@ -22,8 +22,8 @@ def get_config():
   config.steps = 60
   config.ema_decay = 0.9
   config.optimizer = dict(name="adamw", learning_rate=2e-3, warmup=0.1, weight_decay=0.05, b2=0.95)
-  config.evals = dict(test=dict(name="loss", every=20))
-  config.checkpoint.update(every=10, keep=4)
-  config.log_every = 1
-  config.pictures = ()
+  config.evals = dict(test=dict(name="loss", every_steps=20))
+  config.checkpoint.update(every_steps=10, max_to_keep=4)
+  config.log_every_steps = 1
+  config.plots = ()
   return config

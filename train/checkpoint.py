@@ -25,10 +25,10 @@ class Checkpoints:
 
   Args:
     workdir: of the run.
-    every: steps between two checkpoints; 0 for only the last.
-    keep: how many of the last to keep.
-    best: an evaluation metric such as "val/accuracy"; the checkpoint where it is best is kept too.
-    mode: whether the best is the "max" or the "min".
+    every_steps: steps between two checkpoints; 0 for only the last.
+    max_to_keep: how many of the last to keep.
+    best_metric: an evaluation metric such as "val/accuracy"; the checkpoint where it is best is kept too.
+    best_mode: whether the best is the "max" or the "min".
     note: called with a sentence when a damaged checkpoint is passed over.
     read_only: change nothing, for those who look at a run that may be going on.
   """
@@ -37,25 +37,26 @@ class Checkpoints:
     self,
     workdir: Path,
     *,
-    every: int = 0,
-    keep: int = 2,
-    best: str = "",
-    mode: str = "max",
+    every_steps: int = 0,
+    max_to_keep: int = 2,
+    best_metric: str = "",
+    best_mode: str = "max",
     note: Callable[[str], None] = print,
     read_only: bool = False,
   ):
-    if mode not in ("max", "min"):
-      raise ValueError(f"config.checkpoint.mode is {mode!r}{nearest(mode, ('max', 'min'))}")
-    for key, value, least in (("keep", keep, 1), ("every", every, 0)):
+    if best_mode not in ("max", "min"):
+      raise ValueError(f"config.checkpoint.best_mode is {best_mode!r}{nearest(best_mode, ('max', 'min'))}")
+    for key, value, least in (("max_to_keep", max_to_keep, 1), ("every_steps", every_steps, 0)):
       if value < least:
         raise ValueError(f"config.checkpoint.{key} is {value}; wanted at least {least}")
-    self.workdir, self.every, self.keep, self.best, self.note = Path(workdir), every, keep, best, note
+    self.workdir, self.every_steps, self.note = Path(workdir), every_steps, note
+    self.max_to_keep, self.best_metric = max_to_keep, best_metric
     self.read_only = read_only
     self.directory = self.workdir / "checkpoints"
-    sign = 1 if mode == "max" else -1
-    best_fn = (lambda metrics: sign * metrics[best]) if best else None
-    kept = [policies.LatestN(keep)]
-    if best:
+    sign = 1 if best_mode == "max" else -1
+    best_fn = (lambda metrics: sign * metrics[best_metric]) if best_metric else None
+    kept = [policies.LatestN(max_to_keep)]
+    if best_metric:
       kept.append(policies.BestN(get_metric_fn=best_fn, n=1, keep_checkpoints_without_metrics=False))
     self._manager = ocp.CheckpointManager(
       self.directory.resolve(),
@@ -71,13 +72,13 @@ class Checkpoints:
   def check_room(self, state) -> None:
     """Raises ValueError where the disk cannot hold all checkpoints that are kept, and the one being written."""
     # An old one goes only when the new one is whole. Those that are there already need no more room.
-    number = max(1, self.keep + bool(self.best) + 1 - len(self.steps))
+    number = max(1, self.max_to_keep + bool(self.best_metric) + 1 - len(self.steps))
     size = number * sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(self.workdir).free
     if free < size:
       raise ValueError(
         f"{self.workdir} has {free / 1e9:.2f} GB free, {number} checkpoints of this run need {size / 1e9:.2f} GB; "
-        "free some space, lower checkpoint.keep or give another --workdir"
+        "free some space, lower checkpoint.max_to_keep or give another --workdir"
       )
 
   @property
@@ -100,7 +101,7 @@ class Checkpoints:
     step = int(meta["step"])
     if step in self.steps:
       return
-    known = metrics if self.best and metrics and self.best in metrics else None
+    known = metrics if self.best_metric and metrics and self.best_metric in metrics else None
     items = ocp.args.Composite(state=ocp.args.StandardSave(_as_dict(state)), meta=ocp.args.JsonSave(meta))
     try:
       self._manager.save(step, args=items, metrics=known)

@@ -27,8 +27,9 @@ def main(argv: list[str] | None = None) -> int:
   parsers = {}
   for function, arguments in VERBS.items():
     doc = function.__doc__
-    verb = verbs.add_parser(function.__name__, help=doc.partition("\n")[0], description=doc)
-    parsers[function.__name__] = verb
+    name = function.__name__.replace("_", "-")
+    verb = verbs.add_parser(name, help=doc.partition("\n")[0], description=doc)
+    parsers[name] = verb
     for names, options in arguments.items():
       verb.add_argument(*names.split(), **options)
     verb.set_defaults(function=function)
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
   if "overrides" in inspect.signature(function).parameters:
     options["overrides"] = overrides
   elif overrides:
-    parser.error(f"zoo {function.__name__} takes no {overrides[0]!r}")
+    parser.error(f"zoo {function.__name__.replace('_', '-')} takes no {overrides[0]!r}")
   _quiet()
   try:
     if options.get("json"):
@@ -104,7 +105,7 @@ def eval(source, evaluations, overrides, json):
   _write(json, {"step": step, **result})
 
 
-def translate(run, text, file, split, out, beam, alpha, picture, json, overrides):
+def translate(run, text, file, split, out, beam_size, length_penalty, plot, json, overrides):
   """Translate texts, the lines of a file or a split with a trained run; draw which words each word was read from."""
   from train import loop, plots
   from train.data.text import files
@@ -112,7 +113,7 @@ def translate(run, text, file, split, out, beam, alpha, picture, json, overrides
 
   if sum(map(bool, (text, file, split))) != 1:
     raise ValueError("wanted one of TEXT, --file FILE and --split SPLIT")
-  for path in filter(None, (out, picture)):
+  for path in filter(None, (out, plot)):
     _check_writable(path)
   if file:
     try:
@@ -126,7 +127,7 @@ def translate(run, text, file, split, out, beam, alpha, picture, json, overrides
     raise ValueError(f"{run} is no translator: it was trained on {trained.config.data.name}")
   if split:
     text = [source for source, _ in trained.data.texts(split)]
-  translator = translate.Translator(trained, trained.data.target_length, beam, alpha)
+  translator = translate.Translator(trained, trained.data.target_length, beam_size, length_penalty)
   found = translate.translate_lines(translator, variables, text, strict=not split)
   if split and (empty := sum(not line for line in found)):
     what = f"{empty} of {len(found)} translations are empty"
@@ -136,22 +137,22 @@ def translate(run, text, file, split, out, beam, alpha, picture, json, overrides
     Path(out).write_text("".join(line.replace("\n", " ") + "\n" for line in found), encoding="utf-8")
   else:
     print(*found, sep="\n")
-  if picture:
+  if plot:
     host = trained.parallel.host(variables)
-    plots.alignment(*translate.align(trained, host, text[0], found[0]), path=picture)
-    print(picture, file=sys.stderr)
+    plots.alignment(*translate.align(trained, host, text[0], found[0]), path=plot)
+    print(plot, file=sys.stderr)
   _write(json, [{"source": source, "translation": target} for source, target in zip(text, found, strict=True)])
 
 
-def fill(run, text, top, json, overrides):
+def fill_mask(run, text, top_k, json, overrides):
   """Tell the most probable words for every [MASK] of a text, with a run that has learned to."""
   from train import loop
-  from train.inference import fill_mask
+  from train.inference import fill_mask as inference
 
   trained, variables, _ = loop.open_run(run, overrides)
   if not hasattr(trained.data, "vocabulary"):
     raise ValueError(f"{run} fills in no words: it was trained on {trained.config.data.name}")
-  found = fill_mask.fill(trained.model, variables, trained.data.vocabulary, text, top)
+  found = inference.fill_mask(trained.model, variables, trained.data.vocabulary, text, top_k)
   table = Table("text", "word", "probability", box=None)
   for given, masks in zip(text, found, strict=True):
     for number, guesses in enumerate(masks, 1):
@@ -171,14 +172,14 @@ def average(run, last, out):
   print(f"{out}: the mean of the checkpoints of steps {', '.join(map(str, steps))}")
 
 
-def show(source, what, image, out, overrides):
-  """Draw pictures of a run as PNG: reconstructions, attention, positions, loss curves."""
+def plot(source, what, image, out, overrides):
+  """Plot a run as PNG files: reconstructions, attention, positions, loss curves."""
   from train import loop
   from train.plots import registry
 
   run, variables, _ = loop.open_run(source, overrides)
   variables = run.parallel.host(variables)
-  what = what or run.config.pictures
+  what = what or run.config.plots
   for name in what:
     registry.check(name, run)
   if image is not None and not set(what) <= {*registry.OF_IMAGES}:
@@ -293,9 +294,11 @@ _CORPUS = {
     "--split": dict(metavar="SPLIT", help="of a TFDS set; train if not given"),
     "--length": dict(type=int, metavar="N", help="tokens in a row; 128 if not given"),
     "--pairs": _FLAG | dict(help="sentence pairs, for the prediction of the next sentence (if not given), or no pairs"),
-    "--short": dict(type=float, metavar="SHARE", help="of sequences that are shorter; 0.1 of pairs if not given"),
+    "--short-seq-prob": dict(
+      type=float, metavar="SHARE", help="of sequences that are shorter; 0.1 of pairs if not given"
+    ),
     "--pack": _FLAG | dict(help="several sequences in a row"),
-    "--copies": dict(type=int, metavar="N", help="how often the text is gone through, with other draws"),
+    "--dupe-factor": dict(type=int, metavar="N", help="how often the text is gone through, with other draws"),
     "--validation": dict(type=float, metavar="SHARE", help="of the text for the split val; 0.02 if not given"),
     "--seed": dict(type=int, metavar="N", help="of what is drawn"),
     "--processes": dict(type=int, metavar="N", help="one for each core if not given"),
@@ -306,7 +309,7 @@ _CORPUS = {
 VERBS: Mapping = {
   train: _CONFIG
   | {
-    "--workdir": dict(metavar="DIR", help="for checkpoints, metrics and pictures; runs/CONFIG if not given"),
+    "--workdir": dict(metavar="DIR", help="for checkpoints, metrics and plots; runs/CONFIG if not given"),
     "--resume": dict(
       action=argparse.BooleanOptionalAction,
       default=True,
@@ -323,14 +326,14 @@ VERBS: Mapping = {
   }
   | _JSON,
   eval: _SOURCE | {"evaluations": dict(nargs="*", metavar="NAME", help="of config.evals; all if none")} | _JSON,
-  show: _SOURCE
+  plot: _SOURCE
   | {
     "what": dict(
       nargs="*",
-      metavar="PICTURE",
+      metavar="PLOT",
       help="loss_curve, position_similarity; of images reconstructions, attention_maps, attention_rollout; of masks "
-      "segmentations; of points regression_curve, attention_heat_map, kernel_widths; of translations alignment, heads; "
-      "of BERT heads",
+      "segmentations; of points regression_curve, attention_heat_map, kernel_widths; of translations alignment, "
+      "attention_heads; of BERT attention_heads",
     ),
     "--image": dict(metavar="FILE", help="a picture of one's own"),
     "--out": dict(metavar="DIR", help="where to write; the work directory if not given"),
@@ -341,19 +344,19 @@ VERBS: Mapping = {
     "--file": dict(metavar="FILE", help="translate its lines"),
     "--split": dict(metavar="SPLIT", help="translate a split of the run's data, in the order on disk"),
     "--out": dict(metavar="FILE", help="write the translations there, a line each"),
-    "--beam": dict(type=int, default=4, help="sequences followed at once; 1 is greedy"),
-    "--alpha": dict(type=float, default=0.6, help="of the length penalty"),
-    "--picture": dict(metavar="PNG", help="draw which words of the first text each word of its translation looked at"),
+    "--beam-size": dict(type=int, default=4, help="sequences followed at once; 1 is greedy"),
+    "--length-penalty": dict(type=float, default=0.6, help="of the length penalty"),
+    "--plot": dict(metavar="PNG", help="draw which words of the first text each word of its translation looked at"),
   }
   | _JSON,
-  fill: {
+  fill_mask: {
     "run": dict(metavar="WORKDIR|CONFIG", help=_SOURCE["source"]["help"]),
     "text": dict(nargs="+", metavar="TEXT", help="with [MASK] in it"),
-    "--top": dict(type=int, default=5, metavar="N", help="how many words"),
+    "--top-k": dict(type=int, default=5, metavar="N", help="how many words"),
   }
   | _JSON,
   average: {
-    "run": dict(metavar="WORKDIR", help="a run's work directory, with checkpoint.keep checkpoints"),
+    "run": dict(metavar="WORKDIR", help="a run's work directory, with checkpoint.max_to_keep checkpoints"),
     "--last": dict(type=int, default=5, metavar="N", help="how many of the last checkpoints to average"),
     "--out": dict(required=True, metavar="FILE.safetensors", help="where to write the weights"),
   },
@@ -403,11 +406,11 @@ def _print_results(result: dict, workdir: Path) -> None:
 
   table = Table(box=None, show_header=False)
   for name, values in result.items():
-    if isinstance(values, dict) and name != "pictures":
+    if isinstance(values, dict) and name != "plots":
       table.add_row(name, "  ".join(f"{key} {number(value)}" for key, value in values.items()))
   table.add_row("checkpoint", str(workdir / "checkpoints" / str(result["step"])))
   table.add_row("metrics", f"{workdir / 'metrics.jsonl'}, {workdir / 'tensorboard'}")
-  for name, path in result.get("pictures", {}).items():
+  for name, path in result.get("plots", {}).items():
     table.add_row(name, path)
   _console().print(table)
 

@@ -26,7 +26,7 @@ def defaults() -> ConfigDict:
     dict(
       # Seed of initialisation, data order, masks and dropout; and the kind of key (`train.rng.root`).
       seed=0,
-      prng="threefry2x32",
+      prng_impl="threefry2x32",
       # `zoo.create(name, **rest)`.
       model=dict(name=""),
       # Pretrained parameters to start from: `zoo.weights.load_into(**config)`; an empty path for none.
@@ -49,15 +49,15 @@ def defaults() -> ConfigDict:
       skip_nonfinite=False,
       # `train.sharding.parallel(**config)`.
       parallel=dict(name="jit", data=-1, fsdp=1, tensor=1),
-      # Name -> `train.evaluation.evaluations.NAME(**rest)`; each has `every` (steps; 0 = only at the end).
+      # Name -> `train.evaluation.evaluations.NAME(**rest)`; each has `every_steps` (0 = only at the end).
       evals=dict(),
       # `train.checkpoint.Checkpoints(**config)`: steps between two, how many of the last to keep, and the
       # evaluation metric, such as "val/accuracy", whose best is kept too.
-      checkpoint=dict(every=0, keep=2, best="", mode="max"),
+      checkpoint=dict(every_steps=0, max_to_keep=2, best_metric="", best_mode="max"),
       # Steps between two lines of metrics.
-      log_every=10,
-      # Drawn at the end: names in `train.plots.registry.PICTURES`.
-      pictures=("loss_curve",),
+      log_every_steps=10,
+      # Drawn at the end: names in `train.plots.registry.PLOTS`.
+      plots=("loss_curve",),
     )
   )
   config.lock()

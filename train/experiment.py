@@ -52,7 +52,7 @@ class Program:
 
   def make_variables(self) -> dict:
     """The model's variables as the seed makes them."""
-    key = rng.root(self.config.seed, self.config.prng)
+    key = rng.root(self.config.seed, self.config.prng_impl)
     shapes = zoo.family(self.config.model.name).inputs(self.model.config, 1)
     zeros = [jnp.zeros(s.shape, s.dtype) for s in shapes]
     # Linen leaves out what is empty; without parameters there is still a tree of them.
@@ -68,7 +68,7 @@ class Program:
 
   def abstract_key(self) -> jax.ShapeDtypeStruct:
     """Shape of the root key."""
-    return jax.eval_shape(lambda: rng.root(self.config.seed, self.config.prng))
+    return jax.eval_shape(lambda: rng.root(self.config.seed, self.config.prng_impl))
 
   def abstract_batch(self) -> dict:
     """Shapes of the global batch."""

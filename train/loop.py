@@ -30,7 +30,7 @@ from zoo.weights import load_into
 from zoo.weights.formats import check_exists
 
 # Config keys that say how a run runs and not what it computes: a resumed run may have others.
-MAY_CHANGE = ("parallel", "evals", "checkpoint", "log_every", "pictures")
+MAY_CHANGE = ("parallel", "evals", "checkpoint", "log_every_steps", "plots")
 
 
 class NonFinite(ValueError):
@@ -50,14 +50,14 @@ class Run(Program):
 
   def __init__(self, config: ConfigDict):
     check_call(sharding.parallel, config.parallel, "config.parallel")
-    if config.log_every < 1:
-      raise ValueError(f"config.log_every is {config.log_every}; wanted at least 1 step")
+    if config.log_every_steps < 1:
+      raise ValueError(f"config.log_every_steps is {config.log_every_steps}; wanted at least 1 step")
     self.parallel = sharding.parallel(**config.parallel)
     sharding.check_batch(config.batch_size, self.parallel.data_devices, config.grad_accum_steps, jax.process_count())
     self.data = data.make(config.data.name, **configuration.kwargs(config.data))
     super().__init__(config, self._count_steps(config))
     self.data.check_fit(self.model.config, self.objective)
-    for name in config.pictures:
+    for name in config.plots:
       registry.check(name, self)
 
   def make_evaluations(self) -> dict[str, evaluations.Evaluation]:
@@ -125,7 +125,7 @@ class Run(Program):
 
 def eval_variables(state: State) -> dict:
   """What is evaluated and handed on: the average of the parameters where there is one."""
-  return {"params": state.params if state.ema is None else state.ema, **state.variables}
+  return {"params": state.params if state.ema_params is None else state.ema_params, **state.model_state}
 
 
 def check_workdir(workdir: Path) -> None:
@@ -199,9 +199,9 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
   # First, so that a wrong config leaves no empty directory.
   run = Run(config)
   evaluations = run.make_evaluations()
-  if (judge := config.checkpoint.best.partition("/")[0]) and judge not in evaluations:
-    known = nearest(judge, evaluations) if evaluations else ", for there is none: set checkpoint.best=''"
-    raise ValueError(f"config.checkpoint.best: no evaluation {judge!r}{known}")
+  if (judge := config.checkpoint.best_metric.partition("/")[0]) and judge not in evaluations:
+    known = nearest(judge, evaluations) if evaluations else ", for there is none: set checkpoint.best_metric=''"
+    raise ValueError(f"config.checkpoint.best_metric: no evaluation {judge!r}{known}")
   if config.init.path and not workdir.exists():  # a run that goes on needs it no more
     name = Path(config.init.path).name
     check_exists(config.init.path, f"; `zoo train {name}` makes it" if name in configuration.shipped() else "")
@@ -228,10 +228,10 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
       log.note(f"going on at step {first} of {run.total_steps}")
     state, result = _loop(run, state, first, evaluations, checkpoints, log, stop, saved)
   if not result["stopped"]:
-    result["pictures"] = {name: str(workdir / f"{name}.png") for name in config.pictures}
-    variables = run.parallel.host(eval_variables(state)) if config.pictures else {}
+    result["plots"] = {name: str(workdir / f"{name}.png") for name in config.plots}
+    variables = run.parallel.host(eval_variables(state)) if config.plots else {}
     if jax.process_index() == 0:
-      for name, path in result["pictures"].items():
+      for name, path in result["plots"].items():
         registry.draw(name, run, variables, workdir, Path(path))
   return result
 
@@ -291,7 +291,7 @@ def _loop(
 ) -> tuple[State, dict]:
   """From step `first` to the end, or to the signal."""
   config, parallel = run.config, run.parallel
-  key = parallel.put(rng.root(config.seed, config.prng))
+  key = parallel.put(rng.root(config.seed, config.prng_impl))
   source = run.data.train_batches(run.batch_size, config.seed, first, jax.process_index(), jax.process_count())
   count_invalid = jax.jit(lambda valid: (~valid).sum())
   jitted, schedule = run.jitted_step(), jax.jit(run.schedule)
@@ -299,7 +299,7 @@ def _loop(
   # Counted on the devices, so that the loop does not wait for them.
   corrupt = (checkpoints.newest_meta() or {}).get("corrupt", 0) if first else 0
   results: dict = {}
-  judge = checkpoints.best.partition("/")[0]
+  judge = checkpoints.best_metric.partition("/")[0]
 
   def finish_step(step: int, values) -> None:
     # The gradient too: a checkpoint of what it makes of the parameters would not be a good one.
@@ -321,8 +321,9 @@ def _loop(
           log.status(f"evaluating: {name}")
           results[name] = function(eval_variables(state))
         log.eval(step, name, results[name])
-        if name == judge and checkpoints.best not in (known := {f"{name}/{k}": v for k, v in results[name].items()}):
-          raise ValueError(f"config.checkpoint.best: no metric {checkpoints.best!r}{nearest(checkpoints.best, known)}")
+        best, known = checkpoints.best_metric, {f"{name}/{k}" for k in results[name]}
+        if name == judge and best not in known:
+          raise ValueError(f"config.checkpoint.best_metric: no metric {best!r}{nearest(best, known)}")
 
   meter = metrics.Meter(run.batch_size, run.data.unit)
   programs = {}  # one for each shape of a batch, and its FLOPs; images have but one
@@ -350,8 +351,8 @@ def _loop(
       if len(pending) > 1:  # the one before is looked at while the device works on this one
         finish_step(*pending.popleft())
       evaluating = step == run.total_steps or any(every and step % every == 0 for every, _ in evaluations.values())
-      saving = step == run.total_steps or (checkpoints.every and step % checkpoints.every == 0)
-      logging = step % config.log_every == 0 or step == run.total_steps
+      saving = step == run.total_steps or (checkpoints.every_steps and step % checkpoints.every_steps == 0)
+      logging = step % config.log_every_steps == 0 or step == run.total_steps
       if evaluating or saving or logging:
         while pending:
           finish_step(*pending.popleft())
@@ -393,7 +394,7 @@ def _nonfinite_advice(step: int, checkpoints: Checkpoints) -> str:
   return (
     f"the loss or the gradient of step {step} is not finite. "
     + (f"The last good checkpoint is of step {steps[-1]}. " if steps else "There is no checkpoint yet. ")
-    + "Try a lower optimizer.learning_rate, a longer optimizer.warmup, optimizer.clip_norm=1.0, "
+    + "Try a lower optimizer.learning_rate, a longer optimizer.warmup, optimizer.grad_clip_norm=1.0, "
     "model.dtype='float32', or skip_nonfinite=True to leave such steps out."
   )
 

@@ -105,32 +105,34 @@ def make_schedule(
   *,
   final: float = 0.0,
   timescale: int = 10_000,
-  drops: tuple[float, ...] = (),
+  boundaries: tuple[float, ...] = (),
 ) -> optax.Schedule:
   """Learning rate by step: linear warmup from 0 to `peak`, then the named decay.
 
   Args:
     name: "constant"; "cosine" and "linear" fall to `final` at `total`; "rsqrt" falls as
-      1 / sqrt(1 + (step - warmup) / timescale) (Zhai et al. 2022, 3.5); "step" falls to a tenth at each of `drops`.
+      1 / sqrt(1 + (step - warmup) / timescale) (Zhai et al. 2022, 3.5); "step" falls to a tenth at each of
+      `boundaries`.
     peak: the highest rate.
     warmup: steps of warmup.
     total: steps in all.
     final: the last rate.
     timescale: of "rsqrt", in steps.
-    drops: of "step", as shares of all steps.
+    boundaries: of "step", as shares of all steps.
 
   Raises:
-    ValueError: unknown name, a warmup that leaves no step to train, or drops that are not between its end and the last.
+    ValueError: unknown name, a warmup that leaves no step to train, or boundaries that are not between its end and the
+      last.
   """
   if name not in SCHEDULES:
     raise ValueError(f"unknown schedule {name!r}{nearest(name, SCHEDULES)}")
   if not 0 <= warmup < total:
     raise ValueError(f"warmup takes {warmup} of {total} steps; wanted fewer than all")
-  at = [round(share * total) for share in drops]
+  at = [round(share * total) for share in boundaries]
   if (name == "step") != bool(at) or any(not warmup < step < total for step in at):
     raise ValueError(
-      f"drops is {drops} of the schedule {name!r}; wanted shares of all {total} steps, after the {warmup} of warmup,"
-      " for 'step', and none for the others"
+      f"boundaries is {boundaries} of the schedule {name!r}; wanted shares of all {total} steps, after the {warmup} of "
+      "warmup, for 'step', and none for the others"
     )
   decay = {
     "constant": lambda: optax.constant_schedule(peak),
@@ -240,13 +242,13 @@ def make(
   learning_rate: float,
   schedule: str = "cosine",
   warmup: int | float = 0,
-  final_rate: float = 0.0,
+  final_learning_rate: float = 0.0,
   timescale: int = 10_000,
-  drops: tuple[float, ...] = (),
+  boundaries: tuple[float, ...] = (),
   weight_decay: float = 0.0,
   no_decay: tuple[str, ...] = NO_DECAY,
   layer_decay: float = 1.0,
-  clip_norm: float = 0.0,
+  grad_clip_norm: float = 0.0,
   freeze: tuple[str, ...] = (),
   **kwargs,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -259,11 +261,11 @@ def make(
     learning_rate: the peak.
     schedule: one of `SCHEDULES`.
     warmup: steps, or a share of all steps when below 1.
-    final_rate, timescale, drops: of the schedule.
+    final_learning_rate, timescale, boundaries: of the schedule.
     weight_decay: times the learning rate, as in AdamW (Loshchilov & Hutter 2019).
     no_decay: regular expressions of paths that do not decay.
     layer_decay: factor from each layer to the one below it (`layer_scales`).
-    clip_norm: largest global gradient norm; 0 for none.
+    grad_clip_norm: largest global gradient norm; 0 for none.
     freeze: regular expressions of paths that do not change; they have no optimiser state.
     **kwargs: of the optimiser's function, such as b1, b2, momentum.
 
@@ -275,7 +277,7 @@ def make(
   """
   if name not in OPTIMIZERS:
     raise ValueError(f"unknown optimizer {name!r}{nearest(name, OPTIMIZERS)}")
-  fields = dict(learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, clip_norm=clip_norm)
+  fields = dict(learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, grad_clip_norm=grad_clip_norm)
   faults = [f"{key} is {value}; wanted 0 or more" for key, value in fields.items() if value < 0]
   if warmup > 1 and warmup != int(warmup):
     faults.append(f"warmup is {warmup}; wanted a share of all steps, below 1, or a whole number of steps")
@@ -287,7 +289,7 @@ def make(
   check_call(function, kwargs, f"config.optimizer ({name})", given=filled, also=own)
   check_patterns(freeze, params, "config.optimizer.freeze")
   steps = round(warmup * total_steps) if 0 < warmup < 1 else int(warmup)
-  more = dict(final=final_rate, timescale=timescale, drops=drops)
+  more = dict(final=final_learning_rate, timescale=timescale, boundaries=boundaries)
   rate = make_schedule(schedule, learning_rate, steps, total_steps, **more)
 
   # Functions of the tree they are given: where parameters are frozen, optax shows only the others.
@@ -300,7 +302,7 @@ def make(
     kwargs |= {decay_argument: weight_decay, mask_argument: decays}
   if name == "adafactor":  # the only one whose decay is not already times the rate
     kwargs[decay_argument] = lambda step: weight_decay * rate(step)
-  parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  parts = [optax.clip_by_global_norm(grad_clip_norm)] if grad_clip_norm else []
   if name == "sgd" and weight_decay:
     parts += [optax.add_decayed_weights(weight_decay, decays)]
   parts += [function(rate, **kwargs)]

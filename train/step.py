@@ -20,18 +20,18 @@ class State(NamedTuple):
   Attributes:
     step: number of steps done, int32 scalar.
     params: the model's parameters.
-    variables: its other collections (running statistics); often empty.
+    model_state: its other collections, such as running statistics; often empty.
     opt_state: of the optimiser.
-    ema: exponential moving average of the parameters, or None.
-    skipped: number of steps left out for a loss or gradient that was not finite, int32 scalar.
+    ema_params: exponential moving average of the parameters, or None.
+    skipped_steps: number of steps left out because loss or gradient was not finite, int32 scalar.
   """
 
   step: jax.Array
   params: dict
-  variables: dict
+  model_state: dict
   opt_state: optax.OptState
-  ema: dict | None
-  skipped: jax.Array
+  ema_params: dict | None
+  skipped_steps: jax.Array
 
 
 def init_state(variables: dict, optimizer: optax.GradientTransformation, ema: bool = False) -> State:
@@ -91,17 +91,17 @@ def make_step(
       return (*added, loss.variables | changed), None
 
     def zeros(batch):
-      _, loss = jax.eval_shape(sums, state.params, {}, state.variables, batch, key)
+      _, loss = jax.eval_shape(sums, state.params, {}, state.model_state, batch, key)
       totals = {"loss": loss.total, "weight": loss.weight, **loss.metrics}
       return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (state.params, totals))
 
     if grad_accum_steps == 1:
-      (grads, totals, variables), _ = add_part((*zeros(batch), state.variables), batch)
+      (grads, totals, variables), _ = add_part((*zeros(batch), state.model_state), batch)
     else:
       # Part i takes every n-th example, so that each device cuts up what it already holds.
       parts = jax.tree.map(lambda a: a.reshape(-1, grad_accum_steps, *a.shape[1:]).swapaxes(0, 1), batch)
       first = jax.tree.map(lambda a: a[0], parts)
-      (grads, totals, variables), _ = jax.lax.scan(add_part, (*zeros(first), state.variables), parts)
+      (grads, totals, variables), _ = jax.lax.scan(add_part, (*zeros(first), state.model_state), parts)
     if axis:
       grads, totals = jax.lax.psum((grads, totals), axis)
       variables = jax.lax.pmean(variables, axis)
@@ -112,14 +112,14 @@ def make_step(
     grad_norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = optax.incremental_update(params, state.ema, 1 - ema_decay) if ema_decay else state.ema
+    ema = optax.incremental_update(params, state.ema_params, 1 - ema_decay) if ema_decay else state.ema_params
     metrics |= {"weight": weight, "grad_norm": grad_norm, "param_norm": optax.global_norm(params)}
-    new = State(state.step + 1, params, variables, opt_state, ema, state.skipped)
+    new = State(state.step + 1, params, variables, opt_state, ema, state.skipped_steps)
     if skip_nonfinite:
       finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
       kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-      new = kept._replace(step=new.step, skipped=state.skipped + ~finite)
-      metrics["skipped"] = new.skipped
+      new = kept._replace(step=new.step, skipped_steps=state.skipped_steps + ~finite)
+      metrics["skipped_steps"] = new.skipped_steps
     return new, metrics
 
   return step

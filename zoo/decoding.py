@@ -179,12 +179,13 @@ PENALTIES = {
 }
 
 
-def check_beam(beam: int, n_best: int, alpha: float, vocab_size: int | None) -> None:
+def check_beam(beam_size: int, n_best: int, length_penalty: float, vocab_size: int | None) -> None:
   """Raises ValueError for a beam that makes no sense, or is larger than the vocabulary; None where none is searched."""
-  if not (beam >= 1 and 1 <= n_best <= beam and alpha >= 0):
-    raise ValueError(f"beam={beam}, n_best={n_best}, alpha={alpha}; wanted beam >= 1, 1 <= n_best <= beam, alpha >= 0")
-  if vocab_size is not None and beam > vocab_size:
-    raise ValueError(f"a beam of {beam} is larger than the vocabulary of {vocab_size} tokens")
+  if not (beam_size >= 1 and 1 <= n_best <= beam_size and length_penalty >= 0):
+    given = f"beam_size={beam_size}, n_best={n_best}, length_penalty={length_penalty}"
+    raise ValueError(f"{given}; wanted beam_size >= 1, 1 <= n_best <= beam_size, length_penalty >= 0")
+  if vocab_size is not None and beam_size > vocab_size:
+    raise ValueError(f"a beam of {beam_size} is larger than the vocabulary of {vocab_size} tokens")
 
 
 def beam_search(
@@ -196,15 +197,15 @@ def beam_search(
   eos: int,
   pad: int,
   max_length: int,
-  beam: int = 4,
+  beam_size: int = 4,
   n_best: int = 1,
-  alpha: float = 0.6,
-  penalty: str = "gnmt",
+  length_penalty: float = 0.6,
+  length_normalization: str = "gnmt",
   early_stop: bool = True,
 ) -> Decoded:
-  """The best of many sequences: at every place only the `beam` best beginnings are followed (Graves 2012, 2.5).
+  """The best of many sequences: at every place only the `beam_size` best beginnings are followed (Graves 2012, 2.5).
 
-  A sequence that ends is kept, if it is among the `beam` best at that place, and its score is the logarithm of its
+  A sequence that ends is kept, if it is among the `beam_size` best at that place, and its score is the logarithm of its
   probability over the length penalty. At `max_length` what has not ended is kept as it is.
 
   Stopping early is safe: a beginning's probability only falls as it grows, and the penalty only rises, so no end of it
@@ -214,23 +215,23 @@ def beam_search(
   Args:
     step, memory, cache: see the module's beginning.
     bos, eos, pad, max_length: see `greedy`.
-    beam: beginnings that are followed, and ends that are kept.
-    n_best: sequences to return, at most `beam`.
-    alpha: exponent of the length penalty, at least 0; 0 for none, 0.6 in Vaswani et al. 2017, 6.1.
-    penalty: "gnmt", or "power" for the length itself to the power of alpha, as in Hugging Face's `generate`.
+    beam_size: beginnings that are followed, and ends that are kept.
+    n_best: sequences to return, at most `beam_size`.
+    length_penalty: exponent of the length penalty, at least 0; 0 for none, 0.6 in Vaswani et al. 2017, 6.1.
+    length_normalization: "gnmt", or "power" for length ** length_penalty, as in Hugging Face's `generate`.
     early_stop: stop when nothing can change; False is for comparison.
 
   Raises:
     ValueError: a beam larger than the vocabulary, or an argument that makes no sense.
   """
-  if penalty not in PENALTIES:
-    raise ValueError(f"unknown penalty {penalty!r}{nearest(penalty, PENALTIES)}")
+  if length_normalization not in PENALTIES:
+    raise ValueError(f"unknown length_normalization {length_normalization!r}{nearest(length_normalization, PENALTIES)}")
   B = jax.tree.leaves(memory)[0].shape[0]
   logits, _ = jax.eval_shape(step, memory, cache, jnp.zeros(B, jnp.int32), jnp.int32(0))
   vocab_size = logits.shape[1]
-  check_beam(beam, n_best, alpha, vocab_size)
-  divisor = partial(PENALTIES[penalty], alpha=alpha)
-  memory, cache = jax.tree.map(lambda a: jnp.repeat(a, beam, 0), (memory, cache))
+  check_beam(beam_size, n_best, length_penalty, vocab_size)
+  divisor = partial(PENALTIES[length_normalization], alpha=length_penalty)
+  memory, cache = jax.tree.map(lambda a: jnp.repeat(a, beam_size, 0), (memory, cache))
   worst = jnp.finfo(jnp.float32).min  # instead of -inf, of which a difference would be no number
 
   def take(tree_BK, index_BJ):
@@ -240,9 +241,9 @@ def beam_search(
   def proceed(carry):
     index, token_BK, live_BKT, live_BK, kept_BKT, kept_BK, cache = carry
     logits, cache = step(memory, cache, token_BK.reshape(-1), index)
-    gain_BKV = jax.nn.log_softmax(logits).reshape(B, beam, vocab_size)
+    gain_BKV = jax.nn.log_softmax(logits).reshape(B, beam_size, vocab_size)
     # Twice the beam, for at most half of them end.
-    count = min(2 * beam, beam * vocab_size)
+    count = min(2 * beam_size, beam_size * vocab_size)
     score_BJ, place_BJ = jax.lax.top_k((live_BK[..., None] + gain_BKV).reshape(B, -1), count)
     parent_BJ, token_BJ = place_BJ // vocab_size, (place_BJ % vocab_size).astype(jnp.int32)
     sequence_BJT = take(live_BKT, parent_BJ).at[:, :, index].set(token_BJ)
@@ -250,16 +251,16 @@ def beam_search(
     ended_BJ = (token_BJ == eos) | last
 
     # What ended joins what is kept, if it is one of the first.
-    candidate_BJ = jnp.where(ended_BJ & (jnp.arange(count) < beam), score_BJ / divisor(index + 1.0), worst)
+    candidate_BJ = jnp.where(ended_BJ & (jnp.arange(count) < beam_size), score_BJ / divisor(index + 1.0), worst)
     candidate_BJ = jnp.where(score_BJ > worst, candidate_BJ, worst)
     all_kept = jnp.concatenate([kept_BK, candidate_BJ], 1)
-    kept_BK, chosen = jax.lax.top_k(all_kept, beam)
+    kept_BK, chosen = jax.lax.top_k(all_kept, beam_size)
     kept_BKT = take(jnp.concatenate([kept_BKT, sequence_BJT], 1), chosen)
 
     # The rest goes on.
-    live_BK, chosen = jax.lax.top_k(jnp.where(ended_BJ, worst, score_BJ), beam)
+    live_BK, chosen = jax.lax.top_k(jnp.where(ended_BJ, worst, score_BJ), beam_size)
     live_BKT, token_BK, parent_BK = take((sequence_BJT, token_BJ, parent_BJ), chosen)
-    cache = jax.tree.map(lambda a: take(a.reshape(B, beam, *a.shape[1:]), parent_BK).reshape(a.shape), cache)
+    cache = jax.tree.map(lambda a: take(a.reshape(B, beam_size, *a.shape[1:]), parent_BK).reshape(a.shape), cache)
     return index + 1, token_BK, live_BKT, live_BK, kept_BKT, kept_BK, cache
 
   def goes_on(carry):
@@ -268,11 +269,11 @@ def beam_search(
     possible = ((best_B > worst) & (best_B / divisor(float(max_length)) > kept_BK.min(1))).any()
     return (index < max_length) & (possible if early_stop else True)
 
-  empty_BKT = jnp.full((B, beam, max_length), pad, jnp.int32)
+  empty_BKT = jnp.full((B, beam_size, max_length), pad, jnp.int32)
   # At first all beams are the same, so only one of them counts.
-  first_BK = jnp.full((B, beam), worst).at[:, 0].set(0.0)
-  nothing_BK = jnp.full((B, beam), worst)
-  start = (jnp.int32(0), jnp.full((B, beam), bos, jnp.int32), empty_BKT, first_BK, empty_BKT, nothing_BK, cache)
+  first_BK = jnp.full((B, beam_size), worst).at[:, 0].set(0.0)
+  nothing_BK = jnp.full((B, beam_size), worst)
+  start = (jnp.int32(0), jnp.full((B, beam_size), bos, jnp.int32), empty_BKT, first_BK, empty_BKT, nothing_BK, cache)
   _, _, _, _, kept_BKT, kept_BK, _ = jax.lax.while_loop(goes_on, proceed, start)
   return Decoded(kept_BKT[:, :n_best], kept_BK[:, :n_best])
 

@@ -163,7 +163,7 @@ def draw(measured: dict[str, dict], width: int, kernel: int) -> Figure:
       for i, (name, result) in enumerate(measured.items()):
         power = round(result["slopes"][f"{cost} in n"], 2) + 0.0  # no "-0.00"
         # Lines that lie on each other stay visible: each thinner than the one before.
-        axis.loglog(LENGTHS, result["costs"][cost], color=plots.COLOURS[i], linewidth=4.2 - i, marker="o", markersize=3,
+        axis.loglog(LENGTHS, result["costs"][cost], color=plots.COLORS[i], linewidth=4.2 - i, marker="o", markersize=3,
                     label=f"{name}: $n^{{{power:.2f}}}$")  # fmt: skip
       axis.set(title=cost, xlabel="length n")
       axis.set_xticks(LENGTHS, [str(n) for n in LENGTHS])

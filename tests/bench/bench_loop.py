@@ -28,7 +28,7 @@ def main() -> None:
   parser.add_argument("overrides", nargs="*", default=["model.width=256", "model.depth=6", "model.mlp_dim=1024"])
   options = parser.parse_args()
   config = configuration.load(
-    "quickstart", [*options.overrides, f"steps={options.steps}", "epochs=0", "pictures=()", "checkpoint.every=0"]
+    "quickstart", [*options.overrides, f"steps={options.steps}", "epochs=0", "plots=()", "checkpoint.every_steps=0"]
   )
   config.evals = {}
   run = loop.Run(config)

@@ -93,11 +93,11 @@ def draw(seconds: dict[str, dict[int, list[float]]]) -> Figure:
     figure = Figure(figsize=(9.6, 4.2))
     left, right = figure.subplots(1, 2, gridspec_kw=dict(left=0.075, right=0.985, top=0.75, bottom=0.13, wspace=0.2))
     for i, (label, values) in enumerate(equations.items()):
-      left.loglog(sides, values, color=plots.COLOURS[i], linewidth=2, label=label)
+      left.loglog(sides, values, color=plots.COLORS[i], linewidth=2, label=label)
     left.set(title="billions of multiply-adds of a layer of attention", xlabel="side of the image in pixels")
     for i, (name, times) in enumerate(reversed(seconds.items())):
       medians = [float(np.median(times[side])) for side in SIDES]
-      right.loglog(SIDES, medians, color=plots.COLOURS[i], linewidth=2, marker="o", markersize=5, label=name)
+      right.loglog(SIDES, medians, color=plots.COLORS[i], linewidth=2, marker="o", markersize=5, label=name)
       linear = [medians[0] * (side / SIDES[0]) ** 2 for side in SIDES]
       right.loglog(SIDES, linear, color=plots.SOFT, linewidth=1, linestyle=":",
                    label="as many times as it has pixels" if i else None)  # fmt: skip

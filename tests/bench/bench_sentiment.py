@@ -31,7 +31,7 @@ from train.data import array_record
 from train.data.text.corpora import TextRecords
 from train.datasets import vader_movies
 
-PRETRAINING = ("model.vocab_size=8000", "data.vocab_size=8000", "checkpoint.every=1000")
+PRETRAINING = ("model.vocab_size=8000", "data.vocab_size=8000", "checkpoint.every_steps=1000")
 
 
 def fetch(folder: Path) -> tuple[Path, Path]:
@@ -111,7 +111,7 @@ def main() -> None:
   for name in options.only:
     scores = []
     for seed in range(options.seeds):
-      overrides = (*beginnings[name], f"data.data_dir={sets}", f"seed={seed}", "checkpoint.every=0", "pictures=()")
+      overrides = (*beginnings[name], f"data.data_dir={sets}", f"seed={seed}", "checkpoint.every_steps=0", "plots=()")
       scores.append(train(folder / f"{name}_{seed}", "bert_sentiment", *overrides)["test"]["accuracy"])
     spread = f", standard deviation {100 * np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
     every = ", ".join(f"{100 * score:.1f}" for score in scores)

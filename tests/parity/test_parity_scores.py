@@ -19,7 +19,7 @@ def test_scores_of_classes_are_those_of_scikit_learn():
   for classes in (2, 3, 5):
     label = rng.integers(classes, size=60)
     found = np.where(rng.random(60) < 0.6, label, rng.integers(classes, size=60))
-    assert text_metrics.matthews(found, label) == pytest.approx(metrics.matthews_corrcoef(label, found))
+    assert text_metrics.matthews_correlation(found, label) == pytest.approx(metrics.matthews_corrcoef(label, found))
     assert text_metrics.accuracy(found, label) == pytest.approx(metrics.accuracy_score(label, found))
     assert text_metrics.f1(found == 1, label == 1) == pytest.approx(metrics.f1_score(label == 1, found == 1))
 

@@ -316,6 +316,8 @@ def test_beam_search_is_generate(pair, beam, alpha):
     num_beams=beam, num_return_sequences=beam, length_penalty=alpha, early_stopping="never"
   )
   check_varied(wanted)
-  found, scores = pair.decode(decoding.beam_search, beam=beam, n_best=beam, alpha=alpha, penalty="power")
+  found, scores = pair.decode(
+    decoding.beam_search, beam_size=beam, n_best=beam, length_penalty=alpha, length_normalization="power"
+  )
   np.testing.assert_array_equal(found, wanted)
   np.testing.assert_allclose(scores.ravel(), wanted_scores, rtol=1e-5)

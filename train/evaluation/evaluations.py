@@ -17,7 +17,7 @@ import optax
 from ml_collections import ConfigDict
 
 from train import sharding
-from train.data.text import question_answering
+from train.data.text import question_answering as squad
 from train.data.text.sequence_classification import told
 from train.evaluation import text_metrics
 from train.experiment import make_objective
@@ -33,16 +33,16 @@ from train.step import make_eval_step
 class Evaluation(NamedTuple):
   """`function(variables) -> metrics`, to be called every so many steps; 0 = only after the last."""
 
-  every: int
+  every_steps: int
   function: Callable[[dict], dict[str, float]]
 
 
-def loss(run, *, every: int = 0, split: str = "", batch_size: int = 0, objective=None) -> Evaluation:
+def loss(run, *, every_steps: int = 0, split: str = "", batch_size: int = 0, objective=None) -> Evaluation:
   """The mean of an objective over every example of a split, each exactly once, on any number of devices.
 
   Args:
     run: the training.
-    every: steps between two evaluations; 0 for only the last.
+    every_steps: steps between two evaluations; 0 for only the last.
     split: of the data; the evaluation split if empty.
     batch_size: the training's if 0.
     objective: another than the training's, as in the config.
@@ -62,13 +62,13 @@ def loss(run, *, every: int = 0, split: str = "", batch_size: int = 0, objective
     weight = sums.pop("weight")
     return {name: value / weight for name, value in sums.items()} | {"examples": weight}
 
-  return Evaluation(every, evaluate)
+  return Evaluation(every_steps, evaluate)
 
 
 def linear_probe(
   run,
   *,
-  every: int = 0,
+  every_steps: int = 0,
   train_split: str = "",
   split: str = "",
   batch_size: int = 0,
@@ -83,7 +83,7 @@ def linear_probe(
 
   Args:
     run: the training.
-    every: steps between two probes; 0 for only the last.
+    every_steps: steps between two probes; 0 for only the last.
     train_split, split: of the data, to fit and to score; the run's own if empty.
     batch_size: to compute features; the training's if 0.
     l2: weight of the squared norm of the weights.
@@ -118,7 +118,7 @@ def linear_probe(
       result["gain"] = result["accuracy"] - result["untrained_accuracy"]
     return result
 
-  return Evaluation(every, evaluate)
+  return Evaluation(every_steps, evaluate)
 
 
 def logistic_regression(
@@ -212,22 +212,25 @@ def _check_kind(run, name: str, evaluation: str) -> None:
     raise ValueError(f"the evaluation {evaluation!r} is for data {name!r}; this is {run.config.data.name!r}")
 
 
-def labels(run, *, every: int = 0, split: str = "", batch_size: int = 0, metrics: tuple = ()) -> Evaluation:
+def sequence_classification(
+  run, *, every_steps: int = 0, split: str = "", batch_size: int = 0, metrics: tuple = ()
+) -> Evaluation:
   """What the labels of sentences are worth (`train.evaluation.text_metrics`), by the metrics of the task where GLUE has
   it.
 
   Args:
     run: the training, of data "sentences".
-    every: steps between two evaluations; 0 for only the last.
+    every_steps: steps between two evaluations; 0 for only the last.
     split: of the data; the evaluation split if empty.
     batch_size: the training's if 0.
-    metrics: "accuracy", "f1" and "matthews" of classes and choices, "pearson" and "spearman" of numbers; the data's own
-      if empty.
+    metrics: "accuracy", "f1" and "matthews_correlation" of classes and choices, "pearson" and "spearmanr" of numbers;
+      the data's own if empty.
 
   Returns:
-    an evaluation of these, and of their mean "score" where there are several; 0 to 1, or -1 to 1 for correlations.
+    an evaluation of these, and of their mean "combined_score" where there are several; 0 to 1, or -1 to 1 for
+    correlations.
   """
-  _check_kind(run, "sentences", "labels")
+  _check_kind(run, "sentences", "sequence_classification")
   names = tuple(metrics) or run.data.scores
   text_metrics.check_scores(names, run.data.number)
 
@@ -242,19 +245,19 @@ def labels(run, *, every: int = 0, split: str = "", batch_size: int = 0, metrics
     there_N = told(label_N)
     return text_metrics.score_labels(found_N[there_N], label_N[there_N], names)
 
-  return Evaluation(every, evaluate)
+  return Evaluation(every_steps, evaluate)
 
 
-def entities(run, *, every: int = 0, split: str = "", batch_size: int = 0) -> Evaluation:
+def token_classification(run, *, every_steps: int = 0, split: str = "", batch_size: int = 0) -> Evaluation:
   """Precision, recall and F1 of whole entities (CoNLL), 0 to 1, of tags in IOB1 or IOB2; and the accuracy of tags.
 
   Args:
     run: the training, of data "tags".
-    every: steps between two evaluations; 0 for only the last.
+    every_steps: steps between two evaluations; 0 for only the last.
     split: of the data; the evaluation split if empty.
     batch_size: the training's if 0.
   """
-  _check_kind(run, "tags", "entities")
+  _check_kind(run, "tags", "token_classification")
 
   def tell(variables, batch):
     (logits_BTV, _), _ = read(run.model, variables, batch)
@@ -270,24 +273,24 @@ def entities(run, *, every: int = 0, split: str = "", batch_size: int = 0) -> Ev
     found = [tags + ["O"] * (len(true) - len(tags)) for tags, true in zip(found, wanted, strict=True)]
     return text_metrics.score_entities(found, wanted)
 
-  return Evaluation(every, evaluate)
+  return Evaluation(every_steps, evaluate)
 
 
-def segmentation(run, *, every: int = 0, split: str = "", batch_size: int = 0) -> Evaluation:
+def semantic_segmentation(run, *, every_steps: int = 0, split: str = "", batch_size: int = 0) -> Evaluation:
   """How well the classes of pixels are told: "miou", the mean intersection over union, and pixel "accuracy".
 
   All are of one confusion matrix, summed over the split's pixels (`score_confusion`).
 
   Args:
     run: the training, of data "masks".
-    every: steps between two evaluations; 0 for only the last.
+    every_steps: steps between two evaluations; 0 for only the last.
     split: of the data; the evaluation split if empty.
     batch_size: the training's if 0.
 
   Returns:
     an evaluation of these, 0 to 1, and of "iou/CLASS" for every class that occurs.
   """
-  _check_kind(run, "masks", "segmentation")
+  _check_kind(run, "masks", "semantic_segmentation")
   classes, axis = run.data.num_classes, run.parallel.axis
 
   def count(variables, batch):
@@ -307,7 +310,7 @@ def segmentation(run, *, every: int = 0, split: str = "", batch_size: int = 0) -
       confusion_VV += run.parallel.host(count(variables, batch))
     return score_confusion(confusion_VV, run.data.class_names)
 
-  return Evaluation(every, evaluate)
+  return Evaluation(every_steps, evaluate)
 
 
 def score_confusion(confusion_VV: np.ndarray, names: Sequence[str]) -> dict[str, float]:
@@ -326,15 +329,15 @@ def score_confusion(confusion_VV: np.ndarray, names: Sequence[str]) -> dict[str,
   return {"miou": mean, "accuracy": float(both_V.sum() / max(confusion_VV.sum(), 1)) if scores else mean} | scores
 
 
-def answers(
+def question_answering(
   run,
   *,
-  every: int = 0,
+  every_steps: int = 0,
   split: str = "",
   batch_size: int = 0,
-  n_best: int = 20,
-  longest: int = 30,
-  null_threshold: float = 0.0,
+  n_best_size: int = 20,
+  max_answer_length: int = 30,
+  null_score_diff_threshold: float = 0.0,
 ) -> Evaluation:
   """Exact match and F1 of answers, 0 to 100, as SQuAD's scripts count them
   (`train.evaluation.text_metrics.score_answers`).
@@ -343,13 +346,13 @@ def answers(
 
   Args:
     run: the training, of data "questions".
-    every: steps between two evaluations; 0 for only the last.
+    every_steps: steps between two evaluations; 0 for only the last.
     split: of the data; the evaluation split if empty.
     batch_size: the training's if 0.
-    n_best, longest: see `train.data.text.question_answering.choose`.
-    null_threshold: how much better no answer has to be than the best answer to be told.
+    n_best_size, max_answer_length: see `train.data.text.question_answering.choose`.
+    null_score_diff_threshold: how much better no answer has to be than the best answer to be told.
   """
-  _check_kind(run, "questions", "answers")
+  _check_kind(run, "questions", "question_answering")
   look = on_batches(run, lambda variables, batch: (span_logits(run.model, variables, batch)[0],))
 
   def evaluate(variables) -> dict[str, float]:
@@ -360,42 +363,42 @@ def answers(
     for number, group in itertools.groupby(zip(placed, logits, strict=True), lambda pair: pair[0].question):
       own, rows = zip(*group, strict=True)
       context = asked[number].context
-      found.append(question_answering.choose(rows, own, offsets[number], context, n_best, longest))
+      found.append(squad.choose(rows, own, offsets[number], context, n_best_size, max_answer_length))
     wanted = [[text for text, _ in question.answers] for question in asked]
     null = None if all(wanted) else [answer.null for answer in found]
-    return text_metrics.score_answers([answer.text for answer in found], wanted, null, null_threshold)
+    return text_metrics.score_answers([answer.text for answer in found], wanted, null, null_score_diff_threshold)
 
-  return Evaluation(every, evaluate)
+  return Evaluation(every_steps, evaluate)
 
 
 def translation(
   run,
   *,
-  every: int = 0,
+  every_steps: int = 0,
   split: str = "",
   batch_size: int = 0,
   limit: int = 0,
   max_length: int = 0,
-  beam: int = 1,
-  alpha: float = 0.6,
+  beam_size: int = 1,
+  length_penalty: float = 0.6,
 ) -> Evaluation:
   """BLEU (Papineni et al. 2002) and chrF (Popovic 2015) of a split's translations, by sacrebleu on detokenised text.
 
   Args:
     run: the training.
-    every: steps between two evaluations; 0 for only the last.
+    every_steps: steps between two evaluations; 0 for only the last.
     split: of the data; the evaluation split if empty.
     batch_size: sentences decoded together; the training's if 0.
     limit: only the first so many; 0 for all.
     max_length: of a translation, in tokens; the data's if 0.
-    beam: see `train.inference.translate.Translator`; 1 is greedy.
-    alpha: of the length penalty.
+    beam_size: see `train.inference.translate.Translator`; 1 is greedy.
+    length_penalty: exponent of the length penalty.
 
   Returns:
     an evaluation of "bleu" and "chrf", 0 to 100, "exact", the share of translations equal to the reference, and
     "sentences_per_second" of decoding, once it is compiled, if there is a second batch.
   """
-  translator = translate.Translator(run, max_length or run.data.target_length, beam, alpha)
+  translator = translate.Translator(run, max_length or run.data.target_length, beam_size, length_penalty)
 
   def evaluate(variables) -> dict[str, float]:
     pairs = run.data.references(split or run.data.eval_split)[: limit or None]
@@ -404,4 +407,4 @@ def translation(
     found, speed = translator(variables, batches, sources)
     return translate.score(found, targets) | ({"sentences_per_second": speed} if speed else {})
 
-  return Evaluation(every, evaluate)
+  return Evaluation(every_steps, evaluate)

@@ -23,7 +23,7 @@ def f1(found_N: np.ndarray, label_N: np.ndarray) -> float:
   return float(2 * right / max(np.sum(found_N == 1) + np.sum(label_N == 1), 1))
 
 
-def matthews(found_N: np.ndarray, label_N: np.ndarray) -> float:
+def matthews_correlation(found_N: np.ndarray, label_N: np.ndarray) -> float:
   """Correlation of two classifications, -1 to 1 (Matthews 1975; Gorodkin 2004, eq. 8 for more than two classes).
 
   0 where all are put into one class.
@@ -48,11 +48,11 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
 
 
 pearson = _correlation("pearsonr")
-spearman = _correlation("spearmanr")
+spearmanr = _correlation("spearmanr")
 
 # Of classes or choices, and of numbers.
-LABEL_SCORES = dict(accuracy=accuracy, f1=f1, matthews=matthews)
-NUMBER_SCORES = dict(pearson=pearson, spearman=spearman)
+LABEL_SCORES = dict(accuracy=accuracy, f1=f1, matthews_correlation=matthews_correlation)
+NUMBER_SCORES = dict(pearson=pearson, spearmanr=spearmanr)
 
 
 def check_scores(names: Sequence[str], number: bool) -> None:
@@ -64,9 +64,9 @@ def check_scores(names: Sequence[str], number: bool) -> None:
 
 
 def score_labels(found_N: np.ndarray, label_N: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-  """Scores by name, and their mean as "score" where there are several, as GLUE has it for a task (Wang et al. 2019)."""
+  """Scores by name, and the mean of several as "combined_score", as in GLUE (Wang et al. 2019)."""
   scores = {name: (LABEL_SCORES | NUMBER_SCORES)[name](found_N, label_N) for name in names}
-  return scores | ({"score": float(np.mean([*scores.values()]))} if len(scores) > 1 else {})
+  return scores | ({"combined_score": float(np.mean([*scores.values()]))} if len(scores) > 1 else {})
 
 
 # Tags.
@@ -142,9 +142,9 @@ def score_answers(
     threshold: above it the answer is taken to be "".
 
   Returns:
-    "exact" and "f1"; and with `null` those of questions with an answer and without, "has_answer_exact",
-    "no_answer_exact", ..., and the best that any threshold gives, which is told too: "best_exact",
-    "best_exact_threshold", "best_f1", "best_f1_threshold".
+    "exact" and "f1"; and with `null` those of questions with an answer and without, "HasAns_exact",
+    "NoAns_exact", ..., and the best that any threshold gives, which is told too: "best_exact",
+    "best_exact_thresh", "best_f1", "best_f1_thresh".
   """
   # An answer of nothing but articles and punctuation is none (`evaluate-v2.0.py`).
   right = [[answer for answer in answers if normalise_answer(answer)] or [""] for answers in wanted]
@@ -162,11 +162,11 @@ def score_answers(
   for name, score_N in scores.items():
     kept_N = np.where(null_N > threshold, none_N, score_N)
     result[name] = 100 * float(kept_N.mean())
-    for what, here_N in (("has_answer", ~none_N), ("no_answer", none_N)):
+    for what, here_N in (("HasAns", ~none_N), ("NoAns", none_N)):
       if here_N.any():
         result[f"{what}_{name}"] = 100 * float(kept_N[here_N].mean())
     best, where = best_threshold(score_N, none_N, null_N, [one == "" for one in found])
-    result |= {f"best_{name}": 100 * best, f"best_{name}_threshold": where}
+    result |= {f"best_{name}": 100 * best, f"best_{name}_thresh": where}
   return result
 
 

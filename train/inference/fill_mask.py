@@ -18,7 +18,9 @@ class Guess(NamedTuple):
   text: str
 
 
-def fill(model, variables: dict, vocabulary: Vocabulary, texts: Sequence[str], top: int = 5) -> list[list[list[Guess]]]:
+def fill_mask(
+  model, variables: dict, vocabulary: Vocabulary, texts: Sequence[str], top_k: int = 5
+) -> list[list[list[Guess]]]:
   """The most probable tokens for every [MASK] of every text, each as if the others stayed hidden.
 
   Args:
@@ -26,7 +28,7 @@ def fill(model, variables: dict, vocabulary: Vocabulary, texts: Sequence[str], t
     variables: its variables.
     vocabulary: the one that it has learned.
     texts: each with "[MASK]" in it, once or more.
-    top: how many, the best first.
+    top_k: how many, the best first.
 
   Raises:
     ValueError: a model without the head; a text without [MASK], or longer than the model takes.
@@ -34,8 +36,8 @@ def fill(model, variables: dict, vocabulary: Vocabulary, texts: Sequence[str], t
   c = model.config
   if getattr(c, "head", "") not in ("pretrain", "words"):
     raise ValueError("only a model with head 'pretrain' or 'words' fills in words: this one tells none")
-  if not 1 <= top <= c.vocab_size:
-    raise ValueError(f"top is {top}; wanted 1 to the model's {c.vocab} words")
+  if not 1 <= top_k <= c.vocab_size:
+    raise ValueError(f"top_k is {top_k}; wanted 1 to the model's vocab_size, {c.vocab_size}")
   rows = [[vocabulary.cls, *ids, vocabulary.sep] for ids in vocabulary.encode(texts, special=True)]
   name = vocabulary.tokenizer.id_to_token(vocabulary.mask)
   for text, row in zip(texts, rows, strict=True):
@@ -55,7 +57,7 @@ def fill(model, variables: dict, vocabulary: Vocabulary, texts: Sequence[str], t
     logits_BPV, _ = model.apply(variables, token_BT, masked_BP=masked_BP)
     # Of a table with more rows than tokens, only those that stand for something.
     logits_BPV = jnp.where(jnp.arange(c.vocab_size) < vocabulary.size, logits_BPV, -jnp.inf)
-    return jax.lax.top_k(jax.nn.softmax(logits_BPV), top)
+    return jax.lax.top_k(jax.nn.softmax(logits_BPV), top_k)
 
   share_BPK, word_BPK = jax.device_get(best(variables, token_BT, masked_BP))
   found = []

@@ -17,30 +17,30 @@ class Translator:
   Args:
     run: `train.loop.Run`, of data that has a `tokenizer`.
     max_length: of a translation, in tokens.
-    beam: sequences followed at once (`zoo.decoding.beam_search`); 1 is greedy. Of a model that says all tokens at once,
-      how many lengths are tried (`zoo.decoding.parallel`).
-    alpha: of the length penalty.
+    beam_size: sequences followed at once (`zoo.decoding.beam_search`); 1 is greedy. Of a non-autoregressive model how
+      many lengths are tried (`zoo.decoding.parallel`).
+    length_penalty: exponent of the length penalty.
 
   Raises:
     ValueError: an argument that makes no sense, or not for this model.
   """
 
-  def __init__(self, run, max_length: int, beam: int = 1, alpha: float = 0.6):
+  def __init__(self, run, max_length: int, beam_size: int = 1, length_penalty: float = 0.6):
     self.run = run
     c, axis = run.model.config, run.parallel.axis
     decoding.check_length(run.model, max_length)
     decoding.check_beam(
-      beam, 1, alpha, None if hasattr(run.model, "emit") else c.vocab_size + getattr(c, "copy_slots", 0)
+      beam_size, 1, length_penalty, None if hasattr(run.model, "emit") else c.vocab_size + getattr(c, "copy_slots", 0)
     )
     special = dict(bos=c.bos, eos=c.eos, pad=c.pad, max_length=max_length)
 
     def translate(variables, batch):
       if hasattr(run.model, "emit"):
-        decoded = decoding.parallel(run.model, variables, batch["source"], max_length, beam)
+        decoded = decoding.parallel(run.model, variables, batch["source"], max_length, beam_size)
       else:
         parts = decoding.stepper(run.model, variables, batch["source"], max_length)
-        if beam > 1:
-          decoded = decoding.beam_search(*parts, beam=beam, alpha=alpha, **special)
+        if beam_size > 1:
+          decoded = decoding.beam_search(*parts, beam_size=beam_size, length_penalty=length_penalty, **special)
         else:
           decoded = decoding.greedy(*parts, **special)
       out = decoded.token_BNT[:, 0], batch["valid"]

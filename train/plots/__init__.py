@@ -9,30 +9,30 @@ from train.plots.attention import (
   rollout,
 )
 from train.plots.curves import loss_curve, smooth
-from train.plots.images import mask_colours, reconstruct, reconstructions, segmentations
+from train.plots.images import mask_colors, reconstruct, reconstructions, segmentations
 from train.plots.positions import position_similarity, position_table, similarity
 from train.plots.regression import attention_heat_map, kernel_widths, regression_curve
-from train.plots.style import COLOURS, FAINT, HIDDEN, SOFT, STYLE
-from train.plots.text import alignment, beam_tree, heads, hidden_words, row_strips
+from train.plots.style import COLORS, FAINT, MASKED, SOFT, STYLE
+from train.plots.text import alignment, attention_heads, beam_tree, masked_tokens, token_inputs
 
 __all__ = [
-  "COLOURS",
+  "COLORS",
   "FAINT",
-  "HIDDEN",
+  "MASKED",
   "SOFT",
   "STYLE",
   "alignment",
+  "attention_heads",
   "attention_heat_map",
   "attention_maps",
   "attention_received",
   "attention_rollout",
   "attention_weights",
   "beam_tree",
-  "heads",
-  "hidden_words",
   "kernel_widths",
   "loss_curve",
-  "mask_colours",
+  "mask_colors",
+  "masked_tokens",
   "position_similarity",
   "position_table",
   "query_map",
@@ -40,8 +40,8 @@ __all__ = [
   "reconstructions",
   "regression_curve",
   "rollout",
-  "row_strips",
   "segmentations",
   "similarity",
   "smooth",
+  "token_inputs",
 ]

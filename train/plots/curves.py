@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from train import metrics
-from train.plots.style import COLOURS, FAINT, SOFT, draw_lines, drawing, heading
+from train.plots.style import COLORS, FAINT, SOFT, draw_lines, drawing, heading
 
 
 def smooth(values: np.ndarray, width: float) -> np.ndarray:
@@ -55,16 +55,16 @@ def loss_curve(log: str | os.PathLike) -> Figure:
     gridspec_kw=dict(left=0.11, right=0.8, top=1 - 0.75 / total, bottom=0.5 / total, hspace=0.25),
   )[:, 0]  # fmt: skip
   smoothed = smooth(losses, len(losses) / 50)
-  axes[0].plot(steps, losses, color=COLOURS[0], alpha=0.3, linewidth=0.8)
-  lines = [("training", steps, smoothed, COLOURS[0], {})]
+  axes[0].plot(steps, losses, color=COLORS[0], alpha=0.3, linewidth=0.8)
+  lines = [("training", steps, smoothed, COLORS[0], {})]
   points = dict(marker="o", markersize=3.5)
-  for name, colour in zip(evaluated, COLOURS[1:] * len(evaluated), strict=False):
+  for name, colour in zip(evaluated, COLORS[1:] * len(evaluated), strict=False):
     lines.append((name.removesuffix("/loss"), *_series(entries, name), colour, points))
   draw_lines(axes[0], lines)
   axes[0].set_ylabel("loss")
   if shares:
     lines = []
-    for name, colour in zip(shares, COLOURS[1:] * len(shares), strict=False):
+    for name, colour in zip(shares, COLORS[1:] * len(shares), strict=False):
       x, y = _series(entries, name)
       lines.append((re.sub(r"[/_]accuracy$", "", name).replace("/", " "), x, 100 * y, colour, points))
     draw_lines(axes[1], lines)

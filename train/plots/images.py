@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from train.images import normalise
-from train.plots.style import HIDDEN, drawing, heading, panels, picture, rgb, row_label
+from train.plots.style import MASKED, drawing, heading, panels, picture, rgb, row_label
 from zoo.layers.patch_embed import patchify, unpatchify
 from zoo.shapes import expect
 
@@ -100,7 +100,7 @@ def reconstructions(
   )
   rows = {
     "original": image_BYXC,
-    "what it sees": np.where(hidden, np.array(HIDDEN, np.uint8), rgb(image_BYXC)),
+    "what it sees": np.where(hidden, np.array(MASKED, np.uint8), rgb(image_BYXC)),
     "prediction": predicted,
     "prediction,\nvisible pasted": np.where(hidden, predicted, image_BYXC),
   }
@@ -117,11 +117,11 @@ def reconstructions(
   return figure
 
 
-def mask_colours(mask: np.ndarray, names: Sequence[str]) -> np.ndarray:
+def mask_colors(mask: np.ndarray, names: Sequence[str]) -> np.ndarray:
   """A colour for each class of a mask [...]: uint8 [..., 3]. A class that is none, as where nobody tells, is pale."""
   table = matplotlib.colormaps["tab20"](np.arange(len(names)) % 20)[:, :3] * 255
   known = mask < len(names)
-  return np.where(known[..., None], table[np.where(known, mask, 0)], HIDDEN).astype(np.uint8)
+  return np.where(known[..., None], table[np.where(known, mask, 0)], MASKED).astype(np.uint8)
 
 
 @drawing
@@ -139,14 +139,14 @@ def segmentations(
   occur = sorted({*np.unique(mask_BYX), *np.unique(found_BYX)} & {*range(len(names))})
   lines = -(-len(occur) // 4)
   figure, axes = panels(3, B, Y / X, left=0.9, top=0.7 + 0.18 * lines)
-  rows = {"image": image_BYXC, "mask": mask_colours(mask_BYX, names), "prediction": mask_colours(found_BYX, names)}
+  rows = {"image": image_BYXC, "mask": mask_colors(mask_BYX, names), "prediction": mask_colors(found_BYX, names)}
   for row, (label, images) in zip(axes, rows.items(), strict=True):
     row_label(row[0], label)
     for axis, image in zip(row, images, strict=True):
       picture(axis, image)
   patches = [
     Rectangle((0, 0), 1, 1, color=colour / 255, label=names[v])
-    for v, colour in zip(occur, mask_colours(np.array(occur, int), names), strict=True)
+    for v, colour in zip(occur, mask_colors(np.array(occur, int), names), strict=True)
   ]
   inches = figure.get_size_inches()
   place = dict(loc="upper left", bbox_to_anchor=(0.1 / inches[0], 1 - 0.55 / inches[1]), borderaxespad=0, borderpad=0)

@@ -19,9 +19,9 @@ def position_table(model, variables: dict) -> np.ndarray:
   c = model.config
   if not hasattr(c, "position_embedding") or not hasattr(c, "grid"):
     raise ValueError("the model has no grid of positions to compare")
-  if c.positions in ("none", "relative"):
-    raise ValueError(f"positions={c.positions!r} adds no position embeddings, so there is nothing to compare")
-  module = Positions(c.positions, c.grid, c.width, c.class_token, c.resampling)
+  if c.position_embedding in ("none", "relative"):
+    raise ValueError(f"position_embedding={c.position_embedding!r} adds nothing to the patches")
+  module = Positions(c.position_embedding, c.grid, c.width, c.class_token, c.resampling)
   params = variables["params"]["encoder"].get("pos", {})
   return np.asarray(module.apply({"params": params}, c.grid)[0])
 

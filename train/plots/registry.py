@@ -1,4 +1,4 @@
-"""The pictures of a run by name: what `config.pictures` lists and `zoo show` draws."""
+"""The pictures of a run by name: what `config.plots` lists and `zoo plot` draws."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ FEWEST_TOKENS, MOST_TOKENS = 12, 24
 def draw(
   name: str, run, variables: dict, workdir: Path, path: Path | None = None, images: np.ndarray | None = None
 ) -> Figure:
-  """Draws one of `PICTURES`, as a matplotlib figure.
+  """Draws one of `PLOTS`, as a matplotlib figure.
 
   Args:
     name: which.
@@ -49,13 +49,13 @@ def draw(
   check(name, run)
   if images is None and name in OF_IMAGES:
     images = examples(run.data)
-  return PICTURES[name](run, variables, workdir, images, path=path)
+  return PLOTS[name](run, variables, workdir, images, path=path)
 
 
 def check(name: str, run) -> None:
   """Raises ValueError where there is no such picture, or none of such a run."""
-  if name not in PICTURES:
-    raise ValueError(f"unknown picture {name!r}{nearest(name, PICTURES)}")
+  if name not in PLOTS:
+    raise ValueError(f"unknown plot {name!r}{nearest(name, PLOTS)}")
   needs = (
     (OF_IMAGES, "image_shape", "images"),
     (OF_POINTS, "table", "points"),
@@ -63,13 +63,17 @@ def check(name: str, run) -> None:
   )
   for names, attribute, what in needs:
     # The heads of an encoder look at one text.
-    if name in names and not hasattr(type(run.data), attribute) and not (name == "heads" and _reads_rows(run.data)):
-      raise ValueError(f"{name} is a picture of {what}, and {run.config.data.name} are none")
+    if (
+      name in names
+      and not hasattr(type(run.data), attribute)
+      and not (name == "attention_heads" and _reads_rows(run.data))
+    ):
+      raise ValueError(f"{name} is a plot of {what}, and {run.config.data.name} are none")
   if (name in OF_MASKS) != isinstance(run.data, Masks) and name in OF_MASKS | OF_IMAGES:
     what = "images with masks" if name in OF_MASKS else "images with one class each"
-    raise ValueError(f"{name} is a picture of {what}, and {run.config.data.name} are none")
+    raise ValueError(f"{name} is a plot of {what}, and {run.config.data.name} are none")
   if name == "reconstructions" and not hasattr(run.objective, "mask_ratio"):
-    raise ValueError(f"{run.config.model.name} does not reconstruct; the picture is for MAE and SimMIM")
+    raise ValueError(f"{run.config.model.name} does not reconstruct; the plot is for MAE and SimMIM")
 
 
 def examples(data, count: int = 8) -> np.ndarray:
@@ -225,7 +229,7 @@ def _heads(run, variables, workdir, images, *, path):
     vocabulary = run.data.words if isinstance(run.data, Labelled) else run.data.vocabulary
     token_T, type_T = _sequence(run.data)
     tokens = token_attention.names(vocabulary, token_T)
-    return plots.heads(
+    return plots.attention_heads(
       token_attention.attention_of_tokens(run.model, variables, token_T, type_T), tokens, tokens, path=path
     )
   aux, target, source = translate.look(run, variables, *_pair(run))
@@ -233,7 +237,7 @@ def _heads(run, variables, workdir, images, *, path):
   if not names:
     raise ValueError(f"{run.config.model.name} has no heads to draw")
   weights_LNTS = np.stack([np.asarray(aux[name][0])[:, : len(target)] for name in names])
-  return plots.heads(weights_LNTS, target, source, path=path)
+  return plots.attention_heads(weights_LNTS, target, source, path=path)
 
 
 OF_IMAGES = {
@@ -247,8 +251,8 @@ OF_POINTS = {
   "attention_heat_map": _attention_heat_map,
   "kernel_widths": _kernel_widths,
 }
-OF_TEXTS = {"alignment": _alignment, "heads": _heads}
-PICTURES = {
+OF_TEXTS = {"alignment": _alignment, "attention_heads": _heads}
+PLOTS = {
   "loss_curve": _loss_curve,
   "position_similarity": _position_similarity,
   **OF_IMAGES,

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from train.plots.style import COLOURS, FAINT, SOFT, draw_lines, drawing, heading
+from train.plots.style import COLORS, FAINT, SOFT, draw_lines, drawing, heading
 from zoo.shapes import expect
 
 
@@ -28,12 +28,12 @@ def regression_curve(
   """
   figure = Figure(figsize=(6.4, 4.4))
   axis = figure.add_axes([0.11, 0.12, 0.86, 0.7])
-  markers = (dict(s=13, color=SOFT, alpha=0.55, linewidths=0), dict(s=22, color="none", edgecolors=COLOURS[1]))
+  markers = (dict(s=13, color=SOFT, alpha=0.55, linewidths=0), dict(s=22, color="none", edgecolors=COLORS[1]))
   for (name, points), marker in zip(splits.items(), markers, strict=False):
     axis.scatter(*points, **marker, label=f"points to {name} on", zorder=2)
   average = next(iter(splits.values()))[1].mean()
-  axis.axhline(average, color=COLOURS[2], linewidth=1.4, linestyle=(0, (5, 3)), label="average pooling", zorder=1)
-  axis.plot(*curve, color=COLOURS[0], linewidth=2, label="attention pooling", zorder=3)
+  axis.axhline(average, color=COLORS[2], linewidth=1.4, linestyle=(0, (5, 3)), label="average pooling", zorder=1)
+  axis.plot(*curve, color=COLORS[0], linewidth=2, label="attention pooling", zorder=3)
   axis.set(xlabel=names[0], ylabel=names[1])
   axis.grid(axis="y", color=FAINT, linewidth=0.6)
   axis.tick_params(length=0)
@@ -94,9 +94,9 @@ def kernel_widths(
   figure = Figure(figsize=(6.4, 3.6))
   axis = figure.add_axes([0.11, 0.15, 0.76, 0.65])
   axis.set_xscale("log")
-  draw_lines(axis, [(name, widths, e, colour, {}) for (name, e), colour in zip(errors.items(), COLOURS, strict=False)])
-  axis.plot(widths[[0, -1]], [average, average], color=COLOURS[2], linewidth=1.2, linestyle=(0, (5, 3)))
-  axis.annotate("average", (widths[0], average), xytext=(2, -10), textcoords="offset points", color=COLOURS[2], size=8)
+  draw_lines(axis, [(name, widths, e, colour, {}) for (name, e), colour in zip(errors.items(), COLORS, strict=False)])
+  axis.plot(widths[[0, -1]], [average, average], color=COLORS[2], linewidth=1.2, linestyle=(0, (5, 3)))
+  axis.annotate("average", (widths[0], average), xytext=(2, -10), textcoords="offset points", color=COLORS[2], size=8)
   axis.set_ylim(0, 1.05 * max(average, *(e.max() for e in errors.values())))
   if np.isfinite(width):
     axis.axvline(width, color=SOFT, linewidth=1, zorder=0)

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 INK, SOFT, FAINT = "#26303a", "#66727f", "#d5dadf"
 # At least 20 apart in CIELAB, also with protanopia, deuteranopia and tritanopia; at least 4:1 against white.
-COLOURS = ("#1f4e79", "#c8553d", "#3b8574", "#9468b8", "#66192d")
-HIDDEN = (190, 205, 218)  # a tint that no grey image has
+COLORS = ("#1f4e79", "#c8553d", "#3b8574", "#9468b8", "#66192d")
+MASKED = (190, 205, 218)  # a tint that no grey image has
 MAP = "viridis"  # evenly brighter with the value, with every kind of colour vision
 STYLE = {
   "font.size": 9,

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from train.plots.style import COLOURS, FAINT, INK, SOFT, drawing, heading
+from train.plots.style import COLORS, FAINT, INK, SOFT, drawing, heading
 from zoo.shapes import expect
 
 
@@ -37,7 +37,7 @@ def alignment(weights_TS: np.ndarray, target: Sequence[str], source: Sequence[st
 
 
 @drawing
-def heads(weights_LNTS: np.ndarray, target: Sequence[str], source: Sequence[str]) -> Figure:
+def attention_heads(weights_LNTS: np.ndarray, target: Sequence[str], source: Sequence[str]) -> Figure:
   """Every head of every block over one pair of texts: a row for each block, a panel for each head.
 
   Args:
@@ -68,7 +68,7 @@ def heads(weights_LNTS: np.ndarray, target: Sequence[str], source: Sequence[str]
 
 
 @drawing
-def row_strips(tokens: Sequence[str], numbers: Mapping[str, Sequence[int]]) -> Figure:
+def token_inputs(tokens: Sequence[str], numbers: Mapping[str, Sequence[int]]) -> Figure:
   """A row that BERT reads: its tokens, and below them a strip for each kind of number that they have (Devlin et al.
   2019, figure 2).
 
@@ -85,8 +85,8 @@ def row_strips(tokens: Sequence[str], numbers: Mapping[str, Sequence[int]]) -> F
     kinds = {value: i for i, value in enumerate(sorted({*values_T}))}
     most = max(max(values_T), 1)
     for place, value in enumerate(values_T):
-      few = len(kinds) <= len(COLOURS)
-      colour = _pale(COLOURS[kinds[value]], 0.62) if few else _pale(COLOURS[0], 0.9 - 0.65 * value / most)
+      few = len(kinds) <= len(COLORS)
+      colour = _pale(COLORS[kinds[value]], 0.62) if few else _pale(COLORS[0], 0.9 - 0.65 * value / most)
       axis.add_patch(Rectangle((place + 0.04, 0), 0.92, 1, color=colour, linewidth=0))
       light = not few and value / most > 0.6
       axis.text(place + 0.5, 0.47, value, ha="center", va="center", size=7, color="white" if light else INK)
@@ -111,7 +111,7 @@ def _pale(colour: str, share: float) -> tuple[float, float, float]:
 
 
 @drawing
-def hidden_words(
+def masked_tokens(
   tokens: Sequence[str], seen_ST: Sequence[Sequence[str]], chosen_ST: np.ndarray, mask: str = "[MASK]"
 ) -> Figure:
   """What is hidden of one row, step by step: a line for each token, and a column for each time that the row comes.
@@ -128,7 +128,7 @@ def hidden_words(
   figure = Figure(figsize=(width, height))
   box = left / width, bottom / height, across * len(seen_ST) / width, down * len(tokens) / height
   axis = figure.add_axes(box)
-  colours = {"hidden": COLOURS[0], "another word": COLOURS[1], "stays": COLOURS[2]}
+  colours = {"hidden": COLORS[0], "another word": COLORS[1], "stays": COLORS[2]}
   for (step, place), chosen in np.ndenumerate(chosen_ST):
     seen = seen_ST[step][place]
     kind = "hidden" if seen == mask else "stays" if seen == tokens[place] else "another word"
@@ -201,7 +201,7 @@ def beam_tree(followed: Sequence[Sequence[tuple[str, ...]]], best: tuple[str, ..
     chosen = best[: len(node)] == node
     if node:
       ends = [len(node) - 0.38, len(node) - 0.05], [height[node[:-1]], height[node]]
-      axis.plot(*ends, color=COLOURS[0] if chosen else FAINT, linewidth=1.8 if chosen else 0.9, zorder=2 + chosen)
+      axis.plot(*ends, color=COLORS[0] if chosen else FAINT, linewidth=1.8 if chosen else 0.9, zorder=2 + chosen)
     style = dict(color=INK, weight="bold") if chosen else dict(color=SOFT)
     axis.text(len(node), height[node], node[-1] if node else "<s>", size=8, va="center", zorder=4, **style)
   heading(figure, "What the beam search followed", "a column for each place; bold is what it chose")

@@ -151,9 +151,9 @@ def read_run(directory: str | Path, average: bool = False) -> Source:
 
   Args:
     directory: a work directory (with `checkpoints/`), a directory of checkpoints, or one checkpoint. A checkpoint
-      has the items `state`, with `params`, `variables` and `ema`, and `meta`, a JSON with `model`: its name and
-      overrides, either at the top or in `config`.
-    average: take `ema` for the parameters.
+      has the items `state`, with `params`, `model_state` and `ema_params`, and `meta`, a JSON with `model`: its
+      name and overrides, either at the top or in `config`.
+    average: take `ema_params` for the parameters.
 
   Raises:
     WeightsError: there is no checkpoint, it is damaged, or the run kept no average.
@@ -170,11 +170,14 @@ def read_run(directory: str | Path, average: bool = False) -> Source:
     meta = json.loads((step / "meta" / "metadata").read_text())
     with ocp.PyTreeCheckpointer() as checkpointer:
       tree = checkpointer.metadata(step / "state").item_metadata.tree
-      wanted = {"params": tree["ema" if average else "params"] or {}, "variables": tree.get("variables") or {}}
+      wanted = {
+        "params": tree["ema_params" if average else "params"] or {},
+        "model_state": tree.get("model_state") or {},
+      }
       if average and not wanted["params"]:
         raise WeightsError(str(step), ["the run kept no moving average; leave average out"])
       if average:
-        wanted["ema"] = wanted.pop("params")
+        wanted["ema_params"] = wanted.pop("params")
       # As numpy arrays: the devices of the run need not be here.
       as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
       state = checkpointer.restore(
@@ -187,6 +190,6 @@ def read_run(directory: str | Path, average: bool = False) -> Source:
   finally:
     logger.setLevel(level)
   model = dict(meta["model"] if "model" in meta else meta["config"]["model"])
-  variables = {"params": state["ema" if average else "params"], **(state["variables"] or {})}
+  variables = {"params": state["ema_params" if average else "params"], **(state["model_state"] or {})}
   tensors = flatten_dict({k: unstack_params(v) for k, v in variables.items()}, sep="/")
   return Source(tensors, "zoo", model.pop("name"), model)

@@ -74,21 +74,21 @@ def load_into(
   *,
   layout: str | None = None,
   ignore: str | Sequence[str] = (),
-  keep: str | Sequence[str] = (),
+  reinit: str | Sequence[str] = (),
   resample: bool | str = False,
   average: bool = False,
 ) -> dict:
   r"""Pretrained weights for a model that has something new, such as another head: what fine-tuning starts from.
 
   Nothing is left out or left as it is that was not named. An MAE of ours, fine-tuned with its features averaged:
-  `ignore=r"params/(decoder|encoder/norm)/.*", keep=r"head.*"`.
+  `ignore=r"params/(decoder|encoder/norm)/.*", reinit=r"head.*"`.
 
   Args:
     model: of any family whose parameters have the paths that the file fills.
     variables: the model's, as initialised.
     path, layout, resample, average: as for `load`.
     ignore: regular expressions of keys in the file to leave out.
-    keep: regular expressions of the model's own paths, as "head/kernel", that stay as initialised.
+    reinit: regular expressions of the model's own paths, as "head/kernel", that stay as initialised.
 
   Returns:
     the new variables; `variables` is not changed.
@@ -98,11 +98,11 @@ def load_into(
   """
   source = read(path, average)
   _check_numerics(path, source, model)
-  keep = [keep] if isinstance(keep, str) else keep
+  reinit = [reinit] if isinstance(reinit, str) else reinit
   ours = flatten_dict({k: unstack_params(v) for k, v in variables.items() if v}, sep="/")
-  kept = {p: v for p, v in ours.items() if any(re.fullmatch(k, p.partition("/")[2]) for k in keep)}
+  kept = {p: v for p, v in ours.items() if any(re.fullmatch(k, p.partition("/")[2]) for k in reinit)}
   template = unflatten_dict({p: v for p, v in ours.items() if p not in kept}, sep="/")
-  hint = " (`ignore` leaves out parts of the file, `keep` parts of the model)"
+  hint = " (`ignore` leaves out parts of the file, `reinit` parts of the model)"
   filled = _converted(path, source, model, template, layout, ignore, resample, hint)
   every = kept | flatten_dict(filled, sep="/")
   return jax.tree.map(jnp.asarray, _stacked_as(variables, unflatten_dict({p: every[p] for p in ours}, sep="/")))
@@ -168,7 +168,7 @@ def average(run: str | Path, path: str | Path, *, last: int) -> list[int]:
   steps = checkpoints_of(run)
   if not 1 <= last <= len(steps):
     there = f"{len(steps)} checkpoint{'s' * (len(steps) > 1)}, of steps {', '.join(d.name for d in steps)}"
-    fault = f"there are {there}; wanted 1 <= last <= {len(steps)}, and last is {last}; a run keeps checkpoint.keep"
+    fault = f"there are {there}; wanted 1 <= last <= {len(steps)}, and last is {last}; see checkpoint.max_to_keep"
     raise WeightsError(str(run), [fault])
   sums: dict[str, np.ndarray] = {}
   for step in steps[-last:]:

@@ -319,7 +319,7 @@ class Text(TokenRows):
   Attributes:
     dataset: a text file, a folder of them, "verses_en_es" (bundled) or a prepared set of TFDS.
     length: T.
-    pairs, pack, copies: what is in a row, see `train.data.text.masked_lm_rows.make_rows`.
+    pairs, pack, dupe_factor: what is in a row, see `train.data.text.masked_lm_rows.make_rows`.
     sequences: K; of a packed row, the head that tells of pairs reads so many. All words are read.
     documents, sentences, feature: where documents and sentences end, and which text of a data set; see
       `train.data.text.corpora`. Empty for what fits most.
@@ -342,7 +342,7 @@ class Text(TokenRows):
   length: int = 128
   pairs: bool = True
   pack: bool = False
-  copies: int = 1
+  dupe_factor: int = 1
   sequences: int = 1
   documents: str = ""
   sentences: str = ""
@@ -359,7 +359,7 @@ class Text(TokenRows):
 
   def __post_init__(self):
     try:
-      masked_lm_rows.check(self.length, self.pairs, None, self.pack, self.copies)
+      masked_lm_rows.check(self.length, self.pairs, None, self.pack, self.dupe_factor)
     except ValueError as error:
       raise ValueError("\n".join(f"data.{line}" for line in str(error).splitlines())) from error
     for key, least in dict(sequences=1, hold_out=2, vocab_size=1).items():
@@ -407,9 +407,9 @@ class Text(TokenRows):
       read = masked_lm_rows.Encoder(self.vocabulary)(self._documents(split))
       rng = np.random.default_rng([self.seed, zlib.crc32(split.encode())])
       # An evaluation reads its text once.
-      copies = self.copies if split == self.train_split else 1
+      copies = self.dupe_factor if split == self.train_split else 1
       made = masked_lm_rows.make_rows(
-        read, self.vocabulary, rng, length=self.length, pairs=self.pairs, pack=self.pack, copies=copies
+        read, self.vocabulary, rng, length=self.length, pairs=self.pairs, pack=self.pack, dupe_factor=copies
       )
       self._splits[split] = _Made(made)
     return self._splits[split]

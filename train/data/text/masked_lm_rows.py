@@ -152,9 +152,9 @@ def make_rows(
   *,
   length: int = 128,
   pairs: bool = True,
-  short: float | None = None,
+  short_seq_prob: float | None = None,
   pack: bool = False,
-  copies: int = 1,
+  dupe_factor: int = 1,
 ) -> Rows:
   """Rows of documents.
 
@@ -178,25 +178,25 @@ def make_rows(
     rng: draws everything.
     length: of a row, in tokens, at most.
     pairs: see above.
-    short: share of sequences whose wanted length is drawn from 2 to `length - 3`; they teach what is said of short
-      texts. It is drawn for each sequence (BERT's preparation did it for each document). None: 0.1 with `pairs`,
+    short_seq_prob: share of sequences whose wanted length is drawn from 2 to `length - 3`, so that training covers
+      short texts. It is drawn for each sequence (BERT's preparation did it for each document). None: 0.1 with `pairs`,
       else 0.
     pack: see above.
-    copies: how often the documents are gone through, with other draws each time.
+    dupe_factor: how often the documents are gone through, with other draws each time.
 
   Raises:
     ValueError: a length without room, a share that is none, less than one copy.
   """
-  check(length, pairs, short, pack, copies)
-  if short is None:
-    short = 0.1 if pairs else 0.0
+  check(length, pairs, short_seq_prob, pack, dupe_factor)
+  if short_seq_prob is None:
+    short_seq_prob = 0.1 if pairs else 0.0
   if pairs:
     stream_N, make = documents.token_N, _pairs
   elif pack:
     stream_N, make = documents.token_N, _pieces
   else:
     stream_N, make = _joined(documents, vocabulary.sep), _full_sentences
-  made = [make(documents, length, short, rng) for _ in range(copies)] if len(documents) else [_nothing()]
+  made = [make(documents, length, short_seq_prob, rng) for _ in range(dupe_factor)] if len(documents) else [_nothing()]
   sequences = _Sequences(*map(np.concatenate, zip(*made, strict=True)))
   if pack:
     # A pair was cut to be no longer than a row; that much more often, it is cut so that another one fits too.
@@ -208,14 +208,15 @@ def make_rows(
   return _gather(stream_N, sequences, count_R, vocabulary)
 
 
-def check(length: int, pairs: bool, short: float | None, pack: bool, copies: int) -> None:
+def check(length: int, pairs: bool, short_seq_prob: float | None, pack: bool, dupe_factor: int) -> None:
   """Raises ValueError for arguments that `make_rows` cannot do; all are named."""
   faults = [f"length is {length}; wanted at least {SHORTEST} tokens"] * (length < SHORTEST)
-  faults += [f"short is {short}; wanted a share, 0 to 1"] * (not 0 <= (short or 0) <= 1)
-  faults += [f"copies is {copies}; wanted at least 1"] * (copies < 1)
-  if pack and not pairs and short:
+  faults += [f"short_seq_prob is {short_seq_prob}; wanted a share, 0 to 1"] * (not 0 <= (short_seq_prob or 0) <= 1)
+  faults += [f"dupe_factor is {dupe_factor}; wanted at least 1"] * (dupe_factor < 1)
+  if pack and not pairs and short_seq_prob:
     faults.append(
-      f"short is {short}, but pieces of documents that fill rows are as short as documents are: leave it out"
+      f"short_seq_prob is {short_seq_prob}, but pieces of documents that fill rows are as short as documents are: "
+      "leave it out"
     )
   if faults:
     raise ValueError("\n".join(faults))
@@ -230,7 +231,7 @@ def _nothing() -> _Sequences:
   return _Sequences(*np.zeros((5, 0), np.int64))
 
 
-def _pairs(documents: Documents, length: int, short: float, rng: np.random.Generator) -> _Sequences:
+def _pairs(documents: Documents, length: int, short_seq_prob: float, rng: np.random.Generator) -> _Sequences:
   room, draw, found = length - 3, _uniform(rng), []
   start, first = documents.start_S.tolist(), documents.first_D.tolist()
   others = len(documents) - 1
@@ -238,7 +239,7 @@ def _pairs(documents: Documents, length: int, short: float, rng: np.random.Gener
     begin, end = first[document], first[document + 1]
     i = begin
     while i < end:
-      wanted = 2 + int(draw() * (room - 1)) if draw() < short else room
+      wanted = 2 + int(draw() * (room - 1)) if draw() < short_seq_prob else room
       j = bisect_left(start, start[i] + wanted, i + 1, end)
       middle = i + 1 + int(draw() * (j - i - 1))  # A is sentences i to middle
       b, b_end, follows = middle, j, 1
@@ -287,21 +288,21 @@ def _joined(documents: Documents, sep: int) -> np.ndarray:
   return np.insert(documents.token_N, documents.start_S[documents.first_D[1:]], sep)
 
 
-def _full_sentences(documents: Documents, length: int, short: float, rng: np.random.Generator) -> _Sequences:
+def _full_sentences(documents: Documents, length: int, short_seq_prob: float, rng: np.random.Generator) -> _Sequences:
   room, draw, found = length - 2, _uniform(rng), []
   # Each document is moved by the [SEP]s before it.
   begin_S = documents.start_S[:-1] + np.repeat(np.arange(len(documents)), np.diff(documents.first_D))
   start, end = (x.tolist() for x in _cut(begin_S, np.diff(documents.start_S), room))
   i = 0
   while i < len(start):
-    wanted = 2 + int(draw() * (room - 1)) if short and draw() < short else room
+    wanted = 2 + int(draw() * (room - 1)) if short_seq_prob and draw() < short_seq_prob else room
     j = max(bisect_right(end, start[i] + wanted, i), i + 1)
     found.append((start[i], end[j - 1]))
     i = j
   return _without_b(*np.array(found, np.int64).T)
 
 
-def _pieces(documents: Documents, length: int, short: float, rng: np.random.Generator) -> _Sequences:
+def _pieces(documents: Documents, length: int, short_seq_prob: float, rng: np.random.Generator) -> _Sequences:
   begin_D = documents.start_S[documents.first_D]
   return _without_b(*_cut(begin_D[:-1], np.diff(begin_D), length - 2))
 

@@ -110,7 +110,7 @@ def make_chunk(job: Job, number: int, chunk: Chunk) -> None:
     held = np.isin(np.arange(len(found)), rng.permutation(len(found))[: max(held, 1) if len(found) > 1 else 0])
     parts = {split: found.part(np.flatnonzero(held == (split == "val"))) for split in files}
   for split, path in files.items():
-    kwargs = dict(job.rows) | (dict(copies=1) if split == "val" else {})
+    kwargs = dict(job.rows) | (dict(dupe_factor=1) if split == "val" else {})
     rows = masked_lm_rows.make_rows(parts[split], encoder.vocabulary, rng, **kwargs)
     _write_shard(path, rows)
     counts |= {
@@ -163,9 +163,9 @@ def prepare_corpus(
   split: str | None = None,
   length: int = 128,
   pairs: bool = True,
-  short: float | None = None,
+  short_seq_prob: float | None = None,
   pack: bool = False,
-  copies: int = 1,
+  dupe_factor: int = 1,
   validation: float = 0.02,
   seed: int = 0,
   processes: int | None = None,
@@ -183,7 +183,7 @@ def prepare_corpus(
     vocab_size: of the one that is trained, in tokens; None: 30,522.
     tokenizer: its kind, "wordpiece" (None) or "bpe".
     lowercase: see `vocabulary`.
-    length, pairs, short, pack, copies: see `masked_lm_rows.make_rows`.
+    length, pairs, short_seq_prob, pack, dupe_factor: see `masked_lm_rows.make_rows`.
     validation: share of the text for the split "val": whole chunks, if these are four or more, else documents of each
       chunk, at least one if there are two. Of it there is one copy.
     seed: of what is drawn.
@@ -208,7 +208,7 @@ def prepare_corpus(
     raise ValueError(f"processes is {processes}; wanted at least 1")
   kind, size = tokenizer or "wordpiece", vocab_size or VOCABULARY
   vocabulary.check(size, kind)
-  rows = dict(length=length, pairs=pairs, short=short, pack=pack, copies=copies)
+  rows = dict(length=length, pairs=pairs, short_seq_prob=short_seq_prob, pack=pack, dupe_factor=dupe_factor)
   masked_lm_rows.check(**rows)
   final = Path(data_dir) / DATASET / config / VERSION
   if final.exists():

@@ -22,16 +22,16 @@ class Task(NamedTuple):
 
 # By the names that TFDS has for their features, the label's is "label".
 GLUE = {
-  "cola": Task(("sentence",), ("matthews", "accuracy")),
+  "cola": Task(("sentence",), ("matthews_correlation", "accuracy")),
   "sst2": Task(("sentence",)),
   "mrpc": Task(("sentence1", "sentence2"), ("f1", "accuracy")),
-  "stsb": Task(("sentence1", "sentence2"), ("pearson", "spearman")),
+  "stsb": Task(("sentence1", "sentence2"), ("pearson", "spearmanr")),
   "qqp": Task(("question1", "question2"), ("f1", "accuracy")),
   **{name: Task(("premise", "hypothesis")) for name in ("mnli", "mnli_matched", "mnli_mismatched")},
   "qnli": Task(("question", "sentence")),
   "rte": Task(("sentence1", "sentence2")),
   "wnli": Task(("sentence1", "sentence2")),
-  "ax": Task(("premise", "hypothesis"), ("matthews", "accuracy")),
+  "ax": Task(("premise", "hypothesis"), ("matthews_correlation", "accuracy")),
 }
 
 
@@ -128,7 +128,7 @@ class Sentences(Labelled):
     """What these labels are scored by, names in `train.evaluation.text_metrics.LABEL_SCORES`."""
     if task := glue_task(self.dataset):
       return task.scores
-    return ("pearson", "spearman") if self.number else ("accuracy",)
+    return ("pearson", "spearmanr") if self.number else ("accuracy",)
 
   @functools.cached_property
   def class_names(self) -> list[str]:
