@@ -179,7 +179,7 @@ def test_multiply_adds():
     (dict(depths=3), r"convnext/test: depths is 3 \(int\); wanted tuple"),
     (dict(head="classes"), "head is 'classes'; did you mean 'classify'"),
     (dict(layer_scale=-1.0), "layer_scale is -1.0; wanted at least 0"),
-    (dict(drop_path_rate=1.0), "drop_path is 1.0; wanted 0 <= drop_path < 1"),
+    (dict(drop_path_rate=1.0), "drop_path_rate is 1.0; wanted 0 <= drop_path_rate < 1"),
   ],
 )
 def test_fields_that_cannot_be(overrides, message):

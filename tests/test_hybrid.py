@@ -130,7 +130,7 @@ def test_the_stem_is_the_first_layer():
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [
-    (dict(patch_size=12, image_size=(24, 24)), "patch is 12, no multiple of the 8 pixels .* the nearest is 16"),
+    (dict(patch_size=12, image_size=(24, 24)), "patch_size is 12, no multiple of .* 8 pixels.* the nearest is 16"),
     (dict(stem_depths=(1, 0)), r"stem_depths is \(1, 0\); wanted at least 1 for each stage"),
     (dict(stem_groups=3), r"3 groups do not divide the stem's width 8; try one of \[1, 2, 4, 8\]"),
     (dict(image_size=(48, 40)), "48 x 40 pixels cannot be cut into 16 x 16 patches"),

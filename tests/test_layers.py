@@ -214,7 +214,7 @@ def test_mlp():
 
 def test_block_is_pre_norm_with_two_residuals():
   x = draw(2, 5, 8)
-  (out, aux), p = run(Block(num_heads=2, mlp_dim=6, activation="relu", epsilon=1e-5), x)
+  (out, aux), p = run(Block(num_heads=2, mlp_dim=6, activation="relu", norm_eps=1e-5), x)
   x = x + attention(layer_norm(x, p["norm1"], 1e-5), layer_norm(x, p["norm1"], 1e-5), p["attn"])[0]
   y = layer_norm(x, p["norm2"], 1e-5)
   hidden = np.maximum(y @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"], 0)
@@ -226,7 +226,7 @@ def test_block_is_pre_norm_with_two_residuals():
 def test_decoder_block_normalises_sums():
   """Post-norm, with cross-attention, written out."""
   x, y = draw(2, 5, 8), draw(2, 3, 8)
-  block = Block(num_heads=2, mlp_dim=6, activation="relu", epsilon=1e-5, norm_position="post", cross=True)
+  block = Block(num_heads=2, mlp_dim=6, activation="relu", norm_eps=1e-5, norm_position="post", cross=True)
   (out, aux), p = run(block, x, None, Context(memory=y))
   x = layer_norm(x + attention(x, x, p["attn"])[0], p["norm1"], 1e-5)
   looked, weights = attention(x, y, p["cross"])

@@ -324,7 +324,10 @@ def test_states_are_float32():
     (dict(copy_slots=2), "copy_slots is 2, but head is 'words'"),
     (dict(attention="none", tie_embeddings="all"), "width is 24 and embed_dim 20; wanted as much, or shared='none'"),
     (dict(bos=29), "bos is token 29 of a vocabulary of 29"),
-    (dict(width=0, dropout_rate=1.0), "width is 0; wanted at least 1\ndropout is 1.0; wanted 0 <= dropout < 1"),
+    (
+      dict(width=0, dropout_rate=1.0),
+      "width is 0; wanted at least 1\ndropout_rate is 1.0; wanted 0 <= dropout_rate < 1",
+    ),
   ],
 )
 def test_configs_that_cannot_be(overrides, message):

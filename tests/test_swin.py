@@ -62,7 +62,7 @@ def attention():
 
 def in_windows(windows, x_BYXD):
   layer, params, bias = attention()
-  y, *_ = layer.apply(params, windows.cut(x_BYXD), mask=windows.mask(len(x_BYXD)), bias=bias(windows.window_size))
+  y, *_ = layer.apply(params, windows.cut(x_BYXD), mask=windows.mask(len(x_BYXD)), bias=bias(windows.window))
   return windows.join(y)
 
 
@@ -445,15 +445,15 @@ def test_operations_are_as_published(name, gmacs, digits):
   [
     (dict(depths=(2, 3)), r"depths is \(2, 3\); wanted even numbers from 2 on"),
     (dict(depths=()), r"depths is \(\); wanted even numbers"),
-    (dict(depths=(2, 2, 2)), r"heads is \(2, 6\); wanted at least 1 for each of the 3 stages"),
+    (dict(depths=(2, 2, 2)), r"num_heads is \(2, 6\); wanted at least 1 for each of the 3 stages"),
     (dict(depths=4), r"depths is 4 \(int\); wanted tuple"),
     (dict(depths=(2, "2")), r"depths is \(2, '2'\), with '2' \(str\); wanted int"),
     (dict(num_heads=(2, 5)), "5 heads do not divide the width 48"),
-    (dict(window_size=0, mlp_ratio=0.0), "window is 0; wanted at least 1\nmlp_ratio is 0.0; wanted more than 0"),
+    (dict(window_size=0, mlp_ratio=0.0), "window_size is 0; wanted at least 1\nmlp_ratio is 0.0; wanted more than 0"),
     (dict(pretrained_windows=(3,)), r"pretrained_windows is \(3,\); wanted none, or 0 or more for each stage"),
     (dict(shift="rol"), "shift is 'rol'; did you mean 'roll'"),
     (dict(head="tokens"), "head is 'tokens'.*There are: classify, none, features"),
-    (dict(norm_position="post"), "order is 'post'.*did you mean 'res_post'"),
+    (dict(norm_position="post"), "norm_position is 'post'.*did you mean 'res_post'"),
   ],
 )
 def test_fields_that_cannot_be(overrides, message):

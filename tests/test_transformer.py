@@ -218,7 +218,7 @@ def test_its_own_tokens_are_said_after_the_true_ones():
   [
     (dict(cross="layer", decoder_depth=3), "depth is 2 and decoder_depth 3"),
     (dict(norm_position="pre"), "order='pre' needs final_norm=True"),
-    (dict(norm_position="prae"), "order is 'prae'; did you mean 'pre'"),
+    (dict(norm_position="prae"), "norm_position is 'prae'; did you mean 'pre'"),
     (dict(eos=29), "eos is token 29 of a vocabulary of 29"),
     (dict(copy_slots=3), "copy_slots is 3 without copy=True"),
     (dict(num_heads=5), "5 heads do not divide the width 16"),

@@ -157,7 +157,7 @@ def test_stochastic_depth_grows_with_depth(scan):
     (dict(depth=2.0), r"vit/test: depth is 2.0 \(float\); wanted int"),
     (dict(depth=True), r"vit/test: depth is True \(bool\); wanted int"),
     (dict(scan=1), r"vit/test: scan is 1 \(int\); wanted bool"),
-    (dict(dropout_rate="no"), r"vit/test: dropout is 'no' \(str\); wanted float"),
+    (dict(dropout_rate="no"), r"vit/test: dropout_rate is 'no' \(str\); wanted float"),
     (dict(image_size="large"), "vit/test: image_size is 'large'; wanted rows and columns"),
     (dict(image_size=(224, 224, 3)), r"image_size is \(224, 224, 3\); wanted rows and columns"),
     (dict(image_size=2.5), "image_size is 2.5; wanted rows and columns"),
@@ -166,9 +166,9 @@ def test_stochastic_depth_grows_with_depth(scan):
     (dict(class_token=False), "pool='cls' needs class_token=True"),
     (dict(activation="softplus"), "activation is 'softplus'.*There are: gelu, gelu_tanh, relu"),
     (dict(dtype="float16"), "dtype is 'float16'; did you mean 'bfloat16'"),
-    (dict(patch_size=0, depth=-1), "patch is 0; wanted at least 1\ndepth is -1"),
+    (dict(patch_size=0, depth=-1), "patch_size is 0; wanted at least 1\ndepth is -1"),
     (dict(num_classes=-1), "num_classes is -1; wanted at least 0"),
-    (dict(drop_path_rate=1.0), "drop_path is 1.0; wanted 0 <= drop_path < 1"),
+    (dict(drop_path_rate=1.0), "drop_path_rate is 1.0; wanted 0 <= drop_path_rate < 1"),
     (dict(image_size=30), "30 x 30 pixels cannot be cut into 4 x 4 patches: 30 is no multiple of 4"),
   ],
 )
@@ -195,7 +195,7 @@ def test_models_that_cannot_be(name):
     init(name, (1, 20, 13, 3))
   with pytest.raises(ValueError, match=r"5 heads do not divide the width 24; try one of \[1, 2, 3, 4, 6, 8, 12\]"):
     init(name, num_heads=5)
-  with pytest.raises(ValueError, match=r"positions is 'sincos'; did you mean 'sincos_2d'"):
+  with pytest.raises(ValueError, match=r"position_embedding is 'sincos'; did you mean 'sincos_2d'"):
     init(name, position_embedding="sincos")
   with pytest.raises(ValueError, match=r"image_BYXC has rank 3"):
     init("vit/test", (20, 12, 3))

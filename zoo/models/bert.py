@@ -129,10 +129,10 @@ class Config:
     }
     faults = field_faults(self, choices, at_least, ("dropout_rate", "attention_dropout_rate"))
     if self.init_std <= 0:
-      faults.append(f"deviation is {self.deviation}; wanted more than 0")
+      faults.append(f"init_std is {self.init_std}; wanted more than 0")
     for name in ("pad", "mask"):
       if getattr(self, name) >= self.vocab_size:
-        faults.append(f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab}")
+        faults.append(f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab_size}")
     if self.head in ("classify", "tag") and not self.num_classes:
       faults.append(f"head={self.head!r} needs num_classes, at least 1")
     if self.head in HEADS and self.head not in ("classify", "tag") and self.num_classes:

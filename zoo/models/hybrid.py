@@ -58,7 +58,7 @@ class Config(vit.Config):
     if self.patch_size % self.stride:
       near = max(round(self.patch_size / self.stride), 1) * self.stride
       faults.append(
-        f"patch is {self.patch}, no multiple of the {self.stride} pixels from one place of the stem's map to the next; "
+        f"patch_size is {self.patch_size}, no multiple of the stem's stride of {self.stride} pixels; "
         f"the nearest is {near}"
       )
     if faults:

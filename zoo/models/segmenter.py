@@ -91,7 +91,7 @@ class Config:
     plain = not hasattr(self.encoder, "depths") and hasattr(self.encoder, "patch_size")
     if plain and self.head != "linear" and self.encoder.patch_size & (self.encoder.patch_size - 1):
       raise ValueError(
-        f"a patch of {self.encoder.patch} pixels has no maps at strides {STRIDES}; wanted a power of two, or head"
+        f"a patch of {self.encoder.patch_size} pixels has no maps at strides {STRIDES}; wanted a power of two, or head"
         " 'linear'"
       )
 
@@ -124,7 +124,7 @@ class Config:
     return sum(self.encoder.depths) if hasattr(self.encoder, "depths") else self.encoder.depth
 
   @property
-  def patch(self) -> int:
+  def patch_size(self) -> int:
     """Side of the backbone's patches."""
     return self.encoder.patch_size
 

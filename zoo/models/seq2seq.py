@@ -127,7 +127,7 @@ class Config:
     }
     faults = field_faults(self, choices, at_least, ("dropout_rate",))
     faults += [
-      f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab}"
+      f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab_size}"
       for name in ("pad", "bos", "eos")
       if getattr(self, name) >= self.vocab_size
     ]

@@ -65,7 +65,7 @@ def units(config: Config, size: tuple[int, int], unit: int) -> tuple[int, int]:
   """
   faults = []
   if unit < 1 or unit % config.patch_size:
-    faults.append(f"unit is {unit}; wanted a multiple of the patch's {config.patch} pixels")
+    faults.append(f"unit is {unit}; wanted a multiple of the patch's {config.patch_size} pixels")
   for name, side in dict(unit=unit, stride=config.stride).items():
     if side > 0 and any(n % side for n in size):
       faults.append(f"an image of {size[0]} x {size[1]} pixels is no multiple of the {name}, {side}")

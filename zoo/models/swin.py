@@ -169,7 +169,7 @@ class Config:
     if not self.depths or any(depth < 2 or depth % 2 for depth in self.depths):
       faults.append(f"depths is {self.depths}; wanted even numbers from 2 on: regular and shifted windows take turns")
     if len(self.num_heads) != len(self.depths) or any(n < 1 for n in self.num_heads):
-      faults.append(f"heads is {self.heads}; wanted at least 1 for each of the {len(self.depths)} stages")
+      faults.append(f"num_heads is {self.num_heads}; wanted at least 1 for each of the {len(self.depths)} stages")
     if self.pretrained_windows and (
       len(self.pretrained_windows) < len(self.depths) or any(side < 0 for side in self.pretrained_windows)
     ):

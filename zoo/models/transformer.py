@@ -117,7 +117,7 @@ class Config:
       faults.append(f"norm={self.norm!r} keeps statistics of one layer, but cross={self.cross!r} would norm several")
     for name in ("pad", "bos", "eos"):
       if getattr(self, name) >= self.vocab_size:
-        faults.append(f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab}")
+        faults.append(f"{name} is token {getattr(self, name)} of a vocabulary of {self.vocab_size}")
     if self.copy_slots and not self.copy:
       faults.append(f"copy_slots is {self.copy_slots} without copy=True")
     if faults:

@@ -211,7 +211,7 @@ class Labelled:
       )
     if self.type_vocab_size > model_config.type_vocab_size:
       faults.append(
-        f"there are pairs of texts, but the model has types={model_config.types}; wanted model.type_vocab_size=2"
+        f"there are pairs of texts, but the model has {model_config.type_vocab_size}; wanted model.type_vocab_size=2"
       )
     if faults := faults + self.faults(model_config):
       raise ValueError("\n".join(faults))

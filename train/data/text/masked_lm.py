@@ -129,7 +129,7 @@ class TokenRows:
     c, faults = model_config, []
     if c.vocab_size < self.vocabulary.size:
       words = self.vocabulary.size
-      faults.append(f"the model has {c.vocab} words, the vocabulary {words}: set model.vocab_size={words}")
+      faults.append(f"the model has {c.vocab_size} words, the vocabulary {words}: set model.vocab_size={words}")
     if c.max_length < self.length:
       faults.append(
         f"rows have up to {self.length} tokens, the model's max_length is {c.max_length}: set model.max_length or "
@@ -143,7 +143,7 @@ class TokenRows:
     elif c.head == "pretrain" and not self.pairs:
       faults.append("model.head='pretrain' tells whether B follows A, and rows have no pairs: set model.head='words'")
     if self.pairs and c.type_vocab_size < 2:
-      faults.append(f"pairs have tokens of two types, the model has {c.types}: set model.type_vocab_size=2")
+      faults.append(f"pairs have tokens of two types, the model has {c.type_vocab_size}: set model.type_vocab_size=2")
     if faults:
       raise ValueError("\n".join(faults))
 

@@ -165,7 +165,8 @@ class TokenPairs:
       )
     elif self.copy_slots and model_config.vocab_size > self.vocab_size:
       faults.append(
-        f"words to copy are tokens from {self.vocab_size} on in the data, from {model_config.vocab} on in the model: "
+        f"words to copy are tokens from {self.vocab_size} on in the data, from {model_config.vocab_size} on in the "
+        "model: "
         f"set model.vocab_size={self.vocab_size}"
       )
     if slots != self.copy_slots:
