@@ -1,11 +1,11 @@
 """What the configs that pretrain BERT share: Devlin et al. 2019, 3.1 and A.2.
 
-Published are two texts, English Wikipedia (2,500 million words) and BooksCorpus (800 million), which is not handed out
-any more. The recipes are of the former, as TFDS has it. For books of your own, or both, give a folder of text files:
-`--source FOLDER --documents file --sentences split`.
+The paper pretrains on English Wikipedia (2,500 million words) and BooksCorpus (800 million), which is no longer
+distributed. The recipes use Wikipedia alone, as TFDS has it. For books of your own, or both, give a folder of text
+files: `--source FOLDER --documents file --sentences split`.
 
-The vocabulary is the published one, in a folder `bert-base-uncased`. Without `--vocab` one of the same size is learned,
-and then [MASK] is another token: model.mask=4. The rows of 512 tokens need that of the rows of 128:
+The vocabulary is the published one, in a folder `bert-base-uncased`. Without `--vocab` a vocabulary of the same size is
+learned, in which [MASK] is another token: model.mask=4. The rows of 512 tokens need the vocabulary of the rows of 128:
 `--vocab data/corpus/wiki128/1.0.0`.
 """
 
@@ -34,10 +34,10 @@ def pretraining(
     model: such as "bert/base".
     corpus: "corpus/NAME", which the config's command prepares.
     length: tokens in a row.
-    max_predictions: of a row, which is 15 % of its tokens.
-    head: "pretrain" with the prediction of the next sentence, for rows of pairs; "words" without, for others.
-    whole_words: hide words, with all their pieces.
-    **fields: more of the model. By default its special tokens are those of the published vocabulary.
+    max_predictions: masked tokens of a row at most, which is 15 % of its tokens.
+    head: "pretrain" with next-sentence prediction, for rows of pairs; "words" without, for others.
+    whole_words: mask whole words, with all their pieces.
+    **fields: more fields of the model. By default its special tokens are those of the published vocabulary.
   """
   config = defaults()
   config.model = dict(name=model, head=head, scan=True, dtype="bfloat16", **fields)
@@ -51,26 +51,26 @@ def pretraining(
   return config
 
 
-def published(model: str, phase: int) -> ConfigDict:
+def published(size: str, phase: int) -> ConfigDict:
   """A phase of the published pretraining, of `STEPS` steps of 256 rows: 90 % of 128 tokens, the rest of 512.
 
-  The rate rises for `WARMUP` steps and then falls to 0 at the last one; the second phase goes on where the first has
-  left off, but for its own short warmup, since Adam's averages are not handed on.
+  The rate rises for `WARMUP` steps and then decays linearly to 0 at the last one. The second phase continues where the
+  first ended, except for a short warmup of its own, since Adam's averages are not passed on.
 
   Args:
-    model: "bert/base" or "bert/large".
+    size: "base" or "large".
     phase: 1 or 2.
   """
   first = round(0.9 * STEPS)
   middle = RATE * (STEPS - first) / (STEPS - WARMUP)
   optimizer = dict(name="adamw", schedule="linear", weight_decay=0.01, eps=1e-6, grad_clip_norm=1.0)
   if phase == 1:
-    config = pretraining(model, "corpus/wiki128", length=128, max_predictions=20)
+    config = pretraining(f"bert/{size}", "corpus/wiki128", length=128, max_predictions=20)
     config.steps = first
     config.optimizer = dict(learning_rate=RATE, warmup=WARMUP, final_learning_rate=middle, **optimizer)
   else:
-    config = pretraining(model, "corpus/wiki512", length=512, max_predictions=77)
-    config.init = dict(path=f"runs/{model.replace('/', '_')}_phase1")
+    config = pretraining(f"bert/{size}", "corpus/wiki512", length=512, max_predictions=77)
+    config.init = dict(path=f"runs/bert_phase1_{size}")
     config.steps = STEPS - first
     config.optimizer = dict(learning_rate=middle, warmup=1000, **optimizer)
   config.batch_size = 256
@@ -93,7 +93,7 @@ def lamb(phase: int) -> ConfigDict:
     config.optimizer = dict(learning_rate=6e-3, warmup=2000, **optimizer)
   else:
     config = pretraining("bert/large", "corpus/wiki512", length=512, max_predictions=77)
-    config.init = dict(path="runs/bert_large_lamb_phase1")
+    config.init = dict(path="runs/bert_phase1_large_lamb")
     config.batch_size = 32_768
     config.steps = 1563
     config.optimizer = dict(learning_rate=4e-3, warmup=200, **optimizer)

@@ -12,7 +12,7 @@ bears such a rate. Only hidden words are told.
 
 A pooler is not pretrained. To fine-tune:
 
-    zoo train bert_glue_mnli init.path=runs/bert_base_24h data.vocabulary=data/corpus/wiki_packed128/1.0.0 \
+    zoo train glue:mnli init.path=runs/bert_base_24h data.vocabulary=data/corpus/wiki_packed128/1.0.0 \
       model.max_length=128 model.mask=4 model.norm_position=pre "init.reinit=('head/.*', 'pooler/.*')"
 
 The compiler's prediction for a chip (`zoo plan bert_base_24h --tpu v5e:1x1`): 109,220,922 parameters, 5.97 of 15.75

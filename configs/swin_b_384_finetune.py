@@ -5,7 +5,7 @@ of the released code: the learning rate is 2e-5 x batch / 512; the paper says co
 (A2.1). Tables of offsets are interpolated as there, by `init.resample`. Microsoft's .pth files work too, with
 init.layout=microsoft.
 
-    zoo train swin_b_imagenet --workdir runs/swin_b
+    zoo train swin_imagenet:b --workdir runs/swin_b
     zoo train swin_b_384_finetune --workdir runs/swin_b_384
 
 The compiler's prediction for 64 chips (`zoo plan swin_b_384_finetune --tpu v5e:8x8`): 87,903,584 parameters, 13.14 of

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def docstring(name):
-  return ast.get_docstring(ast.parse((Path(configs.__path__[0]) / f"{name}.py").read_text()))
+  return ast.get_docstring(ast.parse((Path(configs.__path__[0]) / f"{name.partition(':')[0]}.py").read_text()))
 
 
 @pytest.mark.parametrize("name", configuration.shipped())
@@ -35,15 +35,53 @@ def test_every_shipped_config_makes_a_program(name):
   config = configuration.load(name)
   made = experiment.Program(config, config.steps or 10**6)
   assert flatten(made.abstract_state().params)
-  doc = docstring(name)
-  assert f"zoo train {name}" in doc
-  if re.search(r"imagenet|wmt14|^bert_(base|large)", name):  # nobody is led to believe that we have these numbers
-    assert "Recipe, not run by us." in doc and ("Published" in doc or "which tells what is published" in doc)
+  doc, (file, _, argument) = docstring(name), name.partition(":")
+  assert f"zoo train {file}" in doc and (f"`{argument}`" in doc or f"{file}:{argument} " in doc or not argument)
+  if re.search(r"imagenet|wmt14|glue|squad|conll|^bert_(base|phase)", name):  # these numbers are not ours
+    assert "Recipe, not run by us." in doc and re.search("[Pp]ublished", doc)
 
 
 def test_bare_name_and_path_are_the_same():
   path = Path(configs.__path__[0]) / "quickstart.py"
   assert configuration.load("quickstart") == configuration.load(str(path))
+
+
+def test_an_argument_selects_one_of_several(tmp_path):
+  made = {task: configuration.load(f"glue:{task}") for task in ("mnli", "stsb")}
+  assert {task: (c.data.dataset, c.model.num_classes) for task, c in made.items()} == {
+    "mnli": ("glue/mnli", 3),
+    "stsb": ("glue/stsb", 1),
+  }
+  path = Path(configs.__path__[0]) / "glue.py"
+  assert configuration.load(f"{path}:mnli", ["seed=3"]).seed == 3
+  assert configuration.load(f"{path}:mnli") == made["mnli"]
+  assert [configuration.run_name(source) for source in ("glue:mnli", f"{path}:mnli", "quickstart")] == [
+    "glue_mnli",
+    "glue_mnli",
+    "quickstart",
+  ]
+  # Without VARIANTS any argument is passed on.
+  (tmp_path / "mine.py").write_text(
+    "from train.config import defaults\n"
+    "def get_config(x='1'):\n  config = defaults()\n  config.seed = int(x)\n  return config\n"
+  )
+  assert [configuration.load(f"{tmp_path / 'mine.py'}{end}").seed for end in ("", ":5")] == [1, 5]
+
+
+@pytest.mark.parametrize(
+  ("source", "names"),
+  [
+    ("glue:mnil", ["'mnil'", "'mnli'", "wnli"]),
+    ("glue", ["argument", "glue:cola", "wnli"]),
+    ("gleu:mnli", ["'gleu:mnli'", "'glue:mnli'"]),
+    ("quickstart:b16", ["quickstart.py", "get_config"]),
+    ("_bert", ["'_bert'"]),
+  ],
+)
+def test_arguments_that_cannot_be(source, names):
+  with pytest.raises(ValueError) as error:
+    configuration.load(source)
+  assert all(name in str(error.value) for name in names)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +114,7 @@ def test_unknown_config_names_the_nearest():
 
 
 def test_a_config_survives_its_json():
-  config = configuration.load("mae_b16_finetune_imagenet")
+  config = configuration.load("mae_finetune_imagenet:b16")
   saved = json.loads(json.dumps(config.to_dict()))
   again = json.loads(json.dumps(configuration.restore(saved).to_dict()))
   assert configuration.differences(saved, again) == []
@@ -89,7 +127,10 @@ def test_the_command_reports(tmp_path, capsys):
   assert cli.main(["models", "vit/b16", "--json", str(tmp_path / "models.json")]) == 0
   assert json.loads((tmp_path / "models.json").read_text())[0]["parameters"] == 86_567_656
   assert "86,567,656" in capsys.readouterr().out
-  assert cli.main(["configs"]) == 0 and "quickstart" in capsys.readouterr().out
+  assert cli.main(["configs", "--json", str(tmp_path / "configs.json")]) == 0
+  assert list(json.loads((tmp_path / "configs.json").read_text())) == configuration.shipped()
+  printed = capsys.readouterr().out
+  assert all(word in printed for word in ("quickstart", "glue:ARGUMENT", "mnli", "sst2"))
   assert cli.main(["train", "quickstart", "--workdir", str(tmp_path), "optimizer.learning_rat=1.0"]) == 2
   error = capsys.readouterr().err
   assert "no 'learning_rat'; did you mean 'learning_rate'" in error and "Traceback" not in error
@@ -109,19 +150,19 @@ def drawn(model, seed):
   return jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), shapes)
 
 
-PRETRAINING = [n for n in configuration.shipped() if n.startswith(("bert_base", "bert_large"))]
+RUNS = {configuration.run_name(name): name for name in configuration.shipped()}
 
 
-@pytest.mark.parametrize("name", PRETRAINING)
+@pytest.mark.parametrize("name", ["bert_phase2", "bert_base_24h", "bert_base_roberta"])
 def test_what_goes_on_from_a_pretraining_finds_all_of_it(name, tmp_path):
   """By the commands that docstrings tell, on models of the same structure and a small size."""
   shrink = [f"model.{k}={v}" for k, v in dict(width=16, depth=2, mlp_dim=24, num_heads=2).items()]
   commands = re.findall(r"zoo train .*", docstring(name).replace("\\\n", " "))
   later = [words[2:] for words in map(shlex.split, commands) if any(word.startswith("init.path") for word in words)]
-  assert later or name.endswith("_phase1")
+  assert later
   for target, *overrides in later:
     config = configuration.load(target, [*shrink, *overrides])
-    source = configuration.load(Path(config.init.path).name, shrink)
+    source = configuration.load(RUNS[Path(config.init.path).name], shrink)
     before, model = (zoo.create(c.model.name, **configuration.kwargs(c.model)) for c in (source, config))
     pretrained, fresh = drawn(before, 0), drawn(model, 1)
     config.init.path = str(tmp_path / "bert.safetensors")
@@ -131,12 +172,12 @@ def test_what_goes_on_from_a_pretraining_finds_all_of_it(name, tmp_path):
       np.testing.assert_array_equal(leaf, flatten(encoder)[path], err_msg=path)
 
 
-@pytest.mark.parametrize("name", [n for n in PRETRAINING if n.endswith("_phase2")])
-def test_second_phases_go_on_where_the_first_ended(name):
-  first, second = (configuration.load(name.replace("phase2", phase)) for phase in ("phase1", "phase2"))
-  assert second.init.path == f"runs/{name.replace('phase2', 'phase1')}"
+@pytest.mark.parametrize("variant", ["base", "large", "large_lamb"])
+def test_second_phases_go_on_where_the_first_ended(variant):
+  first, second = (configuration.load(f"bert_phase{i}:{variant}") for i in (1, 2))
+  assert second.init.path == f"runs/bert_phase1_{variant}"
   assert first.model == second.model and (first.data.length, second.data.length) == (128, 512)
-  if "lamb" not in name:  # which warms up anew
+  if variant != "large_lamb":  # which warms up again
     _, before = optim.make({}, first.steps, **first.optimizer)
     _, after = optim.make({}, second.steps, **second.optimizer)
     assert (first.steps, second.steps) == (900_000, 100_000)
@@ -183,15 +224,15 @@ def test_what_has_been_learned_of_hidden_patches_is_found_by_the_command_it_tell
 
 
 def test_the_ablation_of_positions_changes_them_alone():
-  made = [configuration.load(name).to_dict() for name in configuration.shipped() if "_pos_" in name]
-  kinds = [config["model"].pop("positions") for config in made]
+  made = [configuration.load(name).to_dict() for name in configuration.shipped() if "_position_" in name]
+  kinds = [config["model"].pop("position_embedding") for config in made]
   assert sorted(kinds) == sorted(KINDS) and all(config == made[0] for config in made)
 
 
 def test_a_swin_of_large_windows_starts_from_one_of_small_ones(tmp_path):
   """The shipped recipe, on models of the same structure and a small size."""
   shrink = ["model.width=8", "model.depths=(2, 2)", "model.num_heads=(1, 2)"]
-  before, config = configuration.load("swin_b_imagenet", shrink), configuration.load("swin_b_384_finetune", shrink)
+  before, config = configuration.load("swin_imagenet:b", shrink), configuration.load("swin_b_384_finetune", shrink)
   assert config.init.path == "runs/swin_b"
   source, model = (zoo.create(c.model.name, **configuration.kwargs(c.model)) for c in (before, config))
   assert (source.config.window_size, model.config.window_size) == (7, 12)

@@ -37,7 +37,7 @@ def test_layers_of_bert_have_rates_by_their_depth():
   assert rates == below | {"encoder/block_00": 0.25, "encoder/block_01": 0.5, "pooler": 1.0, "head": 1.0}
 
 
-@pytest.mark.parametrize("name", ["bert_glue_cola", "bert_squad_v1", "bert_conll2003"])  # one with each head
+@pytest.mark.parametrize("name", ["glue:cola", "squad:v1", "conll2003"])  # one with each head
 def test_recipes_find_all_of_a_pretrained_encoder(name, tmp_path):
   small = dict(width=16, depth=2, mlp_dim=24, num_heads=2, vocab_size=29, max_length=16, mask=4)
   path = tmp_path / "bert.safetensors"

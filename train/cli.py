@@ -72,7 +72,7 @@ def train(config, overrides, workdir, resume, override_config, distributed, json
   from train import loop
 
   loaded = configuration.load(config, overrides)
-  workdir = Path(workdir or Path("runs") / Path(config).stem)
+  workdir = Path(workdir or Path("runs") / configuration.run_name(config))
   result = loop.train(loaded, workdir, resume=resume, override_config=override_config)
   if jax.process_index():  # one of several tells
     return
@@ -244,15 +244,19 @@ def configs(json):
   import configs as package
   from train import config as configuration
 
-  found = {}
-  for name in configuration.shipped():
+  summaries, arguments = {}, {}
+  for full in configuration.shipped():
+    name, _, argument = full.partition(":")
     text = (Path(package.__path__[0]) / f"{name}.py").read_text(encoding="utf-8")
-    found[name] = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    summaries[full] = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    arguments.setdefault((name, summaries[full]), []).append(argument)
   table = Table("config", "what it does", box=None)
-  for row in found.items():
-    table.add_row(*row)
+  for (name, summary), given in arguments.items():
+    if given[0]:
+      name, summary = f"{name}:ARGUMENT", f"{summary} ARGUMENT: {', '.join(given)}."
+    table.add_row(name, summary)
   _console().print(table)
-  _write(json, found)
+  _write(json, summaries)
 
 
 def doctor(json):
@@ -275,7 +279,7 @@ def doctor(json):
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*((\.\w+)+=|=(\S*$|[\[({'\"]))")
 _SET = "key.path=value ... sets values of the config, such as optimizer.learning_rate=1e-3 epochs=10"
 _CONFIG = {
-  "config": dict(help=f"path of a config file, or the name of an installed one (`zoo configs`); {_SET}"),
+  "config": dict(help=f"path of a config file, or the name of an installed one (`zoo configs`), and :ARGUMENT; {_SET}"),
 }
 _SOURCE = {
   "source": dict(metavar="WORKDIR|CONFIG", help=f"a run's work directory, or a config with init.path=WEIGHTS; {_SET}")

@@ -6,6 +6,7 @@ name and the keyword arguments of what the name stands for: the component's sign
 
 import ast
 import contextlib
+import importlib
 import importlib.util
 import pkgutil
 import re
@@ -67,34 +68,52 @@ def defaults() -> ConfigDict:
 
 
 def shipped() -> list[str]:
-  """Names of the configs that are installed with the project."""
-  return sorted(m.name for m in pkgutil.iter_modules(configs.__path__) if not m.name.startswith("_"))
+  """Names of the configs that are installed with the project; NAME:ARGUMENT, one for each of a config's `VARIANTS`."""
+  names = []
+  for module in pkgutil.iter_modules(configs.__path__):
+    if not module.name.startswith("_"):
+      variants = getattr(importlib.import_module(f"configs.{module.name}"), "VARIANTS", ())
+      names += [f"{module.name}:{variant}" for variant in variants] or [module.name]
+  return sorted(names)
+
+
+def run_name(source: str) -> str:
+  """The folder in runs/ that a config trains in by default: "glue_mnli" of "glue:mnli", "a" of "configs/a.py"."""
+  name, _, argument = source.partition(":")
+  return "_".join([Path(name).stem, *([argument] if argument else [])])
 
 
 def load(source: str, overrides: Iterable[str] = ()) -> ConfigDict:
   """The config of a file, with overrides.
 
   Args:
-    source: path of a Python file with `get_config()`, or the bare name of a shipped config.
+    source: path of a Python file with `get_config()`, or the bare name of a shipped config. With ":ARGUMENT" at its end
+      the config is that of `get_config("ARGUMENT")`; a file with `VARIANTS`, a collection of arguments, requires one.
     overrides: "key.path=value"; values are Python literals, anything else is a string.
 
   Raises:
-    ValueError: no such config, key or type; the nearest is named.
+    ValueError: no such config, argument, key or type; the nearest is named.
   """
-  path = Path(source)
+  name, _, argument = source.partition(":")
+  path = Path(name)
   if not path.suffix:
     path = path.with_suffix(".py")
-  if not path.exists() and path.stem in shipped() and path.parent in (Path("."), Path("configs")):
+  if not path.exists() and path.parent in (Path("."), Path("configs")) and not path.stem.startswith("_"):
     path = Path(configs.__path__[0]) / path.name
   if not path.exists():
-    raise ValueError(f"there is no config {source!r}, neither a file nor shipped{nearest(path.stem, shipped())}")
+    raise ValueError(f"there is no config {source!r}, neither a file nor shipped{nearest(source, shipped())}")
   spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
+  if (variants := getattr(module, "VARIANTS", ())) and argument not in variants:
+    fault = (
+      f"has no argument {argument!r}" if argument else f"requires an argument, as in {name}:{next(iter(variants))}"
+    )
+    raise ValueError(f"config {name} {fault}{nearest(argument, variants)}")
   try:
-    config = module.get_config()
+    config = module.get_config(argument) if argument else module.get_config()
   except (KeyError, AttributeError) as error:
-    # The library tells the whole config with the wrong key.
+    # The library's message contains the whole config besides the unknown key.
     wrong = re.search(r'Key "(\w+)"', str(error))
     what = f"config has no {wrong[1]!r}{nearest(wrong[1], defaults())}" if wrong else error
     raise ValueError(f"{path}: {what}") from error

@@ -203,8 +203,9 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
     known = nearest(judge, evaluations) if evaluations else ", for there is none: set checkpoint.best_metric=''"
     raise ValueError(f"config.checkpoint.best_metric: no evaluation {judge!r}{known}")
   if config.init.path and not workdir.exists():  # a run that goes on needs it no more
-    name = Path(config.init.path).name
-    check_exists(config.init.path, f"; `zoo train {name}` makes it" if name in configuration.shipped() else "")
+    sources = {configuration.run_name(name): name for name in configuration.shipped()}
+    name = sources.get(Path(config.init.path).name)
+    check_exists(config.init.path, f"; `zoo train {name}` makes it" if name else "")
   check_workdir(workdir)
   saved = json.loads(json.dumps(config.to_dict()))  # as JSON gives it back: tuples are lists
   notes: list[str] = []  # said before there is a log to say them
