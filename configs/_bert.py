@@ -41,7 +41,7 @@ def pretraining(
   """
   config = defaults()
   config.model = dict(name=model, head=head, scan=True, dtype="bfloat16", **fields)
-  config.data = dict(name="corpus", dataset=corpus, data_dir="data", length=length, pairs=head == "pretrain")
+  config.data = dict(name="masked_lm_corpus", dataset=corpus, data_dir="data", length=length, pairs=head == "pretrain")
   config.objective = dict(name="mlm_nsp", max_predictions=max_predictions, whole_words=whole_words)
   config.evals = dict(val=dict(name="loss", every_steps=10_000))
   config.checkpoint = dict(every_steps=5000, max_to_keep=2, best_metric="", best_mode="max")

@@ -32,7 +32,7 @@ def imagenet(
   """
   config = defaults()
   config.data = dict(
-    name="images",
+    name="image_classification",
     dataset="imagenet2012",
     data_dir="data",
     eval_split="validation",

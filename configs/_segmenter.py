@@ -36,7 +36,7 @@ def upernet(backbone: str, ignore: str, norm: str, **options) -> ConfigDict:
   )
   config.init = from_classifier(f"runs/{backbone.replace('/', '_')}", ignore, norm)
   config.data = dict(
-    name="masks",
+    name="semantic_segmentation",
     dataset="oxford_iiit_pet",
     data_dir="data",
     mask="segmentation_mask",
@@ -48,7 +48,7 @@ def upernet(backbone: str, ignore: str, norm: str, **options) -> ConfigDict:
     augment=(dict(name="flip"), dict(name="color_jitter", brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)),
     workers=8,
   )
-  config.objective = dict(name="segment", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+  config.objective = dict(name="semantic_segmentation", mean=IMAGENET_MEAN, std=IMAGENET_STD)
   config.batch_size = 16
   config.epochs = 40.0
   config.evals = dict(test=dict(name="semantic_segmentation", every_steps=2000))

@@ -22,7 +22,7 @@ def get_config():
     scan=True,
     remat="dots_saveable",
   )
-  config.data = dict(name="text", dataset="verses_en_es", length=128, pairs=False, pack=True, vocab_size=4000)
+  config.data = dict(name="masked_lm", dataset="verses_en_es", length=128, pairs=False, pack=True, vocab_size=4000)
   config.objective = dict(name="mlm_nsp", max_predictions=20)
   config.batch_size = 16
   config.steps = 1800

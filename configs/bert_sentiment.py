@@ -23,7 +23,7 @@ def get_config():
     path="", ignore=(r"cls\..*", r"(bert\.)?pooler\..*", r"params/(words|next|pooler)/.*"), reinit=(r"head/.*",)
   )
   config.data = dict(
-    name="sentences",
+    name="sequence_classification",
     dataset="vader_movies",
     data_dir="data",
     vocabulary="",
@@ -31,7 +31,7 @@ def get_config():
     eval_split="val",
     length=64,
   )
-  config.objective = dict(name="label")
+  config.objective = dict(name="sequence_classification")
   config.batch_size = 32
   config.epochs = 3.0
   config.optimizer = dict(

@@ -20,7 +20,7 @@ def get_config():
   config = finetune("tag", num_classes=9, vocab_size=28996)
   config.init.path = "bert-base-cased"
   config.data = dict(
-    name="tags",
+    name="token_classification",
     dataset="conll2003/conll2003",
     data_dir="data",
     vocabulary="bert-base-cased",
@@ -29,7 +29,7 @@ def get_config():
     eval_split="dev",
     length=128,
   )
-  config.objective = dict(name="tag")
+  config.objective = dict(name="token_classification")
   config.batch_size = 32
   config.epochs = 3.0
   config.optimizer.learning_rate = 5e-5

@@ -31,7 +31,7 @@ def get_config(size):
     interpolation="bicubic",
   )
   config.model = dict(name=f"convnext/{size}", drop_path_rate=VARIANTS[size], scan=True, dtype="bfloat16")
-  config.objective = dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0, **PIXELS)
+  config.objective = dict(name="image_classification", label_smoothing=0.1, mixup=0.8, cutmix=1.0, **PIXELS)
   config.batch_size = 4096
   config.epochs = 300.0
   config.ema_decay = 0.9999

@@ -42,14 +42,14 @@ VARIANTS = dict(cola=2, mnli=3, mrpc=2, qnli=2, qqp=2, rte=2, sst2=2, stsb=1, wn
 def get_config(task):
   config = finetune("classify", num_classes=VARIANTS[task])
   config.data = dict(
-    name="sentences",
+    name="sequence_classification",
     dataset=f"glue/{task}",
     data_dir="data",
     vocabulary="bert-base-uncased",
     eval_split="validation_matched" if task == "mnli" else "validation",
     length=128,
   )
-  config.objective = dict(name="label")
+  config.objective = dict(name="sequence_classification")
   config.batch_size = 32
   config.epochs = 3.0
   # The published rate is the best of 5e-5, 4e-5, 3e-5 and 2e-5 on the development set.

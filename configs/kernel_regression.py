@@ -30,8 +30,8 @@ from train.config import defaults
 def get_config():
   config = defaults()
   config.model = dict(name="kernel_regression/learned", width=500.0)
-  config.data = dict(name="points", dataset="engel", test_share=0.15)
-  config.objective = dict(name="regress")
+  config.data = dict(name="regression", dataset="engel", test_share=0.15)
+  config.objective = dict(name="regression")
   config.batch_size = 200
   config.steps = 300
   config.optimizer = dict(name="adamw", learning_rate=0.1, b2=0.95)

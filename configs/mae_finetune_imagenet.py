@@ -49,7 +49,7 @@ def get_config(size):
   config.init = dict(
     path=f"runs/mae_{size}", ignore=(r"params/(decoder|encoder/norm)/.*",), reinit=(r"head_norm/.*", r"head/.*")
   )
-  config.objective = dict(name="classify", label_smoothing=0.1, mixup=0.8, cutmix=1.0, **PIXELS)
+  config.objective = dict(name="image_classification", label_smoothing=0.1, mixup=0.8, cutmix=1.0, **PIXELS)
   config.batch_size = 1024
   config.epochs = variant["epochs"]
   config.optimizer = dict(

@@ -22,7 +22,7 @@ def get_config(size):
     name=f"vit/{size}", pool="cls", position_embedding="sincos_2d", head_norm="batch", scan=True, dtype="bfloat16"
   )
   config.init = dict(path=f"runs/mae_{size}", ignore=(r"params/decoder/.*",), reinit=(r"head_norm/.*", r"head/.*"))
-  config.objective = dict(name="classify", **PIXELS)
+  config.objective = dict(name="image_classification", **PIXELS)
   config.batch_size = 16384
   config.epochs = VARIANTS[size]
   config.optimizer = dict(

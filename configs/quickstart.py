@@ -14,7 +14,7 @@ def get_config():
   # Scanned, and keeping only matrix products for the backward pass: a third faster on a CPU.
   config.model = dict(name="mae/nano4", scan=True, remat="dots_saveable")
   config.data = dict(
-    name="images",
+    name="image_classification",
     dataset="fashion_mnist_small",
     image_size=28,
     crop=dict(name="pad_crop", padding=2),

@@ -29,14 +29,14 @@ def get_config():
   )
   config.init = from_classifier("", "(encoder/norm|head)", "head_norm")
   config.data = dict(
-    name="masks",
+    name="semantic_segmentation",
     dataset="fashion_scenes",
     data_dir="data",
     image_size=64,
     crop=dict(name="random_scale_crop", scale=(0.9, 1.2)),
     augment=(dict(name="flip"),),
   )
-  config.objective = dict(name="segment", mean=(0.45,), std=(0.27,))
+  config.objective = dict(name="semantic_segmentation", mean=(0.45,), std=(0.27,))
   config.batch_size = 32
   config.epochs = 12.0
   config.optimizer = dict(name="adamw", learning_rate=2e-3, warmup=0.05, weight_decay=0.05, grad_clip_norm=1.0)

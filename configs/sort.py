@@ -29,8 +29,8 @@ def get_config():
     scan=True,
     remat="dots_saveable",
   )
-  config.data = dict(name="sequences", task="sort", symbols=20, max_length=10)
-  config.objective = dict(name="translate")
+  config.data = dict(name="algorithmic", task="sort", symbols=20, max_length=10)
+  config.objective = dict(name="seq2seq")
   config.batch_size = 128
   config.steps = 1000
   config.optimizer = dict(name="adamw", learning_rate=2e-3, schedule="cosine", warmup=0.1, b2=0.98)

@@ -28,7 +28,7 @@ def get_config(version):
   release, batch_size, epochs = VARIANTS[version]
   config = finetune("span")
   config.data = dict(
-    name="questions",
+    name="question_answering",
     dataset=f"squad/{release}",
     data_dir="data",
     vocabulary="bert-base-uncased",
@@ -36,7 +36,7 @@ def get_config(version):
     stride=128,
     question_length=64,
   )
-  config.objective = dict(name="span")
+  config.objective = dict(name="question_answering")
   config.batch_size = batch_size
   config.epochs = epochs
   config.optimizer.learning_rate = 5e-5

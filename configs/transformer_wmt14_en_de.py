@@ -39,7 +39,7 @@ def get_config(size):
   config = defaults()
   config.model = dict(name=f"transformer/{size}", max_length=256, scan=True, dtype="bfloat16")
   config.data = dict(
-    name="pairs",
+    name="translation",
     dataset="wmt14_translate/de-en",
     data_dir="data",
     source="en",
@@ -49,7 +49,7 @@ def get_config(size):
     target_length=256,
     batching="pack",
   )
-  config.objective = dict(name="translate", label_smoothing=0.1)
+  config.objective = dict(name="seq2seq", label_smoothing=0.1)
   # 104 rows of 256 tokens, of which packing leaves a few per cent empty: about 25,000 tokens on each side.
   config.batch_size = 104
   config.steps = variant["steps"]

@@ -32,7 +32,7 @@ def get_config():
     remat="dots_saveable",
   )
   config.data = dict(
-    name="pairs",
+    name="translation",
     dataset="verses_en_es",
     source="en",
     target="es",
@@ -41,7 +41,7 @@ def get_config():
     eval_split="val",
     batching="pack",
   )
-  config.objective = dict(name="translate", label_smoothing=0.1)
+  config.objective = dict(name="seq2seq", label_smoothing=0.1)
   config.batch_size = 8
   config.steps = 5400
   config.optimizer = dict(name="adamw", learning_rate=4e-3, schedule="cosine", warmup=0.1, b2=0.98, weight_decay=0.01)

@@ -20,7 +20,7 @@ def get_config():
   config.model = dict(
     name="vit/b16", representation_size=768, dropout_rate=0.1, drop_path_rate=0.1, scan=True, dtype="bfloat16"
   )
-  config.objective = dict(name="classify", mixup=0.5, mean=(0.5,), std=(0.5,))
+  config.objective = dict(name="image_classification", mixup=0.5, mean=(0.5,), std=(0.5,))
   config.batch_size = 4096
   config.epochs = 300.0
   config.optimizer = dict(

@@ -14,14 +14,14 @@ def get_config():
   config = defaults()
   config.model = dict(name="vit/nano4", scan=True, remat="dots_saveable", pool="gap", drop_path_rate=0.1)
   config.data = dict(
-    name="images",
+    name="image_classification",
     dataset="fashion_mnist_small",
     data_dir=None,
     image_size=28,
     crop=dict(name="pad_crop", padding=2),
     augment=(dict(name="flip"),),
   )
-  config.objective = dict(name="classify", label_smoothing=0.1, mean=(0.286,), std=(0.353,))
+  config.objective = dict(name="image_classification", label_smoothing=0.1, mean=(0.286,), std=(0.353,))
   config.batch_size = 128
   config.epochs = 20.0
   config.optimizer = dict(name="adamw", learning_rate=1e-3, warmup=0.1, weight_decay=0.05, grad_clip_norm=1.0)

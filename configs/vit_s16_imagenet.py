@@ -21,7 +21,7 @@ def get_config():
   config.model = dict(
     name="vit/s16", pool="gap", class_token=False, position_embedding="sincos_2d", scan=True, dtype="bfloat16"
   )
-  config.objective = dict(name="classify", mixup=0.2, mean=(0.5,), std=(0.5,))
+  config.objective = dict(name="image_classification", mixup=0.2, mean=(0.5,), std=(0.5,))
   config.batch_size = 1024
   config.epochs = 90.0
   config.optimizer = dict(

@@ -207,7 +207,7 @@ def test_a_folder_without_pictures_is_told(tmp_path):
 
 
 def test_the_data_set_trains(pictures, tmp_path):
-  config = tiny_config(2, TINY, dict(name="classify"), evals__test__every=0)
+  config = tiny_config(2, TINY, dict(name="image_classification"), evals__test__every=0)
   config.data.update(
     dataset="picture_folder", data_dir=str(pictures / "data"), channels=1, train_split="train[:90%]",
     eval_split="train[90%:]",

@@ -46,8 +46,8 @@ def rows(documents, seed=0, **kwargs):
 def sequences(row):
   """(A, B, next) of each sequence of a row, whose marks are checked on the way."""
   begin, found = 0, []
-  for end, split, follows in zip(row["end"], row["split"], row["next"], strict=True):
-    token = row["token"][begin:end]
+  for end, split, follows in zip(row["ends"], row["second_starts"], row["next_sentence_label"], strict=True):
+    token = row["input_ids"][begin:end]
     assert token[0] == MARKS.cls and token[-1] == MARKS.sep and token[split - begin - 1] == MARKS.sep
     a, b = token[1 : split - begin - 1], token[split - begin : -1]
     assert len(a) and bool(len(b)) == (follows >= 0) == (split < end)
@@ -55,7 +55,7 @@ def sequences(row):
       assert (np.diff(part[part >= 0]) == 1).all() or follows < 0
     found.append((a, b, follows))
     begin = end
-  assert begin == len(row["token"])
+  assert begin == len(row["input_ids"])
   return found
 
 
@@ -199,8 +199,8 @@ def test_a_vocabulary_that_is_none(tmp_path):
 
 def test_pairs_of_real_text_are_as_published(numbered):
   made = rows(numbered)
-  assert max(len(row["token"]) for row in made) == 128
-  assert len(made) > 8000 and 0.5 < np.mean([row["next"][0] == 0 for row in made]) < 0.58
+  assert max(len(row["input_ids"]) for row in made) == 128
+  assert len(made) > 8000 and 0.5 < np.mean([row["next_sentence_label"][0] == 0 for row in made]) < 0.58
   for a, b, follows in every(made):
     documents = {*document_of(numbered, a[[0, -1]])}, {*document_of(numbered, b[[0, -1]])}
     assert len(documents[0]) == len(documents[1]) == 1
@@ -230,7 +230,9 @@ def test_sentences_of_one_token_are_never_cut_so_all_can_be_told():
   share = [len(a) / (len(a) + len(b)) for a, b, follows in made if follows and len(a) + len(b) == 61]
   assert np.allclose(np.quantile(share, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.08)
   assert (total[total < 61] > 1).all()
-  assert all(len(row["token"]) == 64 for row in rows(lengths([1] * 600, [1] * 600), length=64, short_seq_prob=0)[:5])
+  assert all(
+    len(row["input_ids"]) == 64 for row in rows(lengths([1] * 600, [1] * 600), length=64, short_seq_prob=0)[:5]
+  )
 
 
 def test_a_random_b_is_any_other_document():
@@ -272,7 +274,7 @@ def test_without_pairs_all_text_is_there_once(numbered, pack):
   told = np.concatenate([a for a, _, _ in every(made)])
   assert {follows for _, _, follows in every(made)} == {-1}
   assert np.array_equal(np.sort(told[told >= 0]), numbered.token_N)
-  assert max(len(row["token"]) for row in made) == 128
+  assert max(len(row["input_ids"]) for row in made) == 128
 
 
 def test_full_sentences_go_on_into_the_next_document():
@@ -300,9 +302,9 @@ def test_pieces_are_of_one_document_each():
 def test_packed_rows_are_full(numbered, kwargs):
   made = rows(numbered, pack=True, **kwargs)
   room = (dict(length=128) | kwargs)["length"]
-  used = [len(row["token"]) for row in made]
+  used = [len(row["input_ids"]) for row in made]
   assert max(used) <= room and 1 - sum(used) / (room * len(used)) < 0.02
-  assert max(len(row["end"]) for row in made) > 1
+  assert max(len(row["ends"]) for row in made) > 1
 
 
 def test_packing_changes_where_a_sequence_is_and_little_else(numbered, monkeypatch):

@@ -11,7 +11,7 @@ from tiny_config import get_config
 import zoo
 from train import cli, data, loop
 from train.data.text import masked_lm
-from train.data.text.masked_lm import Corpus, Row, Text
+from train.data.text.masked_lm import MaskedLM, MaskedLMCorpus, Row
 from train.inference.fill_mask import fill_mask
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -35,7 +35,7 @@ def book(tmp_path_factory):
 
 @functools.cache
 def verses(**fields):
-  return Text("verses_en_es", train_split="val", eval_split="test", length=48, vocab_size=900, **fields)
+  return MaskedLM("verses_en_es", train_split="val", eval_split="test", length=48, vocab_size=900, **fields)
 
 
 def batches(kind, count, **arguments):
@@ -47,25 +47,25 @@ def batches(kind, count, **arguments):
 def test_a_batch_says_where_everything_is(fields):
   kind = verses(**fields)
   words = kind.vocabulary
-  shapes = Text.shapes(dict(name="text", dataset="verses_en_es", length=48, **fields), None, 8)
+  shapes = MaskedLM.shapes(dict(name="masked_lm", dataset="verses_en_es", length=48, **fields), None, 8)
   for batch in batches(kind, 5):
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {k: (s.shape, s.dtype) for k, s in shapes.items()}
     for i, number in enumerate(batch["example"]):
       row = kind.rows("val")[number]
-      token, segment = batch["token"][i], batch["segment"][i]
-      assert (token[segment == 0] == words.pad).all() and (segment > 0).sum() == len(row.token)
+      token, segment = batch["input_ids"][i], batch["segment_ids"][i]
+      assert (token[segment == 0] == words.pad).all() and (segment > 0).sum() == len(row.input_ids)
       start = 0
-      for k, (end, split, follows) in enumerate(zip(row.end, row.split, row.next, strict=True)):
+      for k, (end, split, follows) in enumerate(zip(row.ends, row.second_starts, row.next_sentence_label, strict=True)):
         here = slice(start, end)
         assert token[start] == words.cls and token[end - 1] == words.sep and (segment[here] == k + 1).all()
-        np.testing.assert_array_equal(batch["position"][i, here], np.arange(end - start))
-        np.testing.assert_array_equal(batch["type"][i, here], np.arange(start, end) >= split)
+        np.testing.assert_array_equal(batch["position_ids"][i, here], np.arange(end - start))
+        np.testing.assert_array_equal(batch["token_type_ids"][i, here], np.arange(start, end) >= split)
         if k < kind.sequences:
-          assert batch["first"][i, k] == start and batch["next"][i, k] == follows
+          assert batch["cls_positions"][i, k] == start and batch["next_sentence_label"][i, k] == follows
         start = end
-      assert (batch["next"][i, len(row.end) :] == -1).all()
+      assert (batch["next_sentence_label"][i, len(row.ends) :] == -1).all()
       # A word is a run of pieces: its number rises by one where a piece begins one.
-      word = batch["word"][i]
+      word = batch["word_ids"][i]
       assert ((word == 0) == np.isin(token, [words.pad, words.cls, words.sep])).all()
       for place in np.flatnonzero(word):
         piece = words.tokenizer.id_to_token(int(token[place]))
@@ -73,7 +73,7 @@ def test_a_batch_says_where_everything_is(fields):
           assert word[place] == word[place - 1]
         elif word[place - 1]:
           assert word[place] == word[place - 1] + 1
-  assert (batch["next"] >= 0).any() == kind.pairs and batch["type"].any() == kind.pairs
+  assert (batch["next_sentence_label"] >= 0).any() == kind.pairs and batch["token_type_ids"].any() == kind.pairs
 
 
 def test_an_epoch_has_every_row_once_whoever_reads_it():
@@ -94,7 +94,7 @@ def test_evaluation_has_every_row_once_in_order():
   found = [*kind.eval_batches(16)]
   number = np.concatenate([b["example"][b["valid"]] for b in found])
   np.testing.assert_array_equal(number, np.arange(kind.num_eval()))
-  assert not found[-1]["valid"].all() and not (found[-1]["segment"][~found[-1]["valid"]]).any()
+  assert not found[-1]["valid"].all() and not (found[-1]["segment_ids"][~found[-1]["valid"]]).any()
   assert sum(b["valid"].sum() for b in kind.eval_batches(16, limit=21)) == 21
 
 
@@ -106,25 +106,25 @@ def test_what_is_behind_a_special_token_begins_a_word():
   token = np.array([words.cls, rest, rest, words.sep, rest, whole, rest, words.sep])
   row = Row(token, np.array([8]), np.array([4]), np.array([1]))
   batch = masked_lm.collate(words, [row, None], [0, 1], 10, 1, 0)
-  assert batch["word"].tolist() == [[0, 1, 1, 0, 2, 3, 3, 0, 0, 0], [0] * 10]
+  assert batch["word_ids"].tolist() == [[0, 1, 1, 0, 2, 3, 3, 0, 0, 0], [0] * 10]
   assert batch["valid"].tolist() == [True, False]
 
 
 def test_copies_are_drawn_anew_but_not_in_evaluation():
   once, twice = verses(), verses(dupe_factor=2)
   assert 1.8 * once.num_train < twice.num_train < 2.2 * once.num_train and once.num_eval() == twice.num_eval()
-  first = {tuple(row.token) for row in (once.rows("val")[i] for i in range(once.num_train))}
-  assert sum(tuple(twice.rows("val")[i].token) in first for i in range(twice.num_train)) < 1.2 * once.num_train
+  first = {tuple(row.input_ids) for row in (once.rows("val")[i] for i in range(once.num_train))}
+  assert sum(tuple(twice.rows("val")[i].input_ids) in first for i in range(twice.num_train)) < 1.2 * once.num_train
 
 
 def test_a_file_has_documents_for_validation(book):
-  kind = Text(book, length=32, vocab_size=200, hold_out=10)
+  kind = MaskedLM(book, length=32, vocab_size=200, hold_out=10)
   documents = [kind._documents(split) for split in ("train", "val")]
   assert [len(some) for some in documents] == [54, 6] and kind.num_eval("val") >= 6
   with pytest.raises(ValueError, match="has no split 'vall'; did you mean 'val'"):
     kind.num_eval("vall")
   with pytest.raises(ValueError, match="has no document"):
-    Text(book, length=32, hold_out=100).num_eval()
+    MaskedLM(book, length=32, hold_out=100).num_eval()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_file_has_documents_for_validation(book):
 )
 def test_fields_that_make_no_sense(fields, words):
   with pytest.raises(ValueError, match=words):
-    Text("verses_en_es", **fields)
+    MaskedLM("verses_en_es", **fields)
 
 
 @pytest.mark.parametrize(
@@ -173,18 +173,18 @@ def prepared(book, tmp_path_factory):
 
 
 def test_a_prepared_corpus_is_read_as_it_was_made(prepared, book):
-  kind = Corpus("corpus/book", length=32, sequences=4, data_dir=prepared)
-  made = Text(book, length=32, vocab_size=200, pack=True, sequences=4)
+  kind = MaskedLMCorpus("corpus/book", length=32, sequences=4, data_dir=prepared)
+  made = MaskedLM(book, length=32, vocab_size=200, pack=True, sequences=4)
   assert kind.vocabulary.size == made.vocabulary.size and "padding" in kind.about(8, 0)
   found = [*kind.eval_batches(8)]
-  documents = {kind.vocabulary.decode(b["token"][i][b["segment"][i] == 1]) for b in found for i in range(8)}
+  documents = {kind.vocabulary.decode(b["input_ids"][i][b["segment_ids"][i] == 1]) for b in found for i in range(8)}
   assert all("sat on the" in text for text in documents if text) and len(documents) >= 3
   assert kind.num_train > 5 * kind.num_eval() > 0
-  shapes = Corpus.shapes(dict(name="corpus", dataset="corpus/book", length=32, sequences=4), None, 8)
+  shapes = MaskedLMCorpus.shapes(dict(name="masked_lm_corpus", dataset="corpus/book", length=32, sequences=4), None, 8)
   assert {k: v.shape for k, v in next(kind.train_batches(8, 0)).items()} == {k: s.shape for k, s in shapes.items()}
   # Rows may be longer in a batch than they were made.
-  longer = next(Corpus("corpus/book", length=40, sequences=4, data_dir=prepared).train_batches(8, 0))
-  np.testing.assert_array_equal(longer["token"][:, :32], next(kind.train_batches(8, 0))["token"])
+  longer = next(MaskedLMCorpus("corpus/book", length=40, sequences=4, data_dir=prepared).train_batches(8, 0))
+  np.testing.assert_array_equal(longer["input_ids"][:, :32], next(kind.train_batches(8, 0))["input_ids"])
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_prepared_corpus_is_read_as_it_was_made(prepared, book):
 )
 def test_another_preparation_than_the_config_says(prepared, fields, words):
   with pytest.raises(ValueError, match=words):
-    _ = Corpus(**dict(dataset="corpus/book", data_dir=prepared) | fields).num_train
+    _ = MaskedLMCorpus(**dict(dataset="corpus/book", data_dir=prepared) | fields).num_train
 
 
 # ---- A run, and words filled in ----
@@ -209,7 +209,7 @@ def test_another_preparation_than_the_config_says(prepared, fields, words):
 def trained(book, tmp_path_factory):
   config = get_config()
   config.model = dict(name="bert/test", vocab_size=200, max_length=32, head="words")
-  config.data = dict(name="text", dataset=book, length=32, vocab_size=200, pairs=False, pack=True)
+  config.data = dict(name="masked_lm", dataset=book, length=32, vocab_size=200, pairs=False, pack=True)
   config.objective = dict(name="mlm_nsp", max_predictions=5)
   config.optimizer = dict(name="adamw", learning_rate=1e-2, warmup=0.1)
   config.batch_size, config.steps, config.log_every_steps, config.checkpoint.every_steps = 32, 400, 50, 0
@@ -262,4 +262,4 @@ def test_several_masks_of_several_texts(trained):
 
 
 def test_the_kind_is_known():
-  assert data.kind("text") is Text and data.kind("corpus") is Corpus
+  assert data.kind("masked_lm") is MaskedLM and data.kind("masked_lm_corpus") is MaskedLMCorpus

@@ -29,7 +29,7 @@ AUGMENT = (dict(name="flip"), dict(name="rand_augment", layers=1))
 def small(**kwargs):
   """A tenth of the bundled set, with randomness in every image."""
   given = dict(dataset="fashion_mnist_small", image_size=28, train_split="train[:10%]", crop=CROP, augment=AUGMENT)
-  return data.make("images", **given | kwargs)
+  return data.make("image_classification", **given | kwargs)
 
 
 def take(batches, count):
@@ -94,7 +94,7 @@ def write_fake(folder, examples, **attributes):
 
 
 def test_the_bundled_set_is_small_balanced_and_readable_by_tfds():
-  images = data.make("images", dataset="fashion_mnist_small", image_size=28)
+  images = data.make("image_classification", dataset="fashion_mnist_small", image_size=28)
   assert (images.num_train, images.num_eval(), images.num_classes) == (10_000, 2_000, 10)
   assert images.image_shape == (28, 28, 1) and images.class_names == list(fashion_mnist.CLASSES)
   folder = os.path.join(os.path.dirname(fashion_mnist.__file__), "fashion_mnist_small")
@@ -165,7 +165,7 @@ from train import data
 
 def main(workers, wait):
   images = data.make(
-    "images", dataset="fashion_mnist_small", image_size=28, train_split="train[:300]", workers=workers,
+    "image_classification", dataset="fashion_mnist_small", image_size=28, train_split="train[:300]", workers=workers,
     crop=dict(name="random_resized_crop"), augment=[dict(name="rand_augment")],
   )
   batches = images.train_batches(128, seed=3)
@@ -282,12 +282,14 @@ def test_images_have_the_size_and_the_channels_asked_for(channels, expected, siz
 
 def test_pictures_of_all_sizes_are_cut_to_one(tmp_path):
   folder = write_fake(tmp_path, [(image_file(i, (20 + i, 40 - i), "JPEG"), i % 3) for i in range(12)])
-  images = data.make("images", dataset="fake", data_dir=folder, image_size=16, crop=CROP, augment=AUGMENT)
+  images = data.make("image_classification", dataset="fake", data_dir=folder, image_size=16, crop=CROP, augment=AUGMENT)
   batch = take(images.train_batches(12, 0), 1)[0]
   assert batch["image"].shape == (12, 16, 16, 3) and batch["valid"].all()
   assert sorted(batch["label"].tolist()) == sorted([0, 1, 2] * 4)
   with pytest.raises(ValueError, match="different sizes"):
-    next(data.make("images", dataset="fake", data_dir=folder, image_size=16, cache=True).train_batches(4, 0))
+    next(
+      data.make("image_classification", dataset="fake", data_dir=folder, image_size=16, cache=True).train_batches(4, 0)
+    )
 
 
 @pytest.mark.parametrize("shape", [(None, None, 3), (20, 24, 3)])  # read, and cached
@@ -297,8 +299,8 @@ def test_a_corrupt_image_is_named_and_skipped_only_if_asked(tmp_path, shape):
   folder = write_fake(tmp_path, [(file, i % 3) for i, file in enumerate(files)], shape=shape)
   given = dict(dataset="fake", data_dir=folder, image_size=(20, 24))
   with pytest.raises(ValueError, match=r"example 7 of 'fake' 'train' \(record 2 of .*fake-train.array_record-00001-of"):
-    list(data.make("images", **given).eval_batches(10, "train"))
-  batch = next(data.make("images", **given, skip_corrupt=True).eval_batches(10, "train"))
+    list(data.make("image_classification", **given).eval_batches(10, "train"))
+  batch = next(data.make("image_classification", **given, skip_corrupt=True).eval_batches(10, "train"))
   assert np.flatnonzero(~batch["valid"]).tolist() == [7] and not batch["image"][7].any()
   for i in set(range(10)) - {7}:  # the others stay where they were
     np.testing.assert_array_equal(batch["image"][i], np.asarray(Image.open(io.BytesIO(files[i]))))
@@ -323,7 +325,7 @@ def test_skipped_images_are_counted_also_over_a_resume(tmp_path):
 @pytest.mark.parametrize("skip", [True, False])
 def test_a_label_outside_the_classes_is_named(tmp_path, skip):
   folder = write_fake(tmp_path, [(image_file(i), -1 if i == 4 else 0) for i in range(6)])
-  images = data.make("images", dataset="fake", data_dir=folder, image_size=16, skip_corrupt=skip)
+  images = data.make("image_classification", dataset="fake", data_dir=folder, image_size=16, skip_corrupt=skip)
   with pytest.raises(ValueError, match="label -1 is outside the 3 classes: example 4 of 'fake'"):
     list(images.eval_batches(6, "train"))
 
@@ -333,7 +335,7 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path, shape, record):
   folder = write_fake(tmp_path, [(image_file(i), 0) for i in range(6)], shape=shape)
   shard = tmp_path / "fake" / "1.0.0" / "fake-train.array_record-00001-of-00002"
   shard.write_bytes(shard.read_bytes()[:1000])
-  images = data.make("images", dataset="fake", data_dir=folder, image_size=16)
+  images = data.make("image_classification", dataset="fake", data_dir=folder, image_size=16)
   with pytest.raises(ValueError, match=rf"cannot read {record} .*array_record-00001-of-00002"):
     list(images.eval_batches(6, "train"))
 
@@ -358,12 +360,12 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path, shape, record):
     (dict(augment=(dict(name="flip"), dict(name="erase"))), ["data.augment[1]", "random_erasing"]),
     (dict(augment=(dict(name="random_erasing", mode="pixels"),)), ["data.augment[0]", "pixels"]),
     (dict(agument=()), ["'agument'", "'augment'"]),
-    (dict(name="image"), ["'image'", "'images'"]),
+    (dict(name="image_classificatio"), ["'image_classificatio'", "'image_classification'"]),
   ],
   ids=lambda value: str(value)[:60],
 )
 def test_a_wrong_config_is_an_error_that_helps(kwargs, words):
-  given = dict(name="images", dataset="fashion_mnist_small", image_size=28) | kwargs
+  given = dict(name="image_classification", dataset="fashion_mnist_small", image_size=28) | kwargs
   with pytest.raises(ValueError) as error:
     _ = data.make(**given).num_train
   assert all(word in str(error.value) for word in words), error.value
@@ -395,7 +397,7 @@ def test_the_full_fashion_mnist_from_local_files(tmp_path):
   pixels = write_idx(tmp_path, 30)
   array_record.prepare("fashion_mnist", str(tmp_path / "sets"), str(tmp_path))
   for split, (images_BYX, labels_B) in pixels.items():
-    images = data.make("images", dataset="fashion_mnist", data_dir=str(tmp_path / "sets"), image_size=28)
+    images = data.make("image_classification", dataset="fashion_mnist", data_dir=str(tmp_path / "sets"), image_size=28)
     batch = next(images.eval_batches(30, split))
     # TFDS shuffles what it writes.
     written = sorted(zip((i.tobytes() for i in batch["image"]), batch["label"].tolist(), strict=True))
@@ -441,7 +443,12 @@ def test_imagenet_is_prepared_from_its_archives(tmp_path):
   (manual / "ILSVRC2012_img_val.tar").write_bytes(tar(validation))
   array_record.prepare("imagenet2012", str(tmp_path))
   images = data.make(
-    "images", dataset="imagenet2012", data_dir=str(tmp_path), eval_split="validation", image_size=16, crop=CROP
+    "image_classification",
+    dataset="imagenet2012",
+    data_dir=str(tmp_path),
+    eval_split="validation",
+    image_size=16,
+    crop=CROP,
   )
   assert (images.num_train, images.num_eval(), images.num_classes) == (5, 3, 1000)
   assert all(images.source()[i][0][:2] == b"\xff\xd8" for i in range(5))
@@ -463,7 +470,7 @@ def test_cifar_is_prepared_from_arrays(tmp_path, monkeypatch):
   )
   monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(tmp_path))
   array_record.prepare("cifar10", str(tmp_path / "sets"))
-  images = data.make("images", dataset="cifar10", data_dir=str(tmp_path / "sets"), image_size=32)
+  images = data.make("image_classification", dataset="cifar10", data_dir=str(tmp_path / "sets"), image_size=32)
   assert (images.num_train, images.num_eval(), images.image_shape) == (20, 4, (32, 32, 3))
   batch = next(images.eval_batches(4))
   planar = records["test_batch.bin"][:, 1:].reshape(4, 3, 32, 32).transpose(0, 2, 3, 1)

@@ -13,9 +13,9 @@ import zoo
 from train import cli, experiment, loop, optim
 from train import config as configuration
 from train.data.text import labelled
-from train.objectives.label import Objective as Label
-from train.objectives.span import Objective as Span
-from train.objectives.tag import Objective as Tag
+from train.objectives.question_answering import Objective as Span
+from train.objectives.sequence_classification import Objective as Label
+from train.objectives.token_classification import Objective as Tag
 from zoo.layers.stack import unstack_params
 from zoo.partitioning import flatten
 from zoo.weights import load_into
@@ -60,7 +60,7 @@ def tiny(name, kind, steps=60, **model):
   config = configuration.defaults()
   config.model = dict(name="bert/test", depth=1, **model)
   config.data = dict(name=name, buckets=1, **kind)
-  config.objective = dict(name=dict(sentences="label", tags="tag", questions="span")[name])
+  config.objective = dict(name=name)
   config.batch_size, config.steps = 16, steps
   config.optimizer = dict(name="adamw", learning_rate=1e-2, schedule="linear", warmup=0.1)
   config.log_every_steps, config.plots = 20, ()
@@ -88,7 +88,7 @@ def test_labels_are_learned(tmp_path, vocabulary, task):
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
   kind = dict(dataset=str(tmp_path), vocabulary=vocabulary, eval_split="val", length=16, text="x")
   kind |= dict(number=dict(number=True), choice=dict(text="text", choices=("x", "y"))).get(task, {})
-  config = tiny("sentences", kind, head="classify", num_classes=2 if task == "class" else 1)
+  config = tiny("sequence_classification", kind, head="classify", num_classes=2 if task == "class" else 1)
   config.evals = dict(val=dict(name="loss"), labels=dict(name="sequence_classification", batch_size=24))
   result = loop.train(config, tmp_path / "run")
   if task == "number":
@@ -109,7 +109,7 @@ def test_tags_are_learned(tmp_path, vocabulary):
     lines.append("".join(f"{word} x {kind(word)}\n" for word in words))
   (tmp_path / "train.txt").write_text("\n".join(lines))
   options = dict(dataset=str(tmp_path), vocabulary=vocabulary, length=16, train_split="train[:128]")
-  config = tiny("tags", options | dict(eval_split="train[128:]"), head="tag", num_classes=3)
+  config = tiny("token_classification", options | dict(eval_split="train[128:]"), head="tag", num_classes=3)
   config.evals = dict(val=dict(name="loss"), found=dict(name="token_classification"))
   result = loop.train(config, tmp_path / "run")
   assert result["found"]["f1"] > 0.95 and result["val"]["accuracy"] == pytest.approx(result["found"]["accuracy"])
@@ -125,7 +125,7 @@ def test_answers_are_learned(tmp_path, vocabulary):
   write_squad(tmp_path / "train.json", rows[:192])
   write_squad(tmp_path / "val.json", rows[192:])
   options = dict(dataset=str(tmp_path), vocabulary=vocabulary, length=10, stride=3, question_length=2)
-  config = tiny("questions", options | dict(eval_split="val"), head="span", steps=100)
+  config = tiny("question_answering", options | dict(eval_split="val"), head="span", steps=100)
   config.evals = dict(val=dict(name="loss"), answers=dict(name="question_answering"))
   result = loop.train(config, tmp_path / "run")
   assert result["val"]["exact"] > 0.9
@@ -140,9 +140,12 @@ def test_answers_are_learned(tmp_path, vocabulary):
 def test_an_evaluation_of_another_kind_of_data_is_told(tmp_path, vocabulary):
   write_tsv(tmp_path / "train.tsv", [("a", 0), ("b", 1)] * 8)
   kind = dict(dataset=str(tmp_path), vocabulary=vocabulary, text="text", length=16, eval_split="train")
-  config = tiny("sentences", kind, head="classify", num_classes=2)
+  config = tiny("sequence_classification", kind, head="classify", num_classes=2)
   for evaluation, message in (
-    (dict(name="question_answering"), "'question_answering' is for data 'questions'; this is 'sentences'"),
+    (
+      dict(name="question_answering"),
+      "'question_answering' is for data 'question_answering'; this is 'sequence_classification'",
+    ),
     (dict(name="sequence_classification", metrics=("f2",)), "no score 'f2' of classes; did you mean 'f1'"),
     (dict(name="sequence_classification", metrics=("pearson",)), "no score 'pearson' of classes"),
   ):
@@ -158,16 +161,18 @@ def random_batch(kind, length, rng):
     token[i, :size], segment[i, :size] = rng.integers(5, 29, size), 1
     token[i, 0] = 2
   position = np.where(segment, np.arange(length), 0).astype(np.int32)
-  batch = dict(token=token, segment=segment, position=position, type=segment * (position > 3))
+  batch = dict(input_ids=token, segment_ids=segment, position_ids=position, token_type_ids=segment * (position > 3))
   batch |= dict(valid=np.array([True, True, True, False]), id=np.arange(B))
   if kind == "tag":
     batch["label"] = np.where((segment > 0) & (position % 2 == 1), token % 3, -1)
   elif kind == "span":
-    batch |= dict(start=np.array([1, 0, 2, 0]), end=np.array([3, 0, 2, 1]))
+    batch |= dict(start_positions=np.array([1, 0, 2, 0]), end_positions=np.array([3, 0, 2, 1]))
   elif kind == "number":
     batch["label"] = np.array([0.5, -1.0, np.nan, 3.0], np.float32)
   elif kind == "choice":
-    batch |= {name: batch[name].reshape(2, 2, length) for name in ("token", "segment", "position", "type")}
+    batch |= {
+      name: batch[name].reshape(2, 2, length) for name in ("input_ids", "segment_ids", "position_ids", "token_type_ids")
+    }
     batch |= dict(valid=np.ones(2, bool), id=np.arange(2), label=np.array([1, 0]))
   else:
     batch["label"] = np.array([1, 0, -1, 1])
@@ -189,13 +194,13 @@ def test_a_loss_is_its_closed_form_and_padding_changes_nothing(kind):
   model = zoo.create("bert/test", head=head, num_classes=classes)
   batch = random_batch(kind, 8, np.random.default_rng(0))
   longer = random_batch(kind, 14, np.random.default_rng(0))
-  variables = jax.jit(model.init)(jax.random.key(0), batch["token"].reshape(-1, 8))
+  variables = jax.jit(model.init)(jax.random.key(0), batch["input_ids"].reshape(-1, 8))
   variables = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(jax.random.key(1), a.shape), variables)
   loss, other = objective(model, variables, batch), objective(model, variables, longer)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), loss[:3], other[:3])
-  flat = {name: batch[name].reshape(-1, 8) for name in ("token", "type", "segment", "position")}
-  row = zoo.models.transformer.Row(flat["segment"], flat["position"])
-  output, _ = model.apply(variables, flat["token"], flat["type"], row)
+  flat = {name: batch[name].reshape(-1, 8) for name in ("input_ids", "token_type_ids", "segment_ids", "position_ids")}
+  row = zoo.models.transformer.Row(flat["segment_ids"], flat["position_ids"])
+  output, _ = model.apply(variables, flat["input_ids"], flat["token_type_ids"], row)
   output = np.asarray(output, np.float64)
   log = lambda x, axis=-1: x - np.log(np.exp(x).sum(axis, keepdims=True))  # noqa: E731
   if kind == "label":
@@ -210,7 +215,9 @@ def test_a_loss_is_its_closed_form_and_padding_changes_nothing(kind):
     wanted, weight = -sum(log(output)[i, t, batch["label"][i, t]] for i, t in places), len(places)
   else:
     sides = [
-      (batch[side][i], output[i, : (5, 8, 3)[i], s]) for s, side in enumerate(("start", "end")) for i in range(3)
+      (batch[side][i], output[i, : (5, 8, 3)[i], s])
+      for s, side in enumerate(("start_positions", "end_positions"))
+      for i in range(3)
     ]
     wanted, weight = -sum(log(x)[place] for place, x in sides) / 2, 3
   assert float(loss.total) == pytest.approx(wanted, rel=1e-4) and float(loss.weight) == weight
@@ -219,11 +226,11 @@ def test_a_loss_is_its_closed_form_and_padding_changes_nothing(kind):
 def test_label_smoothing_is_for_training_alone():
   model = zoo.create("bert/test", head="classify", num_classes=3)
   batch = random_batch("label", 8, np.random.default_rng(0))
-  variables = jax.jit(model.init)(jax.random.key(0), batch["token"])
+  variables = jax.jit(model.init)(jax.random.key(0), batch["input_ids"])
   plain, smooth = (Label(s)(model, variables, batch, jax.random.key(0)).total for s in (0.0, 0.3))
-  output, _ = model.apply(variables, batch["token"], batch["type"])
+  output, _ = model.apply(variables, batch["input_ids"], batch["token_type_ids"])
   log = jax.nn.log_softmax(output)[:2]
   assert float(smooth) == pytest.approx(0.7 * float(plain) - 0.3 * float(log.mean(1).sum()), rel=1e-3)
   assert Label(0.3)(model, variables, batch).total == Label()(model, variables, batch).total
   with pytest.raises(ValueError, match="label_smoothing is"):
-    experiment.make_objective(ConfigDict(dict(name="label", label_smoothing=1.5)))
+    experiment.make_objective(ConfigDict(dict(name="sequence_classification", label_smoothing=1.5)))

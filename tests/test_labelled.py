@@ -17,7 +17,7 @@ from train import data
 from train.data import array_record
 from train.data.text import labelled, question_answering, sequence_classification, tables
 from train.datasets import vader_movies
-from train.objectives.label import Objective as Label
+from train.objectives.sequence_classification import Objective as Label
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*"abcdefghijklm", "##a", "##b", "good", "bad", "yes", "no", "ann", "bob", "paris", "is", "in"]  # 29 in all
@@ -45,7 +45,10 @@ def take(batches, count):
 
 def shown(batch, i, choice=None):
   """The tokens of a row as text; what the other arrays say of them is checked on the way."""
-  arrays = [batch[name][i] if choice is None else batch[name][i, choice] for name in ("token", "segment", "position")]
+  arrays = [
+    batch[name][i] if choice is None else batch[name][i, choice]
+    for name in ("input_ids", "segment_ids", "position_ids")
+  ]
   token, segment, position = arrays
   size = int(segment.sum())
   assert segment.tolist() == [1] * size + [0] * (len(token) - size)
@@ -99,7 +102,9 @@ def test_the_longer_text_of_a_pair_is_cut_token_by_token():
 
 
 def sentence_data(folder, vocabulary, **kwargs):
-  return data.make("sentences", **dict(dataset=str(folder), vocabulary=vocabulary, text="text", length=16) | kwargs)
+  return data.make(
+    "sequence_classification", **dict(dataset=str(folder), vocabulary=vocabulary, text="text", length=16) | kwargs
+  )
 
 
 def test_rows_are_as_published(tmp_path, vocabulary):
@@ -113,13 +118,13 @@ def test_rows_are_as_published(tmp_path, vocabulary):
     "[CLS] c c c c c c [SEP] d [SEP]",
     "[CLS] [SEP] e [UNK] [UNK] [UNK] [SEP]",  # what looks like a special token is none
   ]
-  assert batch["type"][0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0]
-  assert batch["type"][1].tolist() == [0] * 8 + [1] * 2
+  assert batch["token_type_ids"][0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0]
+  assert batch["token_type_ids"][1].tolist() == [0] * 8 + [1] * 2
   assert batch["label"].tolist() == [1, 0, 2, 0] and batch["valid"].tolist() == [True] * 3 + [False]
   assert pairs.rows().cut == 1 and pairs.num_classes == 3
   single = sentence_data(tmp_path, vocabulary, text="one", eval_split="train")
   (batch,) = single.eval_batches(3)
-  assert shown(batch, 0) == "[CLS] a b [SEP]" and not batch["type"].any()
+  assert shown(batch, 0) == "[CLS] a b [SEP]" and not batch["token_type_ids"].any()
   assert shown(batch, 1) == "[CLS] " + "c " * 14 + "[SEP]"
 
 
@@ -127,8 +132,8 @@ def test_batches_are_the_shapes_told_beforehand(tmp_path, vocabulary):
   write_tsv(tmp_path / "train.tsv", [("a b", "c", "d", "e", 1)] * 4, ("text", "x", "y", "z", "label"))
   for options in ({}, dict(text2="x"), dict(number=True), dict(choices=("x", "y", "z"))):
     config = dict(dataset=str(tmp_path), vocabulary=vocabulary, text="text", buckets=1, length=16, **options)
-    told = data.kind("sentences").shapes(config | {"name": "sentences"}, None, 2)
-    (batch,) = take(data.make("sentences", **config).train_batches(2, 0), 1)
+    told = data.kind("sequence_classification").shapes(config | {"name": "sequence_classification"}, None, 2)
+    (batch,) = take(data.make("sequence_classification", **config).train_batches(2, 0), 1)
     found = {key: jax.ShapeDtypeStruct(a.shape, a.dtype) for key, a in batch.items()}
     assert found == told
 
@@ -140,7 +145,7 @@ def test_every_example_is_in_every_epoch_once_whatever_the_processes(tmp_path, v
   made = sentence_data(tmp_path, vocabulary, buckets=3)
   steps = -(-45 // 6)
   whole = take(made.train_batches(6, 3), 2 * steps)
-  assert {batch["token"].shape for batch in whole} <= {(6, n) for n in made.batch_lengths} == {(6, 8), (6, 16)}
+  assert {batch["input_ids"].shape for batch in whole} <= {(6, n) for n in made.batch_lengths} == {(6, 8), (6, 16)}
   for epoch in (whole[:steps], whole[steps:]):
     found = [(shown(b, i)[6:-6], b["label"][i]) for b in epoch for i in range(6) if b["valid"][i]]
     assert sorted(found) == sorted(rows)
@@ -265,7 +270,7 @@ def test_a_model_that_does_not_fit_is_told_why(tmp_path, vocabulary, model, mess
 def test_glue_has_the_features_that_the_table_names(name):
   importlib.import_module("tensorflow_datasets.text")  # where TFDS ends its registration without TensorFlow
   features = tfds.builder(f"glue/{name}", data_dir="nowhere").info.features
-  made = sequence_classification.Sentences(f"glue/{name}")
+  made = sequence_classification.SequenceClassification(f"glue/{name}")
   assert {made.text, made.text2, made.label} - {""} == set(features) - {"idx"}
   assert made.number == (not isinstance(features["label"], tfds.features.ClassLabel)) == (name == "stsb")
 
@@ -282,16 +287,16 @@ def test_a_task_of_glue_is_read_by_its_name(tmp_path, vocabulary):
   hidden = [row | dict(label=-1) for row in rows]
   make_set(tmp_path, "glue/mrpc", features, dict(train=rows, validation=rows, test=hidden))
   options = dict(dataset="glue/mrpc", data_dir=str(tmp_path), vocabulary=vocabulary, length=16)
-  made = data.make("sentences", **options)
+  made = data.make("sequence_classification", **options)
   assert made.class_names == names and made.num_classes == 2 and made.scores == ("f1", "accuracy")
   (batch,) = made.eval_batches(6)
   assert shown(batch, 0) == "[CLS] a b [SEP] c [SEP]" and batch["label"].tolist() == [0, 1] * 3
   with pytest.raises(ValueError, match="'test' does not tell its labels"):
     made.num_eval("test")
   with pytest.raises(ValueError, match=r"label -1 is not told.*learned"):
-    data.make("sentences", **options, train_split="test").rows()
+    data.make("sequence_classification", **options, train_split="test").rows()
   with pytest.raises(ValueError, match="has no feature 'sentense1'; did you mean 'sentence1'"):
-    data.make("sentences", **options, text="sentense1").rows()
+    data.make("sequence_classification", **options, text="sentense1").rows()
 
 
 def packed(name, content):
@@ -346,7 +351,7 @@ a b c O
 
 def tag_data(folder, vocabulary, **kwargs):
   options = dict(dataset=str(folder), vocabulary=vocabulary, length=16, eval_split="train") | kwargs
-  return data.make("tags", **options)
+  return data.make("token_classification", **options)
 
 
 def test_conll_files_are_read_and_their_tags_stand_on_first_pieces(tmp_path, vocabulary):
@@ -361,7 +366,7 @@ def test_conll_files_are_read_and_their_tags_stand_on_first_pieces(tmp_path, voc
   (batch,) = made.eval_batches(3)
   assert shown(batch, 0) == "[CLS] ann bob is in paris [SEP]" and shown(batch, 1) == "[CLS] b ##a ##b [SEP]"
   assert batch["label"].tolist() == [[-1, 1, 1, 2, 2, 0, -1], [-1, 1, -1, -1, -1, -1, -1], [-1, 2, *[-1] * 5]]
-  told = data.kind("tags").shapes(dict(dataset="x", length=7), None, 3)
+  told = data.kind("token_classification").shapes(dict(dataset="x", length=7), None, 3)
   assert {key: jax.ShapeDtypeStruct(a.shape, a.dtype) for key, a in batch.items()} == told
   assert tag_data(tmp_path, vocabulary, tag=1).class_names == ["IN", "NNP", "VBZ", "a", "b"]
   assert tag_data(tmp_path, vocabulary, tag=2).class_names == ["B-NP", "B-PP", "B-VP", "I-NP", "b", "c"]
@@ -437,7 +442,7 @@ def write_squad(path, rows=SQUAD):
 
 def question_data(folder, vocabulary, **kwargs):
   options = dict(dataset=str(folder), vocabulary=vocabulary, length=12, stride=4, question_length=2)
-  return data.make("questions", **options | dict(train_split="dev", eval_split="dev") | kwargs)
+  return data.make("question_answering", **options | dict(train_split="dev", eval_split="dev") | kwargs)
 
 
 def test_answers_are_found_in_windows_and_come_back_as_they_are_written(tmp_path, vocabulary):
@@ -449,15 +454,23 @@ def test_answers_are_found_in_windows_and_come_back_as_they_are_written(tmp_path
   assert rows[0] == "[CLS] is [SEP] paris is good [UNK] ann is in paris [SEP]"
   assert rows[1] == "[CLS] is [SEP] ann is in paris [UNK] [SEP]"
   assert rows[4] == "[CLS] no [SEP] a b c d e f g h [SEP]" and rows[5] == "[CLS] no [SEP] e f g h i b ##a ##b [SEP]"
-  assert batch["start"][:7].tolist() == [7, 3, 0, 0, 0, 8, 4] and batch["end"][:7].tolist() == [7, 3, 0, 0, 0, 10, 6]
+  assert batch["start_positions"][:7].tolist() == [7, 3, 0, 0, 0, 8, 4] and batch["end_positions"][:7].tolist() == [
+    7,
+    3,
+    0,
+    0,
+    0,
+    10,
+    6,
+  ]
   placed, offsets = made.windows()
   for i, window in enumerate(placed):
     context = SQUAD[window.question][2]
-    start, end = (batch[side][i] - window.place + window.first for side in ("start", "end"))
-    if batch["start"][i]:
+    start, end = (batch[side][i] - window.place + window.first for side in ("start_positions", "end_positions"))
+    if batch["start_positions"][i]:
       text = context[offsets[window.question][start][0] : offsets[window.question][end][1]]
       assert text == SQUAD[window.question][3][0][0]
-  told = data.kind("questions").shapes(dict(dataset="x", length=12, stride=4, question_length=2), None, 8)
+  told = data.kind("question_answering").shapes(dict(dataset="x", length=12, stride=4, question_length=2), None, 8)
   assert {key: jax.ShapeDtypeStruct(a.shape, a.dtype) for key, a in batch.items()} == told
 
 
@@ -478,7 +491,7 @@ def test_tfds_and_files_have_the_same_questions(tmp_path, vocabulary):
     for i, q, c, found in SQUAD
   ]
   make_set(tmp_path / "tfds", "squad/v2.0", features, dict(train=rows, validation=rows))
-  made = data.make("questions", dataset="squad/v2.0", data_dir=str(tmp_path / "tfds"), vocabulary=vocabulary)
+  made = data.make("question_answering", dataset="squad/v2.0", data_dir=str(tmp_path / "tfds"), vocabulary=vocabulary)
   assert made.questions() == question_data(tmp_path, vocabulary).questions() != []
   assert (made.length, made.stride, made.question_length) == (384, 128, 64)
 

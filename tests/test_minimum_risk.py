@@ -26,7 +26,11 @@ def pair_batch(targets, S=5, T=6, vocab_size=29):
   target = np.array([[*t, EOS, *[PAD] * (T - 1 - len(t))] for t in targets], np.int32)
   for side, tokens in (("source", source), ("target", target)):
     real = (tokens != PAD).astype(np.int32)
-    made |= {side: tokens, f"{side}_segment": real, f"{side}_position": np.arange(tokens.shape[1]) * real}
+    made |= {
+      f"{side}_ids": tokens,
+      f"{side}_segment_ids": real,
+      f"{side}_position_ids": np.arange(tokens.shape[1]) * real,
+    }
   return made
 
 
@@ -72,7 +76,7 @@ class Bigrams:
   def apply(self, variables, *inputs, method=None, rngs=None, mutable=None):
     logits_VV = jnp.where(np.isin(np.arange(6), [EOS, *WORDS]), variables["params"], -1e9)
     if method == "start":
-      return dict(source=inputs[0]), jnp.zeros((len(inputs[0]), 1))
+      return dict(source_ids=inputs[0]), jnp.zeros((len(inputs[0]), 1))
     if method == "step":
       return logits_VV[inputs[2]], inputs[1]
     out = logits_VV[inputs[1]], {}
@@ -146,7 +150,7 @@ def test_the_reference_is_a_candidate_and_each_counts_once():
 def transformer(batch, **overrides):
   model = zoo.create("transformer/test", width=16, mlp_dim=20, depth=1, decoder_depth=1, **overrides)
   init = jax.jit(model.init)
-  return model, init({"params": jax.random.key(0)}, batch["source"], batch["target"])
+  return model, init({"params": jax.random.key(0)}, batch["source_ids"], batch["target_ids"])
 
 
 def test_the_expected_bleu_rises():
@@ -173,7 +177,7 @@ def test_samples_are_an_example_s_own(name):
   """Whatever its company: parts of a batch add up to the whole, in training too, for all who say token by token."""
   batch = pair_batch([[4, 5, 6, 7], [8, 9, 10]])
   model = zoo.create(name)
-  variables = jax.jit(model.init)({"params": jax.random.key(0)}, batch["source"], batch["target"])
+  variables = jax.jit(model.init)({"params": jax.random.key(0)}, batch["source_ids"], batch["target_ids"])
   loss = jax.jit(lambda b, key: minimum_risk.Objective(samples=3, sharpness=0.5)(model, variables, b, key))
   whole = loss(batch, jax.random.key(3))
   rows = [loss({k: v[i : i + 1] for k, v in batch.items()}, jax.random.key(3)) for i in range(2)]
@@ -197,7 +201,7 @@ def test_keys_of_sequences():
 
 
 def test_what_does_not_fit():
-  pairs = data.make("pairs", dataset="verses_en_es", batching="pack", source_length=16, target_length=16)
+  pairs = data.make("translation", dataset="verses_en_es", batching="pack", source_length=16, target_length=16)
   with pytest.raises(ValueError, match=r"data\.batching='pack' puts several pairs into a row"):
     pairs.check_fit(zoo.create("transformer/test", vocab_size=4000).config, minimum_risk.Objective())
   for wrong in (dict(samples=0), dict(samples=1, reference=False), dict(sharpness=0.0)):
@@ -207,5 +211,7 @@ def test_what_does_not_fit():
   model = zoo.create("nat/test")
   with pytest.raises(ValueError, match=r"says all tokens at once and none from those before it: zoo\.decode\.parallel"):
     jax.eval_shape(
-      lambda: minimum_risk.Objective()(model, model.init(jax.random.key(0), batch["source"], batch["target"]), batch)
+      lambda: minimum_risk.Objective()(
+        model, model.init(jax.random.key(0), batch["source_ids"], batch["target_ids"]), batch
+      )
     )

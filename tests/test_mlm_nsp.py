@@ -1,4 +1,4 @@
-"""BERT's objective: what is hidden, how often, and what it costs."""
+"""BERT's objective: which tokens are masked, how often, and the loss."""
 
 import functools
 
@@ -12,7 +12,6 @@ from train import rng
 from train.objectives import mlm_nsp
 
 VOCAB, MASK, CLS, SEP, WORDS = 29, 4, 2, 3, 5
-SHARES = dict(share=0.15, mask=0.8, random=0.1, mask_token=MASK, vocab_size=VOCAB)
 
 
 def rows(lengths, length, pieces=1, seed=0):
@@ -29,7 +28,7 @@ def rows(lengths, length, pieces=1, seed=0):
       begins[:1] = True
       word[i, start + 1 : start + n - 1] = last + np.cumsum(begins)
       last, start = word[i, here].max(), here.stop
-  return dict(token=token, segment=segment, position=position, word=word)
+  return dict(input_ids=token, segment_ids=segment, position_ids=position, word_ids=word)
 
 
 def keys(count, seed=0):
@@ -37,17 +36,21 @@ def keys(count, seed=0):
 
 
 @functools.partial(jax.jit, static_argnames=("most", "whole_words"))
-def hide(key_B, arrays, most=20, whole_words=False):
-  names = ("token", "word", "segment")
-  return mlm_nsp.hide(key_B, *(arrays[name] for name in names), most=most, whole_words=whole_words, **SHARES)
+def mask_tokens(key_B, arrays, most=20, whole_words=False):
+  objective = mlm_nsp.Objective(max_predictions=most, whole_words=whole_words)
+  names = ("input_ids", "word_ids", "segment_ids")
+  arguments = key_B, *(arrays[name] for name in names)
+  return mlm_nsp.mask_tokens(*arguments, objective=objective, mask_token=MASK, vocab_size=VOCAB)
 
 
-def chosen_of(hidden, shape):
-  """[B, T] bool, where a word is to be told."""
+def chosen_of(masked, shape):
+  """[B, T] bool, where a token is predicted."""
   chosen = np.zeros(shape, bool)
-  for i, (places, real) in enumerate(zip(np.asarray(hidden.place_BP), np.asarray(hidden.real_BP), strict=True)):
-    assert (np.diff(places[real]) > 0).all()
-    chosen[i, places[real]] = True
+  for i, (places, mask) in enumerate(
+    zip(np.asarray(masked.position_BP), np.asarray(masked.label_mask_BP), strict=True)
+  ):
+    assert (np.diff(places[mask]) > 0).all()
+    chosen[i, places[mask]] = True
   return chosen
 
 
@@ -56,44 +59,44 @@ def test_how_many_are_chosen_and_of_which(whole_words):
   """15 % of each sequence, rounded, one at least; never a special token or padding."""
   lengths = [[3], [40, 24], [64], [9, 30, 3, 20], [5] * 12, [1 + 17]] * 40
   arrays = rows(lengths, 64, pieces=3)
-  hidden = hide(keys(len(lengths)), arrays, whole_words=whole_words)
-  chosen = chosen_of(hidden, arrays["token"].shape)
-  assert not (chosen & (arrays["word"] == 0)).any()
+  masked = mask_tokens(keys(len(lengths)), arrays, whole_words=whole_words)
+  chosen = chosen_of(masked, arrays["input_ids"].shape)
+  assert not (chosen & (arrays["word_ids"] == 0)).any()
   missed = 0
   for i, sequences in enumerate(lengths):
     for number, n in enumerate(sequences, 1):
-      here = arrays["segment"][i] == number
+      here = arrays["segment_ids"][i] == number
       found, wanted = (chosen[i] & here).sum(), max(round(0.15 * n), 1)
       assert found <= wanted and (whole_words or found == wanted)
       # Of words, the shortest may be longer than what is still wanted.
-      words = np.bincount(arrays["word"][i, here & ~chosen[i]])[1:]
+      words = np.bincount(arrays["word_ids"][i, here & ~chosen[i]])[1:]
       missed += (words[words > 0] <= wanted - found).any()
   assert missed <= 0.005 * sum(map(len, lengths))
 
 
 def test_words_are_chosen_whole():
   arrays = rows([[64]] * 200, 64, pieces=3)
-  chosen = chosen_of(hide(keys(200), arrays, whole_words=True), (200, 64))
-  for word, one in zip(arrays["word"], chosen, strict=True):
+  chosen = chosen_of(mask_tokens(keys(200), arrays, whole_words=True), (200, 64))
+  for word, one in zip(arrays["word_ids"], chosen, strict=True):
     for number in range(1, word.max() + 1):
       assert len(set(one[word == number])) == 1
-  by_piece = chosen_of(hide(keys(200), arrays), (200, 64))
-  assert any(len(set(one[word == 1])) == 2 for word, one in zip(arrays["word"], by_piece, strict=True))
+  by_piece = chosen_of(mask_tokens(keys(200), arrays), (200, 64))
+  assert any(len(set(one[word == 1])) == 2 for word, one in zip(arrays["word_ids"], by_piece, strict=True))
 
 
 def test_every_word_is_as_likely_as_any_other():
   arrays = rows([[42]] * 3000, 42)
-  share = chosen_of(hide(keys(3000), arrays), (3000, 42))[:, 1:-1].mean(0)
+  share = chosen_of(mask_tokens(keys(3000), arrays), (3000, 42))[:, 1:-1].mean(0)
   expected = 6 / 40
   assert np.abs(share - expected).max() < 4.5 * np.sqrt(expected * (1 - expected) / 3000)
 
 
-def test_most_of_the_chosen_are_hidden():
+def test_most_of_the_chosen_are_masked():
   """80 % behind [MASK], 10 % behind another word, 10 % not at all; all others are as they were."""
   arrays = rows([[64]] * 2000, 64)
-  hidden = hide(keys(2000), arrays)
-  token, old = np.asarray(hidden.token_BT), arrays["token"]
-  chosen = chosen_of(hidden, old.shape)
+  masked = mask_tokens(keys(2000), arrays)
+  token, old = np.asarray(masked.input_ids_BT), arrays["input_ids"]
+  chosen = chosen_of(masked, old.shape)
   np.testing.assert_array_equal(token[~chosen], old[~chosen])
   n = chosen.sum()
   random = 0.1 * np.bincount(old[chosen], minlength=VOCAB) / n  # by chance the word itself, or [MASK]
@@ -109,20 +112,20 @@ def test_most_of_the_chosen_are_hidden():
 
 def test_a_row_has_no_more_than_it_may():
   arrays = rows([[64], [20, 20, 24], [5] * 12], 64)
-  hidden = hide(keys(3), arrays, most=4)
-  chosen = chosen_of(hidden, (3, 64))
-  assert hidden.place_BP.shape == (3, 4) and (chosen.sum(1) == 4).all()
-  # What is chosen is told: nothing is hidden that is not.
-  np.testing.assert_array_equal(np.asarray(hidden.token_BT)[~chosen], arrays["token"][~chosen])
-  assert hide(keys(3), arrays, most=100).place_BP.shape == (3, 64)
+  masked = mask_tokens(keys(3), arrays, most=4)
+  chosen = chosen_of(masked, (3, 64))
+  assert masked.position_BP.shape == (3, 4) and (chosen.sum(1) == 4).all()
+  # Only tokens that are predicted are replaced.
+  np.testing.assert_array_equal(np.asarray(masked.input_ids_BT)[~chosen], arrays["input_ids"][~chosen])
+  assert mask_tokens(keys(3), arrays, most=100).position_BP.shape == (3, 64)
 
 
 def test_masks_are_a_row_s_own():
   arrays = rows([[64], [30]], 64)
-  first = hide(keys(2), arrays)
-  swapped = hide(keys(2)[::-1], {k: v[::-1] for k, v in arrays.items()})
+  first = mask_tokens(keys(2), arrays)
+  swapped = mask_tokens(keys(2)[::-1], {k: v[::-1] for k, v in arrays.items()})
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[::-1]), first, swapped)
-  assert (hide(keys(2, seed=1), arrays).place_BP != first.place_BP).any()
+  assert (mask_tokens(keys(2, seed=1), arrays).position_BP != first.position_BP).any()
 
 
 # ---- The loss ----
@@ -134,10 +137,14 @@ def batch(lengths, length=16, sequences=3, seed=0):
   next_BK[:] = -1
   draw = np.random.default_rng(seed)
   for i in range(len(lengths)):
-    starts = np.flatnonzero(arrays["token"][i] == CLS)
+    starts = np.flatnonzero(arrays["input_ids"][i] == CLS)
     first[i, : len(starts)], next_BK[i, : len(starts)] = starts, draw.integers(0, 2, len(starts))
-  size = np.maximum(arrays["position"].max(1, keepdims=True), 1)
-  arrays |= dict(type=(arrays["position"] > size // 2).astype(np.int32), first=first, next=next_BK)
+  size = np.maximum(arrays["position_ids"].max(1, keepdims=True), 1)
+  arrays |= dict(
+    token_type_ids=(arrays["position_ids"] > size // 2).astype(np.int32),
+    cls_positions=first,
+    next_sentence_label=next_BK,
+  )
   ids = np.arange(len(lengths), dtype=np.int32)
   return arrays | dict(valid=np.ones(len(lengths), bool), id=ids, example=ids + 100)
 
@@ -156,18 +163,18 @@ def compute(arrays, key=None, head="pretrain", **fields):
 
 
 def test_the_loss_is_the_mean_of_words_plus_that_of_pairs():
-  """Of pairs of one length, as it was published, by another way: all words told, at every place."""
+  """Of pairs of one length, as it was published, by another way: all tokens predicted, at every position."""
   arrays = batch([[14]] * 5, sequences=1)
   loss = compute(arrays)
   model, variables = model_of()
   variables = jax.tree.map(lambda a: 5 * a, variables)
   key_B = rng.per_example(rng.streams(rng.root(0), "mask")["mask"], arrays["id"])
-  hidden = hide(key_B, arrays, most=6)
-  row = mlm_nsp.Row(arrays["segment"], arrays["position"])
-  logits, aux = model.apply(variables, hidden.token_BT, arrays["type"], row)
-  chosen = chosen_of(hidden, arrays["token"].shape)
-  nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), arrays["token"][..., None], -1)[..., 0]
-  follows = arrays["next"][:, 0] == 1
+  masked = mask_tokens(key_B, arrays, most=6)
+  row = mlm_nsp.Row(arrays["segment_ids"], arrays["position_ids"])
+  logits, aux = model.apply(variables, masked.input_ids_BT, arrays["token_type_ids"], row)
+  chosen = chosen_of(masked, arrays["input_ids"].shape)
+  nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), arrays["input_ids"][..., None], -1)[..., 0]
+  follows = arrays["next_sentence_label"][:, 0] == 1
   pairs = -np.asarray(jax.nn.log_softmax(aux["next"]))[np.arange(5), np.where(follows, 0, 1)]
   np.testing.assert_allclose(loss.total / loss.weight, nll[chosen].mean() + pairs.mean(), rtol=1e-5)
   np.testing.assert_allclose(loss.metrics["nll"] / loss.weight, nll[chosen].mean(), rtol=1e-5)
@@ -192,17 +199,20 @@ def test_what_is_not_valid_counts_for_nothing():
 
 
 def test_packing_changes_no_sequence_s_loss():
-  """Three sequences in a row, or a row each: with the same words hidden, everything told is the same."""
+  """Three sequences in a row, or a row each: with the same tokens masked, all predictions are the same."""
   packed = batch([[6, 5, 5]])
-  token = packed["token"].copy()
+  token = packed["input_ids"].copy()
   places, model_and = np.array([[2, 7, 12]]), model_of()
   model, variables = model_and[0], jax.tree.map(lambda a: 5 * a, model_and[1])
   token[0, places[0]] = MASK
-  row = mlm_nsp.Row(packed["segment"], packed["position"])
-  words, aux = model.apply(variables, token, packed["type"], row, places, packed["first"])
+  row = mlm_nsp.Row(packed["segment_ids"], packed["position_ids"])
+  words, aux = model.apply(variables, token, packed["token_type_ids"], row, places, packed["cls_positions"])
   for k, (start, size) in enumerate(((0, 6), (6, 5), (11, 5))):
     alone = np.zeros((2, 1, 16), np.int32)
-    alone[0, 0, :size], alone[1, 0, :size] = token[0, start : start + size], packed["type"][0, start : start + size]
+    alone[0, 0, :size], alone[1, 0, :size] = (
+      token[0, start : start + size],
+      packed["token_type_ids"][0, start : start + size],
+    )
     one, own = model.apply(variables, *alone, masked_BP=places[:, k : k + 1] - start)
     np.testing.assert_allclose(words[0, k], one[0, 0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(aux["next"][0, k], own["next"][0], rtol=1e-5, atol=1e-5)
@@ -213,22 +223,24 @@ def test_without_the_head_of_pairs_there_is_no_loss_of_them():
   assert loss.metrics.keys() == {"accuracy", "nll"} and loss.total == loss.metrics["nll"]
 
 
-def test_masks_are_drawn_anew_or_stay():
+def test_masks_are_drawn_again_or_stay():
   arrays, steps = batch([[16]] * 4), [rng.root(step) for step in (0, 1)]
   drawn, again, other = (compute(arrays, key) for key in (steps[0], steps[0], steps[1]))
   assert drawn.total == again.total != other.total
-  first, second = (compute(arrays, key, static=True) for key in steps)
+  first, second = (compute(arrays, key, static_masking=True) for key in steps)
   assert first.total == second.total
-  # It is the example that tells them, wherever it comes.
-  moved = compute(arrays | dict(id=arrays["id"] + 7), steps[0], static=True)
+  # They belong to the example, wherever it comes.
+  moved = compute(arrays | dict(id=arrays["id"] + 7), steps[0], static_masking=True)
   assert (
-    moved.total == first.total != compute(arrays | dict(example=arrays["example"] + 1), steps[0], static=True).total
+    moved.total
+    == first.total
+    != compute(arrays | dict(example=arrays["example"] + 1), steps[0], static_masking=True).total
   )
   assert compute(arrays).total == compute(arrays).total
 
 
 def test_fields_that_make_no_sense():
-  for fields, words in ((dict(share=1.5), "share"), (dict(max_predictions=0), "max_predictions"),
-                        (dict(mask=0.9, random=0.2), "mask \\+ random is 1.1")):  # fmt: skip
+  for fields, words in ((dict(mask_prob=1.5), "mask_prob is 1.5"), (dict(max_predictions=0), "max_predictions"),
+                        (dict(mask_token_prob=0.9, random_token_prob=0.2), "random_token_prob.*1.1")):  # fmt: skip
     with pytest.raises(ValueError, match=words):
       mlm_nsp.Objective(**fields)

@@ -10,7 +10,7 @@ import pytest
 
 import zoo
 from train import data
-from train.objectives import nat, translate
+from train.objectives import nat, seq2seq
 from train.step import init_state, make_step
 from zoo import decoding, partitioning
 from zoo.models.nat import length_class, uniform_copy
@@ -30,7 +30,7 @@ def batch(lengths=LENGTHS, size=(7, 6), valid=None):
     tokens = np.random.default_rng(which).integers(4, V, (B, MAX))[:, : size[which]]
     tokens = np.where(place == length - 1, EOS, np.where(place < length, tokens, PAD)).astype(np.int32)
     real = (place < length).astype(np.int32)
-    made |= {side: tokens, f"{side}_segment": real, f"{side}_position": place * real}
+    made |= {f"{side}_ids": tokens, f"{side}_segment_ids": real, f"{side}_position_ids": place * real}
   return made
 
 
@@ -39,7 +39,7 @@ def drawn(**overrides):
   """A small model, all of its parameters random; biases are small, for else every place says the same."""
   model = zoo.create("nat/test", **SMALL | overrides)
   pair = batch()
-  shapes = jax.eval_shape(model.init, {"params": jax.random.key(0)}, pair["source"], pair["target"])
+  shapes = jax.eval_shape(model.init, {"params": jax.random.key(0)}, pair["source_ids"], pair["target_ids"])
   draw = np.random.default_rng(2)
 
   def parameter(path, shape):
@@ -77,8 +77,8 @@ def test_source_tokens_are_copied_evenly():
 @pytest.mark.parametrize("length", ["classifier", "cut"])
 def test_no_target_is_read(length):
   apply, pair = applied(length=length), batch()
-  other = np.where(pair["target"] > 0, 9, 0)
-  one, two = (apply(pair["source"], target)[0] for target in (pair["target"], other))
+  other = np.where(pair["target_ids"] > 0, 9, 0)
+  one, two = (apply(pair["source_ids"], target)[0] for target in (pair["target_ids"], other))
   np.testing.assert_array_equal(one, two)
   assert one.shape == (3, MAX if length == "cut" else 6, V)
 
@@ -104,7 +104,7 @@ def test_every_place_reads_every_copied_token(positions):
 @pytest.mark.parametrize("length", ["classifier", "cut"])
 def test_padding_is_not_seen(length):
   _, variables = drawn(length=length)
-  one, two = (applied(length=length)(b["source"], b["target"]) for b in (batch(), batch(size=(11, 9))))
+  one, two = (applied(length=length)(b["source_ids"], b["target_ids"]) for b in (batch(), batch(size=(11, 9))))
   for row, (_, T) in enumerate(LENGTHS):
     T = MAX if length == "cut" else T
     np.testing.assert_allclose(one[0][row, :T], two[0][row, :T], rtol=1e-4, atol=1e-5)
@@ -138,7 +138,7 @@ def test_the_loss_is_the_likelihood_of_length_and_tokens():
   lengths[0, 2] = 9  # the first sentence's is told right: one less than the source's
   pair = batch(valid=(True, True, False))
   loss = nat.Objective()(Model(logits, lengths), {}, pair)
-  nll = -sum(log_softmax(logits)[b, t, pair["target"][b, t]] for b, n in ((0, 6), (1, 5)) for t in range(n))
+  nll = -sum(log_softmax(logits)[b, t, pair["target_ids"][b, t]] for b, n in ((0, 6), (1, 5)) for t in range(n))
   length_nll = -sum(log_softmax(lengths)[b, c] for b, c in ((0, 3 - 1), (1, 3 + 1)))
   assert loss.weight == 11
   np.testing.assert_allclose([loss.total, loss.metrics["nll"]], [nll + length_nll, nll], rtol=1e-5)
@@ -147,8 +147,8 @@ def test_the_loss_is_the_likelihood_of_length_and_tokens():
   twice = nat.Objective(length_weight=2.0)(Model(logits, lengths), {}, pair)
   np.testing.assert_allclose(twice.total, nll + 2 * length_nll, rtol=1e-5)
   smooth = nat.Objective(label_smoothing=0.1)(Model(logits, lengths), {}, pair, jax.random.key(0))
-  target = 0.9 * np.eye(V)[pair["target"]] + 0.1 / V
-  wanted = -(target * log_softmax(logits)).sum(-1)[:2][pair["target_segment"][:2] > 0].sum()
+  target = 0.9 * np.eye(V)[pair["target_ids"]] + 0.1 / V
+  wanted = -(target * log_softmax(logits)).sum(-1)[:2][pair["target_segment_ids"][:2] > 0].sum()
   np.testing.assert_allclose(smooth.total, wanted + length_nll, rtol=1e-5)
   # What is longer or shorter than the classifier knows counts as the most it knows.
   assert length_class(jnp.array([9, 1, 5]), jnp.array([2, 8, 6]), 3).tolist() == [0, 6, 4]
@@ -163,7 +163,7 @@ def test_a_model_that_cuts_learns_to_have_ended():
   loss = nat.Objective()(Model(logits, length="cut"), {}, pair)
   target = np.full((2, MAX), EOS)
   for b, n in ((0, 6), (1, 5)):
-    target[b, :n] = pair["target"][b, :n]
+    target[b, :n] = pair["target_ids"][b, :n]
   nll = -np.take_along_axis(log_softmax(logits)[:2], target[..., None], -1)[..., 0]
   np.testing.assert_allclose(loss.total, nll.sum(), rtol=1e-5)
   # Metrics and weight are of the target's own tokens, and so comparable with other models'.
@@ -184,11 +184,11 @@ def test_the_sum_over_rows_is_the_whole_whatever_the_padding(length):
 
 
 def test_what_does_not_fit():
-  pairs = data.make("pairs", dataset="verses_en_es", batching="pack", source_length=16, target_length=16)
+  pairs = data.make("translation", dataset="verses_en_es", batching="pack", source_length=16, target_length=16)
   config = zoo.create("nat/test", vocab_size=4000).config
   with pytest.raises(ValueError, match=r"data\.batching='pack' puts several pairs into a row, the objective wants one"):
     pairs.check_fit(config, nat.Objective())
-  pairs.check_fit(config, translate.Objective())
+  pairs.check_fit(config, seq2seq.Objective())
   model = zoo.create("transformer/test")
   with pytest.raises(ValueError, match="objective 'nat' is for models that say all tokens at once"):
     nat.Objective()(model, {}, batch())
@@ -204,13 +204,13 @@ def test_what_does_not_fit():
 def decoded(lengths=1, max_length=8, **overrides):
   model, variables = drawn(**overrides)
   run = jax.jit(functools.partial(decoding.parallel, model, max_length=max_length, lengths=lengths))
-  return jax.tree.map(np.asarray, run(variables, batch()["source"]))
+  return jax.tree.map(np.asarray, run(variables, batch()["source_ids"]))
 
 
 @pytest.mark.parametrize("lengths", [1, 3])
 def test_the_most_probable_token_of_each_place_at_the_most_probable_lengths(lengths):
   """Each length by itself."""
-  source = batch()["source"]
+  source = batch()["source_ids"]
   tokens, scores = decoded(lengths)
   for row, (S, _) in enumerate(LENGTHS):
     found = []
@@ -228,7 +228,7 @@ def test_the_most_probable_token_of_each_place_at_the_most_probable_lengths(leng
 
 
 def test_what_is_cut_ends_with_its_end():
-  source = batch()["source"]
+  source = batch()["source_ids"]
   logits = np.asarray(applied(length="cut")(source, source)[0])
   end = int(logits[0, 2].argmax())  # any word may be the end: this one is not in all rows
   for max_length in (5, MAX):
@@ -251,7 +251,7 @@ def test_decoding_that_cannot_be():
     decoded(lengths=8)
   model, variables = drawn()
   with pytest.raises(ValueError, match="says all tokens at once"):
-    decoding.stepper(model, variables, batch()["source"], 8)
+    decoding.stepper(model, variables, batch()["source_ids"], 8)
 
 
 @pytest.mark.parametrize("length", ["classifier", "cut"])
@@ -262,17 +262,19 @@ def test_it_learns_to_translate_word_by_word(length):
 
   def language(count=32):
     made = batch([(n, n + 1) for n in rng.integers(2, 7, count)], size=(6, 7))
-    words = np.where(made["source"] > EOS, rng.integers(4, 12, made["source"].shape), made["source"]).astype(np.int32)
+    words = np.where(
+      made["source_ids"] > EOS, rng.integers(4, 12, made["source_ids"].shape), made["source_ids"]
+    ).astype(np.int32)
     other = np.pad(np.where(words == EOS, 25, np.where(words > EOS, words + 10, PAD)), ((0, 0), (0, 1)))
-    return made | dict(source=words, target=np.where(made["target"] == EOS, EOS, other).astype(np.int32))
+    return made | dict(source_ids=words, target_ids=np.where(made["target_ids"] == EOS, EOS, other).astype(np.int32))
 
   pair = language()
-  variables = jax.jit(model.init)({"params": jax.random.key(0)}, pair["source"], pair["target"])
+  variables = jax.jit(model.init)({"params": jax.random.key(0)}, pair["source_ids"], pair["target_ids"])
   optimizer = optax.adam(5e-3)
   step, state = jax.jit(make_step(nat.Objective(), model, optimizer)), init_state(variables, optimizer)
   for _ in range(200):
     state, metrics = step(state, language(), jax.random.key(0))
   assert metrics["accuracy"] > 0.9 and metrics["length_accuracy"] > 0.9
   new = language()
-  found = jax.jit(lambda v, s: decoding.parallel(model, v, s, 7))({"params": state.params}, new["source"])
-  assert (found.token_BNT[:, 0] == new["target"]).all(1).mean() > 0.7
+  found = jax.jit(lambda v, s: decoding.parallel(model, v, s, 7))({"params": state.params}, new["source_ids"])
+  assert (found.token_BNT[:, 0] == new["target_ids"]).all(1).mean() > 0.7

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from train import rng
-from train.objectives import classify, mae
+from train.objectives import image_classification, mae
 
 B, V = 6, 7
 DRAW = np.random.default_rng(0)
@@ -44,7 +44,7 @@ def logits():
 
 def test_classification():
   model = Linear()
-  loss = classify.Objective()(model, {"params": {}}, BATCH)
+  loss = image_classification.Objective()(model, {"params": {}}, BATCH)
   valid = BATCH["valid"]
   np.testing.assert_allclose(loss.total, -log_softmax(logits())[valid, BATCH["label"][valid]].sum(), rtol=1e-5)
   assert loss.weight == 5 and model.rngs is None and loss.variables == {}
@@ -57,7 +57,7 @@ def test_classification():
 def test_label_smoothing_is_for_training(training):
   model = Linear()
   key = rng.root(0) if training else None
-  loss = classify.Objective(label_smoothing=0.3)(model, {"params": {}}, BATCH, key)
+  loss = image_classification.Objective(label_smoothing=0.3)(model, {"params": {}}, BATCH, key)
   share = 0.3 if training else 0.0
   target = (1 - share) * np.eye(V)[BATCH["label"]] + share / V
   np.testing.assert_allclose(loss.total, -(target * log_softmax(logits())).sum(1)[BATCH["valid"]].sum(), rtol=1e-5)
@@ -65,8 +65,8 @@ def test_label_smoothing_is_for_training(training):
 
 
 def test_mixing_is_for_training_and_its_loss_is_of_what_it_mixed():
-  model, objective = Linear(), classify.Objective(mixup=1.0)
-  plain = classify.Objective()(model, {"params": {}}, BATCH)
+  model, objective = Linear(), image_classification.Objective(mixup=1.0)
+  plain = image_classification.Objective()(model, {"params": {}}, BATCH)
   assert objective(model, {"params": {}}, BATCH).total == plain.total
   loss = objective(model, {"params": {}}, BATCH, rng.root(0))
   pixels = (IMAGE / 255 - 0.5) / 0.5
@@ -89,7 +89,7 @@ def mixed():
 
   def draw(mixup, cutmix):
     keys = jax.random.split(jax.random.key(0), 500)
-    return jax.jit(jax.vmap(lambda key: classify.mix(key, *arguments, mixup, cutmix)))(keys)
+    return jax.jit(jax.vmap(lambda key: image_classification.mix(key, *arguments, mixup, cutmix)))(keys)
 
   return {name: draw(*alphas) for name, alphas in dict(mixup=(0.4, 0), cutmix=(0, 1.0), both=(0.4, 1.0)).items()}
 
@@ -130,7 +130,7 @@ def test_both_take_turns(mixed):
 
 def test_who_has_no_neighbour_cannot_be_mixed():
   with pytest.raises(ValueError, match=r"pair the examples; a batch \(or a part of it\) of 3 is odd"):
-    classify.mix(rng.root(0), np.zeros((3, 4, 4, 1)), np.eye(3), np.ones(3), 0.2, 0)
+    image_classification.mix(rng.root(0), np.zeros((3, 4, 4, 1)), np.eye(3), np.ones(3), 0.2, 0)
 
 
 # ---- Masked autoencoding ----
@@ -192,11 +192,11 @@ def test_masks_belong_to_the_example_and_not_to_its_place():
 
 def test_mean_and_deviation_for_each_channel_or_for_all():
   model = Linear()
-  objective = classify.Objective(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
+  objective = image_classification.Objective(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
   objective(model, {"params": {}}, BATCH)
   np.testing.assert_allclose(model.image, (IMAGE / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.25, 1.0], atol=1e-5)
   with pytest.raises(ValueError, match="std has 2 values for images of 3 channels; wanted 1 or 3"):
-    classify.Objective(std=(1.0, 1.0))(model, {"params": {}}, BATCH)
+    image_classification.Objective(std=(1.0, 1.0))(model, {"params": {}}, BATCH)
 
 
 # ---- Random streams ----

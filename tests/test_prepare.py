@@ -185,13 +185,16 @@ def test_a_corpus_opens_as_any_set(tmp_path, folder, small, chapters):
   assert Path(builder.data_path) == path and set(builder.info.splits) == {"train", "val"}
   found = {split: [*builder.as_data_source(split)] for split in builder.info.splits}
   assert {len(found[s]) == builder.info.splits[s].num_examples for s in found} == {True}
-  assert set(found["train"][0]) == {"token", "end", "split", "next"} and found["train"][0]["token"].dtype == np.int32
+  assert (
+    set(found["train"][0]) == {"input_ids", "ends", "second_starts", "next_sentence_label"}
+    and found["train"][0]["input_ids"].dtype == np.int32
+  )
   words = load_vocabulary(path)
   counts = json.loads((path / "preparation.json").read_text())["counts"]
   assert counts["documents"] == 40 and counts["empty_documents"] == 2
   assert counts["unknown_tokens"] == 0 < counts["text_tokens"]
   assert counts["text_tokens"] == sum(map(len, words.encode([v for c in chapters[:40] for v in c])))
-  assert counts["train_tokens"] == sum(len(row["token"]) for row in found["train"])
+  assert counts["train_tokens"] == sum(len(row["input_ids"]) for row in found["train"])
   assert len(tfds.builder_from_directory(path).as_data_source("val")) == counts["val_rows"]
   # No chapter is in both.
   places = {}
@@ -199,7 +202,7 @@ def test_a_corpus_opens_as_any_set(tmp_path, folder, small, chapters):
     places.setdefault(tuple(words.encode([verse])[0]), number)
   seen = {}
   for split, made in found.items():
-    text = [np.split(row["token"], row["split"])[0].tolist()[1:-1] for row in made]
+    text = [np.split(row["input_ids"], row["second_starts"])[0].tolist()[1:-1] for row in made]
     seen[split] = {number for ids, number in places.items() if any(t[: len(ids)] == list(ids) for t in text)}
   assert len(seen["val"]) >= 4 and len(seen["train"]) > 25 and not seen["val"] & seen["train"]
   # Two copies to train on, and one to validate with.

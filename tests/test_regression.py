@@ -13,7 +13,7 @@ from train import data, loop, plots
 from train.config import defaults
 from train.data.regression import bundled
 from train.datasets import make_engel
-from train.objectives.regress import Objective
+from train.objectives.regression import Objective
 from train.plots import registry
 from zoo.models.kernel_regression import kernel_width
 
@@ -47,7 +47,7 @@ def leave_one_out(x, y, width):
 
 
 def test_the_bundled_points_are_engels_and_what_their_script_makes(tmp_path):
-  table = data.make("points", dataset="engel").table
+  table = data.make("regression", dataset="engel").table
   # As R's quantreg, which has the same set, sums it up.
   assert len(table.x) == 235 and table.names == make_engel.HEADING
   for column, wanted in ((table.x, (377.1, 884.0, 982.5, 4957.8)), (table.y, (242.3, 582.5, 624.2, 2032.7))):
@@ -61,18 +61,18 @@ def test_the_bundled_points_are_engels_and_what_their_script_makes(tmp_path):
 
 
 def test_splits_have_every_point_once_and_the_seed_chooses(file):
-  points = data.make("points", dataset=file)
+  points = data.make("regression", dataset=file)
   train, test = points.rows("train"), points.rows("test")
   assert (len(train), len(test)) == (points.num_train, points.num_eval()) == (24, 6)
   assert sorted([*train, *test]) == list(range(30))
-  np.testing.assert_array_equal(data.make("points", dataset=file).rows("test"), test)
-  assert (data.make("points", dataset=file, split_seed=1).rows("test") != test).any()
+  np.testing.assert_array_equal(data.make("regression", dataset=file).rows("test"), test)
+  assert (data.make("regression", dataset=file, split_seed=1).rows("test") != test).any()
   np.testing.assert_array_equal(points.split("test"), [X[test], Y[test]])
   assert points.table.names == ("day", "level")
 
 
 def test_every_epoch_has_every_point_once_in_an_order_of_its_own(file):
-  points = data.make("points", dataset=file)
+  points = data.make("regression", dataset=file)
   stream = join(take(points.train_batches(9, seed=1), 6))["y"]  # 9 does not divide 24
   wanted = np.sort(points.split("train")[1].astype(np.float32))
   np.testing.assert_array_equal(np.sort(stream[:24]), wanted)
@@ -82,7 +82,7 @@ def test_every_epoch_has_every_point_once_in_an_order_of_its_own(file):
 
 
 def test_any_number_of_processes_from_any_step_makes_the_same_batches(file):
-  points = data.make("points", dataset=file)
+  points = data.make("regression", dataset=file)
   whole = take(points.train_batches(8, seed=5), 5)
   np.testing.assert_array_equal(whole[0]["id"], np.arange(8))
   for first in (0, 4):  # the second one in the second epoch
@@ -92,7 +92,7 @@ def test_any_number_of_processes_from_any_step_makes_the_same_batches(file):
 
 @pytest.mark.parametrize("split, count", [("train", 24), ("test", 6)])
 def test_evaluation_has_every_point_once_and_pads(file, split, count):
-  points = data.make("points", dataset=file)
+  points = data.make("regression", dataset=file)
   whole = join(list(points.eval_batches(16, split)))
   assert whole["valid"].sum() == count and len(whole["valid"]) % 16 == 0
   np.testing.assert_array_equal(whole["y"][whole["valid"]], points.split(split)[1].astype(np.float32))
@@ -102,7 +102,7 @@ def test_evaluation_has_every_point_once_and_pads(file, split, count):
 
 
 def test_a_point_is_not_among_its_own_keys(file):
-  points = data.make("points", dataset=file)
+  points = data.make("regression", dataset=file)
   for batch in (take(points.train_batches(24, 0), 1)[0], next(points.eval_batches(24, "train"))):
     assert batch["seen"].shape == (24, 24) and (batch["seen"].sum(1) == 23).all()
     np.testing.assert_array_equal(batch["keys"][~batch["seen"]], batch["x"])
@@ -110,14 +110,14 @@ def test_a_point_is_not_among_its_own_keys(file):
   test = next(points.eval_batches(6))
   assert test["seen"].all() and test["keys"].shape == (6, 24)
   np.testing.assert_allclose(test["x"] + points.origin, points.split("test")[0], rtol=1e-5)
-  shapes = data.kind("points").shapes(dict(name="points", dataset=file), None, 6)
+  shapes = data.kind("regression").shapes(dict(name="regression", dataset=file), None, 6)
   assert {k: (s.shape, s.dtype) for k, s in shapes.items()} == {k: (a.shape, a.dtype) for k, a in test.items()}
 
 
 def test_large_numbers_stay_apart(tmp_path):
   """Seconds since 1970, one after the other: float32 has none of them."""
   (tmp_path / "seconds.csv").write_text("".join(f"{1_700_000_000 + i},{i}\n" for i in range(10)))
-  points = data.make("points", dataset=str(tmp_path / "seconds.csv"))
+  points = data.make("regression", dataset=str(tmp_path / "seconds.csv"))
   assert len(set(next(points.eval_batches(8, "train"))["x"].tolist())) == 8
 
 
@@ -125,7 +125,7 @@ def test_large_numbers_stay_apart(tmp_path):
 def test_headings(tmp_path, text):
   path = tmp_path / f"{len(text)}.csv"
   path.write_text(text + "1,2\r\n\r\n 3 , -4e0\n5,6\n7,8\n9,10\n", encoding="utf-8")
-  table = data.make("points", dataset=str(path)).table
+  table = data.make("regression", dataset=str(path)).table
   assert table.x.tolist() == [1, 3, 5, 7, 9] and table.y.tolist() == [2, -4, 6, 8, 10]
   assert table.names == {"": ("x", "y"), "x;1,y\n": ("x;1", "y")}.get(text, ('a "b"', "y"))
 
@@ -134,29 +134,29 @@ def test_bad_lines_are_named_by_file_and_number(tmp_path):
   path = tmp_path / "bad.csv"
   path.write_text("x,y\n1,2\n\n3\n4,five\n6,nan\n7,8,9\nx,y\n10,11\n")
   with pytest.raises(ValueError) as error:
-    data.make("points", dataset=str(path)).num_train  # noqa: B018
+    data.make("regression", dataset=str(path)).num_train  # noqa: B018
   lines = str(error.value).splitlines()
   wanted = [(4, "3"), (5, "4,five"), (6, "6,nan"), (7, "7,8,9"), (8, "x,y")]
   assert lines[:-1] == [f"{path}, line {n}, is no point: {text!r}" for n, text in wanted]
   assert "wanted two numbers a line" in lines[-1]
   path.write_text("only words\n" * 30)
   with pytest.raises(ValueError, match=r"line 10, .*\nand 20 lines more\n"):
-    data.make("points", dataset=str(path)).num_train  # noqa: B018
+    data.make("regression", dataset=str(path)).num_train  # noqa: B018
   path.write_bytes(b"1,2\n\xff,3\n")
   with pytest.raises(ValueError, match=r"cannot read .*bad.csv"):
-    data.make("points", dataset=str(path)).num_train  # noqa: B018
+    data.make("regression", dataset=str(path)).num_train  # noqa: B018
   path.write_text("1,2\n3,4\n5,6\n")
   with pytest.raises(ValueError, match=r"bad.csv has 3 points, of which data.test_share=0.2 are 0; wanted at least 1"):
-    data.make("points", dataset=str(path)).num_train  # noqa: B018
+    data.make("regression", dataset=str(path)).num_train  # noqa: B018
 
 
 def test_what_cannot_be_says_so(file):
   for dataset, words in (("engle", "did you mean 'engel'"), ("no/such.csv", "cannot read no/such.csv")):
     with pytest.raises(ValueError, match=words):
-      data.make("points", dataset=dataset).num_train  # noqa: B018
+      data.make("regression", dataset=dataset).num_train  # noqa: B018
   with pytest.raises(ValueError, match=r"test_share is 1.0; wanted 0 < test_share < 1"):
-    data.make("points", dataset=file, test_share=1.0)
-  points = data.make("points", dataset=file)
+    data.make("regression", dataset=file, test_share=1.0)
+  points = data.make("regression", dataset=file)
   with pytest.raises(ValueError, match="no split 'tset'; did you mean 'test'"):
     points.eval_batches(8, "tset")
   with pytest.raises(ValueError, match=r"batch_size=25, but .* has 24 points to train on"):
@@ -208,7 +208,7 @@ def test_fields_that_cannot_be():
 
 
 def test_the_objective_sums_what_is_valid(file):
-  points, model = data.make("points", dataset=file), zoo.create("kernel_regression/gaussian", width=30.0)
+  points, model = data.make("regression", dataset=file), zoo.create("kernel_regression/gaussian", width=30.0)
   batch = next(points.eval_batches(40, "train"))
   loss = Objective()(model, {}, batch)
   x, y = points.split("train")
@@ -226,8 +226,8 @@ def test_the_objective_sums_what_is_valid(file):
 def config(file, variant, **model):
   made = defaults()
   made.model = dict(name=f"kernel_regression/{variant}", **model)
-  made.data = dict(name="points", dataset=file)
-  made.objective = dict(name="regress")
+  made.data = dict(name="regression", dataset=file)
+  made.objective = dict(name="regression")
   made.batch_size = 24
   made.steps = 150 if variant == "learned" else 2
   made.optimizer = dict(name="adamw", learning_rate=0.1, b2=0.95)
@@ -238,7 +238,7 @@ def config(file, variant, **model):
 
 def test_the_learned_width_is_the_one_that_leaves_out_best(file, tmp_path):
   result = loop.train(config(file, "learned", width=100.0), tmp_path / "learned")
-  points = data.make("points", dataset=file)
+  points = data.make("regression", dataset=file)
   x, y = points.split("train")
   widths = np.geomspace(3, 300, 400)
   errors = [leave_one_out(x, y, width) for width in widths]
@@ -263,14 +263,14 @@ def test_the_learned_width_is_the_one_that_leaves_out_best(file, tmp_path):
 
 def test_a_run_without_parameters_is_a_run(file, tmp_path):
   result = loop.train(config(file, "average"), tmp_path / "average")
-  _, y = data.make("points", dataset=file).split("train")
+  _, y = data.make("regression", dataset=file).split("train")
   assert result["leave_one_out"]["loss"] == pytest.approx(y.var() * (24 / 23) ** 2, rel=1e-4)
   run, variables, step = loop.open_run(str(tmp_path / "average"))
   assert step == 2 and run.make_evaluations()["test"].function(variables) == result["test"]
   model, variables = zoo.load(str(tmp_path / "average"))
   assert model.config.kind == "average" and not jax.tree.leaves(variables)
   assert not json.loads((tmp_path / "average/config.json").read_text())["ema_decay"]
-  with pytest.raises(ValueError, match="attention_maps is a plot of images, and points are none"):
+  with pytest.raises(ValueError, match=r"attention_maps.*'regression'"):
     registry.draw("attention_maps", run, variables, tmp_path, tmp_path / "maps.png")
 
 

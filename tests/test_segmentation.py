@@ -15,11 +15,11 @@ from PIL import Image
 from train import config as configuration
 from train import data, loop, plots
 from train.data import array_record, transforms
-from train.data.semantic_segmentation import UNTOLD, decode
+from train.data.semantic_segmentation import IGNORE_INDEX, decode
 from train.datasets import fashion_scenes
 from train.evaluation import evaluations
 from train.images import normalise
-from train.objectives import segment
+from train.objectives import semantic_segmentation
 
 
 def file(array, mode=None):
@@ -68,7 +68,7 @@ def pictures(count=6, seed=0, classes=3):
 
 def masks(folder, **kwargs):
   given = dict(dataset="fake", data_dir=folder, image_size=(24, 32), image="picture", mask="trimap", eval_split="train")
-  return data.make("masks", **given | dict(classes=3) | kwargs)
+  return data.make("semantic_segmentation", **given | dict(classes=3) | kwargs)
 
 
 def shown(batch):
@@ -94,7 +94,7 @@ def test_a_mask_goes_where_its_image_goes(tmp_path, crop):
   batch = {key: np.concatenate(parts) for key, parts in _joined(next(batches) for _ in range(8))}
   batches.close()
   assert batch["mask"].shape == (48, 24, 32) and batch["mask"].dtype == np.uint8 and batch["valid"].all()
-  told = batch["mask"] != UNTOLD
+  told = batch["mask"] != IGNORE_INDEX
   # Where an image is interpolated between two classes, and at a border, it shows neither.
   same = (shown(batch) == batch["mask"])[told]
   assert same.mean() > 0.8 and (same.reshape(-1).mean() < 1 or crop["name"] in ("whole", "pad_crop"))
@@ -128,9 +128,9 @@ def test_at_its_own_size_a_mask_is_exact_and_flips_with_its_image(tmp_path):
 def test_padding_is_not_told_and_shapes_are_told_without_the_set(tmp_path):
   folder = write(tmp_path, [(file(image), file(mask)) for image, mask in pictures(3)])
   batch = next(masks(folder).eval_batches(4))
-  assert batch["valid"].tolist() == [True] * 3 + [False] and (batch["mask"][3] == UNTOLD).all()
+  assert batch["valid"].tolist() == [True] * 3 + [False] and (batch["mask"][3] == IGNORE_INDEX).all()
   model = type("Config", (), dict(channels=3))
-  told = data.kind("masks").shapes(dict(dataset="nowhere", image_size=(24, 32)), model, 4)
+  told = data.kind("semantic_segmentation").shapes(dict(dataset="nowhere", image_size=(24, 32)), model, 4)
   assert {key: (a.shape, a.dtype) for key, a in told.items()} == {k: (a.shape, a.dtype) for k, a in batch.items()}
 
 
@@ -147,10 +147,10 @@ def test_numbers_below_the_offset_and_255_are_not_told(tmp_path):
   stored = np.array([[0, 1, 2, 3], [255, 3, 2, 1]], np.uint8).repeat(12, 0).repeat(8, 1)
   folder = write(tmp_path, [(file(np.zeros((24, 32, 3), np.uint8)), file(stored, mode)) for mode in ("L", "P")])
   batch = next(masks(folder, offset=1).eval_batches(2))
-  wanted = np.array([[UNTOLD, 0, 1, 2], [UNTOLD, 2, 1, 0]]).repeat(12, 0).repeat(8, 1)
+  wanted = np.array([[IGNORE_INDEX, 0, 1, 2], [IGNORE_INDEX, 2, 1, 0]]).repeat(12, 0).repeat(8, 1)
   np.testing.assert_array_equal(batch["mask"], [wanted] * 2)  # a palette's colours are not its numbers
   less = next(masks(folder, offset=2).eval_batches(2))["mask"]
-  np.testing.assert_array_equal(less, [np.where(wanted > 0, wanted - 1, UNTOLD) + (wanted == UNTOLD)] * 2)
+  np.testing.assert_array_equal(less, [np.where(wanted > 0, wanted - 1, IGNORE_INDEX) + (wanted == IGNORE_INDEX)] * 2)
 
 
 def test_the_set_tells_its_classes_where_it_can(tmp_path):
@@ -180,7 +180,7 @@ def test_masks_that_are_wrong_are_named(tmp_path):
       list(masks(folder).eval_batches(2))
     if name in ("colour", "bytes"):
       batch = next(masks(folder, skip_corrupt=True).eval_batches(2))
-      assert batch["valid"].tolist() == [True, False] and (batch["mask"][1] == UNTOLD).all()
+      assert batch["valid"].tolist() == [True, False] and (batch["mask"][1] == IGNORE_INDEX).all()
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_wrong_config_is_an_error_that_helps(kwargs, words):
 
 def test_a_set_without_masks_is_refused():
   with pytest.raises(ValueError, match=r"'fashion_mnist_small' has no images called 'mask' \(data\.mask\).*label"):
-    _ = data.make("masks", dataset="fashion_mnist_small", image_size=28).num_classes
+    _ = data.make("semantic_segmentation", dataset="fashion_mnist_small", image_size=28).num_classes
 
 
 def test_scaled_crops_have_the_shape_and_the_scales_asked_for():
@@ -273,8 +273,8 @@ def test_panoptic_masks_are_the_labels_of_their_segments(tmp_path):
   made = masks(folder, segments="objects", classes=0)
   assert made.num_classes == 133
   found = next(made.eval_batches(2))["mask"]
-  np.testing.assert_array_equal(found[0], np.array([5, 132, 5, UNTOLD, 0])[places])
-  assert (found[1] == UNTOLD).all()
+  np.testing.assert_array_equal(found[0], np.array([5, 132, 5, IGNORE_INDEX, 0])[places])
+  assert (found[1] == IGNORE_INDEX).all()
 
 
 def test_panoptic_masks_that_are_wrong_are_named(tmp_path):
@@ -333,7 +333,7 @@ def test_scenes_need_nothing_from_elsewhere_and_are_the_same_everywhere(tmp_path
   found = []
   for name in "ab":
     array_record.prepare("fashion_scenes", str(tmp_path / name))
-    made = data.make("masks", dataset="fashion_scenes", data_dir=str(tmp_path / name), image_size=64)
+    made = data.make("semantic_segmentation", dataset="fashion_scenes", data_dir=str(tmp_path / name), image_size=64)
     found.append([next(made.eval_batches(size, split)) for split, size in (("train", 20), ("test", 10))])
   for key in ("image", "mask"):
     for first, second in zip(*found, strict=True):
@@ -375,7 +375,7 @@ def test_the_photographs_are_made_by_their_script(tmp_path):
 def test_the_loss_is_of_the_pixels_that_are_told():
   rng = np.random.default_rng(0)
   logits, mask = rng.normal(size=(3, 4, 5, 6)), rng.integers(0, 6, (3, 4, 5)).astype(np.uint8)
-  mask[0, :2] = UNTOLD
+  mask[0, :2] = IGNORE_INDEX
   image = rng.integers(0, 256, (3, 4, 5, 1), np.uint8)
   batch = dict(image=image, mask=mask, valid=np.array([True, False, True]), id=np.arange(3))
 
@@ -384,9 +384,9 @@ def test_the_loss_is_of_the_pixels_that_are_told():
       self.seen, self.rngs = image_BYXC, rngs
       return ((logits, {}), {}) if mutable is not None else (logits, {})
 
-  model, objective = Model(), segment.Objective(mean=(0.2,), std=(0.3,))
+  model, objective = Model(), semantic_segmentation.Objective(mean=(0.2,), std=(0.3,))
   loss = objective(model, {"params": {}}, batch)
-  places = [(i, y, x) for i in (0, 2) for y in range(4) for x in range(5) if mask[i, y, x] != UNTOLD]
+  places = [(i, y, x) for i in (0, 2) for y in range(4) for x in range(5) if mask[i, y, x] != IGNORE_INDEX]
   chosen = np.array([logits[place] for place in places])
   wanted = np.array([mask[place] for place in places])
   log = np.log(np.exp(chosen).sum(1)) - chosen[np.arange(len(places)), wanted]
@@ -479,7 +479,7 @@ def test_models_that_do_not_fit_the_data(scenes, change, words):
 
 def test_plots_of_masks(scenes, tmp_path):
   names, mask = [f"class {n}" for n in range(9)], np.random.default_rng(0).integers(0, 9, (3, 20, 30))
-  mask[:, 0] = UNTOLD
+  mask[:, 0] = IGNORE_INDEX
   colours = plots.mask_colors(mask, names)
   assert (colours[:, 0] == plots.MASKED).all() and len(np.unique(colours.reshape(-1, 3), axis=0)) == 10
   image = np.zeros((3, 20, 30, 1), np.uint8)
@@ -492,12 +492,12 @@ def test_plots_of_masks(scenes, tmp_path):
     with pytest.raises(ValueError, match=words):
       loop.Run(made)
   made = configuration.load("vit_fashion_mnist", ["plots=('segmentations',)"])
-  with pytest.raises(ValueError, match="a plot of images with masks, and images are none"):
+  with pytest.raises(ValueError, match=r"segmentations.*'image_classification'"):
     loop.Run(made)
 
 
 def test_the_evaluation_is_for_masks():
   made = configuration.load("vit_fashion_mnist")
   made.evals = dict(test=dict(name="semantic_segmentation"))
-  with pytest.raises(ValueError, match="the evaluation 'segmentation' is for data 'masks'; this is 'images'"):
+  with pytest.raises(ValueError, match=r"'semantic_segmentation'.*'image_classification'"):
     loop.Run(made).make_evaluations()

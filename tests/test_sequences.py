@@ -13,7 +13,7 @@ import pytest
 import zoo
 from train import cli, data, optim
 from train.inference import translate
-from train.objectives import translate as objective
+from train.objectives import seq2seq as objective
 from train.step import init_state, make_step
 from zoo import decoding
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def made(task="reverse", **kwargs):
-  return data.make("sequences", **dict(task=task, symbols=5, max_length=5, train_size=300, eval_size=60) | kwargs)
+  return data.make("algorithmic", **dict(task=task, symbols=5, max_length=5, train_size=300, eval_size=60) | kwargs)
 
 
 def test_what_a_task_is():
@@ -58,11 +58,11 @@ def test_a_batch_is_the_tokens_of_its_texts():
   batch = next(sequences.train_batches(16, seed=1))
   again = next(made().train_batches(16, seed=1))
   decode, texts = sequences.tokenizer.decode, dict(sequences.texts("train"))
-  for source, target, same in zip(batch["source"], batch["target"], again["source"], strict=True):
+  for source, target, same in zip(batch["source_ids"], batch["target_ids"], again["source_ids"], strict=True):
     assert texts[decode(source)] == decode(target)
     np.testing.assert_array_equal(source, same)
   assert sequences.vocab_size == 4 + 5
-  shapes = sequences.shapes(dict(name="sequences", task="reverse", max_length=5), None, 16)
+  shapes = sequences.shapes(dict(name="algorithmic", task="reverse", max_length=5), None, 16)
   assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {k: (v.shape, v.dtype) for k, v in shapes.items()}
 
 
@@ -78,11 +78,11 @@ def test_symbols_outside_the_vocabulary_are_numbered_by_their_first_place():
   assert translate.detokenise(sequences, rows, ["c a d c", "h b", "a c d e e"]) == ["d a c", "b h", "<unk> c"]
   batch = next(sequences.eval_batches(60))
   texts = list(sequences.texts("eval"))
-  assert translate.detokenise(sequences, batch["source"].tolist(), [source for source, _ in texts]) == [
+  assert translate.detokenise(sequences, batch["source_ids"].tolist(), [source for source, _ in texts]) == [
     " ".join("<unk>" if symbol in "cdefgh" and symbol not in words else symbol for symbol in source.split())
     for (source, _), words in zip(texts, sequences.encode([source for source, _ in texts])[1], strict=True)
   ]
-  for source, target in zip(batch["source"].tolist(), batch["target"].tolist(), strict=True):
+  for source, target in zip(batch["source_ids"].tolist(), batch["target_ids"].tolist(), strict=True):
     assert source[: source.index(3)][::-1] == target[: target.index(3)]
 
 
@@ -126,7 +126,7 @@ def learn(sequences, steps, **overrides):
   model = zoo.create("transformer/test", **sizes, **overrides)
   batches = sequences.train_batches(32, seed=0)
   batch = next(batches)
-  variables = jax.jit(model.init)({"params": jax.random.key(0)}, batch["source"], batch["target"])
+  variables = jax.jit(model.init)({"params": jax.random.key(0)}, batch["source_ids"], batch["target_ids"])
   optimizer, _ = optim.make(variables["params"], steps, learning_rate=5e-3, warmup=0.1, b2=0.98)
   step = jax.jit(make_step(objective.Objective(), model, optimizer))
   state = init_state(variables, optimizer)
@@ -135,7 +135,7 @@ def learn(sequences, steps, **overrides):
   batches.close()
   batch, texts = next(sequences.eval_batches(sequences.eval_size)), sequences.references()
   special = dict(bos=2, eos=3, pad=0, max_length=sequences.target_length)
-  parts = decoding.stepper(model, {"params": state.params}, batch["source"], special["max_length"])
+  parts = decoding.stepper(model, {"params": state.params}, batch["source_ids"], special["max_length"])
   tokens = decoding.greedy(*parts, **special).token_BNT[:, 0].tolist()
   return translate.score(
     translate.detokenise(sequences, tokens, [source for source, _ in texts]), [target for _, target in texts]

@@ -10,7 +10,7 @@ import pytest
 
 import zoo
 from train import optim, rng, sharding
-from train.objectives import Loss, classify, mae
+from train.objectives import Loss, image_classification, mae
 from train.step import init_state, make_eval_step, make_step
 from zoo import partitioning
 
@@ -171,7 +171,7 @@ BATCH["valid"][:4] = False  # a whole device of padding
 SMALL = dict(width=16, num_heads=8, mlp_dim=16, depth=1, image_size=(8, 8))
 DECODER = dict(decoder_width=16, decoder_num_heads=8, decoder_mlp_dim=16, decoder_depth=1)
 CASES = {
-  "vit": (zoo.create("vit/test", **SMALL), classify.Objective(label_smoothing=0.1)),
+  "vit": (zoo.create("vit/test", **SMALL), image_classification.Objective(label_smoothing=0.1)),
   "mae": (zoo.create("mae/test", **SMALL, **DECODER), mae.Objective(mask_ratio=0.5)),
 }
 
@@ -271,7 +271,7 @@ def test_the_new_state_lies_as_its_rules_say(case, where, grad_accum_steps):
 def test_the_same_key_gives_the_same_bits():
   """With every kind of randomness on; and another key gives something else."""
   model = zoo.create("vit/test", **SMALL, dropout_rate=0.1, attention_dropout_rate=0.1, drop_path_rate=0.2)
-  objective = classify.Objective(mixup=0.4, cutmix=1.0)
+  objective = image_classification.Objective(mixup=0.4, cutmix=1.0)
   step = jax.jit(make_step(objective, model, optimizer("vit"), grad_accum_steps=2))
   state = init_state(variables("vit"), optimizer("vit"))
   one, again, other = (step(state, BATCH, rng.root(seed)) for seed in (0, 0, 1))
@@ -330,7 +330,7 @@ def test_running_statistics_are_kept_in_training_and_used_in_evaluation():
   stats = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), shapes["batch_stats"])
   stats["head_norm"]["var"] += 1
   start = {"params": variables("vit")["params"], "batch_stats": stats}
-  objective = classify.Objective()
+  objective = image_classification.Objective()
   frozen = optax.set_to_zero()
   step = jax.jit(make_step(objective, model, frozen, grad_accum_steps=2))
   state, _ = step(init_state(start, frozen), BATCH, rng.root(0))

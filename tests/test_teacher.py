@@ -31,7 +31,9 @@ def variables(model, seed):
 
 
 def pairs(**kwargs):
-  return data.make("pairs", dataset="verses_en_es", **dict(train_split="train[:40]", eval_split="val[:9]") | kwargs)
+  return data.make(
+    "translation", dataset="verses_en_es", **dict(train_split="train[:40]", eval_split="val[:9]") | kwargs
+  )
 
 
 def targets(corpus, tokenizer):
@@ -76,8 +78,8 @@ def test_lines_are_decoded_by_length_and_come_back_in_order():
     def __call__(self, variables, batches, sources):
       rows = []
       for batch in batches:
-        shapes.append(batch["source"].shape)
-        rows += batch["source"][batch["valid"]].tolist()
+        shapes.append(batch["source_ids"].shape)
+        rows += batch["source_ids"][batch["valid"]].tolist()
       return translate.detokenise(here, rows, sources), 0.0
 
   texts = [source for source, _ in here.texts("train[:40]")]

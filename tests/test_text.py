@@ -17,7 +17,7 @@ from train.data import array_record
 from train.data.text import pair_batches as text_batches
 from train.data.text import tokenizers as tokenizers
 from train.data.text import translation as text_pairs
-from train.data.text.translation import Pairs
+from train.data.text.translation import Translation
 from train.datasets import make_verses_en_es as script
 from zoo.weights.formats import read
 
@@ -29,7 +29,9 @@ FOLDER = Path(script.__file__).with_name("verses_en_es")
 
 def small(**kwargs):
   """A part of the bundled set."""
-  return data.make("pairs", **dict(dataset="verses_en_es", train_split="train[:700]", eval_split="val[:90]") | kwargs)
+  return data.make(
+    "translation", **dict(dataset="verses_en_es", train_split="train[:700]", eval_split="val[:90]") | kwargs
+  )
 
 
 def take(batches, count):
@@ -49,7 +51,7 @@ def sequences(batch, side):
   """The tokens of every segment of every row, {(row, segment): tokens}; positions are checked on the way."""
   found = {}
   for i, (tokens, segments, positions) in enumerate(
-    zip(batch[side], batch[f"{side}_segment"], batch[f"{side}_position"], strict=True)
+    zip(batch[f"{side}_ids"], batch[f"{side}_segment_ids"], batch[f"{side}_position_ids"], strict=True)
   ):
     used = np.flatnonzero(segments)
     # One after the other from the left, numbered 1, 2, ...: so none overlaps another; the rest is padding.
@@ -170,7 +172,7 @@ def test_words_that_a_source_has_are_in_its_target(tmp_path):
   batch = next(copying.eval_batches(90))
   _, unknown = copying.encode([source for source, _ in texts])
   shared = 0
-  for (source, target), words, s, t in zip(texts, unknown, batch["source"], batch["target"], strict=True):
+  for (source, target), words, s, t in zip(texts, unknown, batch["source_ids"], batch["target_ids"], strict=True):
     numbered = {1500 + slot for slot in range(len(words))}
     assert len(words) <= 3 and set(s[s >= 1500]) == numbered and set(t[t >= 1500]) <= numbered
     copied = [word for slot, word in enumerate(words) if 1500 + slot in t]
@@ -198,7 +200,7 @@ def test_every_epoch_has_every_pair_once_whole_and_beside_its_translation(batchi
   for epoch in epochs:
     assert sum(batch["valid"].sum() for batch in epoch) == pairs.num_train
   for batch in stream:
-    assert (batch["source"].shape[1], batch["target"].shape[1]) in pairs.batch_shapes
+    assert (batch["source_ids"].shape[1], batch["target_ids"].shape[1]) in pairs.batch_shapes
     for key, array in batch.items():
       assert array.dtype == (bool if key == "valid" else np.int32) and len(array) == 48
     assert batch["id"].tolist() == list(range(48))
@@ -222,8 +224,8 @@ def test_packing_fills_rows_and_buckets_waste_less_than_padding():
     share[batching], rows[batching] = pairs.padding_share(32, seed=3, epoch=1), pairs.num_train
     steps = -(-pairs.num_train // 32)
     batches = take(pairs.train_batches(32, 3, first_step=steps), steps)
-    tokens = sum((batch[f"{side}_segment"] > 0).sum() for batch in batches for side in ("source", "target"))
-    slots = sum(batch["source"].size + batch["target"].size for batch in batches)
+    tokens = sum((batch[f"{side}_segment_ids"] > 0).sum() for batch in batches for side in ("source", "target"))
+    slots = sum(batch["source_ids"].size + batch["target_ids"].size for batch in batches)
     np.testing.assert_allclose(share[batching], 1 - tokens / slots)
     assert pairs.unit == ("rows" if batching == "pack" else "pairs")
     assert f"in batches of {pairs.padding_share(32, seed=3):.1%} padding" in pairs.about(32, seed=3)
@@ -288,17 +290,20 @@ def test_evaluation_sees_every_pair_once_in_order_over_all_processes(batch_size,
     batches = [{k: np.concatenate([part[k] for part in step]) for k in step[0]} for step in zip(*parts, strict=True)]
     assert [pair for batch in batches for pair in batch_pairs(batch)] == expected
     for batch in batches:
-      assert batch["source"].shape == batch["target"].shape == (batch_size, 128)
-      assert batch["id"].tolist() == list(range(batch_size)) and batch["source_segment"].max() == 1
+      assert batch["source_ids"].shape == batch["target_ids"].shape == (batch_size, 128)
+      assert batch["id"].tolist() == list(range(batch_size)) and batch["source_segment_ids"].max() == 1
   assert len(expected) == (limit or pairs.num_eval()) == (limit or len(pairs.references()))
 
 
 @pytest.mark.parametrize("batching", text_batches.BATCHING)
 def test_shapes_are_told_without_reading(batching, tmp_path):
-  config = dict(name="pairs", dataset="verses_en_es", batching=batching, source_length=40, target_length=56)
-  shapes = Pairs.shapes(config | dict(dataset="nowhere", data_dir=str(tmp_path)), None, 8)
+  config = dict(name="translation", dataset="verses_en_es", batching=batching, source_length=40, target_length=56)
+  shapes = Translation.shapes(config | dict(dataset="nowhere", data_dir=str(tmp_path)), None, 8)
   pairs = data.make(**config)
-  for batch in (next(pairs.eval_batches(8)), max(take(pairs.train_batches(8, 0), 30), key=lambda b: b["source"].size)):
+  for batch in (
+    next(pairs.eval_batches(8)),
+    max(take(pairs.train_batches(8, 0), 30), key=lambda b: b["source_ids"].size),
+  ):
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {k: (v.shape, v.dtype) for k, v in shapes.items()}
 
 
@@ -321,7 +326,7 @@ def prepared(tmp_path, folder, *options, **kwargs):
   where = str(tmp_path / "data")
   arguments = ["parallel_text/en-es", "--data-dir", where, "--source", str(folder), "--vocab-size", "300", *options]
   assert cli.main(["prepare", *arguments]) == 0
-  return data.make("pairs", dataset="parallel_text/en-es", data_dir=where, **dict(eval_split="train") | kwargs)
+  return data.make("translation", dataset="parallel_text/en-es", data_dir=where, **dict(eval_split="train") | kwargs)
 
 
 @pytest.mark.parametrize("kind", ["files", "tsv"])
@@ -341,16 +346,18 @@ def test_texts_of_ones_own_are_prepared_and_bad_pairs_are_counted(tmp_path, kind
   # In evaluation nothing is dropped: what is too long is cut, and the reference is whole.
   assert pairs.num_eval() == len(full) == 4
   (batch,) = pairs.eval_batches(4)
-  assert (batch["target"][2] != 0).all() and batch["target"][2][-1] == tokenizers.EOS
+  assert (batch["target_ids"][2] != 0).all() and batch["target_ids"][2][-1] == tokenizers.EOS
   decode = pairs.tokenizer.decode
-  assert full[2][1].startswith(decode(batch["target"][2])) and decode(batch["source"][3]) == "日本語 is Japanese."
-  cut = data.make("pairs", dataset=pairs.dataset, data_dir=pairs.data_dir, too_long="cut")
+  assert (
+    full[2][1].startswith(decode(batch["target_ids"][2])) and decode(batch["source_ids"][3]) == "日本語 is Japanese."
+  )
+  cut = data.make("translation", dataset=pairs.dataset, data_dir=pairs.data_dir, too_long="cut")
   assert cut.counts() == {"pairs": 4, "empty": 2, "too_long": 1}
   assert pairs.vocab_size <= 300
   # Once trained, a tokenizer stays.
   digest = pairs.tokenizer_digest
   array_record.prepare("parallel_text/en-es", pairs.data_dir)
-  assert data.make("pairs", dataset=pairs.dataset, data_dir=pairs.data_dir).tokenizer_digest == digest
+  assert data.make("translation", dataset=pairs.dataset, data_dir=pairs.data_dir).tokenizer_digest == digest
   with pytest.raises(ValueError, match=r"tokenizer\.json is there already"):
     array_record.prepare("parallel_text/en-es", pairs.data_dir, None, 400)
   # Nor are other files taken for those that it was made of.
@@ -403,7 +410,7 @@ def _no_tokenizer_for_images():
 
 def test_wmt_is_known_without_tensorflow():
   # In a process of its own: here another test has imported it.
-  program = "from train import data; data.make('pairs', dataset='wmt14_translat/de-en').num_train"
+  program = "from train import data; data.make('translation', dataset='wmt14_translat/de-en').num_train"
   root = str(Path(data.__file__).parents[1])
   run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=120)
   assert "unknown data set 'wmt14_translat'; near it: wmt14_translate" in run.stderr
@@ -432,7 +439,7 @@ def test_wmt_is_prepared_without_tensorflow(tmp_path, monkeypatch):
   (tmp_path / "data" / "downloads" / "manual").mkdir(parents=True)
   array_record.prepare("wmt14_translate/de-en", folder, vocab_size=300)
   pairs = data.make(
-    "pairs", dataset="wmt14_translate/de-en", data_dir=folder, source="en", target="de", eval_split="test"
+    "translation", dataset="wmt14_translate/de-en", data_dir=folder, source="en", target="de", eval_split="test"
   )
   assert sorted(pairs.references()) == sorted(zip(texts["en"], texts["de"], strict=True))
   assert pairs.num_train == pairs.num_eval() == 9
@@ -461,7 +468,7 @@ def test_a_set_of_tfds_wants_a_tokenizer_and_names_a_text_that_is_no_text(tmp_pa
   builder.download_and_prepare()
   given = dict(dataset="wmt", data_dir=str(tmp_path), source="en", target="de")
   with pytest.raises(ValueError, match=r"has no tokenizer\.json.*zoo prepare wmt --data-dir"):
-    _ = data.make("pairs", **given).vocab_size
+    _ = data.make("translation", **given).vocab_size
   with pytest.raises(ValueError, match=r"not UTF-8: example \d+ of 'wmt' 'train' \(record \d+ of .*array_record"):
     text_pairs.prepare_tokenizer("wmt", str(tmp_path), builder, 400, None)
   # A sample of the pairs is enough: here those of even number, in whatever order TFDS wrote them.

@@ -25,7 +25,7 @@ STRANGE = (
 
 @pytest.fixture(scope="module")
 def lines():
-  return [text for pair in data.make("pairs", dataset="verses_en_es").references("val[:300]") for text in pair]
+  return [text for pair in data.make("translation", dataset="verses_en_es").references("val[:300]") for text in pair]
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])

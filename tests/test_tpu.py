@@ -30,9 +30,9 @@ MESHES = {
 
 # BERT's other heads, on one layer: more of the model, the data and the objective that train it.
 HEADS = {
-  "classify": (dict(num_classes=3), dict(name="sentences", text="any"), "label"),
-  "tag": (dict(num_classes=5), dict(name="tags"), "tag"),
-  "span": ({}, dict(name="questions", stride=4, question_length=5), "span"),
+  "classify": (dict(num_classes=3), dict(name="sequence_classification", text="any"), "sequence_classification"),
+  "tag": (dict(num_classes=5), dict(name="token_classification"), "token_classification"),
+  "span": ({}, dict(name="question_answering", stride=4, question_length=5), "question_answering"),
 }
 # Fewer layers, since to compile takes as long as the program has lines: still more than one, or, where encoder and
 # decoder could be confused, another number of each; a pair of windows in each stage, of which Swin has two.
@@ -62,26 +62,26 @@ def compiled(name, mesh_name, **overrides):
   if hasattr(zoo.create(name).config, "dropout"):
     config.model.dropout_rate = 0.1
   if family == "kernel_regression":
-    config.data = dict(name="points", dataset="engel")
+    config.data = dict(name="regression", dataset="engel")
   elif family in ("vit", "mae", "hybrid", "patch_prediction", "convnext", "swin", "simmim"):
-    config.data = dict(name="images", image_size=zoo.create(name).config.image_size)
+    config.data = dict(name="image_classification", image_size=zoo.create(name).config.image_size)
   elif family == "segmenter":
-    config.data = dict(name="masks", dataset="any", image_size=zoo.create(name).config.image_size)
+    config.data = dict(name="semantic_segmentation", dataset="any", image_size=zoo.create(name).config.image_size)
   elif family == "bert":
-    config.data = dict(name="corpus", dataset="corpus/any", length=16, sequences=3)
+    config.data = dict(name="masked_lm_corpus", dataset="corpus/any", length=16, sequences=3)
   else:
-    config.data = dict(name="pairs", dataset="verses_en_es", source_length=11, target_length=9)
-  classify = dict(name="classify", label_smoothing=0.1)
+    config.data = dict(name="translation", dataset="verses_en_es", source_length=11, target_length=9)
+  classify = dict(name="image_classification", label_smoothing=0.1)
   config.objective = {
     **dict.fromkeys(("vit", "hybrid", "convnext", "swin"), classify),
     "mae": dict(name="mae"),
     "patch_prediction": dict(name="patch_prediction"),
     "simmim": dict(name="simmim", unit=8),
-    "segmenter": dict(name="segment"),
-    "kernel_regression": dict(name="regress"),
+    "segmenter": dict(name="semantic_segmentation"),
+    "kernel_regression": dict(name="regression"),
     "nat": dict(name="nat", label_smoothing=0.1),
     "bert": dict(name="mlm_nsp", max_predictions=5, whole_words=True),
-  }.get(family, dict(name="translate", label_smoothing=0.1))
+  }.get(family, dict(name="seq2seq", label_smoothing=0.1))
   if head:
     more, data, objective = HEADS[head]
     config.model.update(head=head, depth=1, **more)
@@ -230,8 +230,8 @@ def test_decoding_stays_where_it_is(method, options, mesh_name):
 def config(**model):
   made = defaults()
   made.model = dict(name="vit/test", **model)
-  made.data = dict(name="images", image_size=zoo.create("vit/test", **model).config.image_size)
-  made.objective = dict(name="classify")
+  made.data = dict(name="image_classification", image_size=zoo.create("vit/test", **model).config.image_size)
+  made.objective = dict(name="image_classification")
   made.optimizer = dict(name="adamw", learning_rate=1e-3, warmup=0.1)
   made.batch_size = 64
   made.epochs = 2.0

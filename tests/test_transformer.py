@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import zoo
-from train.objectives import translate
+from train.objectives import seq2seq
 from train.step import init_state, make_step
 from zoo import partitioning
 from zoo.layers import pointer
@@ -107,10 +107,10 @@ def test_norms_other_than_by_layer(norm, scan):
   variables = jax.jit(model.init)({"params": jax.random.key(0)}, SOURCE, TARGET)
   optimizer = optax.sgd(0.1)
   valid, zeros = np.ones(3, bool), np.zeros((3, 1), int)
-  batch = dict(source=SOURCE, target=TARGET, valid=valid, id=np.arange(3))
+  batch = dict(source_ids=SOURCE, target_ids=TARGET, valid=valid, id=np.arange(3))
   for side, length in (("source", 7), ("target", 6)):
-    batch |= {f"{side}_segment": np.ones((3, length), int), f"{side}_position": zeros + np.arange(length)}
-  step = jax.jit(make_step(translate.Objective(), model, optimizer))
+    batch |= {f"{side}_segment_ids": np.ones((3, length), int), f"{side}_position_ids": zeros + np.arange(length)}
+  step = jax.jit(make_step(seq2seq.Objective(), model, optimizer))
   state, metrics = step(init_state(variables, optimizer), batch, jax.random.key(1))
   state, later = step(state, batch, jax.random.key(1))
   assert later["loss"] < metrics["loss"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import zoo
-from train.objectives import translate
+from train.objectives import seq2seq
 from zoo.models.transformer import Row
 
 B, S, T, V = 3, 7, 6, 29
@@ -21,7 +21,11 @@ def batch(lengths=((7, 6), (4, 3), (5, 5)), valid=(True, True, True)):
     place = np.arange(size)[None].repeat(B, 0)
     real = place < np.array([pair[which] for pair in lengths])[:, None]
     tokens = np.random.default_rng(which).integers(4, V, (B, size))
-    made |= {side: np.where(real, tokens, 0), f"{side}_segment": real.astype(int), f"{side}_position": place * real}
+    made |= {
+      f"{side}_ids": np.where(real, tokens, 0),
+      f"{side}_segment_ids": real.astype(int),
+      f"{side}_position_ids": place * real,
+    }
   return made
 
 
@@ -56,26 +60,26 @@ def log_softmax(x):
 def test_cross_entropy_of_the_tokens_that_are_there():
   logits, data = draw(B, T, V), batch(valid=(True, True, False))
   model = Model(logits)
-  loss = translate.Objective(label_smoothing=0.3)(model, {}, data)  # evaluation: not smoothed
-  wanted = [-log_softmax(logits)[b, t, data["target"][b, t]] for b, n in ((0, 6), (1, 3)) for t in range(n)]
+  loss = seq2seq.Objective(label_smoothing=0.3)(model, {}, data)  # evaluation: not smoothed
+  wanted = [-log_softmax(logits)[b, t, data["target_ids"][b, t]] for b, n in ((0, 6), (1, 3)) for t in range(n)]
   assert loss.weight == len(wanted) == 9
   np.testing.assert_allclose([loss.total, loss.metrics["nll"]], sum(wanted), rtol=1e-5)
-  hits = sum(logits[b, t].argmax() == data["target"][b, t] for b, n in ((0, 6), (1, 3)) for t in range(n))
+  hits = sum(logits[b, t].argmax() == data["target_ids"][b, t] for b, n in ((0, 6), (1, 3)) for t in range(n))
   assert loss.metrics["accuracy"] == hits
   np.testing.assert_array_equal(model.calls[0][:, 0], model.config.bos)
-  np.testing.assert_array_equal(model.calls[0][0, 1:], data["target"][0, :-1])
+  np.testing.assert_array_equal(model.calls[0][0, 1:], data["target_ids"][0, :-1])
 
 
 def test_every_sequence_of_a_row_begins_with_its_own_beginning():
   position = np.array([[0, 1, 2, 0, 1, 0]])
-  assert translate.shift(np.array([[5, 6, 3, 7, 3, 0]]), position, 2).tolist() == [[2, 5, 6, 2, 7, 2]]
+  assert seq2seq.shift(np.array([[5, 6, 3, 7, 3, 0]]), position, 2).tolist() == [[2, 5, 6, 2, 7, 2]]
 
 
 def test_label_smoothing_is_a_mean_over_all_words():
   logits, data = draw(B, T, V), batch()
-  loss = translate.Objective(label_smoothing=0.1)(Model(logits), {}, data, jax.random.key(0))
-  target = 0.9 * np.eye(V)[data["target"]] + 0.1 / V
-  wanted = -(target * log_softmax(logits)).sum(-1)[data["target_segment"] > 0].sum()
+  loss = seq2seq.Objective(label_smoothing=0.1)(Model(logits), {}, data, jax.random.key(0))
+  target = 0.9 * np.eye(V)[data["target_ids"]] + 0.1 / V
+  wanted = -(target * log_softmax(logits)).sum(-1)[data["target_segment_ids"] > 0].sum()
   np.testing.assert_allclose(loss.total, wanted, rtol=1e-5)
   assert loss.metrics["nll"] != loss.total
 
@@ -83,18 +87,18 @@ def test_label_smoothing_is_a_mean_over_all_words():
 def test_scheduled_sampling_reads_its_own_tokens():
   """At the rate asked for, and never where a sequence begins; not in evaluation."""
   logits, data = draw(B, T, V), batch(((S, T),) * B)
-  true = np.concatenate([np.full((B, 1), 2), data["target"][:, :-1]], 1)
+  true = np.concatenate([np.full((B, 1), 2), data["target_ids"][:, :-1]], 1)
   swapped = []
   for seed in range(60):
     model = Model(logits)
-    translate.Objective(scheduled_sampling=0.3)(model, {}, data, jax.random.key(seed))
+    seq2seq.Objective(scheduled_sampling=0.3)(model, {}, data, jax.random.key(seed))
     first, second = model.calls
     np.testing.assert_array_equal(first, true)
     assert ((second == true) | (second == OWN)).all() and (second[:, 0] == 2).all()
     swapped.append(second[:, 1:] == OWN)
   assert abs(np.mean(swapped) - 0.3) < 0.05
   model = Model(logits)
-  translate.Objective(scheduled_sampling=0.3)(model, {}, data)
+  seq2seq.Objective(scheduled_sampling=0.3)(model, {}, data)
   assert len(model.calls) == 1
 
 
@@ -107,7 +111,7 @@ SMALL = {
 @functools.cache
 def small(name):
   model, data = zoo.create(name, **SMALL[name]), batch()
-  arrays = [jnp.asarray(data[side]) for side in ("source", "target")]
+  arrays = [jnp.asarray(data[f"{side}_ids"]) for side in ("source", "target")]
   return model, jax.jit(model.init)({"params": jax.random.key(0)}, *arrays)
 
 
@@ -132,39 +136,37 @@ def test_no_gradient_goes_through_the_choice(name):
   @functools.partial(jax.jit, static_argnums=1)
   @functools.partial(jax.grad, has_aux=True)
   def gradient(variables, case):
-    objective, model = (
-      (translate.Objective(scheduled_sampling=0.5), Spy()) if case else (translate.Objective(), Reader())
-    )
+    objective, model = (seq2seq.Objective(scheduled_sampling=0.5), Spy()) if case else (seq2seq.Objective(), Reader())
     return objective(model, variables, data, jax.random.key(3)).total, getattr(model, "mixed", None)
 
   found, mixed = gradient(variables, True)
-  assert (mixed != translate.shift(data["target"], data["target_position"], 2)).any()
+  assert (mixed != seq2seq.shift(data["target_ids"], data["target_position_ids"], 2)).any()
   wanted, _ = gradient(variables, False)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
 
 
 def test_guided_attention_wants_the_diagonal():
   data = batch(((6, 6), (6, 6), (6, 6)))
-  rows = translate.rows(data)
-  far = np.asarray(translate.off_diagonal(*rows, 0.2))
+  rows = seq2seq.rows(data)
+  far = np.asarray(seq2seq.off_diagonal(*rows, 0.2))
   assert far.shape == (B, T, S)
   np.testing.assert_allclose(far[0].diagonal(), 0, atol=1e-6)
   np.testing.assert_allclose(far[0, 0, 3], 1 - np.exp(-((3 / 6) ** 2) / (2 * 0.2**2)), rtol=1e-5)
   straight, crossed = np.eye(T, S)[None].repeat(B, 0), np.eye(T, S)[None, ::-1].repeat(B, 0)
-  objective, logits = translate.Objective(guided_attention=2.0), np.zeros((B, T, V), np.float32)
+  objective, logits = seq2seq.Objective(guided_attention=2.0), np.zeros((B, T, V), np.float32)
   key = jax.random.key(0)
   losses = [objective(Model(logits, alignment=a), {}, data, key).total for a in (straight, crossed)]
   assert losses[0] < losses[1]
   np.testing.assert_allclose(losses[0], 18 * np.log(V), rtol=1e-5)
   with pytest.raises(ValueError, match=r"guided_width is 0\.0; wanted more than 0"):
-    translate.Objective(guided_width=0.0)
+    seq2seq.Objective(guided_width=0.0)
   with pytest.raises(ValueError, match="guided_attention guides attention, of which this model has none"):
     objective(Model(logits), {}, data, key)
 
 
 def test_guidance_is_by_sequence_where_several_share_a_row():
   rows = [Row(np.array([[1, 1, 2, 2, 2]]), np.array([[0, 1, 0, 1, 2]]))] * 2
-  far = np.asarray(translate.off_diagonal(*rows, 0.2))[0]
+  far = np.asarray(seq2seq.off_diagonal(*rows, 0.2))[0]
   np.testing.assert_allclose(far[:2, :2].diagonal(), 0, atol=1e-6)
   np.testing.assert_allclose(far[2:, 2:].diagonal(), 0, atol=1e-6)
 
@@ -173,19 +175,19 @@ def test_guidance_is_by_sequence_where_several_share_a_row():
 def test_padding_and_company_change_nothing(name):
   """With a model: a packed row's loss is the sum of its pairs'."""
   (model, variables), data = small(name), batch()
-  loss = jax.jit(lambda data: translate.Objective()(model, variables, data).total)
+  loss = jax.jit(lambda data: seq2seq.Objective()(model, variables, data).total)
   whole = loss(data)
   pairs = [{k: v[b : b + 1] for k, v in data.items()} for b in range(B)]
   np.testing.assert_allclose(whole, sum(loss(pair) for pair in pairs), rtol=1e-5)
   packed = dict(valid=np.array([True]), id=np.arange(1))
   for side in ("source", "target"):
-    real = [data[f"{side}_segment"][b] > 0 for b in range(B)]
-    packed[side] = np.concatenate([data[side][b][real[b]] for b in range(B)])[None]
-    packed[f"{side}_position"] = np.concatenate([np.arange(r.sum()) for r in real])[None]
-    packed[f"{side}_segment"] = np.concatenate([np.full(r.sum(), b + 1) for b, r in enumerate(real)])[None]
+    real = [data[f"{side}_segment_ids"][b] > 0 for b in range(B)]
+    packed[f"{side}_ids"] = np.concatenate([data[f"{side}_ids"][b][real[b]] for b in range(B)])[None]
+    packed[f"{side}_position_ids"] = np.concatenate([np.arange(r.sum()) for r in real])[None]
+    packed[f"{side}_segment_ids"] = np.concatenate([np.full(r.sum(), b + 1) for b, r in enumerate(real)])[None]
   np.testing.assert_allclose(loss(packed), whole, rtol=1e-5)
 
 
 def test_shares_that_make_no_sense():
   with pytest.raises(ValueError, match=r"label_smoothing is 1.5; wanted 0 <= label_smoothing < 1"):
-    translate.Objective(label_smoothing=1.5)
+    seq2seq.Objective(label_smoothing=1.5)

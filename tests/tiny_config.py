@@ -9,7 +9,7 @@ def get_config():
     name="mae/nano4", width=16, depth=2, mlp_dim=24, num_heads=2, decoder_width=16, decoder_depth=1, decoder_mlp_dim=24
   )
   config.data = dict(
-    name="images",
+    name="image_classification",
     dataset="fashion_mnist_small",
     image_size=28,
     train_split="train[:500]",

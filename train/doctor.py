@@ -172,7 +172,7 @@ def _measure() -> dict:
 
   import zoo
   from train import metrics, rng
-  from train.objectives.classify import Objective
+  from train.objectives.image_classification import Objective
   from train.optim import make
   from train.step import init_state, make_step
 

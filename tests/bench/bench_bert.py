@@ -36,7 +36,15 @@ def batch_of(lengths: list[list[int]], length: int) -> dict[str, np.ndarray]:
       first[i, k], follows[i, k] = start, draw.integers(0, 2)
       start = here.stop
   ids = np.arange(len(lengths), dtype=np.int32)
-  arrays = dict(token=token, segment=segment, position=position, type=kind, word=word, first=first, next=follows)
+  arrays = dict(
+    input_ids=token,
+    segment_ids=segment,
+    position_ids=position,
+    token_type_ids=kind,
+    word_ids=word,
+    cls_positions=first,
+    next_sentence_label=follows,
+  )
   return arrays | dict(valid=np.ones(len(lengths), bool), id=ids, example=ids)
 
 
@@ -51,7 +59,7 @@ def ours(name: str, lengths: list[list[int]], length: int, most: int):
 
   model = zoo.create(name)
   data = batch_of(lengths, length)
-  variables = jax.jit(model.init)(rng.streams(rng.root(0), "params"), data["token"][:1])
+  variables = jax.jit(model.init)(rng.streams(rng.root(0), "params"), data["input_ids"][:1])
   optimizer, _ = optim.make(variables["params"], 1000, learning_rate=1e-4, weight_decay=0.01)
   objective = mlm_nsp.Objective(max_predictions=most)
   holder, key = [init_state(variables, optimizer)], rng.root(0)
@@ -79,14 +87,14 @@ def theirs(name: str, lengths: list[list[int]], length: int, most: int):
   model = transformers.BertForPreTraining(transformers.BertConfig(**sizes, vocab_size=c.vocab_size)).train()
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
   data = {key: torch.from_numpy(array) for key, array in batch_of(lengths, length).items()}
-  hidden = torch.from_numpy(hidden_places(data["word"].numpy(), most))
-  labels = torch.where(hidden, data["token"], -100).long()
+  hidden = torch.from_numpy(hidden_places(data["word_ids"].numpy(), most))
+  labels = torch.where(hidden, data["input_ids"], -100).long()
   inputs = dict(
-    input_ids=torch.where(hidden, MASK, data["token"]).long(),
-    token_type_ids=data["type"].long(),
-    attention_mask=(data["segment"] > 0).long(),
+    input_ids=torch.where(hidden, MASK, data["input_ids"]).long(),
+    token_type_ids=data["token_type_ids"].long(),
+    attention_mask=(data["segment_ids"] > 0).long(),
     labels=labels,
-    next_sentence_label=data["next"][:, 0].long(),
+    next_sentence_label=data["next_sentence_label"][:, 0].long(),
   )
 
   def run():
@@ -131,9 +139,9 @@ def bench_step(options) -> None:
 def bench_packing(options) -> None:
   """As many rows of 128 on both sides: ours full of verses, theirs with one each."""
   from train.data.text.pair_batches import pack
-  from train.data.text.translation import Pairs
+  from train.data.text.translation import Translation
 
-  lengths = Pairs("verses_en_es").corpus("test").source.lengths + 2  # [CLS] and [SEP], less </s>
+  lengths = Translation("verses_en_es").corpus("test").source.lengths + 2  # [CLS] and [SEP], less </s>
   lengths = np.minimum(lengths - 1, 128)
   order, ends = pack(lengths, lengths, 128, 128)
   rows = [lengths[row].tolist() for row in np.split(order, ends[:-1])][: options.batch]

@@ -14,7 +14,7 @@ import timing
 
 import zoo
 from train import optim, rng
-from train.objectives.classify import Objective
+from train.objectives.image_classification import Objective
 from train.step import init_state, make_step
 
 

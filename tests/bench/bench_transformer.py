@@ -34,13 +34,15 @@ def jax_step(model, arrays: dict):
   import jax
 
   from train import optim, rng
-  from train.objectives import translate
+  from train.objectives import seq2seq
   from train.step import init_state, make_step
 
-  variables = jax.jit(model.init)(rng.streams(rng.root(0), "params"), arrays["source"][:1], arrays["target"][:1])
+  variables = jax.jit(model.init)(
+    rng.streams(rng.root(0), "params"), arrays["source_ids"][:1], arrays["target_ids"][:1]
+  )
   optimizer, _ = optim.make(variables["params"], 1000, learning_rate=1e-4, weight_decay=0.01)
   state = init_state(variables, optimizer)
-  step = jax.jit(make_step(translate.Objective(label_smoothing=0.1), model, optimizer), donate_argnums=0)
+  step = jax.jit(make_step(seq2seq.Objective(label_smoothing=0.1), model, optimizer), donate_argnums=0)
   return step, state, rng.root(0)
 
 
@@ -51,10 +53,10 @@ def our_training(batch: int, length: int):
   import zoo
 
   source, target = sentences(batch, length, length // 2), sentences(batch, length, length // 2)[::-1]
-  arrays = dict(source=source, target=target, valid=np.ones(batch, bool), id=np.arange(batch))
+  arrays = dict(source_ids=source, target_ids=target, valid=np.ones(batch, bool), id=np.arange(batch))
   for side in ("source", "target"):
-    arrays[f"{side}_segment"] = (arrays[side] != PAD).astype(int)
-    arrays[f"{side}_position"] = np.arange(length)[None].repeat(batch, 0)
+    arrays[f"{side}_segment_ids"] = (arrays[f"{side}_ids"] != PAD).astype(int)
+    arrays[f"{side}_position_ids"] = np.arange(length)[None].repeat(batch, 0)
   step, *holder, key = jax_step(zoo.create("transformer/base"), arrays)
   step = step.lower(*holder, arrays, key).compile()
 
@@ -205,17 +207,17 @@ def bench_packing(options) -> None:
   import jax
 
   import zoo
-  from train.data.text.translation import Pairs
+  from train.data.text.translation import Translation
 
   model = zoo.create("transformer/nano", scan=True, remat="dots_saveable")
   sides, tokens, padding = {}, {}, {}
   for batching in ("pad", "bucket", "pack"):
-    data = Pairs("verses_en_es", source_length=96, target_length=96, batching=batching)
+    data = Translation("verses_en_es", source_length=96, target_length=96, batching=batching)
     stream = data.train_batches(64, seed=0)
     batches = [next(stream) for _ in range(options.steps)]
-    real = [sum(int((batch[f"{side}_segment"] > 0).sum()) for side in ("source", "target")) for batch in batches]
+    real = [sum(int((batch[f"{side}_segment_ids"] > 0).sum()) for side in ("source", "target")) for batch in batches]
     tokens[batching] = sum(real)
-    padding[batching] = 1 - sum(real) / sum(batch["source"].size + batch["target"].size for batch in batches)
+    padding[batching] = 1 - sum(real) / sum(batch["source_ids"].size + batch["target_ids"].size for batch in batches)
     step, *holder, key = jax_step(model, batches[0])
 
     def run(step=step, holder=holder, key=key, batches=batches):

@@ -46,8 +46,8 @@ def _decoded(source: Records, channels: int) -> tuple[np.ndarray, list, dict[int
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
-  """Image classification data: what `config.data = dict(name="images", ...)` makes.
+class ImageClassification:
+  """Image classification data: what `config.data = dict(name="image_classification", ...)` makes.
 
   Attributes:
     dataset: see `make_source`.
@@ -307,7 +307,7 @@ class Images:
 class _Part:
   """What one process reads: its slices of all batches, in pieces of work."""
 
-  images: Images
+  images: ImageClassification
   source: Records
   batch_size: int
   process_index: int

@@ -6,16 +6,16 @@ from zoo.errors import check_call, nearest
 
 # Where each kind of data is. Those that build on this module cannot be imported before it.
 KINDS = {
-  "corpus": "train.data.text.masked_lm.Corpus",
-  "images": "train.data.image_classification.Images",
-  "masks": "train.data.semantic_segmentation.Masks",
-  "pairs": "train.data.text.translation.Pairs",
-  "points": "train.data.regression.Points",
-  "questions": "train.data.text.question_answering.Questions",
-  "sentences": "train.data.text.sequence_classification.Sentences",
-  "sequences": "train.data.text.algorithmic.Sequences",
-  "tags": "train.data.text.token_classification.Tags",
-  "text": "train.data.text.masked_lm.Text",
+  "algorithmic": "train.data.text.algorithmic.Algorithmic",
+  "image_classification": "train.data.image_classification.ImageClassification",
+  "masked_lm": "train.data.text.masked_lm.MaskedLM",
+  "masked_lm_corpus": "train.data.text.masked_lm.MaskedLMCorpus",
+  "question_answering": "train.data.text.question_answering.QuestionAnswering",
+  "regression": "train.data.regression.Regression",
+  "semantic_segmentation": "train.data.semantic_segmentation.SemanticSegmentation",
+  "sequence_classification": "train.data.text.sequence_classification.SequenceClassification",
+  "token_classification": "train.data.text.token_classification.TokenClassification",
+  "translation": "train.data.text.translation.Translation",
 }
 
 

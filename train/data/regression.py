@@ -79,8 +79,8 @@ def _number(cell: str) -> float | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Points:
-  """Points on a plane: what `config.data = dict(name="points", ...)` makes.
+class Regression:
+  """Points on a plane: what `config.data = dict(name="regression", ...)` makes.
 
   Attributes:
     dataset: "engel" (bundled), or the path of a CSV file of two columns, x and y.
@@ -166,7 +166,7 @@ class Points:
       batch_size: B.
     """
     del model_config
-    points = Points(**{key: value for key, value in config.items() if key != "name"})
+    points = Regression(**{key: value for key, value in config.items() if key != "name"})
     row = points.collate("train", np.zeros(1, int))
     return {name: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype) for name, a in row.items()}
 

@@ -1,7 +1,7 @@
 """Images in which every pixel has a class, to batches of them with their masks: segmentation.
 
 A batch is that of `train.data`, with "mask" uint8 [B, Y, X] in the place of "label": the class of each pixel, or
-`UNTOLD` where nobody says, outside of the picture, and in examples that are none.
+`IGNORE_INDEX` where nobody says, outside of the picture, and in examples that are none.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from PIL import Image
 
 from train.data import transforms
 from train.data.array_record import Records, open_builder
-from train.data.image_classification import Images
+from train.data.image_classification import ImageClassification
 from train.data.pipeline import Batch
 
 # What a pixel has whose class is not told: no class is so large.
-UNTOLD = 255
+IGNORE_INDEX = 255
 # Operations that move or mix what is in the image by chance, so that a mask could not follow.
 MOVING = (transforms.rand_augment,)
 
@@ -93,7 +93,7 @@ def make_source(dataset: str, split: str, data_dir: str | None, names: Names) ->
 def decode(encoded: bytes | Panoptic) -> np.ndarray:
   """The numbers in a mask's file [Y, X]: of a grey image its values, of one with a palette the places in that.
 
-  Of a panoptic one the labels of its segments, and `UNTOLD` where there is none, which is the colour black.
+  Of a panoptic one the labels of its segments, and `IGNORE_INDEX` where there is none, which is the colour black.
 
   Raises:
     CorruptImage: nothing can be decoded, there are several numbers for a pixel, or a colour is no segment's.
@@ -118,15 +118,17 @@ def _labels(colour_YXC: np.ndarray, panoptic: Panoptic) -> np.ndarray:
   """The labels [Y, X] of the segments that colours name (Kirillov et al. 2019; COCO's format)."""
   id_YX = colour_YXC @ (1, 256, 256**2)
   found, place_YX = np.unique(id_YX, return_inverse=True)
-  labels = dict(zip(panoptic.ids.tolist(), panoptic.labels.tolist(), strict=True)) | {0: UNTOLD}
+  labels = dict(zip(panoptic.ids.tolist(), panoptic.labels.tolist(), strict=True)) | {0: IGNORE_INDEX}
   if unknown := [n for n in found.tolist() if n not in labels]:
     raise transforms.CorruptImage(f"a mask has the colours of the ids {unknown[:5]}, which are none of its segments'")
   return np.array([labels[n] for n in found.tolist()])[place_YX].reshape(id_YX.shape)
 
 
 @dataclasses.dataclass(frozen=True)
-class Masks(Images):
-  """Segmentation data: what `config.data = dict(name="masks", ...)` makes; `Images` but for the following.
+class SemanticSegmentation(ImageClassification):
+  """Images with a class for every pixel: what `config.data = dict(name="semantic_segmentation", ...)` makes.
+
+  It is `ImageClassification` but for the following.
 
   Crops and flips move image and mask alike, the mask by nearest neighbours; all other operations change the image
   alone.
@@ -152,8 +154,10 @@ class Masks(Images):
     moving = [op.func.__name__ for op in self._ops if op.func in MOVING]
     if moving:
       raise ValueError(f"data.augment: {moving[0]} moves what is in an image, where its mask cannot follow")
-    if not 0 <= self.classes <= UNTOLD or self.offset < 0:
-      raise ValueError(f"data.classes is {self.classes} and data.offset {self.offset}; wanted 0 to {UNTOLD}, 0 or more")
+    if not 0 <= self.classes <= IGNORE_INDEX or self.offset < 0:
+      raise ValueError(
+        f"data.classes is {self.classes} and data.offset {self.offset}; wanted 0 to {IGNORE_INDEX}, 0 or more"
+      )
     object.__setattr__(self, "names", tuple(self.names))
     if self.names and self.classes and len(self.names) != self.classes:
       raise ValueError(f"data.names has {len(self.names)} names for {self.classes} classes")
@@ -180,7 +184,7 @@ class Masks(Images):
   def blank(cls, image_shape: tuple[int, int, int]) -> Batch:
     """What stands in a batch where no example is, in the order of `example`."""
     image = super().blank(image_shape)
-    return dict(image=image["image"], mask=np.full(image_shape[:2], UNTOLD, np.uint8), valid=image["valid"])
+    return dict(image=image["image"], mask=np.full(image_shape[:2], IGNORE_INDEX, np.uint8), valid=image["valid"])
 
   def cut_target(
     self, source: Source, index: int, encoded: bytes | Panoptic, shape_YX: tuple[int, int], box: transforms.Box
@@ -196,15 +200,15 @@ class Masks(Images):
       sizes = " and its image {} x {}".format(*shape_YX)
       raise ValueError("a mask has {} x {} pixels".format(*stored_YX.shape) + f"{sizes}: {source.where(index)}")
     classes = self.num_classes
-    told_YX = (stored_YX >= self.offset) & (stored_YX != UNTOLD)
+    told_YX = (stored_YX >= self.offset) & (stored_YX != IGNORE_INDEX)
     largest = int(stored_YX.max(where=told_YX, initial=self.offset))
     if largest - self.offset >= classes:
       raise ValueError(
         f"a mask has the number {largest}, which with data.offset={self.offset} is outside the {classes} classes:"
         f" {source.where(index)}"
       )
-    mask_YX = np.where(told_YX, stored_YX - self.offset, UNTOLD).astype(np.uint8)
-    return transforms.resize_mask(mask_YX, box, self.image_size, UNTOLD)
+    mask_YX = np.where(told_YX, stored_YX - self.offset, IGNORE_INDEX).astype(np.uint8)
+    return transforms.resize_mask(mask_YX, box, self.image_size, IGNORE_INDEX)
 
   def distort(
     self, op: Callable, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator

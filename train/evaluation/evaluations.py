@@ -23,10 +23,9 @@ from train.evaluation import text_metrics
 from train.experiment import make_objective
 from train.images import normalise
 from train.inference import translate
-from train.objectives import segment
-from train.objectives.label import read, scores_of_labels
-from train.objectives.segment import pixel_logits
-from train.objectives.span import span_logits
+from train.objectives.question_answering import span_logits
+from train.objectives.semantic_segmentation import labelled_pixels, pixel_logits
+from train.objectives.sequence_classification import read, scores_of_labels
 from train.step import make_eval_step
 
 
@@ -219,7 +218,7 @@ def sequence_classification(
   it.
 
   Args:
-    run: the training, of data "sentences".
+    run: the training, of data "sequence_classification".
     every_steps: steps between two evaluations; 0 for only the last.
     split: of the data; the evaluation split if empty.
     batch_size: the training's if 0.
@@ -230,7 +229,7 @@ def sequence_classification(
     an evaluation of these, and of their mean "combined_score" where there are several; 0 to 1, or -1 to 1 for
     correlations.
   """
-  _check_kind(run, "sentences", "sequence_classification")
+  _check_kind(run, "sequence_classification", "sequence_classification")
   names = tuple(metrics) or run.data.scores
   text_metrics.check_scores(names, run.data.number)
 
@@ -252,12 +251,12 @@ def token_classification(run, *, every_steps: int = 0, split: str = "", batch_si
   """Precision, recall and F1 of whole entities (CoNLL), 0 to 1, of tags in IOB1 or IOB2; and the accuracy of tags.
 
   Args:
-    run: the training, of data "tags".
+    run: the training, of data "token_classification".
     every_steps: steps between two evaluations; 0 for only the last.
     split: of the data; the evaluation split if empty.
     batch_size: the training's if 0.
   """
-  _check_kind(run, "tags", "token_classification")
+  _check_kind(run, "token_classification", "token_classification")
 
   def tell(variables, batch):
     (logits_BTV, _), _ = read(run.model, variables, batch)
@@ -282,7 +281,7 @@ def semantic_segmentation(run, *, every_steps: int = 0, split: str = "", batch_s
   All are of one confusion matrix, summed over the split's pixels (`score_confusion`).
 
   Args:
-    run: the training, of data "masks".
+    run: the training, of data "semantic_segmentation".
     every_steps: steps between two evaluations; 0 for only the last.
     split: of the data; the evaluation split if empty.
     batch_size: the training's if 0.
@@ -290,13 +289,13 @@ def semantic_segmentation(run, *, every_steps: int = 0, split: str = "", batch_s
   Returns:
     an evaluation of these, 0 to 1, and of "iou/CLASS" for every class that occurs.
   """
-  _check_kind(run, "masks", "semantic_segmentation")
+  _check_kind(run, "semantic_segmentation", "semantic_segmentation")
   classes, axis = run.data.num_classes, run.parallel.axis
 
   def count(variables, batch):
     logits_BYXV, _ = pixel_logits(run.model, variables, batch["image"], run.objective.mean, run.objective.std)
     found_BYX = logits_BYXV[..., :classes].argmax(-1)
-    cell_BYX = jnp.where(segment.told(batch), batch["mask"].astype(jnp.int32) * classes + found_BYX, classes**2)
+    cell_BYX = jnp.where(labelled_pixels(batch), batch["mask"].astype(jnp.int32) * classes + found_BYX, classes**2)
     # For each example by itself, so that only the counts have to cross devices.
     count_BV = jax.vmap(functools.partial(jnp.bincount, length=classes**2 + 1))(cell_BYX.reshape(len(cell_BYX), -1))
     counts = count_BV.sum(0)[:-1].reshape(classes, classes)
@@ -345,14 +344,14 @@ def question_answering(
   Where the split has questions without an answer, their scores and the best threshold are told too.
 
   Args:
-    run: the training, of data "questions".
+    run: the training, of data "question_answering".
     every_steps: steps between two evaluations; 0 for only the last.
     split: of the data; the evaluation split if empty.
     batch_size: the training's if 0.
     n_best_size, max_answer_length: see `train.data.text.question_answering.choose`.
     null_score_diff_threshold: how much better no answer has to be than the best answer to be told.
   """
-  _check_kind(run, "questions", "question_answering")
+  _check_kind(run, "question_answering", "question_answering")
   look = on_batches(run, lambda variables, batch: (span_logits(run.model, variables, batch)[0],))
 
   def evaluate(variables) -> dict[str, float]:

@@ -36,9 +36,9 @@ class Translator:
 
     def translate(variables, batch):
       if hasattr(run.model, "emit"):
-        decoded = decoding.parallel(run.model, variables, batch["source"], max_length, beam_size)
+        decoded = decoding.parallel(run.model, variables, batch["source_ids"], max_length, beam_size)
       else:
-        parts = decoding.stepper(run.model, variables, batch["source"], max_length)
+        parts = decoding.stepper(run.model, variables, batch["source_ids"], max_length)
         if beam_size > 1:
           decoded = decoding.beam_search(*parts, beam_size=beam_size, length_penalty=length_penalty, **special)
         else:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from train import rng
 from train.objectives import Loss, apply
-from train.objectives.translate import rows, shift
+from train.objectives.seq2seq import rows, shift
 from zoo import decoding
 from zoo.layers.attention import masked_softmax
 from zoo.models.transformer import Row
@@ -48,7 +48,7 @@ class Objective:
 
     Metrics: "bleu" of the samples, 0 to 1, the model's expectation; "candidates", how many different ones there are.
     """
-    c, target_BT = model.config, batch["target"]
+    c, target_BT = model.config, batch["target_ids"]
     B, T = target_BT.shape
     sample_key = rng.streams(rng.root(0) if key is None else key, "sample")["sample"]
     candidate_BNT = sampled_BNT = self._sample(model, variables, batch, sample_key)
@@ -64,7 +64,7 @@ class Objective:
     real_RT = jnp.arange(T) <= words_R[:, None]  # with `eos`
     target = Row(real_RT.astype(jnp.int32), jnp.broadcast_to(jnp.arange(T), real_RT.shape))
     source_RS, source, reference_RT = jax.tree.map(
-      lambda a: jnp.repeat(a, N, 0), (batch["source"], rows(batch)[0], target_BT)
+      lambda a: jnp.repeat(a, N, 0), (batch["source_ids"], rows(batch)[0], target_BT)
     )
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     inputs_RT = shift(candidate_RT, target.position_BT, c.bos)
@@ -82,8 +82,8 @@ class Objective:
 
   def _sample(self, model, variables: dict, batch: dict, key: jax.Array) -> jax.Array:
     """Translations [B, n, T], drawn without dropout; no gradient goes through the choice."""
-    c, (B, T) = model.config, batch["target"].shape
-    parts = decoding.stepper(model, jax.lax.stop_gradient(variables), batch["source"], T)
+    c, (B, T) = model.config, batch["target_ids"].shape
+    parts = decoding.stepper(model, jax.lax.stop_gradient(variables), batch["source_ids"], T)
     step, memory, cache = parts
     memory, cache = jax.tree.map(lambda a: jnp.repeat(a, self.samples, 0), (memory, cache))
     keys_BN = jax.vmap(lambda key: jax.random.split(key, self.samples))(rng.per_example(key, batch["id"]))

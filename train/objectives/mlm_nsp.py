@@ -1,4 +1,4 @@
-"""BERT's pretraining: hidden words, and whether a text follows another (Devlin et al. 2019, 3.1 and A.1)."""
+"""BERT's pretraining: masked language modelling and next sentence prediction (Devlin et al. 2019, 3.1 and A.1)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from train import rng
 from train.objectives import Loss, apply, check_fields
-from train.objectives.translate import cross_entropy
+from train.objectives.seq2seq import cross_entropy
 from zoo.models.transformer import Row
 from zoo.shapes import expect
 
@@ -17,143 +17,145 @@ from zoo.shapes import expect
 class Objective:
   """Masked language modelling and, where the model has its head, next sentence prediction.
 
-  The loss is the mean over hidden words plus the mean over pairs. Since sums over parts of a batch must just add up,
-  a pair counts in the latter as much as it has hidden words: alike, where all are equally long.
+  The loss is the mean over masked tokens plus the mean over pairs. Sums over parts of a batch must just add up, so a
+  pair's weight in the latter is the number of its masked tokens: all pairs count equally where all are equally long.
 
   Attributes:
-    share: of a sequence's tokens that are chosen to be told, rounded, but one at least.
-    max_predictions: of a row; more are not chosen. Only so many places are told, which is what the head of words costs.
-    whole_words: choose words, with all their pieces, instead of pieces.
-    mask, random: of the chosen tokens, the share that is hidden, and the share that another word takes the place of;
-      the others stay.
-    static: choose and hide the same in an example whenever it comes (as published, but for several copies); False: anew
-      each time (Liu et al. 2019, 4.1).
+    mask_prob: share of a sequence's tokens that are predicted, rounded, at least one.
+    max_predictions: per row; further tokens are not masked. The head of masked tokens computes only so many positions.
+    whole_words: mask words, with all their pieces, instead of single pieces.
+    mask_token_prob, random_token_prob: of the predicted tokens, the share that is replaced by [MASK], and the share
+      that is replaced by a random token; the others stay.
+    static_masking: mask the same tokens of an example in every epoch (as published, but for its duplicates); False:
+      others each time (Liu et al. 2019, 4.1).
   """
 
-  share: float = 0.15
+  mask_prob: float = 0.15
   max_predictions: int = 20
   whole_words: bool = False
-  mask: float = 0.8
-  random: float = 0.1
-  static: bool = False
+  mask_token_prob: float = 0.8
+  random_token_prob: float = 0.1
+  static_masking: bool = False
 
   def __post_init__(self):
-    check_fields(self, {1: ("max_predictions",), 0: ("mask", "random")}, ("share",))
-    if self.mask + self.random > 1:
-      raise ValueError(f"config.objective: mask + random is {self.mask + self.random}; wanted at most 1")
+    check_fields(self, {1: ("max_predictions",), 0: ("mask_token_prob", "random_token_prob")}, ("mask_prob",))
+    if (total := self.mask_token_prob + self.random_token_prob) > 1:
+      raise ValueError(f"config.objective: mask_token_prob + random_token_prob is {total}; wanted at most 1")
 
   def __call__(self, model, variables, batch, key=None) -> Loss:
-    """Sums over the hidden words; `key=None` evaluates: without dropout, and with the same words hidden every time."""
+    """Sums over the masked tokens; `key=None` evaluates: without dropout, and with the same masks every time."""
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    chosen = self.hide(batch, key, mask_token=model.config.mask, vocab_size=model.config.vocab_size)
-    row = Row(batch["segment"], batch["position"])
-    inputs = chosen.token_BT, batch["type"], row, chosen.place_BP, batch["first"]
+    masked = self.mask_tokens(batch, key, mask_token=model.config.mask, vocab_size=model.config.vocab_size)
+    row = Row(batch["segment_ids"], batch["position_ids"])
+    inputs = masked.input_ids_BT, batch["token_type_ids"], row, masked.position_BP, batch["cls_positions"]
     (logits_BPV, aux), rest = apply(model, variables, *inputs, rngs=rngs)
-    wanted_BP = jnp.take_along_axis(batch["token"], chosen.place_BP, 1)
-    weight_BP = (chosen.real_BP & batch["valid"][:, None]).astype(jnp.float32)
-    nll_BP, _, hit_BP = cross_entropy(logits_BPV, wanted_BP, 0.0, model.config.vocab_size)
+    weight_BP = (masked.label_mask_BP & batch["valid"][:, None]).astype(jnp.float32)
+    nll_BP, _, hit_BP = cross_entropy(logits_BPV, masked.label_BP, 0.0, model.config.vocab_size)
     total = (weight_BP * nll_BP).sum()
     metrics = {"accuracy": (weight_BP * hit_BP).sum(), "nll": total}
     if "next" in aux:
-      segment_BP = jnp.take_along_axis(batch["segment"], chosen.place_BP, 1)
-      number_K = jnp.arange(1, batch["next"].shape[1] + 1)
-      weight_BK = ((segment_BP[:, None] == number_K[:, None]) * weight_BP[:, None]).sum(-1) * (batch["next"] >= 0)
-      # The head's first class is that B follows A, as published.
-      next_BK, _, next_hit_BK = cross_entropy(aux["next"], jnp.where(batch["next"] == 1, 0, 1), 0.0, 2)
-      metrics |= {"next_nll": (weight_BK * next_BK).sum(), "next_accuracy": (weight_BK * next_hit_BK).sum()}
+      label_BK = batch["next_sentence_label"]
+      segment_BP = jnp.take_along_axis(batch["segment_ids"], masked.position_BP, 1)
+      segment_K = jnp.arange(1, label_BK.shape[1] + 1)
+      weight_BK = ((segment_BP[:, None] == segment_K[:, None]) * weight_BP[:, None]).sum(-1) * (label_BK >= 0)
+      # The first class is that B follows A, as published.
+      next_nll_BK, _, next_hit_BK = cross_entropy(aux["next"], jnp.where(label_BK == 1, 0, 1), 0.0, 2)
+      metrics |= {"next_nll": (weight_BK * next_nll_BK).sum(), "next_accuracy": (weight_BK * next_hit_BK).sum()}
       total = total + metrics["next_nll"]
     return Loss(total, weight_BP.sum(), metrics, rest)
 
-  def hide(self, batch, key, *, mask_token: int, vocab_size: int) -> "Hidden":
-    """What is hidden of a batch in the step of this key; None: in an evaluation."""
-    number_B = batch["example"] if self.static and key is not None else batch["id"]
-    mask_key = rng.streams(rng.root(0) if self.static or key is None else key, "mask")["mask"]
-    return hide(
+  def mask_tokens(self, batch, key, *, mask_token: int, vocab_size: int) -> "MaskedTokens":
+    """Masks a batch for the step of this key; None: for an evaluation."""
+    number_B = batch["example"] if self.static_masking and key is not None else batch["id"]
+    mask_key = rng.streams(rng.root(0) if self.static_masking or key is None else key, "mask")["mask"]
+    return mask_tokens(
       rng.per_example(mask_key, number_B),
-      batch["token"],
-      batch["word"],
-      batch["segment"],
-      share=self.share,
-      most=self.max_predictions,
-      whole_words=self.whole_words,
-      mask=self.mask,
-      random=self.random,
+      batch["input_ids"],
+      batch["word_ids"],
+      batch["segment_ids"],
+      objective=self,
       mask_token=mask_token,
       vocab_size=vocab_size,
     )
 
 
-class Hidden(NamedTuple):
-  """Rows with words hidden.
+class MaskedTokens(NamedTuple):
+  """Rows with masked tokens, and what is predicted of them.
 
   Attributes:
-    token_BT: what is left of the tokens. place_BP: of those to tell, rising. real_BP: bool, False where there are
-      fewer.
+    input_ids_BT: the tokens that the model reads.
+    position_BP: positions of the tokens to predict, rising. label_BP: these tokens.
+    label_mask_BP: bool, False where a row has fewer than P.
   """
 
-  token_BT: jax.Array
-  place_BP: jax.Array
-  real_BP: jax.Array
+  input_ids_BT: jax.Array
+  position_BP: jax.Array
+  label_BP: jax.Array
+  label_mask_BP: jax.Array
 
 
-def hide(
+def mask_tokens(
   key_B: jax.Array,
   token_BT: jax.Array,
   word_BT: jax.Array,
   segment_BT: jax.Array,
   *,
-  share: float,
-  most: int,
-  whole_words: bool,
-  mask: float,
-  random: float,
+  objective: Objective,
   mask_token: int,
   vocab_size: int,
-) -> Hidden:
-  """Chooses which words are to be told, and hides most of them (Devlin et al. 2019, A.1).
-
-  In each sequence, words are gone through in random order; each is chosen if all its pieces have room.
+) -> MaskedTokens:
+  """Chooses the tokens to predict, and replaces most of them (Devlin et al. 2019, A.1).
 
   Args:
-    key_B: one for each row.
-    token_BT, segment_BT: tokens, and which sequence of the row each is of, 0 for padding.
-    word_BT: which word of the row a token is of, 1, 2, ...; 0 for those that are never chosen, such as [CLS].
-    share, most, whole_words, mask, random: see `Objective`.
-    mask_token: what hides a word.
-    vocab: V.
+    key_B: one per row.
+    token_BT: the tokens.
+    word_BT: which word of the row a token belongs to, 1, 2, ...; 0 for tokens that are never chosen, such as [CLS].
+    segment_BT: which sequence of the row a token belongs to, 1, 2, ...; 0 for padding.
+    objective: its fields specify how many tokens are chosen, and what replaces them.
+    mask_token: the id of [MASK].
+    vocab_size: V.
   """
-  sizes = expect(token_BT=token_BT, word_BT=word_BT, segment_BT=segment_BT)
-  place_T = jnp.arange(sizes["T"])
-  unit_BT = word_BT if whole_words else jnp.where(word_BT > 0, place_T + 1, 0)
-  order_BT, fate_BT, other_BT = (
-    jax.vmap(draw)(jax.vmap(jax.random.fold_in, (0, None))(key_B, stream))
-    for stream, draw in enumerate(
-      (
-        lambda key: jax.random.uniform(key, (sizes["T"] + 1,)),
-        lambda key: jax.random.uniform(key, (sizes["T"],)),
-        lambda key: jax.random.randint(key, (sizes["T"],), 0, vocab_size),
-      )
-    )
-  )
-  order_BT = jnp.take_along_axis(order_BT, unit_BT, 1)  # all pieces of a word have its place in the order
+  T = expect(token_BT=token_BT, word_BT=word_BT, segment_BT=segment_BT)["T"]
+  position_T = jnp.arange(T)
+  unit_BT = word_BT if objective.whole_words else jnp.where(word_BT > 0, position_T + 1, 0)
+  priority_key, replace_key, random_key = (jax.vmap(jax.random.fold_in, (0, None))(key_B, i) for i in range(3))
+  priority_BT = jax.vmap(lambda key: jax.random.uniform(key, (T + 1,)))(priority_key)
+  priority_BT = jnp.take_along_axis(priority_BT, unit_BT, 1)  # all pieces of a word have one
+  chosen_BT = _choose(priority_BT, unit_BT, segment_BT, objective)
 
+  uniform_BT = jax.vmap(lambda key: jax.random.uniform(key, (T,)))(replace_key)
+  random_BT = jax.vmap(lambda key: jax.random.randint(key, (T,), 0, vocab_size))(random_key)
+  limit = objective.mask_token_prob + objective.random_token_prob
+  replaced_BT = jnp.where(uniform_BT < limit, random_BT, token_BT)
+  replaced_BT = jnp.where(uniform_BT < objective.mask_token_prob, mask_token, replaced_BT)
+  rank_BP, position_BP = jax.lax.top_k(jnp.where(chosen_BT, T - position_T, 0), min(objective.max_predictions, T))
+  label_BP = jnp.take_along_axis(token_BT, position_BP, 1)
+  return MaskedTokens(jnp.where(chosen_BT, replaced_BT, token_BT), position_BP, label_BP, rank_BP > 0)
+
+
+def _choose(priority_BT: jax.Array, unit_BT: jax.Array, segment_BT: jax.Array, objective: Objective) -> jax.Array:
+  """Bool [B, T]: the tokens to predict. Words are visited by priority; a word whose pieces all fit is chosen.
+
+  Args:
+    priority_BT: the lowest first.
+    unit_BT: tokens of the same number are chosen together; those of 0 never.
+    segment_BT: which sequence of the row a token belongs to, 0 for padding.
+    objective: see `mask_tokens`.
+  """
   same_BTT = segment_BT[:, :, None] == segment_BT[:, None, :]
-  # How many there are to choose in a token's sequence, less what would be too much for the row.
-  wanted_BT = jnp.maximum(jnp.round(share * same_BTT.sum(-1)), 1).astype(jnp.int32) * (segment_BT > 0)
+  # How many tokens of a token's sequence to choose, limited by what earlier sequences leave of `max_predictions`.
+  wanted_BT = jnp.maximum(jnp.round(objective.mask_prob * same_BTT.sum(-1)), 1).astype(jnp.int32) * (segment_BT > 0)
   begins_BT = segment_BT != jnp.pad(segment_BT[:, :-1], ((0, 0), (1, 0)))
   earlier_BT = jnp.cumsum(wanted_BT * begins_BT, 1) - wanted_BT
-  room_BT = jnp.clip(most - earlier_BT, 0, wanted_BT)
+  budget_BT = jnp.clip(objective.max_predictions - earlier_BT, 0, wanted_BT)
 
   size_BT = (unit_BT[:, :, None] == unit_BT[:, None, :]).sum(-1)
   chosen_BT = jnp.zeros_like(unit_BT, bool)
-  # A pass chooses words up to the first for which there is no room; the next one goes on behind it. Pieces always have
-  # room until there is none; of words four passes leave next to nothing.
-  for _ in range(4 if whole_words else 1):
-    left_BT = room_BT - (same_BTT & chosen_BT[:, None]).sum(-1)
+  # A pass chooses words up to the first that does not fit; the next pass goes on behind it. Single pieces need one
+  # pass; of whole words four passes leave next to nothing.
+  for _ in range(4 if objective.whole_words else 1):
+    left_BT = budget_BT - (same_BTT & chosen_BT[:, None]).sum(-1)
     open_BT = (unit_BT > 0) & ~chosen_BT & (size_BT <= left_BT)
-    before_BT = (same_BTT & open_BT[:, None] & (order_BT[:, None] < order_BT[..., None])).sum(-1)
+    before_BT = (same_BTT & open_BT[:, None] & (priority_BT[:, None] < priority_BT[..., None])).sum(-1)
     chosen_BT |= open_BT & (before_BT + size_BT <= left_BT)
-
-  hidden_BT = jnp.where(fate_BT < mask, mask_token, jnp.where(fate_BT < mask + random, other_BT, token_BT))
-  rank_BP, place_BP = jax.lax.top_k(jnp.where(chosen_BT, sizes["T"] - place_T, 0), min(most, sizes["T"]))
-  return Hidden(jnp.where(chosen_BT, hidden_BT, token_BT), place_BP, rank_BP > 0)
+  return chosen_BT

@@ -7,7 +7,7 @@ import optax
 
 from train import rng
 from train.objectives import Loss, apply, check_fields
-from train.objectives.translate import cross_entropy, rows, token_weights
+from train.objectives.seq2seq import cross_entropy, rows, token_weights
 from zoo.models.nat import length_class
 
 
@@ -44,10 +44,12 @@ class Objective:
     source, target = rows(batch)
     weight_BT = token_weights(batch)
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    (logits_BTV, aux), rest = apply(model, variables, batch["source"], batch["target"], source, target, rngs=rngs)
+    (logits_BTV, aux), rest = apply(
+      model, variables, batch["source_ids"], batch["target_ids"], source, target, rngs=rngs
+    )
     # A model that cuts has more places than the row: beyond the target's end it is to say `eos`.
     beyond = ((0, 0), (0, logits_BTV.shape[1] - weight_BT.shape[1]))
-    target_BT, weight_BT = jnp.pad(batch["target"], beyond), jnp.pad(weight_BT, beyond)
+    target_BT, weight_BT = jnp.pad(batch["target_ids"], beyond), jnp.pad(weight_BT, beyond)
     end_BT = ~jnp.pad(target.segment_BT > 0, beyond)
     target_BT = jnp.where(end_BT, model.config.eos, target_BT)
     smoothing = self.label_smoothing if key is not None else 0.0

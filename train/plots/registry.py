@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 
 import zoo
 from train import plots
-from train.data.semantic_segmentation import Masks
+from train.data.semantic_segmentation import SemanticSegmentation
 from train.data.text.labelled import Labelled
 from train.data.text.masked_lm import TokenRows
 from train.data.transforms import decode
 from train.evaluation.evaluations import score_confusion
 from train.inference import translate
-from train.objectives.regress import Objective
-from train.objectives.segment import pixel_logits
+from train.objectives.regression import Objective
+from train.objectives.semantic_segmentation import pixel_logits
 from train.plots import token_attention
 from zoo.errors import nearest
 from zoo.models.kernel_regression import kernel_width
@@ -68,10 +68,10 @@ def check(name: str, run) -> None:
       and not hasattr(type(run.data), attribute)
       and not (name == "attention_heads" and _reads_rows(run.data))
     ):
-      raise ValueError(f"{name} is a plot of {what}, and {run.config.data.name} are none")
-  if (name in OF_MASKS) != isinstance(run.data, Masks) and name in OF_MASKS | OF_IMAGES:
+      raise ValueError(f"{name} is a plot of {what}; the data is {run.config.data.name!r}")
+  if (name in OF_MASKS) != isinstance(run.data, SemanticSegmentation) and name in OF_MASKS | OF_IMAGES:
     what = "images with masks" if name in OF_MASKS else "images with one class each"
-    raise ValueError(f"{name} is a plot of {what}, and {run.config.data.name} are none")
+    raise ValueError(f"{name} is a plot of {what}; the data is {run.config.data.name!r}")
   if name == "reconstructions" and not hasattr(run.objective, "mask_ratio"):
     raise ValueError(f"{run.config.model.name} does not reconstruct; the plot is for MAE and SimMIM")
 
@@ -217,7 +217,10 @@ def _sequence(data) -> tuple[np.ndarray, np.ndarray]:
   found = []
   for batch in data.eval_batches(64, limit=256):
     # A row of each choice, where there are choices.
-    rows = zip(*(batch[name].reshape(-1, batch[name].shape[-1]) for name in ("token", "type", "segment")), strict=True)
+    rows = zip(
+      *(batch[name].reshape(-1, batch[name].shape[-1]) for name in ("input_ids", "token_type_ids", "segment_ids")),
+      strict=True,
+    )
     found += [(token_T[part_T == 1], type_T[part_T == 1]) for token_T, type_T, part_T in rows]
   enough = [sequence for sequence in found if len(sequence[0]) >= FEWEST_TOKENS]
   token_T, type_T = min(enough, key=lambda s: len(s[0])) if enough else max(found, key=lambda s: len(s[0]))

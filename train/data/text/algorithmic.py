@@ -17,8 +17,8 @@ TASKS = {"copy": list, "reverse": lambda symbols: symbols[::-1], "sort": sorted}
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequences(TokenPairs):
-  """Random sequences of symbols: what `config.data = dict(name="sequences", ...)` makes.
+class Algorithmic(TokenPairs):
+  """Random sequences of symbols: what `config.data = dict(name="algorithmic", ...)` makes.
 
   All are different, and those of the split "eval" are not in the split "train". A text is the symbols with spaces
   between, such as "c a b"; they are letters, or words of several letters where there are more of them.
@@ -30,7 +30,7 @@ class Sequences(TokenPairs):
     min_length, max_length: symbols in a sequence; every length is as frequent.
     train_size, eval_size: sequences in a split.
     sequence_seed: which sequences they are; the run's seed says their order.
-    copy_slots: see `train.data.text.translation.Pairs`.
+    copy_slots: see `train.data.text.translation.Translation`.
 
   Raises:
     ValueError: any of the above is not what it should be.

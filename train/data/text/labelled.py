@@ -1,14 +1,13 @@
 """Labelled texts to batches that BERT is fine-tuned on; a pure function of (seed, step).
 
 A row is "[CLS] A [SEP]" or "[CLS] A [SEP] B [SEP]". As with `train.data.text.pair_batches`, an epoch is ceil(rows / B)
-batches
-that hold every row once, in an order made from (seed, epoch) alone, and rows of similar length are together, in batches
-of few lengths: each is a program to compile.
+batches that hold every row once, in an order made from (seed, epoch) alone, and rows of similar length are together, in
+batches of few lengths: each is a program to compile.
 
-A batch is a dict of arrays: "token" int32 [B, T]; "type" [B, T], 0 in A and 1 in B; "segment" [B, T], 1 for tokens and
-0 for padding; "position" [B, T]; "valid" bool [B], False for rows that hold nothing; "id" int32 [B], the place in the
-batch of all processes; and what is to be told, which is up to the kind of data. Where an example has C choices, the
-first four are [B, C, T].
+A batch is a dict of arrays: "input_ids" int32 [B, T]; "token_type_ids" [B, T], 0 in A and 1 in B; "segment_ids" [B, T],
+1 for tokens and 0 for padding; "position_ids" [B, T]; "valid" bool [B], False for rows that hold nothing; "id" int32
+[B], the place in the batch of all processes; and the labels, which depend on the kind of data. Where an example has C
+choices, the first four are [B, C, T].
 """
 
 import dataclasses
@@ -143,7 +142,7 @@ class Labelled:
   token_labels: ClassVar[Sequence[str]] = ()
   choices = ()
   skip_corrupt = False  # a damaged file is an error: a text that cannot be read cannot be left out by itself
-  types = 2  # kinds of segments
+  type_vocab_size = 2  # kinds of segments
 
   def __post_init__(self):
     for key, least in dict(length=5, buckets=1).items():
@@ -181,7 +180,10 @@ class Labelled:
     del model_config
     fields = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "name"})
     row = (batch_size, len(fields.choices), fields.length) if fields.choices else (batch_size, fields.length)
-    arrays = {name: (row, np.int32) for name in ("token", "type", "segment", "position", *fields.token_labels)}
+    arrays = {
+      name: (row, np.int32)
+      for name in ("input_ids", "token_type_ids", "segment_ids", "position_ids", *fields.token_labels)
+    }
     arrays |= {name: ((batch_size,), kind) for name, kind in fields.row_labels.items()}
     arrays |= {"valid": ((batch_size,), bool), "id": ((batch_size,), np.int32)}
     return {name: jax.ShapeDtypeStruct(*array) for name, array in arrays.items()}
@@ -211,7 +213,8 @@ class Labelled:
       )
     if self.type_vocab_size > model_config.type_vocab_size:
       faults.append(
-        f"there are pairs of texts, but the model has {model_config.type_vocab_size}; wanted model.type_vocab_size=2"
+        f"there are pairs of texts, but the model has type_vocab_size={model_config.type_vocab_size}: set "
+        "model.type_vocab_size=2"
       )
     if faults := faults + self.faults(model_config):
       raise ValueError("\n".join(faults))
@@ -319,17 +322,17 @@ class Labelled:
   def collate(self, rows: Rows, examples: np.ndarray, length: int, first_id: int = 0) -> pipeline.Batch:
     """Arrays of the examples of these numbers; -1 is padding. See the top of this file."""
     B, C, valid = len(examples), rows.choices, examples >= 0
-    batch = {name: np.zeros((B * C, length), np.int32) for name in ("type", "segment", "position")}
-    batch["token"] = np.full((B * C, length), self.words.pad, np.int32)
+    batch = {name: np.zeros((B * C, length), np.int32) for name in ("token_type_ids", "segment_ids", "position_ids")}
+    batch["input_ids"] = np.full((B * C, length), self.words.pad, np.int32)
     batch |= {name: np.full((B * C, length), -1, np.int32) for name in rows.token_labels}
     for i, example in enumerate(examples.tolist()):
       for choice in range(C if example >= 0 else 0):
         place, row = i * C + choice, example * C + choice
         size = rows.lengths[row]
         here = slice(rows.ends[row] - size, rows.ends[row])
-        batch["token"][place, :size], batch["segment"][place, :size] = rows.tokens[here], 1
-        batch["position"][place, :size] = np.arange(size)
-        batch["type"][place, rows.second[row] : size] = 1
+        batch["input_ids"][place, :size], batch["segment_ids"][place, :size] = rows.tokens[here], 1
+        batch["position_ids"][place, :size] = np.arange(size)
+        batch["token_type_ids"][place, rows.second[row] : size] = 1
         for name, values in rows.token_labels.items():
           batch[name][place, :size] = values[here]
     if self.choices:

@@ -3,12 +3,13 @@
 As with images, the batch of step s is the rows [s*B, (s+1)*B) of one endless stream, shuffled anew every epoch, and
 process p of P has the slice [s*B + p*B/P, s*B + (p+1)*B/P) of it.
 
-A batch is a dict of arrays. Of tokens, int32 [B, T]: "token"; "segment", which sequence of the row a token is of, 1, 2,
-..., and 0 for padding; "position", which starts at 0 in each; "type", 1 in the second text of a pair, 0 elsewhere;
-"word", which word of the row a token is a piece of, 1, 2, ..., and 0 for special tokens and padding. Of the first K
-sequences, int32 [B, K]: "first", the place where each begins, and "next", whether its second text follows the first in
-the corpus, 1 or 0, and -1 for none to tell. Of rows [B]: "valid", bool; "id", the place in the batch of all processes;
-"example", the number in the split. Nothing is hidden yet: that is up to the objective.
+A batch is a dict of arrays. Of tokens, int32 [B, T]: "input_ids"; "segment_ids", which sequence of the row a token
+belongs to, 1, 2, ..., and 0 for padding; "position_ids", which start at 0 in each sequence; "token_type_ids", 1 in the
+second text of a pair, 0 elsewhere; "word_ids", which word of the row a token is a piece of, 1, 2, ..., and 0 for
+special tokens and padding. Of the first K sequences, int32 [B, K]: "cls_positions", where each begins;
+"next_sentence_label", 1 where the second text follows the first in the corpus, 0 where it is random, and -1 where there
+is none. Of rows [B]: "valid", bool; "id", the place in the batch of all processes; "example", the number in the split.
+No token is masked yet: the objective does it.
 """
 
 import dataclasses
@@ -35,15 +36,15 @@ class Row(NamedTuple):
   """A row of training, without padding.
 
   Attributes:
-    token: [n], every sequence "[CLS] A [SEP]" or "[CLS] A [SEP] B [SEP]".
-    end: [k], where each sequence ends. split: [k], where its B begins; its end, if there is none.
-    next: [k], 1 where B follows A in the corpus, 0 where it is from elsewhere, -1 where there is none.
+    input_ids: [n], every sequence "[CLS] A [SEP]" or "[CLS] A [SEP] B [SEP]".
+    ends: [k], where each sequence ends. second_starts: [k], where its B begins; its end, if there is none.
+    next_sentence_label: [k], 1 where B follows A in the corpus, 0 where B is random, -1 where there is none.
   """
 
-  token: np.ndarray
-  end: np.ndarray
-  split: np.ndarray
-  next: np.ndarray
+  input_ids: np.ndarray
+  ends: np.ndarray
+  second_starts: np.ndarray
+  next_sentence_label: np.ndarray
 
 
 def collate(
@@ -65,26 +66,26 @@ def collate(
   for i, row in enumerate(rows):
     if row is None:
       continue
-    n, sizes = len(row.token), np.diff(row.end, prepend=0)
-    starts = row.end - sizes
-    token[i, :n] = row.token
+    n, sizes = len(row.input_ids), np.diff(row.ends, prepend=0)
+    starts = row.ends - sizes
+    token[i, :n] = row.input_ids
     segment[i, :n] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
     position[i, :n] = np.arange(n) - np.repeat(starts, sizes)
-    kind[i, :n] = np.arange(n) >= np.repeat(row.split, sizes)
+    kind[i, :n] = np.arange(n) >= np.repeat(row.second_starts, sizes)
     told = min(len(sizes), sequences)
-    first[i, :told], follows[i, :told] = starts[:told], row.next[:told]
+    first[i, :told], follows[i, :told] = starts[:told], row.next_sentence_label[:told]
   special = np.isin(token, [vocabulary.pad, vocabulary.cls, vocabulary.sep])
   # What comes after a special token begins a word, even if it looks like the rest of one that was cut.
   behind = np.pad(special[:, :-1], ((0, 0), (1, 0)), constant_values=True)
   begins = ~special & (vocabulary.begins_word[token] | behind)
   return {
-    "token": token,
-    "segment": segment,
-    "position": position,
-    "type": kind,
-    "word": np.where(special, 0, np.cumsum(begins, 1)).astype(np.int32),
-    "first": first,
-    "next": follows,
+    "input_ids": token,
+    "segment_ids": segment,
+    "position_ids": position,
+    "token_type_ids": kind,
+    "word_ids": np.where(special, 0, np.cumsum(begins, 1)).astype(np.int32),
+    "cls_positions": first,
+    "next_sentence_label": follows,
     "valid": np.array([row is not None for row in rows]),
     "id": np.arange(first_id, first_id + len(rows), dtype=np.int32),
     "example": np.asarray(numbers, np.int32),
@@ -118,8 +119,10 @@ class TokenRows:
     """The arrays of a batch that `config.data` makes, without reading anything."""
     del model_config
     fields = cls(**{key: value for key, value in config.items() if key != "name"})
-    sizes = dict.fromkeys(("token", "segment", "position", "type", "word"), (fields.length,))
-    sizes |= dict.fromkeys(("first", "next"), (fields.sequences,)) | dict.fromkeys(("id", "example"), ())
+    sizes = dict.fromkeys(("input_ids", "segment_ids", "position_ids", "token_type_ids", "word_ids"), (fields.length,))
+    sizes |= dict.fromkeys(("cls_positions", "next_sentence_label"), (fields.sequences,)) | dict.fromkeys(
+      ("id", "example"), ()
+    )
     arrays = {key: jax.ShapeDtypeStruct((batch_size, *size), np.int32) for key, size in sizes.items()}
     return arrays | {"valid": jax.ShapeDtypeStruct((batch_size,), bool)}
 
@@ -228,8 +231,8 @@ class _Records(array_record.Records):
 
 
 @dataclasses.dataclass(frozen=True)
-class Corpus(TokenRows):
-  """Rows that `zoo prepare corpus/NAME` made of a text: what `config.data = dict(name="corpus", ...)` makes.
+class MaskedLMCorpus(TokenRows):
+  """Rows that `zoo prepare corpus/NAME` made of a text: what `config.data = dict(name="masked_lm_corpus", ...)` makes.
 
   Attributes:
     dataset: "corpus/NAME".
@@ -310,11 +313,11 @@ class _Made(Sequence):
 
 
 @dataclasses.dataclass(frozen=True)
-class Text(TokenRows):
-  """A small text, made to rows in memory: what `config.data = dict(name="text", ...)` makes.
+class MaskedLM(TokenRows):
+  """A small text, made to rows in memory: what `config.data = dict(name="masked_lm", ...)` makes.
 
   Its vocabulary is trained on its training split. A corpus that takes minutes to read is for `zoo prepare`; see
-  `Corpus`.
+  `MaskedLMCorpus`.
 
   Attributes:
     dataset: a text file, a folder of them, "verses_en_es" (bundled) or a prepared set of TFDS.

@@ -70,14 +70,16 @@ class Rows:
     return len(self.row_R) - 1
 
   def examples(self) -> Iterator[dict[str, np.ndarray]]:
-    """Each row as it is stored: "token" [n], and of its k sequences "end", "split" and "next" [k]."""
+    """Each row as it is stored: "input_ids" [n]; of its sequences "ends", "second_starts", "next_sentence_label"
+    [k].
+    """
     for i in range(len(self)):
       tokens, sequences = slice(*self.row_R[i : i + 2]), slice(*self.first_R[i : i + 2])
       yield {
-        "token": self.token_N[tokens],
-        "end": self.end_Q[sequences],
-        "split": self.split_Q[sequences],
-        "next": self.next_Q[sequences],
+        "input_ids": self.token_N[tokens],
+        "ends": self.end_Q[sequences],
+        "second_starts": self.split_Q[sequences],
+        "next_sentence_label": self.next_Q[sequences],
       }
 
 

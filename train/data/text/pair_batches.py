@@ -4,10 +4,11 @@ An epoch is ceil(rows / B) batches that hold every row once, in an order made fr
 may leave a batch that is not full. So, as with images, the position in the data *is* the step, and any number of
 processes makes the same batches: process p of P has the rows [p*B/P, (p+1)*B/P) of each.
 
-A batch is a dict of arrays, in which every sequence ends with </s> (no <s>: whoever shifts the target adds it):
-"source" int32 [B, S] and "target" int32 [B, T]; "source_segment" and "target_segment", which pair of the row a token
-belongs to, 1, 2, ..., and 0 for padding; "source_position" and "target_position", which start at 0 in each segment;
-"valid" bool [B], False for rows that hold nothing; "id" int32 [B], the place in the batch of all processes.
+A batch is a dict of arrays, in which every sequence ends with </s> (no <s>: the objective that shifts the target adds
+it): "source_ids" int32 [B, S] and "target_ids" int32 [B, T]; "source_segment_ids" and "target_segment_ids", which pair
+of the row a token belongs to, 1, 2, ..., and 0 for padding; "source_position_ids" and "target_position_ids", which
+start at 0 in each segment; "valid" bool [B], False for rows that hold nothing; "id" int32 [B], the place in the batch
+of all processes.
 """
 
 import dataclasses
@@ -105,7 +106,7 @@ class TokenPairs:
   """Batches of pairs of texts, whatever the texts are: that is up to a subclass, a frozen dataclass.
 
   It has `dataset`, the name under which errors speak of it, `train_split` and `eval_split`, `source_length` and
-  `target_length`, a `tokenizer`, and `texts`. It may have what is here by default, as fields; see `Pairs`.
+  `target_length`, a `tokenizer`, and `texts`. It may have what is here by default, as fields; see `Translation`.
   """
 
   dataset: str
@@ -146,7 +147,7 @@ class TokenPairs:
     fields = cls(**{key: value for key, value in config.items() if key != "name"})
     arrays = {"valid": jax.ShapeDtypeStruct((batch_size,), bool), "id": jax.ShapeDtypeStruct((batch_size,), np.int32)}
     for side, length in (("source", fields.source_length), ("target", fields.target_length)):
-      for name in (side, f"{side}_segment", f"{side}_position"):
+      for name in (f"{side}_ids", f"{side}_segment_ids", f"{side}_position_ids"):
         arrays[name] = jax.ShapeDtypeStruct((batch_size, length), np.int32)
     return arrays
 
@@ -166,8 +167,7 @@ class TokenPairs:
     elif self.copy_slots and model_config.vocab_size > self.vocab_size:
       faults.append(
         f"words to copy are tokens from {self.vocab_size} on in the data, from {model_config.vocab_size} on in the "
-        "model: "
-        f"set model.vocab_size={self.vocab_size}"
+        f"model: set model.vocab_size={self.vocab_size}"
       )
     if slots != self.copy_slots:
       faults.append(
@@ -459,5 +459,5 @@ def collate(
         here = slice(start, start + len(sequence))
         tokens[i, here], segments[i, here], positions[i, here] = sequence, segment, np.arange(len(sequence))
         start = here.stop
-    batch |= {name: tokens, f"{name}_segment": segments, f"{name}_position": positions}
+    batch |= {f"{name}_ids": tokens, f"{name}_segment_ids": segments, f"{name}_position_ids": positions}
   return batch

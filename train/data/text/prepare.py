@@ -352,7 +352,9 @@ def _finish(job: Job, config: str, arguments: Mapping) -> None:
       name=DATASET, version=tfds.core.Version(VERSION), data_dir=job.folder, module_name="", config_name=config
     ),
     description="Rows of tokens to pretrain BERT on.",
-    features=tfds.features.FeaturesDict({key: ints for key in ("token", "end", "split", "next")}),
+    features=tfds.features.FeaturesDict(
+      {key: ints for key in ("input_ids", "ends", "second_starts", "next_sentence_label")}
+    ),
     disable_shuffling=True,
   )
   info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)

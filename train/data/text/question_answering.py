@@ -105,12 +105,12 @@ def find_answer(context: str, text: str, start: int) -> tuple[int, int] | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions(Labelled):
-  """Questions about texts: what `config.data = dict(name="questions", ...)` makes.
+class QuestionAnswering(Labelled):
+  """Questions about texts: what `config.data = dict(name="question_answering", ...)` makes.
 
-  A row is "[CLS] question [SEP] window [SEP]". A batch has, beside what `train.data.text.labelled` tells, "start" and
-  "end"
-  int32 [B]: places of the first and last token of the answer; 0, that of [CLS], where a window has none.
+  A row is "[CLS] question [SEP] window [SEP]". Besides the arrays of `train.data.text.labelled`, a batch has
+  "start_positions" and "end_positions" int32 [B]: the positions of the first and the last token of the answer; 0, that
+  of [CLS], where a window has none.
 
   Attributes:
     dataset: "squad/v1.1" or "squad/v2.0" of TFDS, or another with the same features; or the path of a folder of SQuAD's
@@ -141,7 +141,7 @@ class Questions(Labelled):
 
   unit = "windows"
   head = "span"
-  row_labels: ClassVar = {"start": np.int32, "end": np.int32}
+  row_labels: ClassVar = {"start_positions": np.int32, "end_positions": np.int32}
 
   def __post_init__(self):
     super().__post_init__()
@@ -202,7 +202,7 @@ class Questions(Labelled):
     note = f"of {len(questions):,} questions"
     note += f", {lost:,} answers are not where they should be" if lost else ""
     start, end = np.array(places, np.int32).reshape(-1, 2).T
-    return builder.finish(labels={"start": start, "end": end}, note=note)
+    return builder.finish(labels={"start_positions": start, "end_positions": end}, note=note)
 
 
 class Context(NamedTuple):
@@ -228,7 +228,7 @@ def _questions(dataset: str, split: str, data_dir: str | None) -> list[Question]
 
 
 @functools.lru_cache(maxsize=2)
-def _windows(data: Questions, split: str) -> tuple[list[Window], list[np.ndarray]]:
+def _windows(data: QuestionAnswering, split: str) -> tuple[list[Window], list[np.ndarray]]:
   found, offsets = [], []
   for number, (asked, context) in enumerate(data.encoded(data.questions(split))):
     for first, count in data.spans(asked, context):

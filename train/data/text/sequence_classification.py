@@ -51,8 +51,8 @@ def glue_task(dataset: str) -> Task | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sentences(Labelled):
-  """Texts, or pairs of them, with a label each: what `config.data = dict(name="sentences", ...)` makes.
+class SequenceClassification(Labelled):
+  """Texts, or pairs of them, with a label each: what `config.data = dict(name="sequence_classification", ...)` makes.
 
   A batch has "label" beside what `train.data.text.labelled` tells: int32 [B], a class, or the choice that is right, and
   -1
@@ -119,7 +119,7 @@ class Sentences(Labelled):
     return {"label": np.float32 if self.number else np.int32}
 
   @property
-  def types(self) -> int:
+  def type_vocab_size(self) -> int:
     """Kinds of segments: two if there are pairs."""
     return 2 if self.text2 or self.choices else 1
 

@@ -59,8 +59,8 @@ def read_conll(path: Path, token: int, tag: int) -> Iterator[Sentence]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tags(Labelled):
-  """Words with a tag each: what `config.data = dict(name="tags", ...)` makes.
+class TokenClassification(Labelled):
+  """Words with a tag each: what `config.data = dict(name="token_classification", ...)` makes.
 
   A batch has "label" beside what `train.data.text.labelled` tells: int32 [B, T], the tag of a word at its first piece,
   and
@@ -99,7 +99,7 @@ class Tags(Labelled):
   unit = "sentences"
   head = "tag"
   token_labels = ("label",)
-  types = 1
+  type_vocab_size = 1
 
   def __post_init__(self):
     super().__post_init__()

@@ -95,8 +95,8 @@ def prepare_tokenizer(
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs(TokenPairs):
-  """Pairs of texts that translate each other: what `config.data = dict(name="pairs", ...)` makes.
+class Translation(TokenPairs):
+  """Pairs of texts that translate each other: what `config.data = dict(name="translation", ...)` makes.
 
   A pair with no text on one side is left out, in training and in evaluation; see `counts`.
 

@@ -1,4 +1,4 @@
-"""Segmentation: softmax cross-entropy at every pixel whose class is told."""
+"""Segmentation: softmax cross-entropy at every pixel that have a class."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from train import rng
-from train.data.semantic_segmentation import UNTOLD
+from train.data.semantic_segmentation import IGNORE_INDEX
 from train.images import normalise
 from train.objectives import Loss, apply, check_fields
 
@@ -27,14 +27,14 @@ class Objective:
     check_fields(self, {}, ())
 
   def __call__(self, model, variables, batch, key=None) -> Loss:
-    """Sums over the pixels that are told; `key=None` evaluates: no dropout."""
+    """Sums over the labelled pixels; `key=None` evaluates: no dropout."""
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     logits_BYXV, rest = pixel_logits(model, variables, batch["image"], self.mean, self.std, rngs)
-    told_BYX = told(batch)
-    class_BYX = jnp.where(told_BYX, batch["mask"], 0).astype(jnp.int32)
+    labelled_BYX = labelled_pixels(batch)
+    class_BYX = jnp.where(labelled_BYX, batch["mask"], 0).astype(jnp.int32)
     loss_BYX = optax.softmax_cross_entropy_with_integer_labels(logits_BYXV, class_BYX)
     hit_BYX = logits_BYXV.argmax(-1) == class_BYX
-    total, hits, weight = (jnp.where(told_BYX, x, 0.0).sum() for x in (loss_BYX, hit_BYX, jnp.ones_like(loss_BYX)))
+    total, hits, weight = (jnp.where(labelled_BYX, x, 0.0).sum() for x in (loss_BYX, hit_BYX, jnp.ones_like(loss_BYX)))
     return Loss(total, weight, {"accuracy": hits}, rest)
 
 
@@ -44,6 +44,6 @@ def pixel_logits(model, variables, image_BYXC, mean, std, rngs=None) -> tuple[ja
   return logits_BYXV, rest
 
 
-def told(batch) -> jax.Array:
-  """The pixels of examples [B, Y, X] whose class is told."""
-  return (batch["mask"] != UNTOLD) & batch["valid"][:, None, None]
+def labelled_pixels(batch) -> jax.Array:
+  """The pixels of examples [B, Y, X] that have a class."""
+  return (batch["mask"] != IGNORE_INDEX) & batch["valid"][:, None, None]

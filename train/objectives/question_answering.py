@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from train.objectives import Loss
-from train.objectives.label import read
+from train.objectives.sequence_classification import read
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Objective:
     """Sums over the valid rows; `key=None` evaluates: no dropout."""
     logits_BT2, rest = span_logits(model, variables, batch, key)
     weight_B = batch["valid"].astype(jnp.float32)
-    place_B2 = jnp.stack([batch["start"], batch["end"]], 1)
+    place_B2 = jnp.stack([batch["start_positions"], batch["end_positions"]], 1)
     loss_B2 = optax.softmax_cross_entropy_with_integer_labels(logits_BT2, place_B2, axis=1)
     exact_B = (logits_BT2.argmax(1) == place_B2).all(1)
     return Loss((weight_B * loss_B2.mean(1)).sum(), weight_B.sum(), {"exact": (weight_B * exact_B).sum()}, rest)
@@ -33,4 +33,4 @@ def span_logits(model, variables: dict, batch: dict, key: jax.Array | None = Non
   The released code lets padding be an answer, so that a row's loss depends on how far it is filled up.
   """
   (logits_BT2, _), rest = read(model, variables, batch, key)
-  return jnp.where((batch["segment"] > 0)[..., None], logits_BT2, -1e9), rest
+  return jnp.where((batch["segment_ids"] > 0)[..., None], logits_BT2, -1e9), rest

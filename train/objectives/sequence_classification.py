@@ -51,8 +51,8 @@ def scores_of_labels(model, variables: dict, batch: dict, key: jax.Array | None 
   [B, V] for classes, [B] for numbers, [B, C] for choices, each of which is a row of its own for the model.
   """
   (output, _), rest = read(model, variables, batch, key)
-  if batch["token"].ndim == 3:
-    return output.reshape(batch["token"].shape[:2]), rest
+  if batch["input_ids"].ndim == 3:
+    return output.reshape(batch["input_ids"].shape[:2]), rest
   return (output[:, 0] if jnp.issubdtype(batch["label"].dtype, jnp.floating) else output), rest
 
 
@@ -61,10 +61,10 @@ def read(model, variables: dict, batch: dict, key: jax.Array | None = None) -> t
 
   Args:
     model, variables: to apply.
-    batch: its "token" is [B, T], or [B, C, T], which the model sees as [B * C, T].
+    batch: its "input_ids" is [B, T], or [B, C, T], which the model sees as [B * C, T].
     key: for dropout; None for none.
   """
-  names = ("token", "type", "segment", "position")
+  names = ("input_ids", "token_type_ids", "segment_ids", "position_ids")
   token, kind, segment, position = (batch[name].reshape(-1, batch[name].shape[-1]) for name in names)
   rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
   return apply(model, variables, token, kind, Row(segment, position), rngs=rngs)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from train.objectives import Loss
-from train.objectives.label import read
+from train.objectives.sequence_classification import read
 
 
 @dataclass(frozen=True)

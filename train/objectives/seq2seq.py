@@ -37,7 +37,7 @@ class Objective:
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the target tokens; `key=None` evaluates: no smoothing, sampling, guiding or dropout."""
     source, target = rows(batch)
-    target_BT, weight_BT = batch["target"], token_weights(batch)
+    target_BT, weight_BT = batch["target_ids"], token_weights(batch)
     inputs_BT = shift(target_BT, target.position_BT, model.config.bos)
     rngs = None
     if key is not None:
@@ -48,9 +48,9 @@ class Objective:
       own_BT = jax.random.bernoulli(keys["sampling"], self.scheduled_sampling, inputs_BT.shape)
       own_BT &= target.position_BT > 0  # what a sequence begins with is nobody's choice
       fixed, first = jax.lax.stop_gradient(variables), {"dropout": keys["first_dropout"]}
-      mixed = batch["source"], inputs_BT, own_BT, source, target
+      mixed = batch["source_ids"], inputs_BT, own_BT, source, target
       inputs_BT, _ = apply(model, fixed, *mixed, rngs=first, method="mixed_inputs")
-    (logits_BTV, aux), rest = apply(model, variables, batch["source"], inputs_BT, source, target, rngs=rngs)
+    (logits_BTV, aux), rest = apply(model, variables, batch["source_ids"], inputs_BT, source, target, rngs=rngs)
     smoothing = self.label_smoothing if key is not None else 0.0
     nll_BT, loss_BT, hit_BT = cross_entropy(logits_BTV, target_BT, smoothing, model.config.vocab_size)
     if self.guided_attention and key is not None:
@@ -64,12 +64,12 @@ class Objective:
 
 def rows(batch: dict) -> tuple[Row, Row]:
   """Where the sequences of a batch are: in its sources, in its targets."""
-  return tuple(Row(batch[f"{side}_segment"], batch[f"{side}_position"]) for side in ("source", "target"))
+  return tuple(Row(batch[f"{side}_segment_ids"], batch[f"{side}_position_ids"]) for side in ("source", "target"))
 
 
 def token_weights(batch: dict) -> jax.Array:
   """[B, T] float32: 1 for the target tokens that count, 0 for padding."""
-  return ((batch["target_segment"] > 0) & batch["valid"][:, None]).astype(jnp.float32)
+  return ((batch["target_segment_ids"] > 0) & batch["valid"][:, None]).astype(jnp.float32)
 
 
 def cross_entropy(
