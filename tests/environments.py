@@ -30,6 +30,19 @@ COLAB = "tests/constraints/colab.txt"
 # The versions that the table names.
 SHOWN = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "grain", "tensorflow-datasets", "libtpu")
 
+# What `pip install transformer-zoo` is for.
+MODELS_ALONE = """
+import jax, zoo
+model = zoo.create("vit/test")
+(shape,) = zoo.family("vit/test").inputs(model.config, 2)
+images = jax.random.normal(jax.random.key(1), shape.shape)
+variables = model.init({"params": jax.random.key(0)}, images)
+zoo.save("vit.safetensors", "vit/test", {}, variables)
+again, loaded = zoo.load("vit.safetensors")
+assert (again.apply(loaded, images)[0] == model.apply(variables, images)[0]).all()
+assert len(zoo.list_models()) > 50
+"""
+
 
 class Environment:
   """A virtual environment in a folder of its own, and what has passed there."""
@@ -151,7 +164,7 @@ def colab(env: Environment) -> None:
 
 
 def lowest(env: Environment) -> None:
-  """The lowest versions that `setup.py` allows (`uv pip install --resolution lowest-direct`)"""
+  """The lowest versions that `pyproject.toml` allows (`uv pip install --resolution lowest-direct`)"""
   env.uv("--resolution", "lowest-direct", "-e", ".[test]")
   env.tests()
 
@@ -161,8 +174,15 @@ def packages(env: Environment) -> None:
   command([uv(), "build", "--quiet", "--out-dir", env.folder / "dist", ROOT])
   (sdist,), (wheel,) = (list((env.folder / "dist").glob(pattern)) for pattern in ("*.tar.gz", "*.whl"))
   wanted = {*command(["git", "ls-files", "zoo", "train", "configs"], show=False).split()}
+  # Without an extra: models, and a command that names the extra it needs.
+  env.uv(str(wheel))
+  env.run("-c", MODELS_ALONE, cwd=env.folder)
+  done = subprocess.run([env.python.with_name("zoo"), "doctor"], cwd=env.folder, capture_output=True, text=True)
+  if done.returncode != 2 or len(done.stderr.splitlines()) != 1 or "transformer-zoo[train]" not in done.stderr:
+    raise SystemExit(f"`zoo doctor` without [train] ended with {done.returncode}: {done.stdout}{done.stderr}")
+  env.passed.append("`zoo` alone: create, apply, save, load")
   for package in (sdist, wheel):
-    env.uv("--reinstall-package", "transformer-zoo", str(package))
+    env.uv("--reinstall-package", "transformer-zoo", f"transformer-zoo[train] @ {package.as_uri()}")
     if different := wanted ^ env.files():
       raise SystemExit(f"{package.name} does not install what the checkout has: {', '.join(sorted(different))}")
   env.zoo("doctor")
@@ -195,7 +215,7 @@ def resolve() -> None:
       extras = [word for name in extra.split(",") for word in ("--extra", name)]
       # Nothing is installed, so no interpreter of that version is needed.
       printed = command(
-        [uv(), "pip", "compile", "--quiet", "setup.py", *extras, "--python-version", python], show=False
+        [uv(), "pip", "compile", "--quiet", "pyproject.toml", *extras, "--python-version", python], show=False
       )
       pins = dict(re.findall(r"^([\w.-]+)==(\S+)", printed, re.M))
       if missing := [name for name in wanted if name not in pins]:

@@ -131,7 +131,7 @@ def test_all_notebooks_begin_alike():
 class Asked(NamedTuple):
   """What the first cell asks pip for."""
 
-  extra: str
+  extras: str
   source: str
 
 
@@ -155,9 +155,9 @@ def run_first_cell(monkeypatch, folder, **environment) -> Asked:
   (command,) = commands
   assert command[:4] == [sys.executable, "-m", "pip", "install"]
   name, _, source = command[-1].partition(" @ ")
-  name, _, extra = name.partition("[")
+  name, _, extras = name.partition("[")
   assert name == "transformer-zoo"
-  return Asked(extra.removesuffix("]"), source)
+  return Asked(extras.removesuffix("]"), source)
 
 
 def test_a_checkout_is_installed_from_its_own_folder(monkeypatch):
@@ -165,23 +165,23 @@ def test_a_checkout_is_installed_from_its_own_folder(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("devices", "installed", "extra"),
+  ("devices", "installed", "extras"),
   [
-    ((), (), ""),
-    (("/dev/accel0",), (), "tpu"),
-    (("/dev/vfio/0",), (), "tpu"),
-    (("/dev/vfio/0",), ("libtpu",), ""),  # a TPU runtime of Colab
-    (("nvidia-smi",), (), "cuda"),
-    (("nvidia-smi",), ("libtpu",), "cuda"),
-    (("nvidia-smi",), ("libtpu", "jax_cuda12_plugin"), ""),  # a GPU runtime of Colab
-    (("nvidia-smi",), ("jax_cuda13_plugin",), ""),
+    ((), (), "train"),
+    (("/dev/accel0",), (), "train,tpu"),
+    (("/dev/vfio/0",), (), "train,tpu"),
+    (("/dev/vfio/0",), ("libtpu",), "train"),  # a TPU runtime of Colab
+    (("nvidia-smi",), (), "train,cuda"),
+    (("nvidia-smi",), ("libtpu",), "train,cuda"),
+    (("nvidia-smi",), ("libtpu", "jax_cuda12_plugin"), "train"),  # a GPU runtime of Colab
+    (("nvidia-smi",), ("jax_cuda13_plugin",), "train"),
   ],
 )
-def test_jax_for_the_hardware_is_installed_where_it_is_missing(monkeypatch, devices, installed, extra):
+def test_jax_for_the_hardware_is_installed_where_it_is_missing(monkeypatch, devices, installed, extras):
   monkeypatch.setattr(glob, "glob", lambda pattern: fnmatch.filter(devices, pattern))
   monkeypatch.setattr(shutil, "which", lambda name: name if name in devices else None)
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in installed else None)
-  assert run_first_cell(monkeypatch, FILE.parent).extra == extra
+  assert run_first_cell(monkeypatch, FILE.parent).extras == extras
 
 
 def test_what_was_loaded_before_a_new_version_came_is_told(monkeypatch):

@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     options["overrides"] = overrides
   elif overrides:
     parser.error(f"zoo {function.__name__.replace('_', '-')} takes no {overrides[0]!r}")
-  _quiet()
   try:
+    _quiet()
     if options.get("json"):
       _check_writable(options["json"])
     return function(**options) or 0
@@ -57,6 +57,13 @@ def main(argv: list[str] | None = None) -> int:
     print(f"zoo: {error}", file=sys.stderr, flush=True)
     if isinstance(error, Unwritable):
       os._exit(2)  # what libraries have left to write, they would try again, and print a traceback each
+    return 2
+  except ModuleNotFoundError:
+    from train.doctor import missing_packages
+
+    if not (missing := missing_packages()):
+      raise
+    print(f"zoo: {', '.join(missing)} not installed: pip install 'transformer-zoo[train]'", file=sys.stderr)
     return 2
   except KeyboardInterrupt:  # before or after training, which stops by itself and saves
     print("zoo: interrupted", file=sys.stderr)

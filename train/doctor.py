@@ -1,6 +1,7 @@
 """The accelerators of this machine and whether JAX uses them, incompatible versions, the speed of a step.
 
-JAX is imported only by the functions that need it: with an incompatible jaxlib its import fails.
+JAX and `packaging` are imported only by the functions that need them: with an incompatible jaxlib the import of JAX
+fails, and without the extra [train] there is no `packaging`.
 """
 
 import os
@@ -11,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from packaging.requirements import Requirement
+if TYPE_CHECKING:
+  from packaging.requirements import Requirement
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 OPTIONAL = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "torch", "transformers")
@@ -56,15 +59,28 @@ def _version(name: str, find: Callable[[str], metadata.Distribution] = metadata.
     return None
 
 
+def missing_packages(find: Callable[[str], metadata.Distribution] = metadata.distribution) -> list[str]:
+  """The packages of the extra [train] that are not installed; none where the zoo itself is not installed.
+
+  Args:
+    find: a distribution by its name, or PackageNotFoundError.
+  """
+  requires = (find("transformer-zoo").requires or ()) if _version("transformer-zoo", find) else ()
+  names = [re.split(r"[^\w.-]", line)[0] for line in requires if re.search(r"""extra == ["']train["']""", line)]
+  return [name for name in names if not _version(name, find)]
+
+
 def version_problems(find: Callable[[str], metadata.Distribution] = metadata.distribution) -> list[Problem]:
   """Installed versions that the zoo, JAX or one of JAX's plugins does not work with, by their own metadata.
 
   Args:
     find: a distribution by its name, or PackageNotFoundError.
   """
+  from packaging.requirements import Requirement
+
   jax, problems = _version("jax", find), {}
   # (distribution, extra, what to install instead; None: the requirement itself)
-  sources = [("transformer-zoo", "", None), ("jax", "", f"jax=={jax}")]
+  sources = [("transformer-zoo", "", None), ("transformer-zoo", "train", None), ("jax", "", f"jax=={jax}")]
   sources += [("jax", extra, f"jax[{extra}]=={jax}") for extra in ("tpu", *CUDA)]
   sources += [(f"jax-{cuda}-plugin", "", f"jax[{cuda}]=={jax}") for cuda in CUDA]
   for source, extra, remedy in sources:
@@ -86,7 +102,7 @@ def version_problems(find: Callable[[str], metadata.Distribution] = metadata.dis
   return [*problems.values()]
 
 
-def _applies(requirement: Requirement, extra: str) -> bool:
+def _applies(requirement: "Requirement", extra: str) -> bool:
   """Whether a requirement belongs to exactly this extra, "" for none, on this machine."""
   if requirement.marker is None:
     return not extra

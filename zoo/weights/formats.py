@@ -159,8 +159,12 @@ def read_run(directory: str | Path, average: bool = False) -> Source:
     WeightsError: there is no checkpoint, it is damaged, or the run kept no average.
   """
   import jax
-  import orbax.checkpoint as ocp
 
+  try:
+    import orbax.checkpoint as ocp
+  except ImportError as error:
+    fault = "the checkpoint of a run needs Orbax: pip install 'transformer-zoo[train]'"
+    raise WeightsError(str(directory), [fault]) from error
   if not (step := Path(directory).resolve()).joinpath("state").is_dir():
     step = checkpoints_of(directory)[-1]
   logger = logging.getLogger("absl")
