@@ -105,7 +105,7 @@ def test_an_evaluation_that_cannot_be_is_told_before_the_first_step(tmp_path):
 
 def test_a_run_that_is_no_translator(capsys):
   assert cli.main(["translate", str(Path(__file__).with_name("tiny_config.py")), "a b"]) == 2
-  assert "is no translator: it was trained on images" in capsys.readouterr().err
+  assert "image_classification" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", registry.OF_TEXTS)

@@ -113,7 +113,7 @@ def _batches(run, sources: Sequence[Sequence[int]], batch_size: int) -> Iterator
     source_BS = np.full((size, length), run.model.config.pad, np.int32)
     for row, tokens in zip(source_BS, ids, strict=False):
       row[: len(tokens)] = tokens
-    yield run.parallel.put_batch(dict(source=source_BS, valid=np.arange(size) < len(ids)))
+    yield run.parallel.put_batch(dict(source_ids=source_BS, valid=np.arange(size) < len(ids)))
 
 
 def look(run, variables: dict, source: str, target: str) -> tuple[dict, list[str], list[str]]:
