@@ -7,7 +7,7 @@ from train.images import IMAGENET_MEAN, IMAGENET_STD
 
 TRAIN_IMAGES = 1_281_167
 PIXELS = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD)
-# DeiT's, which Swin, ConvNeXt and MAE's fine-tuning took over (Touvron et al. 2021, table 9).
+# DeiT's, which Swin, ConvNeXt and MAE's fine-tuning adopted (Touvron et al. 2021, table 9).
 DEIT_AUGMENT = (
   dict(name="rand_augment", layers=2, magnitude=9, deviation=0.5),
   dict(name="random_erasing", probability=0.25, **PIXELS),
@@ -25,10 +25,10 @@ def imagenet(
 
   Args:
     image_size: pixels of a side.
-    area: least and largest share of the picture in a random crop.
+    area: least and largest share of the image in a random crop.
     augment: operations after crop and flip.
-    interpolation: in training: "fast" is bilinear, of JPEGs that are decoded smaller where they can be; "bicubic", as
-      MAE's released code has it, decodes less than half as many images a second.
+    interpolation: in training: "fast" is bilinear, on JPEGs decoded at a reduced size where possible; "bicubic", as in
+      MAE's released code, decodes less than half as many images a second.
   """
   config = defaults()
   config.data = dict(
@@ -52,5 +52,5 @@ def imagenet(
 
 
 def steps(epochs: float, batch_size: int) -> int:
-  """Steps of so many epochs of ImageNet."""
+  """Number of steps in a number of epochs of ImageNet."""
   return round(epochs * TRAIN_IMAGES / batch_size)

@@ -1,4 +1,4 @@
-"""What the segmenters share: what they take from a classifier; and the UPerNets the head, the data and its crops."""
+"""What the segmenters share: initialisation from a classifier, and of the UPerNets the head, the data and its crops."""
 
 from ml_collections import ConfigDict
 
@@ -7,11 +7,12 @@ from train.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 def from_classifier(path: str, ignore: str, norm: str) -> dict:
-  """`config.init` of a segmenter whose backbone a run of a classifier has trained.
+  """`config.init` of a segmenter whose backbone was trained as a classifier.
 
   Args:
     path: of the run; "" for none: it may be given on the command line.
-    ignore: the classifier's parameters that the backbone has not got. norm: of the backbone's maps, which it has not.
+    ignore: the classifier's parameters that the backbone does not have.
+    norm: the norm of the backbone's feature maps, which the classifier does not have.
   """
   return dict(path=path, ignore=(f"params/{ignore}/.*",), reinit=(r"(?!encoder/).*", rf"encoder/stage_\d/{norm}/.*"))
 
@@ -20,7 +21,7 @@ def upernet(backbone: str, ignore: str, norm: str, **options) -> ConfigDict:
   """UPerNet on Oxford-IIIT Pet, from a classifier.
 
   Args:
-    backbone: the model of images, by name; the classifier's run has its name, too.
+    backbone: name of the image model, and of the classifier's run.
     ignore, norm: see `from_classifier`.
     **options: fields of the backbone.
   """

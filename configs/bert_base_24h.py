@@ -1,24 +1,24 @@
 r"""BERT-base pretrained on one chip in a day. Recipe, not run by us.
 
-Published, of one GPU for a day: 78.6 on average over GLUE (Geiping & Goldstein 2023, as later work cites it), where
-BERT-base as published has 79.6 on the test sets. From there: no next sentence, no dropout, packed rows of 128 tokens,
-4,096 in a batch, gradients clipped at 0.5. From Izsak et al. 2021: the rate of 1e-3, which rises for 6 % of the time
-and then falls linearly to 0 when it is up, and Adam's b2 and epsilon. From both: norms come before the sublayers, which
-bears such a rate. Only hidden words are told.
+Published, for one GPU in a day: 78.6 on average over GLUE (Geiping & Goldstein 2023, as cited in later work); the
+published BERT-base has 79.6 on the test sets. From that paper: no next-sentence prediction, no dropout, packed rows of
+128 tokens, 4,096 in a batch, gradients clipped at norm 0.5. From Izsak et al. 2021: a peak learning rate of 1e-3,
+reached after 6 % of the time and then decayed linearly to 0, and Adam's b2 and epsilon. From both: norms before the
+sublayers (pre-norm), which makes that rate stable. Masked tokens are the only target.
 
     zoo prepare wikipedia/20230601.en --data-dir data
     zoo prepare corpus/wiki_packed128 --source wikipedia/20230601.en --data-dir data --no-pairs --pack
     zoo train bert_base_24h
 
-A pooler is not pretrained. To fine-tune:
+The pooler is not pretrained. To fine-tune:
 
     zoo train glue:mnli init.path=runs/bert_base_24h data.vocabulary=data/corpus/wiki_packed128/1.0.0 \
       model.max_length=128 model.mask=4 model.norm_position=pre "init.reinit=('head/.*', 'pooler/.*')"
 
 The compiler's prediction for a chip (`zoo plan bert_base_24h --tpu v5e:1x1`): 109,220,922 parameters, 5.97 of 15.75
 GiB, which fits, with 64 rows at a time; 1.454 s a step at the chip's peak. At 40 % of that, which is a guess, 23,000
-steps take 23.2 hours: 12,000 million tokens. The speed is in the log after 20 steps; then set `steps` to 82,000 s
-divided by what a step takes, and begin anew. Not measured: we have no TPU.
+steps take 23.2 hours: 12,000 million tokens. The log has the speed after 20 steps; set `steps` to 82,000 s divided by
+the time of a step, and start again. Not measured: we have no TPU.
 """
 
 from configs._bert import pretraining

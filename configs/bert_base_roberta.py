@@ -1,18 +1,18 @@
-r"""BERT-base pretrained as RoBERTa: full sentences of 512 tokens, and no next sentence. Recipe, not run by us.
+r"""BERT-base pretrained as RoBERTa: full sentences, 512 tokens, no next-sentence prediction. Recipe, not run by us.
 
 Published, on Wikipedia and books: perplexity 3.77 on held-out text, 84.6 % on MNLI and 92.8 % on SST-2 (Liu et al.
-2019, table 3: 31,000 steps of 8,192 rows at a rate of 1e-3; its warmup is not told, ours has the share of table 9).
-With 160 GB of text the paper takes 500,000 steps (table 9): steps=500_000 optimizer.learning_rate=6e-4.
+2019, table 3: 31,000 steps of 8,192 rows at a rate of 1e-3; its warmup is not reported, ours is the fraction in
+table 9). With 160 GB of text the paper trains for 500,000 steps (table 9): steps=500_000 optimizer.learning_rate=6e-4.
 
-The vocabulary, of byte-level BPE as there, is learned from the text. Unlike RoBERTa, rows begin with BERT's tokens, and
-there is a table of two types of which one is used.
+The vocabulary, byte-level BPE as there, is learned from the text. Unlike in RoBERTa, rows begin with BERT's special
+tokens, and there is an embedding table of two token types of which one is used.
 
     zoo prepare wikipedia/20230601.en --data-dir data
     zoo prepare corpus/wiki_sentences512 --source wikipedia/20230601.en --data-dir data --length 512 --no-pairs \
       --tokenizer bpe --vocab-size 50265 --no-lowercase
     zoo train bert_base_roberta
 
-A pooler is not pretrained. To fine-tune:
+The pooler is not pretrained. To fine-tune:
 
     zoo train glue:mnli init.path=runs/bert_base_roberta data.vocabulary=data/corpus/wiki_sentences512/1.0.0 \
       model.vocab_size=50265 model.mask=4 "init.reinit=('head/.*', 'pooler/.*')"

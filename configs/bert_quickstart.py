@@ -1,9 +1,9 @@
-r"""Pretrains a small BERT on the English of the bundled verses, its vocabulary too.
+r"""Pretrains a small BERT, and learns its vocabulary, on the English of the bundled verses.
 
     zoo train bert_quickstart
     zoo fill-mask runs/bert_quickstart "In the beginning God created the [MASK]"
 
-On a text of your own, a document behind each blank line and a sentence a line (or running text):
+On a text of your own, with a blank line between documents and one sentence a line (or running text):
 
     zoo train bert_quickstart data.dataset=book.txt data.sentences=split --workdir runs/book
 """
@@ -13,7 +13,7 @@ from train.config import defaults
 
 def get_config():
   config = defaults()
-  # Hidden words alone: whether a text follows another takes far longer to learn.
+  # Masked tokens alone: next-sentence prediction takes far longer to learn.
   config.model = dict(
     name="bert/nano",
     head="words",

@@ -1,12 +1,12 @@
-"""A small BERT learns whether a snippet of a movie review is positive, from scratch or from what it knows.
+"""Trains a small BERT to classify snippets of movie reviews as positive or negative, from scratch or pretrained.
 
-The snippets are not ours to pass on: PyPI has them (`train/datasets/vader_movies.py`).
+The snippets may not be redistributed here: PyPI has them (`train/datasets/vader_movies.py`).
 
     pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 -d FOLDER
     zoo prepare vader_movies --source FOLDER --data-dir data
     zoo train bert_sentiment data.vocabulary=VOCABULARY model.vocab_size=SIZE
 
-and with pretrained weights of any size, ours or published:
+and from pretrained weights of any size, ours or published:
 
     zoo train bert_sentiment init.path=PRETRAINED data.vocabulary=PRETRAINED model.name=bert/minilm
 """
@@ -16,9 +16,9 @@ from train.config import defaults
 
 def get_config():
   config = defaults()
-  # Neither hidden words nor the comparison of sentences, which MiniLM learned, ask anything of the first token.
+  # Neither masked tokens nor sentence similarity, which MiniLM learned, train the output at the first token.
   config.model = dict(name="bert/tiny", head="classify", num_classes=2, pool="mean")
-  # Of published files and of our own: the heads of the pretraining.
+  # The pretraining heads of published files and of our own.
   config.init = dict(
     path="", ignore=(r"cls\..*", r"(bert\.)?pooler\..*", r"params/(words|next|pooler)/.*"), reinit=(r"head/.*",)
   )

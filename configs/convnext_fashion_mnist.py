@@ -1,8 +1,8 @@
-"""A small ConvNeXt on the bundled Fashion-MNIST, by the recipe of `vit_fashion_mnist`: convolution against attention.
+"""A small ConvNeXt on the bundled Fashion-MNIST, by the recipe of `vit_fashion_mnist`: convolution versus attention.
 
 zoo train convnext_fashion_mnist
 
-It ends with 87.3 % of the 2,000 test images told rightly (one seed).
+Test accuracy: 87.3 % of 2,000 images (one seed).
 """
 
 from configs import vit_fashion_mnist

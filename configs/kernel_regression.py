@@ -1,9 +1,9 @@
-"""Kernel regression of what 235 households spend on food, by their income, with the kernel's width learned.
+"""Kernel regression of the food expenditure of 235 households on their income, with a learned kernel width.
 
     zoo train kernel_regression
 
-Takes 10 seconds on 2 CPU cores. The mean squared error of the 35 households that are left for the test, and of the
-other 200 predicting each other, each left out once, in francs a year squared:
+It takes 10 seconds on 2 CPU cores. Mean squared error of the 35 test households, and leave-one-out error of the 200
+training households, in (francs a year)^2:
 
     model                     leaving one out    test
     average                            78,250  68,800
@@ -13,15 +13,14 @@ other 200 predicting each other, each left out once, in francs a year squared:
     gaussian, width 500                29,760  22,110
     learned, from width 500            15,930   6,249
 
-The width that is learned, 146, is the one whose error on leaving one out is least. The 16 households with more than
-1,700 francs, far from each other, make 57 % of that error; the width that is best for the others is 88. A width that is
-given has nothing to train:
+The learned width, 146, minimises the leave-one-out error. The 16 households with more than 1,700 francs, far from each
+other, contribute 57 % of that error; the best width for the others is 88. With a given width there is nothing to train:
 
     zoo train kernel_regression model.name=kernel_regression/gaussian model.width=50.0 steps=1 --workdir runs/width_50
     zoo train kernel_regression model.name=kernel_regression/average steps=1 --workdir runs/average
 
-Points of one's own: data.dataset=FILE.csv, with two columns, x and y, and a batch_size of at most all that is trained
-on; all of them, as here, make the gradient that of the leave-one-out error itself.
+For points of your own: data.dataset=FILE.csv, with two columns, x and y, and a batch_size of at most the number of
+training points. With all of them in a batch, as here, the gradient is that of the leave-one-out error itself.
 """
 
 from train.config import defaults

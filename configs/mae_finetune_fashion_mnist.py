@@ -1,4 +1,4 @@
-"""Fine-tunes the encoder that `zoo train quickstart` pretrained, on the bundled images.
+"""Fine-tunes the encoder pretrained by `zoo train quickstart` on the bundled images.
 
 zoo train quickstart
 zoo train mae_finetune_fashion_mnist

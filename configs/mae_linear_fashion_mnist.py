@@ -1,4 +1,4 @@
-"""Trains a linear layer on the frozen encoder that `zoo train quickstart` pretrained, on the bundled images.
+"""Trains a linear layer on the frozen encoder pretrained by `zoo train quickstart`, on the bundled images.
 
 zoo train quickstart
 zoo train mae_linear_fashion_mnist

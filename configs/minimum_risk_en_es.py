@@ -1,10 +1,10 @@
-"""Trains a translator of the bundled verses on towards BLEU, by minimum-risk training.
+"""Fine-tunes a translator of the bundled verses for BLEU, by minimum-risk training.
 
     zoo train translate_en_es
     zoo train minimum_risk_en_es
 
-"bleu" in its metrics is the expectation over samples, sentence by sentence and from 0 to 1; that of the evaluation
-"test" is the corpus's, of greedy translations.
+The training metric "bleu" is the expected sentence BLEU of samples, from 0 to 1; the evaluation "test" reports corpus
+BLEU of greedy translations.
 """
 
 from configs import translate_en_es

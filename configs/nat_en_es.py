@@ -1,16 +1,16 @@
-r"""Translates English to Spanish, all tokens at once, learned from the 31,000 bundled verses.
+r"""Non-autoregressive translation of English to Spanish, trained on the 31,000 bundled verses.
 
     zoo train nat_en_es
 
-A classifier tells the length. Without one, of 96 places each says its token or that the sentence has ended:
+A classifier predicts the length. Without it, each of 96 positions predicts its token or the end of the sentence:
 
     zoo train nat_en_es model.length=cut model.max_length=96 steps=2800 optimizer.learning_rate=1e-3 \
       optimizer.grad_clip_norm=1.0 --workdir runs/nat_cut
 
-(at the classifier's learning rate it diverges).
+(with the learning rate of the classifier it diverges).
 
-Tokens that do not know of each other mix several translations; a teacher's translations have less to mix (Kim & Rush
-2016, 3.2; Gu et al. 2018, 4). The teacher is a run that translates token by token, and its encoder is where to start:
+Tokens predicted independently mix several translations; a teacher's translations are less diverse (Kim & Rush 2016,
+3.2; Gu et al. 2018, 4). The teacher is a run of an autoregressive model, whose encoder is the initialisation:
 
     zoo train translate_en_es
     zoo translate runs/translate_en_es --split train --beam-size 1 --out distilled.es

@@ -1,9 +1,9 @@
 """ViT-B/16 pretrained by masked patch prediction on ImageNet-1k, 1M steps. Recipe, not run by us.
 
 Published: 79.9 % top-1 after fine-tuning, 2 % more than from scratch (Dosovitskiy et al. 2021, 4.6 and B.1.2), with
-JFT-300M for the images, of which 1M steps are 14 epochs; of ImageNet they are 3,200. B.1.2 has similar gains from
-ImageNet, and little more after 100k steps: steps=100_000 will do. What it does not tell, such as augmentation and
-decay, is here as little as there can be.
+JFT-300M for the images, of which 1M steps are 14 epochs; of ImageNet they are 3,200. B.1.2 reports similar gains from
+ImageNet, and little more after 100k steps: steps=100_000 is enough. What the paper does not report, such as
+augmentation and weight decay, is kept minimal here.
 
     zoo prepare imagenet2012 --data-dir data
     zoo train patch_prediction_b16_imagenet --workdir runs/patch_prediction_b16

@@ -1,9 +1,9 @@
-"""Pretrains a small masked autoencoder on 10,000 bundled Fashion-MNIST images and probes what it has learned.
+"""Pretrains a small masked autoencoder on 10,000 bundled Fashion-MNIST images and evaluates it by a linear probe.
 
     zoo train quickstart
 
-The targets are raw pixels: normalised by patch, as full-size MAEs have them, the many blank patches of these images
-leave little to learn from.
+The targets are raw pixels: with targets normalised by patch, as in full-size MAEs, the many blank patches of these
+images leave little to learn.
 """
 
 from train.config import defaults
@@ -11,7 +11,7 @@ from train.config import defaults
 
 def get_config():
   config = defaults()
-  # Scanned, and keeping only matrix products for the backward pass: a third faster on a CPU.
+  # Scanned, and saving only matrix products for the backward pass: a third faster on a CPU.
   config.model = dict(name="mae/nano4", scan=True, remat="dots_saveable")
   config.data = dict(
     name="image_classification",

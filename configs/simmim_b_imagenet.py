@@ -1,8 +1,8 @@
 """Swin-B pretrained by SimMIM on ImageNet-1k for 800 epochs at 192 px. Recipe, not run by us.
 
 Published: 84.0 % top-1 after 100 epochs of fine-tuning at 224 px (Xie et al. 2022, and the released weights). Settings
-are those of the released code: squares of 32 pixels, 60 % of them hidden; the learning rate is 1e-4 x batch / 512, and
-falls to a tenth at epoch 700.
+are those of the released code: squares of 32 pixels, 60 % of them masked; the learning rate is 1e-4 x batch / 512, and
+is divided by 10 at epoch 700.
 
     zoo prepare imagenet2012 --data-dir data
     zoo train simmim_b_imagenet --workdir runs/simmim_b

@@ -1,15 +1,15 @@
-"""Pretrains a small Swin to tell the pixels of hidden squares, on the bundled images, and probes what it has learned.
+"""Pretrains a small Swin by SimMIM on the bundled images and evaluates it by a linear probe.
 
 zoo train simmim_fashion_mnist
 
-Of 7 x 7 squares of 4 pixels, 60 % are hidden. To fine-tune what it learned:
+Of 7 x 7 squares of 4 pixels, 60 % are masked. To fine-tune the encoder:
 
 zoo train swin_fashion_mnist init.path=runs/simmim_fashion_mnist \
   "init.ignore=params/(encoder/stage_0/mask|pixels/.*)" "init.reinit=head/.*" --workdir runs/simmim_finetuned
 
-The probe comes to 72.1 %, and to 47.8 % of an untrained encoder; fine-tuned it is 82.0 %, hardly more than the 81.8 %
-from scratch under the same recipe (one seed, 2,000 test images). On one core of a Xeon the two trainings take 15 and 12
-minutes.
+Accuracy (one seed, 2,000 test images): 72.1 % by the linear probe, 47.8 % with an untrained encoder; 82.0 % after
+fine-tuning, hardly more than the 81.8 % from scratch by the same recipe. On one core of a Xeon the two trainings take
+15 and 12 minutes.
 """
 
 from configs import quickstart

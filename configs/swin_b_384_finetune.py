@@ -2,8 +2,8 @@
 
 Recipe, not run by us. Published: 84.5 % top-1 (Liu et al. 2021, table 1, and the released weights). Settings are those
 of the released code: the learning rate is 2e-5 x batch / 512; the paper says constant 1e-5, and stochastic depth 0.1
-(A2.1). Tables of offsets are interpolated as there, by `init.resample`. Microsoft's .pth files work too, with
-init.layout=microsoft.
+(A2.1). Relative position bias tables are interpolated as there, by `init.resample`. Microsoft's .pth files are loaded
+by init.layout=microsoft.
 
     zoo train swin_imagenet:b --workdir runs/swin_b
     zoo train swin_b_384_finetune --workdir runs/swin_b_384

@@ -5,8 +5,8 @@ settings are those of the released code; the paper says a linear decay of the le
 (4.1).
 
 TFDS does not have this set. With a folder for each of its 21,841 classes, `picture_folder` of CONTRIBUTING.md builds
-it; the last hundredth is for evaluation. Fine-tuning draws a new head, where the released code chose the rows of the
-old one whose classes ImageNet-1k has.
+it; the last 1 % is for evaluation. Fine-tuning initialises a new head, where the released code selected the rows of the
+old head for the classes of ImageNet-1k.
 
     zoo prepare picture_folder --data-dir data --source imagenet22k
     zoo train swin_b_imagenet22k --workdir runs/swin_b_22k

@@ -1,16 +1,14 @@
-r"""Translates English to Spanish, learned from the 31,000 bundled verses.
+r"""Translates English to Spanish with a Transformer trained on the 31,000 bundled verses.
 
     zoo train translate_en_es
 
-Ten minutes on 2 cores of an AMD EPYC CPU (Zen 5): 25.7 BLEU on the chapters left for the test, and 28.5 with a beam
-of 4.
+Ten minutes on 2 cores of an AMD EPYC CPU (Zen 5): 25.7 BLEU on the test chapters, and 28.5 with a beam of 4.
 
-With words as tokens, and copies of those of a source that are not among the 8,000 most frequent (See et al. 2017, 2.2);
-names mostly, of which few are spelt alike in both languages:
+With words as tokens, and a copy mechanism for source words that are not among the 8,000 most frequent (See et al. 2017,
+2.2); they are mostly names, of which few are spelt alike in both languages:
 
-    zoo train translate_en_es data.words=8000 model.vocab_size=8000 data.copy_slots=16 model.copy=True
-    model.copy_slots=16 \
-      --workdir runs/copying
+    zoo train translate_en_es data.words=8000 model.vocab_size=8000 data.copy_slots=16 \
+      model.copy=True model.copy_slots=16 --workdir runs/copying
 """
 
 from train.config import defaults
@@ -18,8 +16,7 @@ from train.config import defaults
 
 def get_config():
   config = defaults()
-  # What learns most of so few verses in so little time: few layers, which normalise first and know of distances, and
-  # many small steps.
+  # The best result on so few verses in so little time: few layers, pre-norm, relative positions, many small steps.
   config.model = dict(
     name="transformer/nano",
     depth=2,

@@ -1,7 +1,7 @@
-"""UPerNet on ConvNeXt-T: pets, their outlines and what is behind them, in Oxford-IIIT Pet. Recipe, not run by us.
+"""UPerNet on ConvNeXt-T: pets, their outlines and the background in Oxford-IIIT Pet. Recipe, not run by us.
 
-The head, the learning rate and the crops are those that Liu et al. 2022 (B.1) have for ADE20K, which TFDS has not got
-with masks of classes; nothing is published for this set. `init.path` is a classifier's work directory.
+The head, the learning rate and the crops are those of Liu et al. 2022 (B.1) for ADE20K, which TFDS does not have with
+class masks; no result is published for this set. `init.path` is a classifier's work directory.
 
     zoo prepare oxford_iiit_pet --data-dir data
     zoo train upernet_convnext_t_oxford_pet init.path=runs/convnext_t --workdir runs/upernet_convnext_t

@@ -1,7 +1,7 @@
 """Fine-tunes at 40 pixels the small ViT that `zoo train vit_fashion_mnist` trained at 28, on the bundled images.
 
-Its table of 7 x 7 positions is resampled to 10 x 10 (Dosovitskiy et al. 2021, 3.2). The images are scaled up: they have
-no more to see, the model has twice as many patches of a smaller part each.
+Its table of 7 x 7 position embeddings is resampled to 10 x 10 (Dosovitskiy et al. 2021, 3.2). The images are scaled up:
+they contain no more detail, but are cut into twice as many patches.
 
 zoo train vit_fashion_mnist
 zoo train vit_nano_fashion_mnist_40px

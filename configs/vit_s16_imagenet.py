@@ -1,9 +1,8 @@
 """Plain ViT-S/16 baseline on ImageNet-1k, 90 epochs. Recipe, not run by us.
 
 Published: 76.5 % top-1 in 90 epochs (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k"), 6 to 7 hours
-on a TPU v3-8. Weight decay 0.0001 there is not times the learning rate; here it is, hence 0.1.
-What is not as in the released code: the classifier has no hidden layer, and RandAugment's operations have the
-ranges of timm.
+on a TPU v3-8. Their weight decay of 0.0001 is not multiplied by the learning rate; ours is, hence 0.1. Different
+from the released code: the classifier has no hidden layer, and RandAugment's operations have the ranges of timm.
 
     zoo prepare imagenet2012 --data-dir data
     zoo train vit_s16_imagenet --workdir runs/vit_s16
