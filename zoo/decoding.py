@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def check_length(model: nn.Module, max_length: int) -> None:
     raise ValueError(f"max_length is {max_length}; wanted 1 to the model's {model.config.max_length}")
 
 
-def greedy(step: Step, memory, cache, *, bos: int, eos: int, pad: int, max_length: int) -> Decoded:
+def greedy(step: Step, memory: Any, cache: Any, *, bos: int, eos: int, pad: int, max_length: int) -> Decoded:
   """The most probable token at each place.
 
   Args:
@@ -95,8 +95,8 @@ def most_probable(logits_BV: jax.Array) -> jax.Array:
 
 def sample(
   step: Step,
-  memory,
-  cache,
+  memory: Any,
+  cache: Any,
   key: jax.Array,
   *,
   bos: int,
@@ -190,8 +190,8 @@ def check_beam(beam_size: int, n_best: int, length_penalty: float, vocab_size: i
 
 def beam_search(
   step: Step,
-  memory,
-  cache,
+  memory: Any,
+  cache: Any,
   *,
   bos: int,
   eos: int,
@@ -296,7 +296,8 @@ def parallel(model: nn.Module, variables: dict, source_BS: jax.Array, max_length
   """
   c = model.config
   check_length(model, max_length)
-  encoded, length_BN = model.apply(variables, source_BS, max_length, lengths, method="propose")
+  proposed: Any = model.apply(variables, source_BS, max_length, lengths, method="propose")
+  encoded, length_BN = proposed
   B, n = length_BN.shape
   encoded = jax.tree.map(lambda a: jnp.repeat(a, n, 0), encoded)
   logits, _ = model.apply(variables, encoded, length_BN.reshape(-1), max_length, method="emit")

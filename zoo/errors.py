@@ -4,6 +4,7 @@ import difflib
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 class Unwritable(ValueError):
@@ -47,7 +48,7 @@ def check_call(
     raise ValueError("\n".join(faults))
 
 
-def field_faults(config, choices: Mapping, least: Mapping, shares: Iterable[str]) -> list[str]:
+def field_faults(config: Any, choices: Mapping, least: Mapping, shares: Iterable[str]) -> list[str]:
   """What is wrong with the fields of a config, a line each.
 
   Args:
@@ -69,7 +70,7 @@ def field_faults(config, choices: Mapping, least: Mapping, shares: Iterable[str]
   return faults
 
 
-def type_fault(value, kind) -> str:
+def type_fault(value: Any, kind: Any) -> str:
   """Says what is wrong with a value for a parameter annotated `kind`; "" if nothing, or for any but simple types."""
   fits = {
     bool: lambda v: isinstance(v, bool),

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 
@@ -101,11 +102,13 @@ STACKED = "blocks"
 # Within which a logical axis has one size: a stage of a hierarchy, or else the encoder, the decoder, the head.
 _STAGE = re.compile(r"(.*/)?(stage_\d+|stem)(?=/)|[^/]+")
 
-_cut = contextvars.ContextVar("cut", default=lambda x: x)
-_gather = contextvars.ContextVar("gather", default=lambda x: x)
+Tree = TypeVar("Tree")
+
+_cut: contextvars.ContextVar[Callable] = contextvars.ContextVar("cut", default=lambda x: x)
+_gather: contextvars.ContextVar[Callable] = contextvars.ContextVar("gather", default=lambda x: x)
 
 
-def by_batch(x: jax.Array) -> jax.Array:
+def by_batch(x: Tree) -> Tree:
   """Marks activations [B, ...] as cut over the devices along the batch and nothing else.
 
   The compiler follows the cuts of parameters otherwise, and may move activations where it should gather parameters.
@@ -114,7 +117,7 @@ def by_batch(x: jax.Array) -> jax.Array:
   return _cut.get()(x)
 
 
-def whole(params):
+def whole(params: Any) -> Any:
   """Marks parameters as cut no longer: for a loop over places, which would gather them at each place anew.
 
   And for what XLA would else move activations for, such as depthwise convolutions.
@@ -133,17 +136,17 @@ def cutting(cut: Callable[[jax.Array], jax.Array], gather: Callable[[jax.Array],
     _gather.reset(tokens[1])
 
 
-def path_name(path) -> str:
+def path_name(path: tuple) -> str:
   """A key path of `jax.tree_util` as "encoder/block_00/attn/q/kernel"."""
   return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def map_with_path(function, tree, *rest):
+def map_with_path(function: Callable, tree: Any, *rest: Any) -> Any:
   """`jax.tree.map` whose function gets the path's name first."""
   return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
 
 
-def flatten(tree) -> dict:
+def flatten(tree: Any) -> dict:
   """Every leaf by the name of its path."""
   return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
@@ -174,7 +177,7 @@ def logical_axes(params: Mapping) -> dict:
     if len(axes) != len(leaf.shape):
       faults.append(f"{path} has shape {leaf.shape}, its rule says {axes}")
       return axes
-    stage = _STAGE.match(path)[0]
+    (stage, *_) = (match[0] for match in _STAGE.finditer(path))
     for axis, size in zip(axes, leaf.shape, strict=True):
       other_size, other_path = sizes.setdefault((stage, axis), (size, path))
       if other_size != size:

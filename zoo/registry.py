@@ -6,6 +6,7 @@ import functools
 import importlib
 import pkgutil
 import typing
+from typing import Any
 
 from flax import linen as nn
 
@@ -20,7 +21,7 @@ def _families() -> tuple[str, ...]:
   return tuple(f for f in found if hasattr(family(f), "VARIANTS"))
 
 
-def family(name: str):
+def family(name: str) -> Any:
   """The module `zoo.models.NAME`, with its `VARIANTS`, `Config`, `inputs` and `Model`."""
   return importlib.import_module(f"zoo.models.{name.partition('/')[0]}")
 

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from zoo.layers import initializers, position_embeddings
 from zoo.layers.broadcast import spread
@@ -302,7 +303,7 @@ class Attention(nn.Module):
   num_heads: int
   dropout_rate: float = 0.0
   relative_length: int = 0
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   num_kv_heads: int = 0
   rotary: bool = False
   kernel_init: Callable = initializers.dense

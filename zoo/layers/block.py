@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from zoo.layers import initializers, norms
 from zoo.layers.attention import Attention, Cache
@@ -50,7 +51,7 @@ class Block(nn.Module):
   dropout_rate: float = 0.0
   attention_dropout_rate: float = 0.0
   relative_length: int = 0
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   norm_position: str = "pre"
   cross: bool = False
   num_kv_heads: int = 0

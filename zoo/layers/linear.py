@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.typing import DTypeLike
 
 from zoo import compat
 from zoo.layers import initializers
@@ -88,7 +89,7 @@ class Dense(nn.Module):
   use_bias: bool = True
   kernel_init: Callable = initializers.dense
   bias_init: Callable = nn.initializers.zeros
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
@@ -19,7 +20,7 @@ class Mlp(nn.Module):
   hidden: int
   activation: str = "gelu"
   dropout_rate: float = 0.0
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   kernel_init: Callable = initializers.dense
 
   @nn.compact

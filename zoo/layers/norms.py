@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from zoo.errors import nearest
 from zoo.layers.broadcast import sum_of_first
@@ -32,7 +33,7 @@ class LayerNorm(nn.Module):
   """
 
   epsilon: float = 1e-6
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   scale_init: Callable = nn.initializers.ones
 
   @nn.compact
@@ -126,7 +127,7 @@ class PowerNorm(nn.Module):
 
   epsilon: float = 1e-6
   momentum: float = 0.9
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
@@ -213,7 +214,7 @@ KINDS = {"layer": LayerNorm, "rms": RMSNorm, "batch": BatchNorm, "power": PowerN
 
 
 def norm(
-  kind: str, epsilon: float = 1e-6, dtype: jnp.dtype = jnp.float32, name: str | None = None
+  kind: str, epsilon: float = 1e-6, dtype: DTypeLike = jnp.float32, name: str | None = None
 ) -> LayerNorm | RMSNorm | BatchNorm | PowerNorm:
   """A norm by its kind: "layer", "rms", "batch" or "power".
 

@@ -7,6 +7,7 @@ may choose by name. The scores are functions of `zoo/layers/attention.py`; what 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from zoo.errors import nearest
 from zoo.layers import initializers
@@ -46,7 +47,7 @@ class Pooling(nn.Module):
   width: float = 1.0
   learn_width: bool = True
   dropout_rate: float = 0.0
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
   keys_ready: bool = False
 
   @nn.compact
@@ -110,7 +111,7 @@ class WindowDense(nn.Module):
   features: int
   window: int
   causal: bool = False
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> jax.Array:
@@ -134,7 +135,7 @@ class AttentionPool(nn.Module):
   mlp_dim: int
   activation: str = "gelu"
   epsilon: float = 1e-6
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:

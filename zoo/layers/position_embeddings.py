@@ -75,7 +75,7 @@ def _resampling_matrix(size: int, new_size: int, method: str) -> np.ndarray:
   return weights
 
 
-def resample(table_YXD: jax.Array, grid: tuple[int, int], method: str = "bicubic") -> jax.Array:
+def resample(table_YXD: jax.Array | np.ndarray, grid: tuple[int, int], method: str = "bicubic") -> jax.Array:
   """A position table, interpolated to another grid (ViT, Dosovitskiy et al. 2021, 3.2).
 
   Args:
@@ -92,7 +92,7 @@ def resample(table_YXD: jax.Array, grid: tuple[int, int], method: str = "bicubic
   if method not in RESAMPLINGS:
     raise ValueError(f"unknown resampling {method!r}; there are {', '.join(RESAMPLINGS)}")
   if (sizes["Y"], sizes["X"]) == tuple(grid):
-    return table_YXD
+    return jnp.asarray(table_YXD)
   rows = _resampling_matrix(sizes["Y"], grid[0], method).astype(np.float32)
   columns = _resampling_matrix(sizes["X"], grid[1], method).astype(np.float32)
   return jnp.einsum("aY,YXD,bX->abD", rows, table_YXD, columns, precision="highest")
@@ -298,7 +298,7 @@ def alibi_bias(num_heads: int, query_BT: jax.Array, key_BS: jax.Array) -> jax.Ar
   """
   expect(query_BT=query_BT, key_BS=key_BS)
   distance_BTS = jnp.abs(query_BT[:, :, None] - key_BS[:, None]).astype(jnp.float32)
-  return -alibi_slopes(num_heads)[:, None, None] * distance_BTS[:, None]
+  return -jnp.asarray(alibi_slopes(num_heads))[:, None, None] * distance_BTS[:, None]
 
 
 def relative_bucket(

@@ -8,6 +8,7 @@ form to the other.
 import functools
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +39,10 @@ def remat_policy(name: str) -> Callable | None:
 def run_blocks(
   make_block: functools.partial,
   x: jax.Array,
-  shared=None,
+  shared: Any = None,
   *,
   per_block: np.ndarray,
-  own=None,
+  own: Any = None,
   scan: bool = False,
   remat: str = "none",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -74,11 +75,11 @@ def run_blocks(
       x, outputs = cls(name=f"block_{i:02d}", **kwargs)(x, value, shared, part)
       aux |= {f"block_{i:02d}/{k}".rstrip("/"): v for k, v in outputs.items()}
     return x, aux
-  scanned = nn.scan(
+  scanned: Any = nn.scan(
     cls,
     variable_axes={"params": 0, STATISTICS: 0},
     split_rngs={"params": True, "dropout": True},
-    in_axes=(0, nn.broadcast, 0),
+    in_axes=(0, nn.broadcast, 0),  # pyright: ignore[reportArgumentType] (Linen declares int)
     length=len(per_block),
   )
   # All rates 0: hand over a constant, so that the blocks can leave stochastic depth out of the program.

@@ -1,12 +1,15 @@
 """Windows of a map: how it is cut into them, shifted or not, and what attention within them costs (Liu et al. 2021)."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zoo.layers import attention_masks
+
+Array = TypeVar("Array", jax.Array, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Windows:
   @property
   def whole(self) -> tuple[int, int]:
     """Rows and columns of the map, filled up to whole windows."""
-    return tuple(-(-n // side) * side for n, side in zip(self.size, self.window, strict=True))
+    rows, columns = (-(-n // side) * side for n, side in zip(self.size, self.window, strict=True))
+    return rows, columns
 
   @property
   def margins(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -46,7 +50,8 @@ class Windows:
   @property
   def padded(self) -> tuple[int, int]:
     """Rows and columns of what is cut."""
-    return tuple(n + sum(margin) for n, margin in zip(self.size, self.margins, strict=True))
+    rows, columns = (n + sum(margin) for n, margin in zip(self.size, self.margins, strict=True))
+    return rows, columns
 
   @property
   def count(self) -> int:
@@ -99,7 +104,7 @@ class Windows:
     return x_BYXD[:, first_Y : first_Y + self.size[0], first_X : first_X + self.size[1]]
 
 
-def partition(x_BYXD: jax.Array, window: tuple[int, int]) -> jax.Array:
+def partition(x_BYXD: Array, window: tuple[int, int]) -> Array:
   """Cuts maps into windows that fill them exactly: [B, Y, X, D] to [B W, T, D]."""
   B, Y, X, D = x_BYXD.shape
   rows, columns = window

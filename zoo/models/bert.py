@@ -244,7 +244,7 @@ class Model(nn.Module):
     c, dtype = self.config, jnp.dtype(self.config.dtype)
     expect(token_BT=token_BT, masked_BP=masked_BP, first_BK=first_BK)
     tokens_BTD, table_VD, aux = Encoder(c, name="encoder")(token_BT, type_BT, row)
-    aux["tokens"] = tokens_BTD
+    aux["tokens"], pooled = tokens_BTD, tokens_BTD
     head = functools.partial(Dense, kernel_init=initializers.bert(c.init_std))  # in float32
     if c.head == "classify" and c.pool == "mean":
       if first_BK is not None:

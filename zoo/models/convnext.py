@@ -6,10 +6,12 @@ attention does, and an MLP mixes features.
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from zoo.errors import field_faults
 from zoo.layers import initializers
@@ -111,7 +113,7 @@ class DepthwiseConv(nn.Module):
   """Maps [B, Y, X, D] to [B, Y, X, D]: each feature convolved by itself (Liu et al. 2022, 2.3)."""
 
   size: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x_BYXD: jax.Array) -> jax.Array:
@@ -129,11 +131,11 @@ class Block(nn.Module):
   activation: str = "gelu"
   norm_eps: float = 1e-6
   initial_scale: float = 1e-6
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
-    self, x_BYXD: jax.Array, drop_path_rate: float | jax.Array | None = None, shared=None, own=None
+    self, x_BYXD: jax.Array, drop_path_rate: float | jax.Array | None = None, shared: Any = None, own: Any = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the output, twice; `drop_path_rate` is the rate of stochastic depth, `shared` and `own` are not used."""
     del shared, own
@@ -202,7 +204,7 @@ class Encoder(nn.Module):
     for i in range(len(c.widths)):
       x, aux[f"stage_{i}"], blocks = Stage(c, i, name=f"stage_{i}")(x)
       aux |= {f"stage_{i}/{name}": value for name, value in blocks.items()}
-    return aux[f"stage_{i}"], aux
+    return aux[f"stage_{len(c.widths) - 1}"], aux
 
 
 def features(model: nn.Module, variables: dict, image_BYXC: jax.Array) -> jax.Array:

@@ -5,12 +5,15 @@ map of the image; its places, or squares of them, are the patches of a ViT.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from zoo.layers import initializers
 from zoo.layers.patch_embed import check_patches, patchify
@@ -88,7 +91,7 @@ class StdConv(nn.Module):
   features: int
   size: int
   stride: int = 1
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x_BYXC: jax.Array) -> jax.Array:
@@ -123,10 +126,12 @@ class Unit(nn.Module):
   norm_eps: float
   stride: int = 1
   project: bool = False
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BYXC: jax.Array, drop_path_rate=None, shared=None, own=None) -> tuple[jax.Array, dict]:
+  def __call__(
+    self, x_BYXC: jax.Array, drop_path_rate: float | jax.Array | None = None, shared: Any = None, own: Any = None
+  ) -> tuple[jax.Array, dict]:
     """Returns the output and nothing; what else a block may be given is not used."""
     del drop_path_rate, shared, own
     x = by_batch(x_BYXC)
@@ -144,7 +149,7 @@ class Unit(nn.Module):
     return by_batch(jax.nn.relu(x + y)), {}
 
 
-def group_norm(groups: int, epsilon: float, dtype: jnp.dtype, name: str, scale_init=nn.initializers.ones):
+def group_norm(groups: int, epsilon: float, dtype: DTypeLike, name: str, scale_init: Callable = nn.initializers.ones):
   """Group normalisation (Wu & He 2018, eq. 7), statistics in float32 as those of `zoo.layers.norms.LayerNorm`."""
   return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype, scale_init=scale_init, use_fast_variance=False, name=name)
 
@@ -192,7 +197,8 @@ class Encoder(vit.Encoder):
   def cut(self, image_BYXC: jax.Array) -> jax.Array:
     """Images to the features of their patches, [B, Y / patch, X / patch, F]."""
     c = self.config
-    check_patches(image_BYXC.shape[1:3], c.patch_size)
+    _, Y, X, _ = image_BYXC.shape
+    check_patches((Y, X), c.patch_size)
     return patchify(Stem(c, name="stem")(image_BYXC), c.cell)
 
 

@@ -52,9 +52,10 @@ class Model(transformer.Model):
   `propose` and `emit` are for decoding (`zoo.decoding.parallel`).
   """
 
+  config: Config
   causal = False
 
-  def setup(self):
+  def setup(self) -> None:
     super().setup()
     if self.config.length == "classifier":
       classes = 2 * self.config.length_difference + 1

@@ -11,11 +11,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.core import freeze
+from jax.typing import DTypeLike
 
 from zoo import registry
 from zoo.errors import field_faults, nearest
@@ -81,7 +82,7 @@ class Config:
   def __post_init__(self):
     if not isinstance(self.options, Mapping):
       raise ValueError(f"options is {self.options!r}; wanted fields of the backbone, as dict(drop_path_rate=0.1)")
-    object.__setattr__(self, "options", flax.core.freeze(dict(self.options)))  # which has a hash, as Linen wants it
+    object.__setattr__(self, "options", freeze(dict(self.options)))  # which has a hash, as Linen wants it
     choices = dict(head=tuple(HEADS), norm=("batch", "layer"), dtype=("float32", "bfloat16"))
     faults = field_faults(self, choices, {1: ("width", "num_classes", "channels")}, ("dropout_rate",))
     if not self.bins or any(not isinstance(n, int) or n < 1 for n in self.bins):
@@ -139,7 +140,7 @@ def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
   return (jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), jnp.float32),)
 
 
-def resize(x_BYXD: jax.Array, size: tuple[int, int], method: str = "bilinear") -> jax.Array:
+def resize(x_BYXD: jax.Array, size: tuple[int, ...], method: str = "bilinear") -> jax.Array:
   """Maps at another size, without smoothing where that is smaller; pixels have centres (align_corners=False)."""
   if x_BYXD.shape[1:3] == tuple(size):
     return x_BYXD
@@ -170,7 +171,7 @@ class Level(nn.Module):
   """
 
   factor: float
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x_BYXD: jax.Array) -> jax.Array:
@@ -192,7 +193,7 @@ class Filter(nn.Module):
   width: int
   size: int
   norm: str = ""
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x_BYXC: jax.Array) -> jax.Array:
@@ -219,14 +220,14 @@ def _fpn(c: Config, maps: list[jax.Array]) -> jax.Array:
   laterals = [filters(c.width, 1, name=f"lateral_{i}")(x) for i, x in enumerate(maps)]
   for i in reversed(range(len(maps) - 1)):
     laterals[i] += resize(laterals[i + 1], laterals[i].shape[1:3], "nearest")
-  total = 0
+  levels = []
   for i, x in enumerate(laterals):
     x = filters(c.width, 3, name=f"smooth_{i}")(x)
     # Each step doubles the map; the first level has one convolution, too.
     for step, size in enumerate([laterals[j].shape[1:3] for j in reversed(range(i))] or [x.shape[1:3]]):
       x = resize(filters(max(c.width // 2, 1), 3, c.norm, name=f"level_{i}_{step}")(x), size)
-    total += x
-  return total
+    levels.append(x)
+  return functools.reduce(jnp.add, levels)
 
 
 def _upernet(c: Config, maps: list[jax.Array]) -> jax.Array:

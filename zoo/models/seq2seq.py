@@ -7,11 +7,12 @@ calls: everything that trains or decodes one does so with the other.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from zoo.errors import field_faults
 from zoo.layers import initializers
@@ -168,13 +169,20 @@ class Encoded(NamedTuple):
 
   source_BS: jax.Array
   segment_BS: jax.Array
-  states: list | None
-  memory_BSM: jax.Array | None
-  keys_BSA: jax.Array | None
+  states: Any
+  memory_BSM: Any
+  keys_BSA: Any
 
 
 def run_places(
-  step: Callable, module: nn.Module, fresh, inputs, segment_BT: jax.Array, shared=None, *, reverse: bool = False
+  step: Callable,
+  module: nn.Module,
+  fresh: Any,
+  inputs: Any,
+  segment_BT: jax.Array,
+  shared: Any = None,
+  *,
+  reverse: bool = False,
 ) -> tuple:
   """A recurrent network over rows that may hold several sequences, and padding anywhere between tokens.
 
@@ -206,7 +214,7 @@ def run_places(
     place,
     variable_broadcast="params",
     split_rngs={"params": False, "dropout": True},
-    in_axes=(1, nn.broadcast),
+    in_axes=(1, nn.broadcast),  # pyright: ignore[reportArgumentType] (Linen declares int)
     out_axes=1,
     reverse=reverse,
   )
@@ -256,7 +264,7 @@ class Bridge(nn.Module):
   Bahdanau et al. 2015 (A.2.2) have the backward state alone, since they need no more of it with attention.
   """
 
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, ways: list):
@@ -288,6 +296,7 @@ class Decoder(nn.Module):
     """
     c = self.config
     cells, inputs, weights_BS = list(state["cells"]), [x_BE], None
+    context_BM: Any = None
 
     def attend(h_BD):
       kind = "additive" if c.attention == "additive" else "dot"  # "general" is "dot" to keys that went through a matrix
@@ -327,7 +336,7 @@ class Model(nn.Module):
 
   config: Config
 
-  def setup(self):
+  def setup(self) -> None:
     c = self.config
 
     def table(name: str) -> nn.Embed:
@@ -343,8 +352,7 @@ class Model(nn.Module):
     if c.attention in ("additive", "general"):
       # W of the keys: once for a source, and not at every place of the target.
       width = c.attention_dim if c.attention == "additive" else c.width
-      dense = dict(use_bias=False, kernel_init=initializers.dense, dtype=jnp.dtype(c.dtype))
-      self.keys = nn.Dense(width, **dense, name="keys")
+      self.keys = nn.Dense(width, use_bias=False, kernel_init=initializers.dense, dtype=jnp.dtype(c.dtype), name="keys")
     if c.bidirectional:
       self.bridges = [Bridge(jnp.dtype(c.dtype), name=f"bridge_{i:02d}") for i in range(c.depth)]
     decoder = Decoder
@@ -486,7 +494,7 @@ class Model(nn.Module):
     x_BTE = getattr(self, f"{side}_embed")(token_BT) * c.embed_dim**0.5
     return by_batch(self.dropout(x_BTE.astype(c.dtype)))
 
-  def _predict(self, x_BTR: jax.Array, source_BS: jax.Array, weights_BTS: jax.Array | None) -> jax.Array:
+  def _predict(self, x_BTR: jax.Array, source_BS: jax.Array, weights_BTS: Any) -> jax.Array:
     c = self.config
     if c.head == "pointer":
       return by_batch(copied(weights_BTS, source_BS, c.vocab_size + c.copy_slots))

@@ -8,6 +8,7 @@ at strides 4, 8, 16 and 32, as a convolutional network has them, at a cost that 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -195,16 +196,17 @@ class Config:
     if self.clamp_window == "both" and min(size) <= self.window_size:
       window, shift = (min(size), min(size)), (0, 0)
     elif self.clamp_window == "each":
-      window = tuple(min(n, self.window_size) for n in size)
-      shift = tuple(half if n > self.window_size else 0 for n in size)
+      window = min(size[0], self.window_size), min(size[1], self.window_size)
+      shift = half if size[0] > self.window_size else 0, half if size[1] > self.window_size else 0
     return Windows(size, window, shift if shifted else (0, 0), self.shift, self.mask_padding)
 
   def trained_window(self, stage: int) -> tuple[int, int]:
     """Rows and columns of the windows that a stage's continuous offsets are trained with."""
-    if self.pretrained_windows and self.pretrained_windows[stage]:
-      return (self.pretrained_windows[stage],) * 2
+    if self.pretrained_windows and (side := self.pretrained_windows[stage]):
+      return side, side
     stride = self.patch_size * 2**stage
-    return self.windows(tuple(-(-side // stride) for side in self.image_size)).window
+    Y, X = (-(-side // stride) for side in self.image_size)
+    return self.windows((Y, X)).window
 
 
 def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -229,11 +231,11 @@ class Block(nn.Module):
     windows = c.windows((Y, X), self.shifted)
     post = c.norm_position == "res_post"
 
-    def add(x: jax.Array, sublayer: Callable, name: str, norm: str) -> tuple[jax.Array, tuple]:
+    def add(x: jax.Array, sublayer: Callable, name: str, norm_name: str) -> tuple[jax.Array, list]:
       """Residual, norm, dropout and stochastic depth around a sublayer; also what else that returns."""
       # V2's released code begins with blocks that do nothing: the norms behind them scale by 0.
       scale_init = nn.initializers.zeros if post else nn.initializers.ones
-      norm = LayerNorm(epsilon=c.norm_eps, dtype=dtype, scale_init=scale_init, name=norm)
+      norm = LayerNorm(epsilon=c.norm_eps, dtype=dtype, scale_init=scale_init, name=norm_name)
       y, *rest = sublayer(x if post else norm(x))
       y = Dropout(c.dropout_rate, name=f"{name}_dropout")(y)
       return x + DropPath(name=f"{name}_drop_path")(norm(y) if post else y, drop_path_rate), rest
@@ -269,7 +271,9 @@ class Pair(nn.Module):
   stage: int
 
   @nn.compact
-  def __call__(self, x_BYXD: jax.Array, drop_path_rate=None, shared=None, own=None) -> tuple[jax.Array, dict]:
+  def __call__(
+    self, x_BYXD: jax.Array, drop_path_rate: Any = None, shared: Any = None, own: Any = None
+  ) -> tuple[jax.Array, dict]:
     """Returns the output and aux, for `run_blocks`; `drop_path_rate` are two rates, or None."""
     aux = {}
     for i, name in enumerate(("regular", "shifted")):

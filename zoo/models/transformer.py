@@ -6,7 +6,7 @@ what comes next.
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +151,7 @@ class Encoded(NamedTuple):
 
   source_BS: jax.Array
   segment_BS: jax.Array
-  memory: jax.Array | list[jax.Array]
+  memory: Any
 
 
 class Stack(nn.Module):
@@ -199,7 +199,7 @@ class Model(nn.Module):
   config: Config
   causal = True  # whether a target token sees only those before it
 
-  def setup(self):
+  def setup(self) -> None:
     c = self.config
 
     def table(name: str, length: int = c.vocab_size, deviation: float = c.width**-0.5) -> nn.Embed:
@@ -344,9 +344,9 @@ class Model(nn.Module):
     )
     own = [Context(cache=caches) for caches in zip(cache, memory["blocks"], strict=True)]
     x_B1D, _, aux = self.decoder(x_B1D, shared, own)
-    cache = [aux[f"block_{i:02d}/cache"][0] for i in range(len(cache))]
+    new: Any = [aux[f"block_{i:02d}/cache"][0] for i in range(len(cache))]
     weights_BNTS = aux[f"block_{len(cache) - 1:02d}/cross_weights"]
-    return self._predict(x_B1D, memory["source"], weights_BNTS.mean(1))[:, 0], cache
+    return self._predict(x_B1D, memory["source"], weights_BNTS.mean(1))[:, 0], new
 
   def mixed_inputs(
     self, source_BS: jax.Array, inputs_BT: jax.Array, own_BT: jax.Array, source: Row = ROW, target: Row = ROW

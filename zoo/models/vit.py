@@ -166,10 +166,10 @@ class Encoder(nn.Module):
     if (channels := expect(image_BYXC=image_BYXC)["C"]) != c.channels:
       raise ValueError(f"the images have {channels} channels, the model takes {c.channels}")
     patches = self.cut(image_BYXC)
-    B, *grid, values = patches.shape
+    B, rows, columns, values = patches.shape
     positions_YXD, cls_position_D = Positions(
       c.position_embedding, c.grid, c.width, c.class_token, c.resampling, name="pos"
-    )(tuple(grid))
+    )((rows, columns))
     patches = patches.reshape(B, -1, values)
     positions_BPD = positions_YXD.reshape(1, -1, c.width)
     if visible_BT is not None:  # before the projection, which then costs only what is visible

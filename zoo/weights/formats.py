@@ -6,7 +6,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -28,17 +28,17 @@ class Source(NamedTuple):
   """What a file holds.
 
   Attributes:
-    tensors: by their keys.
+    tensors: arrays by their keys.
     layout: whose keys they are, where the file tells: "zoo" or "huggingface".
     model, overrides: what `zoo.create` made, where the file tells.
     config: the `config.json` of a Hugging Face directory.
   """
 
-  tensors: Mapping[str, np.ndarray]
+  tensors: Mapping[str, Any]
   layout: str | None = None
   model: str | None = None
   overrides: Mapping = {}
-  config: Mapping | None = None
+  config: Any = None
 
 
 def check_exists(path: str | Path, advice: str = "") -> None:
@@ -96,7 +96,7 @@ def _npz(path: Path) -> Source:
 
 def _torch(path: Path) -> Source:
   try:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     fault = "a PyTorch file needs PyTorch: pip install torch; or convert the file to .safetensors"
     raise WeightsError(str(path), [fault]) from error
@@ -196,4 +196,4 @@ def read_run(directory: str | Path, average: bool = False) -> Source:
   model = dict(meta["model"] if "model" in meta else meta["config"]["model"])
   variables = {"params": state["ema_params" if average else "params"], **(state["model_state"] or {})}
   tensors = flatten_dict({k: unstack_params(v) for k, v in variables.items()}, sep="/")
-  return Source(tensors, "zoo", model.pop("name"), model)
+  return Source(dict(tensors), "zoo", model.pop("name"), model)

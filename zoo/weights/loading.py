@@ -8,10 +8,12 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import numpy as safetensors
 
@@ -68,7 +70,7 @@ def load(
 
 
 def load_into(
-  model,
+  model: nn.Module,
   variables: Mapping,
   path: str | Path,
   *,
@@ -99,7 +101,7 @@ def load_into(
   source = read(path, average)
   _check_numerics(path, source, model)
   reinit = [reinit] if isinstance(reinit, str) else reinit
-  ours = flatten_dict({k: unstack_params(v) for k, v in variables.items() if v}, sep="/")
+  ours: dict[str, Any] = dict(flatten_dict({k: unstack_params(v) for k, v in variables.items() if v}, sep="/"))
   kept = {p: v for p, v in ours.items() if any(re.fullmatch(k, p.partition("/")[2]) for k in reinit)}
   template = unflatten_dict({p: v for p, v in ours.items() if p not in kept}, sep="/")
   hint = " (`ignore` leaves out parts of the file, `reinit` parts of the model)"
@@ -134,7 +136,7 @@ def save(path: str | Path, model_name: str, overrides: Mapping, variables: Mappi
   tables = _tables(model, template)
   if layout not in tables:
     raise ValueError(f"unknown layout {layout!r}{nearest(layout, tables)}")
-  ours = flatten_dict({k: unstack_params(v) for k, v in variables.items() if v}, sep="/")
+  ours: dict[str, Any] = dict(flatten_dict({k: unstack_params(v) for k, v in variables.items() if v}, sep="/"))
   variables = convert(ours, tables["zoo"], template, about=f"these variables are not those of {model_name}")
   metadata = {"format": "pt"}
   if layout == "zoo":
@@ -171,12 +173,13 @@ def average(run: str | Path, path: str | Path, *, last: int) -> list[int]:
     fault = f"there are {there}; wanted 1 <= last <= {len(steps)}, and last is {last}; see checkpoint.max_to_keep"
     raise WeightsError(str(run), [fault])
   sums: dict[str, np.ndarray] = {}
+  source = read(steps[-1])
   for step in steps[-last:]:
     source = read(step)
     # In float64 the sum is exact, so that the mean of equal numbers is the number.
     sums = {key: sums.get(key, 0) + np.asarray(tensor, np.float64) for key, tensor in source.tensors.items()}
   variables = unflatten_dict({key: value / last for key, value in sums.items()}, sep="/")
-  save(path, source.model, source.overrides, variables)
+  save(path, str(source.model), source.overrides, variables)
   return [int(step.name) for step in steps[-last:]]
 
 
@@ -267,7 +270,7 @@ def _unrolled(shapes: Mapping) -> dict:
   return jax.eval_shape(lambda tree: {collection: unstack_params(v) for collection, v in tree.items()}, shapes)
 
 
-def _stacked_as(like: Mapping, variables: Mapping) -> dict:
+def _stacked_as(like: Mapping, variables: Mapping) -> Mapping:
   """With blocks stacked if they are so in `like`: in a segmenter it is its backbone that is scanned."""
   if not any(STACKED in path for path in flatten_dict(like)):
     return variables
@@ -291,7 +294,7 @@ def _tables(model, template: Mapping) -> dict[str, tuple[Rule, ...]]:
 def _likely(tensors: Mapping, tables: Mapping, layout: str | None = None) -> str:
   """Which layout the keys look like, if that is another than the one given."""
   fits = {name: sum(map(bool, map(matcher(table), tensors))) for name, table in tables.items()}
-  best = max(fits, key=fits.get)
+  best = max(fits, key=lambda name: fits[name])
   return f"; its keys look like {best!r}" if best != layout and fits[best] > fits.get(layout, 0) else ""
 
 
@@ -308,9 +311,9 @@ def _described(path, source: Source, name: str | None, overrides: Mapping) -> tu
     return _described_by_huggingface(path, source, name, overrides)
   if name is None and source.model is None:
     raise WeightsError(str(path), ["the file does not tell its model: pass its name, and layout=..."])
-  if name in (None, source.model):
+  if source.model is not None and name in (None, source.model):
     return source.model, dict(source.overrides) | dict(overrides)
-  return name, dict(overrides)
+  return str(name), dict(overrides)
 
 
 def _described_by_huggingface(path, source: Source, name: str | None, overrides: Mapping) -> tuple[str, dict]:
@@ -330,7 +333,7 @@ def _described_by_huggingface(path, source: Source, name: str | None, overrides:
   if unequal := [(a, b) for a, b in theirs.HUGGINGFACE["equal"].items() if c.get(a) != c.get(b)]:
     faults = [f"config.json has {a} {c.get(a)} and {b} {c.get(b)}; ours have one for both" for a, b in unequal]
     raise WeightsError(str(path), faults)
-  fields = _huggingface_fields(theirs, source) | overrides
+  fields = _huggingface_fields(theirs, source) | dict(overrides)
   sizes = {k: v for k, v in fields.items() if _SIZES.fullmatch(k) and k not in overrides}
   if name is None:
     family = theirs.__name__.rpartition(".")[2]

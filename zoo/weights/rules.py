@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -104,7 +104,7 @@ def convert(
     WeightsError: keys without a rule or with several, wrong shapes, parameters filled twice or not at all: a line
       each, all in one error.
   """
-  wanted = flatten_dict(template, sep="/")
+  wanted: dict[str, Any] = dict(flatten_dict(template, sep="/"))
   filled, source, faults, unknown = {}, {}, [], []
   rules_of = matcher(table)
   for key, tensor in tensors.items():

@@ -139,8 +139,10 @@ def _timm(config: swin.Config, first: int, head: str) -> tuple[Rule, ...]:
       rules += [Rule(rf"{key}\.attn\.{name}_bias", f"{path}/attn/{name}/bias", torch.HEADS_BIAS) for name in "qv"]
     else:
       rules += torch.heads(rf"{key}\.attn\.qkv", *each)
-    names = (rf"{key}\.attn\.{name}" for name in ("relative_position_bias_table", "cpb_mlp", "logit_scale"))
-    rules += _offsets(config, *names, path)
+    table, network, scale = (
+      rf"{key}\.attn\.{name}" for name in ("relative_position_bias_table", "cpb_mlp", "logit_scale")
+    )
+    rules += _offsets(config, table, network, scale, path)
     rules += torch.heads_out(rf"{key}\.attn\.proj", f"{path}/attn/out")
     rules += torch.norm(rf"{key}\.norm1", f"{path}/norm1")
     rules += torch.norm(rf"{key}\.norm2", f"{path}/norm2")
