@@ -239,6 +239,26 @@ def resolve() -> None:
         raise SystemExit(f"[{extra}] on Python {python} brings no {', '.join(missing)}")
 
 
+def lint() -> None:
+  """Runs what needs no test: the linters, the type checker, and the build of the documentation."""
+  with tempfile.TemporaryDirectory() as folder:
+    env = Environment("3.13", Path(folder))
+    env.uv("-e", ".[train,lint,docs]")
+    for program, *arguments in LINT:
+      command([env.python.with_name(program), *arguments], PATH=f"{env.python.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+# Checks that are no row of the table.
+CHECKS = {"lint": lint, "extras": resolve}
+# As in .pre-commit-config.yaml.
+LINT = (
+  ("ruff", "check", "."),
+  ("ruff", "format", "--check", "."),
+  ("basedpyright",),
+  ("mkdocs", "build", "--strict", "--quiet"),
+)
+
+
 # ---- Tools
 
 
@@ -303,25 +323,24 @@ def write_table(rows: dict[str, list[str]]) -> None:
 def main() -> None:
   """Makes the environments one after the other."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument(
-    "names", nargs="*", metavar="NAME", help=f"of {', '.join([*ENVIRONMENTS, 'extras'])}; all if none"
-  )
+  parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join([*ENVIRONMENTS, *CHECKS])}; all if none")
   amount = parser.add_mutually_exclusive_group()
   amount.add_argument("--brief", action="store_true", help="the notebooks on the newest Python alone")
   amount.add_argument("--whole", action="store_true", help="the whole suite in place of the core tests")
   parser.add_argument("--table", action="store_true", help=f"write the results into {PAGE.relative_to(ROOT)}")
   options = parser.parse_args()
-  if unknown := {*options.names} - {*ENVIRONMENTS, "extras"}:
-    parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join([*ENVIRONMENTS, 'extras'])}")
-  names = options.names or [*ENVIRONMENTS, "extras"]
+  if unknown := {*options.names} - {*ENVIRONMENTS, *CHECKS}:
+    parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join([*ENVIRONMENTS, *CHECKS])}")
+  names = options.names or [*CHECKS, *ENVIRONMENTS]
   missing = {python for name in names if name in ENVIRONMENTS and not interpreter(python := ENVIRONMENTS[name][0])}
   if missing and os.environ.get("CI") == "true":
     raise SystemExit(f"no interpreter of Python {', '.join(sorted(missing))} on the PATH or in pyenv's versions")
   rows = {}
   uv()  # before two threads want it
-  if "extras" in names:
-    resolve()
-    print("==== extras are resolved", flush=True)
+  for name in names:
+    if name in CHECKS:
+      CHECKS[name]()
+      print(f"==== {name} passed", flush=True)
   for name in names:
     if name in ENVIRONMENTS and ENVIRONMENTS[name][0] in missing:
       print(f"==== {name} left out: no Python {ENVIRONMENTS[name][0]}", flush=True)

@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md are taken out of the page, put where they say, and used."""
+"""The examples of docs/extending.md are extracted from the page, put where they say, and used."""
 
 import importlib
 import json
@@ -24,11 +24,11 @@ from zoo import partitioning, registry
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
-PAGE = Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text(encoding="utf-8")
+PAGE = Path(__file__).parents[1].joinpath("docs/extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
 EXAMPLES = {block.partition("\n")[0].removeprefix("# "): block for block in BLOCKS}
 # Each "zoo ..." of the page as a list of words, without the name of the command.
-COMMANDS = [shlex.split(line.replace("\\\n", " "))[1:] for line in re.findall(r"^    (zoo (?:.*\\\n)*.*)", PAGE, re.M)]
+COMMANDS = [shlex.split(line.replace("\\\n", " "))[1:] for line in re.findall(r"^(zoo (?:.*\\\n)*.*)", PAGE, re.M)]
 TINY = dict(name="deepset/nano4", patch_size=14, width=32, depth=2, mlp_dim=48)
 PIXELS = dict(mean=(0.286,), std=(0.353,))
 
@@ -55,7 +55,7 @@ def installed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def image_files(tmp_path_factory):
   """A folder with FOLDER, one folder a class of real images in it, and with data/, where they are prepared."""
   here = tmp_path_factory.mktemp("plots")
   source = array_record.make_source("fashion_mnist_small", "test[:120]")
@@ -189,9 +189,9 @@ def test_the_objective_says_how_many_classes_it_wants(tmp_path):
     loop.train(tiny_config(1, TINY | dict(num_classes=3), dict(name="rotate")), tmp_path)
 
 
-def test_the_data_set_holds_what_the_folder_holds(pictures):
-  source = array_record.make_source("picture_folder", "train", str(pictures / "data"))
-  files = sorted(pictures.glob("FOLDER/*/*"))
+def test_the_data_set_holds_what_the_folder_holds(image_files):
+  source = array_record.make_source("image_folder", "train", str(image_files / "data"))
+  files = sorted(image_files.glob("FOLDER/*/*"))
   assert len(source) == len(files) == 120 and source.num_classes == 10
   assert source.class_names == sorted({file.parent.name for file in files})
   wanted = sorted((file.read_bytes(), file.parent.name) for file in files)
@@ -199,29 +199,29 @@ def test_the_data_set_holds_what_the_folder_holds(pictures):
   assert decode(source[0][0], 3).shape == (28, 28, 3)
 
 
-def test_a_folder_without_pictures_is_told(tmp_path):
-  with pytest.raises(ValueError, match=r"picture_folder.*no CLASS/NAME with one of \.jpg"):
-    array_record.prepare("picture_folder", str(tmp_path / "data"), str(tmp_path))
+def test_a_folder_without_images_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match=r"image_folder.*no CLASS/NAME with one of \.jpg"):
+    array_record.prepare("image_folder", str(tmp_path / "data"), str(tmp_path))
   with pytest.raises(ValueError, match="--source FOLDER"):
-    array_record.prepare("picture_folder", str(tmp_path / "data"))
+    array_record.prepare("image_folder", str(tmp_path / "data"))
 
 
-def test_the_data_set_trains(pictures, tmp_path):
+def test_the_data_set_trains(image_files, tmp_path):
   config = tiny_config(2, TINY, dict(name="image_classification"), evals__test__every=0)
   config.data.update(
-    dataset="picture_folder", data_dir=str(pictures / "data"), channels=1, train_split="train[:90%]",
+    dataset="image_folder", data_dir=str(image_files / "data"), channels=1, train_split="train[:90%]",
     eval_split="train[90%:]",
   )  # fmt: skip
   result = loop.train(config, tmp_path)
   assert np.isfinite(losses(tmp_path)).all() and result["test"]["examples"] == 12
 
 
-def test_the_commands_of_the_page_are_commands(pictures, monkeypatch, capsys):
-  monkeypatch.chdir(pictures)
+def test_the_commands_of_the_page_are_commands(image_files, monkeypatch, capsys):
+  monkeypatch.chdir(image_files)
   assert [command[0] for command in COMMANDS] == ["models", "train", "train", "prepare", "train"]
   assert cli.main(COMMANDS[0]) == 0 and "deepset/nano4" in capsys.readouterr().out
   for command in (command for command in COMMANDS if command[0] == "train"):
     overrides = [word for word in command[2:] if "=" in word]
-    if "data.dataset=picture_folder" in overrides:
-      overrides.append("batch_size=64")  # there are few pictures here
+    if "data.dataset=image_folder" in overrides:
+      overrides.append("batch_size=64")  # there are few images here
     loop.Run(configuration.load(command[1], overrides))  # all that can be known before the first step
