@@ -5,8 +5,8 @@ distributed. The recipes use Wikipedia alone, as TFDS has it. For books of your 
 files: `--source FOLDER --documents file --sentences split`.
 
 The vocabulary is the published one, in a folder `bert-base-uncased`. Without `--vocab` a vocabulary of the same size is
-learned, in which [MASK] is another token: model.mask=4. The rows of 512 tokens need the vocabulary of the rows of 128:
-`--vocab data/corpus/wiki128/1.0.0`.
+learned, in which [MASK] is another token: model.mask_token_id=4. The rows of 512 tokens need the vocabulary of the rows
+of 128: `--vocab data/corpus/wiki128/1.0.0`.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ def pretraining(
   *,
   length: int,
   max_predictions: int,
-  head: str = "pretrain",
+  head: str = "pretraining",
   whole_words: bool = False,
   **fields,
 ) -> ConfigDict:
@@ -35,13 +35,15 @@ def pretraining(
     corpus: "corpus/NAME", which the config's command prepares.
     length: tokens in a row.
     max_predictions: masked tokens of a row at most, which is 15 % of its tokens.
-    head: "pretrain" with next-sentence prediction, for rows of pairs; "words" without, for others.
+    head: "pretraining" with next-sentence prediction, for rows of pairs; "masked_lm" without, for others.
     whole_words: mask whole words, with all their pieces.
     **fields: more fields of the model. By default its special tokens are those of the published vocabulary.
   """
   config = defaults()
   config.model = dict(name=model, head=head, scan=True, dtype="bfloat16", **fields)
-  config.data = dict(name="masked_lm_corpus", dataset=corpus, data_dir="data", length=length, pairs=head == "pretrain")
+  config.data = dict(
+    name="masked_lm_corpus", dataset=corpus, data_dir="data", length=length, pairs=head == "pretraining"
+  )
   config.objective = dict(name="mlm_nsp", max_predictions=max_predictions, whole_words=whole_words)
   config.evals = dict(val=dict(name="loss", every_steps=10_000))
   config.checkpoint = dict(every_steps=5000, max_to_keep=2, best_metric="", best_mode="max")

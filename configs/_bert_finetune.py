@@ -26,8 +26,8 @@ def finetune(head: str, **model) -> ConfigDict:
   config = defaults()
   config.model = dict(name="bert/base", head=head, scan=True, **model)
   # The pretraining heads; and the pooler, which the heads over all tokens do not have.
-  ignore = [r"cls\..*", r"params/(words|next)/.*"]
-  if head != "classify":
+  ignore = [r"cls\..*", r"params/(masked_lm|next_sentence)/.*"]
+  if head != "sequence_classification":
     ignore += [r"(bert\.)?pooler\..*", r"params/pooler/.*"]
   config.init = dict(path="bert-base-uncased", ignore=tuple(ignore), reinit=(r"head/.*",))
   # As in the released code: gradients are clipped to a global norm of 1, norms and biases do not decay.

@@ -13,7 +13,7 @@ sublayers (pre-norm), which makes that rate stable. Masked tokens are the only t
 The pooler is not pretrained. To fine-tune:
 
     zoo train glue:mnli init.path=runs/bert_base_24h data.vocabulary=data/corpus/wiki_packed128/1.0.0 \
-      model.max_length=128 model.mask=4 model.norm_position=pre "init.reinit=('head/.*', 'pooler/.*')"
+      model.max_length=128 model.mask_token_id=4 model.norm_position=pre "init.reinit=('head/.*', 'pooler/.*')"
 
 The compiler's prediction for a chip (`zoo plan bert_base_24h --tpu v5e:1x1`): 109,220,922 parameters, 5.97 of 15.75
 GiB, which fits, with 64 rows at a time; 1.454 s a step at the chip's peak. At 40 % of that, which is a guess, 23,000
@@ -30,9 +30,9 @@ def get_config():
     "corpus/wiki_packed128",
     length=128,
     max_predictions=20,
-    head="words",
+    head="masked_lm",
     max_length=128,
-    mask=4,
+    mask_token_id=4,
     dropout_rate=0.0,
     attention_dropout_rate=0.0,
     norm_position="pre",

@@ -15,7 +15,7 @@ tokens, and there is an embedding table of two token types of which one is used.
 The pooler is not pretrained. To fine-tune:
 
     zoo train glue:mnli init.path=runs/bert_base_roberta data.vocabulary=data/corpus/wiki_sentences512/1.0.0 \
-      model.vocab_size=50265 model.mask=4 "init.reinit=('head/.*', 'pooler/.*')"
+      model.vocab_size=50265 model.mask_token_id=4 "init.reinit=('head/.*', 'pooler/.*')"
 
 The compiler's prediction for 64 chips (`zoo plan bert_base_roberta --tpu v5e:8x8`): 124,696,665 parameters, 8.58 GiB of
 each chip's 15.75 GiB, which fits, with 8 rows at a time; 0.200 s a step at the chips' peak. At 40 % of that, which is a
@@ -31,9 +31,9 @@ def get_config():
     "corpus/wiki_sentences512",
     length=512,
     max_predictions=77,
-    head="words",
+    head="masked_lm",
     vocab_size=50_265,
-    mask=4,
+    mask_token_id=4,
   )
   config.batch_size = 8192
   config.grad_accum_steps = 16

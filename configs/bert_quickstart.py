@@ -16,7 +16,7 @@ def get_config():
   # Masked tokens alone: next-sentence prediction takes far longer to learn.
   config.model = dict(
     name="bert/nano",
-    head="words",
+    head="masked_lm",
     dropout_rate=0.0,
     attention_dropout_rate=0.0,
     scan=True,

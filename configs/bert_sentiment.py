@@ -17,10 +17,12 @@ from train.config import defaults
 def get_config():
   config = defaults()
   # Neither masked tokens nor sentence similarity, which MiniLM learned, train the output at the first token.
-  config.model = dict(name="bert/tiny", head="classify", num_classes=2, pool="mean")
+  config.model = dict(name="bert/tiny", head="sequence_classification", num_classes=2, pool="mean")
   # The pretraining heads of published files and of our own.
   config.init = dict(
-    path="", ignore=(r"cls\..*", r"(bert\.)?pooler\..*", r"params/(words|next|pooler)/.*"), reinit=(r"head/.*",)
+    path="",
+    ignore=(r"cls\..*", r"(bert\.)?pooler\..*", r"params/(masked_lm|next_sentence|pooler)/.*"),
+    reinit=(r"head/.*",),
   )
   config.data = dict(
     name="sequence_classification",

@@ -17,7 +17,7 @@ from configs._bert_finetune import finetune
 
 
 def get_config():
-  config = finetune("tag", num_classes=9, vocab_size=28996)
+  config = finetune("token_classification", num_classes=9, vocab_size=28996)
   config.init.path = "bert-base-cased"
   config.data = dict(
     name="token_classification",

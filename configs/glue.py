@@ -40,7 +40,7 @@ VARIANTS = dict(cola=2, mnli=3, mrpc=2, qnli=2, qqp=2, rte=2, sst2=2, stsb=1, wn
 
 
 def get_config(task):
-  config = finetune("classify", num_classes=VARIANTS[task])
+  config = finetune("sequence_classification", num_classes=VARIANTS[task])
   config.data = dict(
     name="sequence_classification",
     dataset=f"glue/{task}",

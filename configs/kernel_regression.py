@@ -1,4 +1,4 @@
-"""Kernel regression of the food expenditure of 235 households on their income, with a learned kernel width.
+r"""Kernel regression of the food expenditure of 235 households on their income, with a learned kernel width.
 
     zoo train kernel_regression
 
@@ -16,7 +16,8 @@ training households, in (francs a year)^2:
 The learned width, 146, minimises the leave-one-out error. The 16 households with more than 1,700 francs, far from each
 other, contribute 57 % of that error; the best width for the others is 88. With a given width there is nothing to train:
 
-    zoo train kernel_regression model.name=kernel_regression/gaussian model.width=50.0 steps=1 --workdir runs/width_50
+    zoo train kernel_regression model.name=kernel_regression/gaussian model.bandwidth=50.0 steps=1 \
+      --workdir runs/width_50
     zoo train kernel_regression model.name=kernel_regression/average steps=1 --workdir runs/average
 
 For points of your own: data.dataset=FILE.csv, with two columns, x and y, and a batch_size of at most the number of
@@ -28,7 +29,7 @@ from train.config import defaults
 
 def get_config():
   config = defaults()
-  config.model = dict(name="kernel_regression/learned", width=500.0)
+  config.model = dict(name="kernel_regression/learned", bandwidth=500.0)
   config.data = dict(name="regression", dataset="engel", test_share=0.15)
   config.objective = dict(name="regression")
   config.batch_size = 200

@@ -4,7 +4,7 @@ r"""Non-autoregressive translation of English to Spanish, trained on the 31,000 
 
 A classifier predicts the length. Without it, each of 96 positions predicts its token or the end of the sentence:
 
-    zoo train nat_en_es model.length=cut model.max_length=96 steps=2800 optimizer.learning_rate=1e-3 \
+    zoo train nat_en_es model.length_prediction=none model.max_length=96 steps=2800 optimizer.learning_rate=1e-3 \
       optimizer.grad_clip_norm=1.0 --workdir runs/nat_cut
 
 (with the learning rate of the classifier it diverges).

@@ -25,7 +25,7 @@ def get_config():
     width=64,
     num_classes=11,
     image_size=64,
-    channels=1,
+    num_channels=1,
   )
   config.init = from_classifier("", "(encoder/norm|head)", "head_norm")
   config.data = dict(

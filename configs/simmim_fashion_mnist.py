@@ -18,6 +18,6 @@ from configs import quickstart
 def get_config():
   config = quickstart.get_config()
   config.model = dict(name="simmim/nano")
-  config.objective = dict(name="simmim", unit=4, mask_ratio=0.6, mean=(0.286,), std=(0.353,))
+  config.objective = dict(name="simmim", mask_patch_size=4, mask_ratio=0.6, mean=(0.286,), std=(0.353,))
   config.optimizer.b2 = 0.999
   return config

@@ -9,7 +9,7 @@ predicted exactly ("exact" is 1), in each of the three tasks, with seeds 0 and 1
 
 With letters outside the vocabulary, which only a model with a copy mechanism can output (See et al. 2017, 2.2):
 
-    zoo train sort data.task=copy data.unseen=6 data.copy_slots=10 model.copy=True model.copy_slots=10
+    zoo train sort data.task=copy data.unseen=6 data.copy_slots=10 model.head=copy model.copy_slots=10
 """
 
 from train.config import defaults

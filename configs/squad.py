@@ -26,7 +26,7 @@ VARIANTS = dict(v1=("v1.1", 32, 3.0), v2=("v2.0", 48, 2.0))
 
 def get_config(version):
   release, batch_size, epochs = VARIANTS[version]
-  config = finetune("span")
+  config = finetune("question_answering")
   config.data = dict(
     name="question_answering",
     dataset=f"squad/{release}",

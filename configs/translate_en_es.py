@@ -8,7 +8,7 @@ With words as tokens, and a copy mechanism for source words that are not among t
 2.2); they are mostly names, of which few are spelt alike in both languages:
 
     zoo train translate_en_es data.words=8000 model.vocab_size=8000 data.copy_slots=16 \
-      model.copy=True model.copy_slots=16 --workdir runs/copying
+      model.head=copy model.copy_slots=16 --workdir runs/copying
 """
 
 from train.config import defaults

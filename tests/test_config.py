@@ -219,7 +219,7 @@ def test_what_has_been_learned_of_hidden_patches_is_found_by_the_command_it_tell
     if leaf.shape == wanted[path].shape:
       np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
     else:
-      assert path.endswith("offsets/table")
+      assert path.endswith("relative_position_bias/table")
       np.testing.assert_allclose(leaf, resample(wanted[path], leaf.shape[:2], "bicubic"), rtol=1e-5, atol=1e-6)
 
 
@@ -246,7 +246,7 @@ def test_a_swin_of_large_windows_starts_from_one_of_small_ones(tmp_path):
   old, new = flatten(unstack_params(pretrained["params"])), flatten(unstack_params(loaded["params"]))
   assert old.keys() == new.keys()
   for path, leaf in new.items():
-    wanted = resample(old[path], (23, 23), "bicubic") if path.endswith("offsets/table") else old[path]
+    wanted = resample(old[path], (23, 23), "bicubic") if path.endswith("relative_position_bias/table") else old[path]
     np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
@@ -261,10 +261,10 @@ def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
   config = configuration.load(name, [*shrink, f"init.path={tmp_path / 'mae.safetensors'}", "data.image_size=16"])
   model = zoo.create(config.model.name, **configuration.kwargs(config.model))
   small |= dict(
-    channels=model.config.channels, decoder_width=16, decoder_depth=1, decoder_mlp_dim=24, decoder_num_heads=2
+    num_channels=model.config.num_channels, decoder_width=16, decoder_depth=1, decoder_mlp_dim=24, decoder_num_heads=2
   )
   mae = zoo.create("mae/test", **small)
-  image = jnp.zeros((1, 16, 16, model.config.channels))
+  image = jnp.zeros((1, 16, 16, model.config.num_channels))
   rngs = {"params": jax.random.key(0), "mask": jax.random.key(1)}
   pretrained = jax.jit(mae.init)(rngs, image)
   zoo.save(tmp_path / "mae.safetensors", "mae/test", small, pretrained)

@@ -113,7 +113,7 @@ def test_layer_scale():
   assert len(scales) == 2 and all((scale == np.float32(1e-6)).all() for scale in scales)
   _, aux = model.apply(variables, image)
   np.testing.assert_allclose(aux["stage_1/block_01"], aux["stage_1/block_00"], atol=1e-4)
-  _, none, _ = draw(layer_scale=0.0)
+  _, none, _ = draw(layer_scale_init_value=0.0)
   assert not any("layer_scale" in path for path in map(str, jax.tree_util.tree_leaves_with_path(none)))
 
 
@@ -177,8 +177,8 @@ def test_multiply_adds():
     (dict(widths=(), depths=()), r"depths is \(\); wanted one for each stage"),
     (dict(depths=(1, 2.5, 1, 1)), r"convnext/test: depths is \(1, 2.5, 1, 1\), with 2.5 \(float\); wanted int"),
     (dict(depths=3), r"convnext/test: depths is 3 \(int\); wanted tuple"),
-    (dict(head="classes"), "head is 'classes'; did you mean 'classify'"),
-    (dict(layer_scale=-1.0), "layer_scale is -1.0; wanted at least 0"),
+    (dict(head="classes"), "head is 'classes'; did you mean 'classification'"),
+    (dict(layer_scale_init_value=-1.0), "layer_scale_init_value is -1.0; wanted at least 0"),
     (dict(drop_path_rate=1.0), "drop_path_rate is 1.0; wanted 0 <= drop_path_rate < 1"),
   ],
 )

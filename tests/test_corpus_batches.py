@@ -147,12 +147,16 @@ def test_fields_that_make_no_sense(fields, words):
     (dict(), {}, r"29 words, the vocabulary 900: set model.vocab_size=900"),
     (dict(), {}, r"model's max_length is 16"),
     (
-      dict(vocab_size=900, max_length=48, mask=7),
+      dict(vocab_size=900, max_length=48, mask_token_id=7),
       {},
-      r"mask is token 4 of the vocabulary, 7 of the model: set model.mask",
+      r"mask_token_id is token 4 of the vocabulary, 7 of the model: set model.mask_token_id",
     ),
-    (dict(vocab_size=900, max_length=48, head="span"), {}, r"model.head is 'span'; wanted 'pretrain'"),
-    (dict(vocab_size=900, max_length=48), dict(pairs=False), r"rows have no pairs: set model.head='words'"),
+    (
+      dict(vocab_size=900, max_length=48, head="question_answering"),
+      {},
+      r"model.head is 'question_answering'; wanted 'pretraining'",
+    ),
+    (dict(vocab_size=900, max_length=48), dict(pairs=False), r"rows have no pairs: set model.head='masked_lm'"),
     (dict(vocab_size=900, max_length=48, type_vocab_size=1), {}, r"set model.type_vocab_size=2"),
   ],
 )
@@ -208,7 +212,7 @@ def test_another_preparation_than_the_config_says(prepared, fields, words):
 @pytest.fixture(scope="module")
 def trained(book, tmp_path_factory):
   config = get_config()
-  config.model = dict(name="bert/test", vocab_size=200, max_length=32, head="words")
+  config.model = dict(name="bert/test", vocab_size=200, max_length=32, head="masked_lm")
   config.data = dict(name="masked_lm", dataset=book, length=32, vocab_size=200, pairs=False, pack=True)
   config.objective = dict(name="mlm_nsp", max_predictions=5)
   config.optimizer = dict(name="adamw", learning_rate=1e-2, warmup=0.1)
@@ -243,8 +247,8 @@ def test_filling_in_what_cannot_be_filled(trained, capsys):
   for text, words in (("the cat", r"there is no [MASK] in 'the cat'"), ("[MASK] " * 40, "42 tokens, [CLS] and [SEP]")):
     assert cli.main(["fill-mask", str(workdir), text]) == 2
     assert words in capsys.readouterr().err
-  model = zoo.create("bert/test", head="span")
-  with pytest.raises(ValueError, match="only a model with head 'pretrain' or 'words'"):
+  model = zoo.create("bert/test", head="question_answering")
+  with pytest.raises(ValueError, match="only a model with head 'pretraining' or 'masked_lm'"):
     fill_mask(model, {}, verses().vocabulary, ["[MASK]"])
 
 

@@ -14,7 +14,7 @@ from zoo import decoding
 
 PAD, BOS, EOS, WORDS, LENGTH, ROWS = 0, 2, 3, 4, 4, 5
 VOCAB = 24
-SPECIAL = dict(bos=BOS, eos=EOS, pad=PAD, max_length=LENGTH)
+SPECIAL = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, max_length=LENGTH)
 
 
 def language(seed=0):
@@ -39,7 +39,7 @@ def compiled(method, **options):
 def run(method, logits, key=(), **options):
   arrays = jnp.asarray(logits), jnp.zeros((len(logits), LENGTH), jnp.int32)
   decoded = compiled(method, **options)(*arrays, *([key] if method is decoding.sample else []))
-  return np.asarray(decoded.token_BNT), np.asarray(decoded.score_BN)
+  return np.asarray(decoded.sequences_BNT), np.asarray(decoded.scores_BN)
 
 
 def log_softmax(x):
@@ -73,14 +73,6 @@ def test_greedy_takes_the_most_probable():
     np.testing.assert_allclose(scores[b, 0], total, rtol=1e-5)
 
 
-@pytest.mark.parametrize("vocab", [1, 2, 97, 100, 4000])
-def test_the_most_probable_is_the_first_of_the_largest(vocab_size):
-  logits = np.random.default_rng(vocab_size).integers(-40, 40, (64, vocab_size)).astype(np.float32)  # many are equal
-  np.testing.assert_array_equal(decoding.most_probable(jnp.asarray(logits)), logits.argmax(1))
-  logits[5] = -np.inf
-  np.testing.assert_array_equal(decoding.most_probable(jnp.asarray(logits)), logits.argmax(1))
-
-
 def test_a_beam_of_one_is_greedy():
   for seed in range(5):
     tokens, scores = run(decoding.greedy, language(seed))
@@ -111,7 +103,7 @@ def test_stopping_early_changes_nothing(penalty, alpha):
   for seed in range(5):
     logits = language(seed)
     logits[:, 0, BOS, EOS] += 3  # so that there is something to stop for
-    ours, plain = (run(decoding.beam_search, logits, **options, early_stop=s) for s in (True, False))
+    ours, plain = (run(decoding.beam_search, logits, **options, early_stopping=s) for s in (True, False))
     np.testing.assert_array_equal(ours[0], plain[0])
     np.testing.assert_allclose(ours[1], plain[1], rtol=1e-6)
 
@@ -178,7 +170,7 @@ def test_what_is_improbable_is_left_out():
   logits = np.log(np.array([[0.5, 0.25, 0.15, 0.1]], np.float32))
 
   def kept(**options):
-    return np.isfinite(decoding.keep_probable(jnp.asarray(logits), **options))[0].tolist()
+    return np.isfinite(decoding.filter_top_k_top_p(jnp.asarray(logits), **options))[0].tolist()
 
   assert kept() == [True] * 4
   assert kept(top_k=2) == [True, True, False, False]
@@ -195,7 +187,7 @@ def test_a_cold_sample_is_greedy():
 def test_arguments_that_make_no_sense():
   with pytest.raises(ValueError, match="a beam of 25 is larger than the vocabulary of 24"):
     run(decoding.beam_search, language(), beam_size=25)
-  with pytest.raises(ValueError, match="unknown penalty 'gmnt'; did you mean 'gnmt'"):
+  with pytest.raises(ValueError, match="unknown length_normalization 'gmnt'; did you mean 'gnmt'"):
     run(decoding.beam_search, language(), length_normalization="gmnt")
   with pytest.raises(ValueError, match="n_best=5"):
     run(decoding.beam_search, language(), n_best=5)
@@ -211,7 +203,7 @@ def translator(**overrides):
   model = zoo.create("transformer/test", **overrides)
   source = np.random.default_rng(0).integers(4, 29, (4, 9)).astype(np.int32)
   for row, length in enumerate((9, 4, 1, 6)):
-    source[row, length:] = model.config.pad
+    source[row, length:] = model.config.pad_token_id
   shapes = jax.eval_shape(model.init, {"params": jax.random.key(0)}, source, source)
   draw = np.random.default_rng(1)
   return model, jax.tree.map(lambda s: draw.normal(0, 0.4, s.shape).astype(np.float32), shapes), source
@@ -220,8 +212,15 @@ def translator(**overrides):
 def of_model(method, source, length=8, **options):
   model, variables, _ = translator()
   c = model.config
-  parts = decoding.stepper(model, variables, source, length)
-  return method(*parts, bos=c.bos, eos=c.eos, pad=c.pad, max_length=length, **options)
+  parts = decoding.decode_step_of(model, variables, source, length)
+  return method(
+    *parts,
+    bos_token_id=c.bos_token_id,
+    eos_token_id=c.eos_token_id,
+    pad_token_id=c.pad_token_id,
+    max_length=length,
+    **options,
+  )
 
 
 def test_the_cache_changes_nothing():
@@ -229,12 +228,12 @@ def test_the_cache_changes_nothing():
   model, variables, source = translator()
   decoded = of_model(decoding.greedy, source)
   whole = jax.jit(lambda target: model.apply(variables, source, target)[0])
-  target = np.full((4, 9), model.config.pad, np.int32)
-  target[:, 0], done = model.config.bos, np.zeros(4, bool)
+  target = np.full((4, 9), model.config.pad_token_id, np.int32)
+  target[:, 0], done = model.config.bos_token_id, np.zeros(4, bool)
   for i in range(8):
-    target[:, i + 1] = np.where(done, model.config.pad, np.asarray(whole(target)[:, i]).argmax(-1))
-    done |= target[:, i + 1] == model.config.eos
-  np.testing.assert_array_equal(decoded.token_BNT[:, 0], target[:, 1:])
+    target[:, i + 1] = np.where(done, model.config.pad_token_id, np.asarray(whole(target)[:, i]).argmax(-1))
+    done |= target[:, i + 1] == model.config.eos_token_id
+  np.testing.assert_array_equal(decoded.sequences_BNT[:, 0], target[:, 1:])
 
 
 @pytest.mark.parametrize(
@@ -245,8 +244,8 @@ def test_a_sequence_is_decoded_as_if_alone(method, options):
   together = of_model(method, source, **options)
   for row, length in ((1, 4), (2, 1)):
     alone = of_model(method, source[row : row + 1, :length], **options)
-    np.testing.assert_array_equal(together.token_BNT[row], alone.token_BNT[0])
-    np.testing.assert_allclose(together.score_BN[row], alone.score_BN[0], rtol=1e-4)
+    np.testing.assert_array_equal(together.sequences_BNT[row], alone.sequences_BNT[0])
+    np.testing.assert_allclose(together.scores_BN[row], alone.scores_BN[0], rtol=1e-4)
 
 
 def test_a_beam_follows_its_own_cache():
@@ -255,21 +254,21 @@ def test_a_beam_follows_its_own_cache():
   c = model.config
   decoded = of_model(decoding.beam_search, source, beam_size=4, n_best=4, length_penalty=0.0)
   for n in range(4):
-    tokens = np.asarray(decoded.token_BNT[:, n])
-    before = np.concatenate([np.full((4, 1), c.bos), tokens[:, :-1]], 1)
+    tokens = np.asarray(decoded.sequences_BNT[:, n])
+    before = np.concatenate([np.full((4, 1), c.bos_token_id), tokens[:, :-1]], 1)
     logits, _ = model.apply(variables, source, before)
     gains = np.take_along_axis(log_softmax(np.asarray(logits)), tokens[..., None], -1)[..., 0]
-    real = np.cumsum(tokens == c.eos, 1) - (tokens == c.eos) == 0
-    np.testing.assert_allclose(decoded.score_BN[:, n], (gains * real).sum(1), rtol=1e-4)
+    real = np.cumsum(tokens == c.eos_token_id, 1) - (tokens == c.eos_token_id) == 0
+    np.testing.assert_allclose(decoded.scores_BN[:, n], (gains * real).sum(1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("length", [4, 8, 16])
 def test_a_step_costs_one_token(length):
   """The same program at every place, whose work grows with the longest target by two products with its keys alone."""
   model, variables, source = translator()
-  _, memory, cache = decoding.stepper(model, variables, source, length)
+  _, memory, cache = decoding.decode_step_of(model, variables, source, length)
   token_B, c = source[:, 0], model.config
-  step = jax.jit(functools.partial(model.apply, method="step"))
+  step = jax.jit(functools.partial(model.apply, method="decode_step"))
   for index in range(length):
     _, cache = step(variables, memory, cache, token_B, jnp.int32(index))
   assert step._cache_size() == 1
@@ -285,8 +284,8 @@ def test_a_model_s_beam_of_one_is_greedy():
     of_model(decoding.beam_search, source, beam_size=1, length_penalty=0.0),
     of_model(decoding.greedy, source),
   )
-  np.testing.assert_array_equal(beam.token_BNT, greedy.token_BNT)
-  np.testing.assert_allclose(beam.score_BN, greedy.score_BN, rtol=1e-5)
+  np.testing.assert_array_equal(beam.sequences_BNT, greedy.sequences_BNT)
+  np.testing.assert_allclose(beam.scores_BN, greedy.scores_BN, rtol=1e-5)
 
 
 def test_decoding_stays_within_the_model():

@@ -98,7 +98,9 @@ def test_the_model_is_one_of_the_zoo():
   for name in zoo.list_models("deepset/*"):
     model = zoo.create(name)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *zoo.family(name).inputs(model.config, 2))
-    paths = partitioning.flatten(partitioning.logical_axes(shapes["params"]))  # each fits one rule
+    paths = partitioning.flatten(
+      partitioning.logical_axes(shapes["params"], zoo.family(name).LOGICAL_AXES)
+    )  # each fits one rule
     assert not [path for path in paths if re.search(r"[A-Z]", path)]  # each part has a name of its own
   with pytest.raises(ValueError, match=r"no field 'widht'.*'width'"):
     zoo.create("deepset/test", widht=3)

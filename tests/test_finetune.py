@@ -29,17 +29,17 @@ def vocabulary(tmp_path_factory):
 
 
 def test_layers_of_bert_have_rates_by_their_depth():
-  model = zoo.create("bert/test", head="classify", num_classes=2)
+  model = zoo.create("bert/test", head="sequence_classification", num_classes=2)
   params = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 4), np.int32))["params"]
-  scales = optim.layer_scales(params, 0.5)
+  scales = optim.layer_scales(params, 0.5, model)
   rates = {re.sub(r"(encoder/block_\d+|encoder/\w+|^\w+).*", r"\1", path): float(rate) for path, rate in scales.items()}
-  below = dict.fromkeys(("encoder/embed", "encoder/position", "encoder/type", "encoder/embed_norm"), 0.125)
+  below = dict.fromkeys(("encoder/embed", "encoder/position", "encoder/token_type", "encoder/embed_norm"), 0.125)
   assert rates == below | {"encoder/block_00": 0.25, "encoder/block_01": 0.5, "pooler": 1.0, "head": 1.0}
 
 
 @pytest.mark.parametrize("name", ["glue:cola", "squad:v1", "conll2003"])  # one with each head
 def test_recipes_find_all_of_a_pretrained_encoder(name, tmp_path):
-  small = dict(width=16, depth=2, mlp_dim=24, num_heads=2, vocab_size=29, max_length=16, mask=4)
+  small = dict(width=16, depth=2, mlp_dim=24, num_heads=2, vocab_size=29, max_length=16, mask_token_id=4)
   path = tmp_path / "bert.safetensors"
   config = configuration.load(name, [*(f"model.{k}={v}" for k, v in small.items()), f"init.path={path}"])
   pretrained = zoo.create("bert/base", **small)
@@ -88,7 +88,8 @@ def test_labels_are_learned(tmp_path, vocabulary, task):
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
   kind = dict(dataset=str(tmp_path), vocabulary=vocabulary, eval_split="val", length=16, text="x")
   kind |= dict(number=dict(number=True), choice=dict(text="text", choices=("x", "y"))).get(task, {})
-  config = tiny("sequence_classification", kind, head="classify", num_classes=2 if task == "class" else 1)
+  head = dict(head="multiple_choice") if task == "choice" else dict(num_classes=1 + (task == "class"))
+  config = tiny("sequence_classification", kind, **dict(head="sequence_classification") | head)
   config.evals = dict(val=dict(name="loss"), labels=dict(name="sequence_classification", batch_size=24))
   result = loop.train(config, tmp_path / "run")
   if task == "number":
@@ -109,7 +110,9 @@ def test_tags_are_learned(tmp_path, vocabulary):
     lines.append("".join(f"{word} x {kind(word)}\n" for word in words))
   (tmp_path / "train.txt").write_text("\n".join(lines))
   options = dict(dataset=str(tmp_path), vocabulary=vocabulary, length=16, train_split="train[:128]")
-  config = tiny("token_classification", options | dict(eval_split="train[128:]"), head="tag", num_classes=3)
+  config = tiny(
+    "token_classification", options | dict(eval_split="train[128:]"), head="token_classification", num_classes=3
+  )
   config.evals = dict(val=dict(name="loss"), found=dict(name="token_classification"))
   result = loop.train(config, tmp_path / "run")
   assert result["found"]["f1"] > 0.95 and result["val"]["accuracy"] == pytest.approx(result["found"]["accuracy"])
@@ -125,7 +128,7 @@ def test_answers_are_learned(tmp_path, vocabulary):
   write_squad(tmp_path / "train.json", rows[:192])
   write_squad(tmp_path / "val.json", rows[192:])
   options = dict(dataset=str(tmp_path), vocabulary=vocabulary, length=10, stride=3, question_length=2)
-  config = tiny("question_answering", options | dict(eval_split="val"), head="span", steps=100)
+  config = tiny("question_answering", options | dict(eval_split="val"), head="question_answering", steps=100)
   config.evals = dict(val=dict(name="loss"), answers=dict(name="question_answering"))
   result = loop.train(config, tmp_path / "run")
   assert result["val"]["exact"] > 0.9
@@ -140,7 +143,7 @@ def test_answers_are_learned(tmp_path, vocabulary):
 def test_an_evaluation_of_another_kind_of_data_is_told(tmp_path, vocabulary):
   write_tsv(tmp_path / "train.tsv", [("a", 0), ("b", 1)] * 8)
   kind = dict(dataset=str(tmp_path), vocabulary=vocabulary, text="text", length=16, eval_split="train")
-  config = tiny("sequence_classification", kind, head="classify", num_classes=2)
+  config = tiny("sequence_classification", kind, head="sequence_classification", num_classes=2)
   for evaluation, message in (
     (
       dict(name="question_answering"),
@@ -180,11 +183,11 @@ def random_batch(kind, length, rng):
 
 
 OBJECTIVES = dict(
-  label=(Label(), "classify", 3),
-  number=(Label(), "classify", 1),
-  choice=(Label(), "classify", 1),
-  tag=(Tag(), "tag", 3),
-  span=(Span(), "span", 0),
+  label=(Label(), "sequence_classification", 3),
+  number=(Label(), "sequence_classification", 1),
+  choice=(Label(), "multiple_choice", 0),
+  tag=(Tag(), "token_classification", 3),
+  span=(Span(), "question_answering", 0),
 )
 
 
@@ -199,7 +202,7 @@ def test_a_loss_is_its_closed_form_and_padding_changes_nothing(kind):
   loss, other = objective(model, variables, batch), objective(model, variables, longer)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), loss[:3], other[:3])
   flat = {name: batch[name].reshape(-1, 8) for name in ("input_ids", "token_type_ids", "segment_ids", "position_ids")}
-  row = zoo.models.transformer.Row(flat["segment_ids"], flat["position_ids"])
+  row = zoo.layers.sequence_info.SequenceInfo(flat["segment_ids"], flat["position_ids"])
   output, _ = model.apply(variables, flat["input_ids"], flat["token_type_ids"], row)
   output = np.asarray(output, np.float64)
   log = lambda x, axis=-1: x - np.log(np.exp(x).sum(axis, keepdims=True))  # noqa: E731
@@ -224,7 +227,7 @@ def test_a_loss_is_its_closed_form_and_padding_changes_nothing(kind):
 
 
 def test_label_smoothing_is_for_training_alone():
-  model = zoo.create("bert/test", head="classify", num_classes=3)
+  model = zoo.create("bert/test", head="sequence_classification", num_classes=3)
   batch = random_batch("label", 8, np.random.default_rng(0))
   variables = jax.jit(model.init)(jax.random.key(0), batch["input_ids"])
   plain, smooth = (Label(s)(model, variables, batch, jax.random.key(0)).total for s in (0.0, 0.3))

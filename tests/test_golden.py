@@ -97,6 +97,6 @@ def test_layer_norm_keeps_its_digits():
 def test_config_json_says_what_the_tensors_do_not():
   model, _ = zoo.load(GOLDEN / "vit_classifier", SIZES["vit_classifier"][0], **SIZES["vit_classifier"][1])
   c = model.config
-  assert (c.image_size, c.channels, c.num_classes, c.activation, c.norm_eps) == ((12, 18), 1, 7, "gelu_tanh", 1e-12)
+  assert (c.image_size, c.num_channels, c.num_classes, c.activation, c.norm_eps) == ((12, 18), 1, 7, "gelu_tanh", 1e-12)
   model, _ = zoo.load(GOLDEN / "vit_model", SIZES["vit_model"][0], **SIZES["vit_model"][1])
   assert (model.config.num_classes, model.config.representation_size) == (0, 9)

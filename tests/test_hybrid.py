@@ -32,7 +32,7 @@ def test_tokens(name, stride, cell):
   """Their number is that of the patches, whatever makes them."""
   model = zoo.create(f"hybrid/{name}", scan=True)
   c = model.config
-  assert (c.stride, c.cell) == (stride, cell) and c.grid == (224 // c.patch_size, 224 // c.patch_size)
+  assert (c.stride, c.feature_patch_size) == (stride, cell) and c.grid == (224 // c.patch_size, 224 // c.patch_size)
   image = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
   variables = jax.eval_shape(model.init, {"params": jax.random.key(0)}, image)
   logits, aux = jax.eval_shape(model.apply, variables, image)
@@ -115,11 +115,12 @@ def test_features_are_those_of_the_encoder():
 
 def test_the_stem_is_the_first_layer():
   """Of layer-wise rates; and Muon trains its convolutions as matrices from all of their inputs."""
-  params = draw(zoo.create("hybrid/test", **SMALL), pixels(1, 16, 24, 3))["params"]
-  scales = optim.layer_scales(params, 0.5)
+  model = zoo.create("hybrid/test", **SMALL)
+  params = draw(model, pixels(1, 16, 24, 3))["params"]
+  scales = optim.layer_scales(params, 0.5, model)
   assert {scale for path, scale in scales.items() if path.startswith("encoder/stem/")} == {0.25}
   assert scales["encoder/block_00/mlp/up/kernel"] == 0.5 and scales["head/kernel"] == 1
-  optimizer, _ = optim.make(params, 10, name="muon", learning_rate=0.1, schedule="constant")
+  optimizer, _ = optim.make(params, 10, model=model, name="muon", learning_rate=0.1, schedule="constant")
   gradients = jax.tree.map(lambda p: p + 1, params)  # one large singular value, to be made as small as the others
   change, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
   update = flatten(change)["encoder/stem/stage_1/first/conv2/kernel"]  # 3 x 3 x 16 to 16

@@ -101,3 +101,46 @@ def test_the_core_tests_exist():
   for line in (ROOT / "tests" / "core.txt").read_text().splitlines():
     file, _, function = line.partition("::")
     assert f"\ndef {function}(" in (ROOT / file).read_text() or not function, line
+
+
+# Who imports whom in zoo/: a module imports only from rooms before its own, or from its own room.
+ROOMS = (
+  ("zoo.errors", "zoo.shapes", "zoo.compat"),
+  ("zoo.partitioning", "zoo.config"),
+  ("zoo.kernels", "zoo.layers"),
+  ("zoo.models",),
+  ("zoo.registry", "zoo.decoding"),
+  ("zoo.weights",),
+  ("zoo",),
+)
+
+
+def imports_of_zoo() -> dict[str, set[str]]:
+  """Every module of zoo/ and those of zoo/ that it imports, also within functions."""
+  files = {path: text for path, text in sources().items() if path.startswith("zoo/")}
+  names = {path: path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in files}
+  graph = {}
+  for path, text in files.items():
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.Import):
+        found |= {alias.name for alias in node.names}
+      elif isinstance(node, ast.ImportFrom):
+        inner = {f"{node.module}.{alias.name}" for alias in node.names}
+        found |= inner & set(names.values()) or {node.module}
+    graph[names[path]] = {name for name in found if name in names.values()}
+  return graph
+
+
+def room(module: str) -> int:
+  return next(i for i, names in enumerate(ROOMS) if any(f"{module}.".startswith(f"{name}.") for name in names))
+
+
+def test_zoo_has_no_import_circles():
+  graph = imports_of_zoo()
+  assert len(graph) > 40 and all(graph["zoo"])
+  against = [(a, b) for a, imported in graph.items() for b in imported if room(b) > room(a)]
+  assert not against
+  while leaves := {module for module, imported in graph.items() if not imported & graph.keys()}:
+    graph = {module: imported for module, imported in graph.items() if module not in leaves}
+  assert not graph  # what is left imports each other

@@ -217,7 +217,7 @@ def test_a_label_that_the_model_or_the_training_split_has_not_is_told_by_its_lin
   write_tsv(tmp_path / "train.tsv", [("a", 0), ("b", 2), ("c", 1)])
   write_tsv(tmp_path / "val.tsv", [("a", 0), ("b", 3)])
   made = sentence_data(tmp_path, vocabulary, eval_split="val")
-  model = zoo.create("bert/test", head="classify", num_classes=2)
+  model = zoo.create("bert/test", head="sequence_classification", num_classes=2)
   with pytest.raises(ValueError, match=r"set model.num_classes=3\n.*train.tsv, line 3: 2"):
     made.check_fit(model.config, Label())
   with pytest.raises(ValueError, match=r"val.tsv, line 3: label '3'; wanted 0 to 2"):
@@ -245,10 +245,13 @@ def test_options_that_cannot_be(tmp_path, vocabulary, options, message):
 @pytest.mark.parametrize(
   ("model", "message"),
   [
-    (dict(head="tag", num_classes=2), "wants a model with head='classify', such as bert/base; its head is 'tag'"),
+    (
+      dict(head="token_classification", num_classes=2),
+      "wants a model with head='sequence_classification', such as bert/base; its head is 'token_classification'",
+    ),
     (dict(vocab_size=28), "has 28 words, the vocabulary .* has 29"),
     (dict(vocab_size=2000), "has 2000 words, the vocabulary .* has 29"),
-    (dict(pad=1), r"the model's pad is 1, the vocabulary's \[PAD\] is 0"),
+    (dict(pad_token_id=1), r"the model's pad_token_id is 1, the vocabulary's \[PAD\] is 0"),
     (dict(max_length=8), "rows have up to 16 tokens, the model's max_length is 8"),
     (dict(type_vocab_size=1), "model.type_vocab_size=2"),
   ],
@@ -256,10 +259,10 @@ def test_options_that_cannot_be(tmp_path, vocabulary, options, message):
 def test_a_model_that_does_not_fit_is_told_why(tmp_path, vocabulary, model, message):
   write_tsv(tmp_path / "train.tsv", [("a", "b", 0), ("a", "b", 1)], ("text", "text2", "label"))
   made = sentence_data(tmp_path, vocabulary, text2="text2")
-  config = zoo.create("bert/test", **dict(head="classify", num_classes=2) | model).config
+  config = zoo.create("bert/test", **dict(head="sequence_classification", num_classes=2) | model).config
   with pytest.raises(ValueError, match=message):
     made.check_fit(config, Label())
-  with pytest.raises(ValueError, match="wants a model with head='classify'"):
+  with pytest.raises(ValueError, match="wants a model with head='sequence_classification'"):
     made.check_fit(zoo.create("transformer/test").config, Label())
 
 

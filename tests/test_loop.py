@@ -25,7 +25,7 @@ from train import config as configuration
 from train.objectives import mae, seq2seq
 from train.plan import compiler
 from train.plots import registry
-from zoo.weights.formats import read
+from zoo.weights.sources import read
 
 CONFIG = str(Path(__file__).with_name("tiny_config.py"))
 STEPS = 60
@@ -281,7 +281,7 @@ def test_a_gradient_that_is_no_number_leaves_no_checkpoint(tmp_path, monkeypatch
     (["optimizer.beta1=0.9"], "no 'beta1'.* There are: .*b1"),
     (["optimizer.freeze=('encoderr/.*',)"], "no parameter matches 'encoderr"),
     (["model.name=mae/nano5"], "unknown model 'mae/nano5'; did you mean 'mae/nano4'"),
-    (["model.channels=3"], "the model takes 3 channels, the data has 1"),
+    (["model.num_channels=3"], "the model takes 3 channels, the data has 1"),
     (["epochs=2"], "wanted one of them.* such as epochs=0 steps=1000"),
     (["steps=-3"], "steps is -3"),
     (["batch_size=0"], "batch_size is 0 .*at least 1"),

@@ -71,7 +71,7 @@ WORDS, T = (4, 5), 3
 class Bigrams:
   """Logits of the next token by the last one; only two words and the end ever come."""
 
-  config = types.SimpleNamespace(bos=BOS, eos=EOS, pad=PAD, max_length=T, scan=False)
+  config = types.SimpleNamespace(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, max_length=T, scan=False)
 
   def apply(self, variables, *inputs, method=None, rngs=None, mutable=None):
     logits_VV = jnp.where(np.isin(np.arange(6), [EOS, *WORDS]), variables["params"], -1e9)
@@ -190,13 +190,13 @@ def test_keys_of_sequences():
   """A sample with a key of its own is the sample that key gives alone."""
   logits = jax.random.normal(jax.random.key(0), (4, 12))
   step = lambda memory, cache, token_B, index: (memory, cache)  # noqa: E731
-  special = dict(bos=BOS, eos=EOS, pad=PAD, max_length=5)
+  special = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, max_length=5)
   keys = jax.random.split(jax.random.key(1), 4)
-  together = decoding.sample(step, logits, logits, keys, **special).token_BNT
+  together = decoding.sample(step, logits, logits, keys, **special).sequences_BNT
   for row in range(4):
-    alone = decoding.sample(step, logits[row : row + 1], logits[:1], keys[row : row + 1], **special).token_BNT
+    alone = decoding.sample(step, logits[row : row + 1], logits[:1], keys[row : row + 1], **special).sequences_BNT
     np.testing.assert_array_equal(together[row], alone[0])
-  same = decoding.sample(step, logits[:1].repeat(4, 0), logits, keys, **special).token_BNT
+  same = decoding.sample(step, logits[:1].repeat(4, 0), logits, keys, **special).sequences_BNT
   assert (same[0] != same[1]).any()
 
 

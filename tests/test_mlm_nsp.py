@@ -150,12 +150,12 @@ def batch(lengths, length=16, sequences=3, seed=0):
 
 
 @functools.cache
-def model_of(head="pretrain"):
+def model_of(head="pretraining"):
   model = zoo.create("bert/test", head=head)
   return model, jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 16), jnp.int32))
 
 
-def compute(arrays, key=None, head="pretrain", **fields):
+def compute(arrays, key=None, head="pretraining", **fields):
   model, variables = model_of(head)
   variables = jax.tree.map(lambda a: 5 * a, variables)  # far from uniform
   objective = mlm_nsp.Objective(max_predictions=6, **fields)
@@ -170,15 +170,15 @@ def test_the_loss_is_the_mean_of_words_plus_that_of_pairs():
   variables = jax.tree.map(lambda a: 5 * a, variables)
   key_B = rng.per_example(rng.streams(rng.root(0), "mask")["mask"], arrays["id"])
   masked = mask_tokens(key_B, arrays, most=6)
-  row = mlm_nsp.Row(arrays["segment_ids"], arrays["position_ids"])
+  row = mlm_nsp.SequenceInfo(arrays["segment_ids"], arrays["position_ids"])
   logits, aux = model.apply(variables, masked.input_ids_BT, arrays["token_type_ids"], row)
   chosen = chosen_of(masked, arrays["input_ids"].shape)
   nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), arrays["input_ids"][..., None], -1)[..., 0]
   follows = arrays["next_sentence_label"][:, 0] == 1
-  pairs = -np.asarray(jax.nn.log_softmax(aux["next"]))[np.arange(5), np.where(follows, 0, 1)]
+  pairs = -np.asarray(jax.nn.log_softmax(aux["next_sentence"]))[np.arange(5), np.where(follows, 0, 1)]
   np.testing.assert_allclose(loss.total / loss.weight, nll[chosen].mean() + pairs.mean(), rtol=1e-5)
   np.testing.assert_allclose(loss.metrics["nll"] / loss.weight, nll[chosen].mean(), rtol=1e-5)
-  told = np.asarray(aux["next"]).argmax(1) == np.where(follows, 0, 1)
+  told = np.asarray(aux["next_sentence"]).argmax(1) == np.where(follows, 0, 1)
   np.testing.assert_allclose(loss.metrics["next_accuracy"] / loss.weight, told.mean(), rtol=1e-5)
   assert loss.weight == chosen.sum() == 10
 
@@ -205,7 +205,7 @@ def test_packing_changes_no_sequence_s_loss():
   places, model_and = np.array([[2, 7, 12]]), model_of()
   model, variables = model_and[0], jax.tree.map(lambda a: 5 * a, model_and[1])
   token[0, places[0]] = MASK
-  row = mlm_nsp.Row(packed["segment_ids"], packed["position_ids"])
+  row = mlm_nsp.SequenceInfo(packed["segment_ids"], packed["position_ids"])
   words, aux = model.apply(variables, token, packed["token_type_ids"], row, places, packed["cls_positions"])
   for k, (start, size) in enumerate(((0, 6), (6, 5), (11, 5))):
     alone = np.zeros((2, 1, 16), np.int32)
@@ -213,13 +213,13 @@ def test_packing_changes_no_sequence_s_loss():
       token[0, start : start + size],
       packed["token_type_ids"][0, start : start + size],
     )
-    one, own = model.apply(variables, *alone, masked_BP=places[:, k : k + 1] - start)
+    one, own = model.apply(variables, *alone, masked_positions_BP=places[:, k : k + 1] - start)
     np.testing.assert_allclose(words[0, k], one[0, 0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(aux["next"][0, k], own["next"][0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(aux["next_sentence"][0, k], own["next_sentence"][0], rtol=1e-5, atol=1e-5)
 
 
 def test_without_the_head_of_pairs_there_is_no_loss_of_them():
-  loss = compute(batch([[14], [5, 9]]), head="words")
+  loss = compute(batch([[14], [5, 9]]), head="masked_lm")
   assert loss.metrics.keys() == {"accuracy", "nll"} and loss.total == loss.metrics["nll"]
 
 

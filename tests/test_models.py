@@ -324,7 +324,10 @@ def check_gradients(name, **overrides):
 
   def loss(params):
     output, aux = model.apply(variables | {"params": params}, *inputs)
-    told = [output, *(aux[name] for name in ("length", "next") if name in aux)]  # a second head's output is in aux
+    told = [
+      output,
+      *(aux[name] for name in ("length", "next_sentence") if name in aux),
+    ]  # a second head's output is in aux
     return sum(jnp.square(o).mean() for o in told), (output, aux)
 
   grads, (output, aux) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])

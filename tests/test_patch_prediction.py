@@ -121,7 +121,7 @@ def test_the_corrupted_are_told_and_only_they():
 def test_colours_follow_channels():
   assert zoo.create("patch_prediction/nano4").config.colours == 8
   assert zoo.create("patch_prediction/b16").config.colours == 512
-  model, variables, image, noise = draw(channels=1, bits=2)
+  model, variables, image, noise = draw(num_channels=1, bits=2)
   assert model.apply(variables, image, noise)[0].shape == (2, 8, 4)
   with pytest.raises(ValueError, match="bits is 9; wanted at most 8"):
     zoo.create("patch_prediction/test", bits=9)

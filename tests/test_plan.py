@@ -133,7 +133,7 @@ def vit_macs(c, classes=1000):
   patches = c.grid[0] * c.grid[1]
   tokens = patches + c.class_token
   block = 4 * tokens * c.width**2 + 2 * tokens**2 * c.width + 2 * tokens * c.width * c.mlp_dim
-  return patches * c.patch_size**2 * c.channels * c.width + c.depth * block + c.width * c.num_classes
+  return patches * c.patch_size**2 * c.num_channels * c.width + c.depth * block + c.width * c.num_classes
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -15,7 +15,7 @@ from train.data.regression import bundled
 from train.datasets import make_engel
 from train.objectives.regression import Objective
 from train.plots import registry
-from zoo.models.kernel_regression import kernel_width
+from zoo.models.kernel_regression import learned_bandwidth
 
 # Around a curve, noisy, with places that are dense and sparse: 30 points, of which 24 train, a multiple of 8 devices.
 RNG = np.random.default_rng(3)
@@ -172,13 +172,13 @@ def test_what_cannot_be_says_so(file):
 
 @pytest.mark.parametrize("variant, factor", [("average", None), ("gaussian", None), ("learned", 2.5)])
 def test_the_model_is_the_formula(variant, factor):
-  model = zoo.create(f"kernel_regression/{variant}", width=40.0)
+  model = zoo.create(f"kernel_regression/{variant}", bandwidth=40.0)
   variables = {"params": {"pool": {"inverse_width": factor}}} if factor else {}
   query, seen = np.array([[-3.0, 20.0, 77.0], [150.0, 90.0, 1e3]], np.float32), RNG.random((2, 3, 30)) < 0.7
   keys, values = (np.tile(column.astype(np.float32), (2, 1)) for column in (X, Y))
   y, aux = model.apply(variables, query, keys, values, seen)
   width = {"average": 1e9, "gaussian": 40.0, "learned": 16.0}[variant]
-  assert kernel_width(model.config, variables) == (np.inf if variant == "average" else width)
+  assert learned_bandwidth(model.config, variables) == (np.inf if variant == "average" else width)
   for b in range(2):
     near = np.abs(query[b, :, None] - X).min(1) < 10 * width  # farther away float64's weights are all 0
     wanted = nadaraya_watson(query[b, near], X, Y, width, seen[b, near])
@@ -190,7 +190,9 @@ def test_the_model_is_the_formula(variant, factor):
 
 def test_from_the_nearest_point_to_the_average():
   x, keys, values = (column.astype(np.float32)[None] for column in (X[1::2] + 1, X[::2], Y[::2]))
-  narrow, wide = (zoo.create("kernel_regression/gaussian", width=w).apply({}, x, keys, values)[0] for w in (0.01, 1e5))
+  narrow, wide = (
+    zoo.create("kernel_regression/gaussian", bandwidth=w).apply({}, x, keys, values)[0] for w in (0.01, 1e5)
+  )
   nearest = np.abs(x[0, :, None] - keys[0]).argmin(1)
   np.testing.assert_allclose(narrow[0], values[0, nearest], rtol=1e-5)
   np.testing.assert_allclose(wide[0], values.mean(), rtol=1e-4)
@@ -199,8 +201,8 @@ def test_from_the_nearest_point_to_the_average():
 def test_fields_that_cannot_be():
   for overrides, words in (
     (dict(kind="gausian"), "did you mean 'gaussian'"),
-    (dict(width=0.0), "width is 0.0; wanted more than 0"),
-    (dict(kind="average"), "learn_width=True needs kind='gaussian'"),
+    (dict(bandwidth=0.0), "bandwidth is 0.0; wanted more than 0"),
+    (dict(kind="average"), "learn_bandwidth=True needs kind='gaussian'"),
     (dict(dtype="float16"), "dtype is 'float16'"),
   ):
     with pytest.raises(ValueError, match=words):
@@ -208,7 +210,7 @@ def test_fields_that_cannot_be():
 
 
 def test_the_objective_sums_what_is_valid(file):
-  points, model = data.make("regression", dataset=file), zoo.create("kernel_regression/gaussian", width=30.0)
+  points, model = data.make("regression", dataset=file), zoo.create("kernel_regression/gaussian", bandwidth=30.0)
   batch = next(points.eval_batches(40, "train"))
   loss = Objective()(model, {}, batch)
   x, y = points.split("train")
@@ -237,7 +239,7 @@ def config(file, variant, **model):
 
 
 def test_the_learned_width_is_the_one_that_leaves_out_best(file, tmp_path):
-  result = loop.train(config(file, "learned", width=100.0), tmp_path / "learned")
+  result = loop.train(config(file, "learned", bandwidth=100.0), tmp_path / "learned")
   points = data.make("regression", dataset=file)
   x, y = points.split("train")
   widths = np.geomspace(3, 300, 400)
@@ -245,7 +247,7 @@ def test_the_learned_width_is_the_one_that_leaves_out_best(file, tmp_path):
   best = widths[np.argmin(errors)]
   assert 5 < best < 200  # neither the nearest point nor the average
   model, variables = zoo.load(str(tmp_path / "learned"))
-  assert kernel_width(model.config, variables) == pytest.approx(best, rel=0.02)
+  assert learned_bandwidth(model.config, variables) == pytest.approx(best, rel=0.02)
   assert result["leave_one_out"]["loss"] == pytest.approx(min(errors), rel=1e-3)
   # Of the mean of all others a point is n / (n - 1) times as far away as of the mean of all.
   average = y.var() * (24 / 23) ** 2

@@ -8,7 +8,7 @@ import pytest
 from train import config as configuration
 from train import loop
 from zoo.layers.position_embeddings import resample
-from zoo.weights.formats import read
+from zoo.weights.sources import read
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

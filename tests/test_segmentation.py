@@ -129,7 +129,7 @@ def test_padding_is_not_told_and_shapes_are_told_without_the_set(tmp_path):
   folder = write(tmp_path, [(file(image), file(mask)) for image, mask in pictures(3)])
   batch = next(masks(folder).eval_batches(4))
   assert batch["valid"].tolist() == [True] * 3 + [False] and (batch["mask"][3] == IGNORE_INDEX).all()
-  model = type("Config", (), dict(channels=3))
+  model = type("Config", (), dict(num_channels=3))
   told = data.kind("semantic_segmentation").shapes(dict(dataset="nowhere", image_size=(24, 32)), model, 4)
   assert {key: (a.shape, a.dtype) for key, a in told.items()} == {k: (a.shape, a.dtype) for k, a in batch.items()}
 
@@ -410,7 +410,7 @@ def scenes(tmp_path_factory):
 
 def config(folder, **model):
   made = configuration.load("segmenter_fashion_scenes", [f"data.data_dir={folder}"])
-  made.model = dict(name="segmenter/test", channels=1, num_classes=11, image_size=(64, 64)) | model
+  made.model = dict(name="segmenter/test", num_channels=1, num_classes=11, image_size=(64, 64)) | model
   made.batch_size, made.epochs, made.steps, made.log_every_steps, made.plots = 8, 0.0, 4, 1, ()
   made.checkpoint.every_steps = 4
   made.evals = dict(test=dict(name="semantic_segmentation"), loss=dict(name="loss"))
@@ -451,7 +451,7 @@ def test_scores_by_hand():
 
 
 def test_training_end_to_end(scenes, tmp_path):
-  made = config(scenes, head="linear", options=dict(patch_size=8, depth=1))
+  made = config(scenes, head="linear", backbone_kwargs=dict(patch_size=8, depth=1))
   made.plots = ("segmentations",)
   loop.train(made, tmp_path / "run")
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -465,7 +465,7 @@ def test_training_end_to_end(scenes, tmp_path):
   ("change", "words"),
   [
     (dict(model=dict(num_classes=10)), "the model has 10 classes, the data has labels up to 10"),
-    (dict(model=dict(channels=3)), "the model takes 3 channels, the data has 1"),
+    (dict(model=dict(num_channels=3)), "the model takes 3 channels, the data has 1"),
     (dict(image_size=60), "60 x 60 pixels cannot be cut into 8 x 8 patches"),
   ],
   ids=str,

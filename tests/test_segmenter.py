@@ -23,7 +23,7 @@ def options(**fields):
   return flax.core.freeze(dict(patch_size=8, depth=1, width=8, mlp_dim=12) | fields)
 
 
-TINY = dict(options=options(), width=8, num_classes=5)
+TINY = dict(backbone_kwargs=options(), width=8, num_classes=5)
 
 
 def maps(rng, widths=(4, 6, 8, 12), size=(13, 9), batch=2):
@@ -39,7 +39,7 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, maps):
-    return segmenter.Model.tell(self, maps)
+    return segmenter.Model.predict(self, maps)
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ class Head(nn.Module):
   [
     dict(head="linear"),
     dict(head="fpn", norm="layer"),
-    dict(head="fpn", options=options(patch_size=4), image_size=(20, 12)),
-    dict(head="upernet", norm="layer", options=options(class_token=False, pool="gap")),
-    dict(head="upernet", options=options(patch_size=32), image_size=(64, 32), bins=(1, 3)),
+    dict(head="fpn", backbone_kwargs=options(patch_size=4), image_size=(20, 12)),
+    dict(head="upernet", norm="layer", backbone_kwargs=options(class_token=False, pool="gap")),
+    dict(head="upernet", backbone_kwargs=options(patch_size=32), image_size=(64, 32), pool_scales=(1, 3)),
   ],
   ids=str,
 )
@@ -68,7 +68,9 @@ def test_heads_and_patches(overrides):
 
 @pytest.mark.parametrize("head", segmenter.HEADS)
 def test_a_hierarchical_backbone_has_its_own_maps(head):
-  fields = dict(backbone="convnext/test", options=flax.core.freeze({}), head=head, image_size=(32, 48), num_classes=5)
+  fields = dict(
+    backbone="convnext/test", backbone_kwargs=flax.core.freeze({}), head=head, image_size=(32, 48), num_classes=5
+  )
   if head == "linear":  # reads the last map alone
     model, variables, (image,) = draw("segmenter/test", **fields)
     output, aux = jax.jit(model.apply)(variables, image)
@@ -95,7 +97,7 @@ def test_a_pixel_is_told_from_what_is_around_it(head):
   """What a map shows is where it was: a map that is mirrored is told as the mirror image."""
   rng = np.random.default_rng(0)
   given = maps(rng, size=(16, 8))
-  config = segmenter.Config(head=head, width=8, num_classes=5, bins=(1, 2))
+  config = segmenter.Config(head=head, width=8, num_classes=5, pool_scales=(1, 2))
   shapes = jax.eval_shape(Head(config).init, jax.random.key(0), given)
   variables = jax.tree.map(lambda a: rng.normal(0.1, 0.4, a.shape).astype(np.float32), shapes)
   variables["params"] = jax.tree.map(  # filters that are mirror images of themselves
@@ -166,15 +168,18 @@ def test_the_backbone_is_the_classifiers():
   ("overrides", "words"),
   [
     (dict(backbone="vit/b17"), r"unknown backbone 'vit/b17'; did you mean 'vit/b16'\? There are: convnext/t"),
-    (dict(backbone="bert/base", options={}), "bert/base has no encoder of images"),
-    (dict(backbone="segmenter/fpn", options={}), "segmenter/fpn has no encoder of images"),
-    (dict(backbone="vit/s14", options={}, image_size=28), "patch of 14 pixels has no maps at strides"),
-    (dict(options="patch"), "options is 'patch'; wanted fields of the backbone"),
-    (dict(options=dict(widht=3)), "vit/test has no field 'widht'; did you mean 'width'"),
-    (dict(options=dict(channels=1)), "options has channels, which the segmenter tells its backbone"),
+    (dict(backbone="bert/base", backbone_kwargs={}), "bert/base has no encoder of images"),
+    (dict(backbone="segmenter/fpn", backbone_kwargs={}), "segmenter/fpn has no encoder of images"),
+    (dict(backbone="vit/s14", backbone_kwargs={}, image_size=28), "patch of 14 pixels has no maps at strides"),
+    (dict(backbone_kwargs="patch"), "backbone_kwargs is 'patch'; wanted fields of the backbone"),
+    (dict(backbone_kwargs=dict(widht=3)), "vit/test has no field 'widht'; did you mean 'width'"),
+    (
+      dict(backbone_kwargs=dict(num_channels=1)),
+      "backbone_kwargs has num_channels, which the segmenter tells its backbone",
+    ),
     (dict(head="uper"), "head is 'uper'; did you mean 'upernet'"),
     (dict(norm="power"), "norm is 'power'"),
-    (dict(bins=(0, 1)), r"bins is \(0, 1\)"),
+    (dict(pool_scales=(0, 1)), r"bins is \(0, 1\)"),
     (dict(width=0, num_classes=0), "width is 0; wanted at least 1\nnum_classes is 0"),
     (dict(image_size=(40, 23)), "40 x 23 pixels cannot be cut into 8 x 8 patches"),
   ],
@@ -200,12 +205,12 @@ def test_the_shipped_recipes_start_from_a_classifier(recipe, tmp_path):
   assert config.init.path == path and config.model.backbone == name
   classifier = zoo.create(name, **tiny)
   fields = configuration.kwargs(config.model) | dict(width=8)
-  model = zoo.create(config.model.name, **fields | dict(options=dict(fields.get("options", {}), **tiny)))
+  model = zoo.create(config.model.name, **fields | dict(backbone_kwargs=dict(fields.get("options", {}), **tiny)))
   rng = np.random.default_rng(0)
   pretrained, fresh = (
     jax.tree.map(
       lambda a: rng.normal(size=a.shape).astype(np.float32),
-      jax.eval_shape(m.init, jax.random.key(0), jnp.zeros((1, 64, 64, model.config.channels))),
+      jax.eval_shape(m.init, jax.random.key(0), jnp.zeros((1, 64, 64, model.config.num_channels))),
     )
     for m in (classifier, model)
   )

@@ -10,8 +10,8 @@ import pytest
 import zoo
 from zoo import decoding, partitioning
 from zoo.layers import pointer
+from zoo.layers.sequence_info import SequenceInfo
 from zoo.models import seq2seq
-from zoo.models.transformer import Row
 
 SOURCE = np.random.default_rng(0).integers(4, 29, (4, 7)).astype(np.int32)
 TARGET = np.random.default_rng(1).integers(4, 29, (4, 6)).astype(np.int32)
@@ -20,10 +20,14 @@ KINDS = {
   "none": dict(attention="none", bidirectional=False, cell="lstm"),
   "none, both ways": dict(attention="none", cell="lstm", depth=1),
   "additive": {},
-  "dot": dict(attention="dot", attend="after", bidirectional=False, depth=1),
-  "general": dict(attention="general", attend="after", input_feeding=True, cell="lstm", depth=1, tie_embeddings="all"),
-  "copy": dict(attend="after", depth=1, head="copy", copy_slots=2, tie_embeddings="target", head_bias=True),
-  "pointer": dict(attend="after", depth=1, head="pointer", tie_embeddings="all"),
+  "dot": dict(attention="dot", attention_query="current_state", bidirectional=False, depth=1),
+  "general": dict(
+    attention="general", attention_query="current_state", input_feeding=True, cell="lstm", depth=1, tie_embeddings="all"
+  ),
+  "copy": dict(
+    attention_query="current_state", depth=1, head="copy", copy_slots=2, tie_embeddings="target", head_bias=True
+  ),
+  "pointer": dict(attention_query="current_state", depth=1, head="pointer", tie_embeddings="all"),
 }
 
 
@@ -44,13 +48,15 @@ def drawn(kind, **overrides):
 def compiled(kind, method=None):
   """A method, for all tests that call it with the same shapes."""
   model, variables = drawn(kind)
-  return jax.jit(functools.partial(model.apply, variables, method=method), static_argnums=(1,) * (method == "start"))
+  return jax.jit(
+    functools.partial(model.apply, variables, method=method), static_argnums=(1,) * (method == "init_cache")
+  )
 
 
 def whole(kind, source=SOURCE, target=TARGET, numbers=None):
   """Logits and aux of four rows; `numbers` are the segments of source and target."""
   numbers = numbers or ((source != 0).astype(np.int32), np.ones_like(target))
-  return compiled(kind)(source, target, *map(Row, numbers))
+  return compiled(kind)(source, target, *map(SequenceInfo, numbers))
 
 
 def fill(rows, length):
@@ -125,11 +131,11 @@ def test_a_row_may_be_as_short_as_its_sequence():
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("dot", "none, both ways")])
 def test_a_step_is_a_place_of_the_whole(kind):
-  memory, cache = compiled(kind, "start")(SOURCE, 8)
+  memory, cache = compiled(kind, "init_cache")(SOURCE, 8)
   assert all(len(leaf) == 4 for leaf in jax.tree.leaves((memory, cache)))
   sizes = [leaf.shape for leaf in jax.tree.leaves(cache)]
   for i, wanted in enumerate(np.asarray(whole(kind)[0]).swapaxes(0, 1)):
-    found, cache = compiled(kind, "step")(memory, cache, TARGET[:, i], jnp.int32(i))
+    found, cache = compiled(kind, "decode_step")(memory, cache, TARGET[:, i], jnp.int32(i))
     close(found, wanted)
   assert [leaf.shape for leaf in jax.tree.leaves(cache)] == sizes  # so a step costs the same at every place
 
@@ -162,7 +168,7 @@ def test_attention_is_its_formula(kind):
   model, variables = drawn(kind)
   c, p = model.config, variables["params"]
   _, aux = whole(kind)
-  states = jax.tree.map(lambda a: a[:1], compiled(kind, "start")(SOURCE, 8)[1])
+  states = jax.tree.map(lambda a: a[:1], compiled(kind, "init_cache")(SOURCE, 8)[1])
   cells, fed = states["cells"], np.zeros(c.embed_dim)
   memory = np.asarray(aux["tokens"][0])
 
@@ -185,12 +191,14 @@ def test_attention_is_its_formula(kind):
   run = jax.jit(lambda p, state, x: seq2seq.CELLS[c.cell](c.width).apply({"params": p}, state, x))
   for t in range(6):
     x = p["embed" if c.tie_embeddings == "all" else "target_embed"]["embedding"][TARGET[0, t]] * 6**0.5
-    if c.attend == "before":
+    if c.attention_query == "previous_state":
       weights, context = look(hidden(cells[-1]))
-    x = np.concatenate([x, fed] if c.input_feeding else [x, context] if c.attend == "before" else [x])[None]
+    x = np.concatenate([x, fed] if c.input_feeding else [x, context] if c.attention_query == "previous_state" else [x])[
+      None
+    ]
     for i in range(c.depth):
       cells[i], x = run(p["decoder"][f"cell_{i:02d}"], cells[i], x.astype(np.float32))
-    if c.attend == "after":
+    if c.attention_query == "current_state":
       weights, context = look(hidden(cells[-1]))
     readout = p["decoder"]["readout"]
     fed = np.tanh(np.concatenate([context, hidden(cells[-1])]) @ readout["kernel"] + readout["bias"])
@@ -225,11 +233,11 @@ def test_places_of_a_word_count_together():
 def test_a_pointer_says_nothing_that_is_not_in_the_source(search):
   model, variables = drawn("pointer")
   source = np.where(np.arange(7) < 6, SOURCE, 3)
-  special = dict(bos=2, eos=3, pad=0, max_length=9)
+  special = dict(bos_token_id=2, eos_token_id=3, pad_token_id=0, max_length=9)
 
   @jax.jit
   def run(variables):
-    parts = decoding.stepper(model, variables, jnp.asarray(source), 9)
+    parts = decoding.decode_step_of(model, variables, jnp.asarray(source), 9)
     if search == "beam":
       return decoding.beam_search(*parts, beam_size=3, **special)
     return (
@@ -238,7 +246,7 @@ def test_a_pointer_says_nothing_that_is_not_in_the_source(search):
       else decoding.sample(*parts, jax.random.key(0), **special)
     )
 
-  for row, tokens in zip(source, np.asarray(run(variables).token_BNT[:, 0]), strict=True):
+  for row, tokens in zip(source, np.asarray(run(variables).sequences_BNT[:, 0]), strict=True):
     length = [*tokens, 3].index(3)
     assert set(tokens[:length]) <= set(row) and (tokens[length + 1 :] == 0).all() and length > 0
 
@@ -259,18 +267,18 @@ def test_its_own_tokens_come_place_after_place(kind):
   """By steps: what replaces a token was said after what was read, replaced tokens among it."""
   own = np.random.default_rng(5).uniform(size=(4, 6)) < 0.6
   own[:, 0] = False
-  mix = compiled(kind, "mixed_inputs")
+  mix = compiled(kind, "scheduled_sampling_inputs")
   mixed = np.asarray(mix(SOURCE, TARGET, own))
-  memory, cache = compiled(kind, "start")(SOURCE, 8)
+  memory, cache = compiled(kind, "init_cache")(SOURCE, 8)
   said, wanted = TARGET[:, 0], []
   for i in range(6):
     wanted.append(np.where(own[:, i], said, TARGET[:, i]))
-    found, cache = compiled(kind, "step")(memory, cache, wanted[-1], jnp.int32(i))
+    found, cache = compiled(kind, "decode_step")(memory, cache, wanted[-1], jnp.int32(i))
     said = np.asarray(found).argmax(-1)
   np.testing.assert_array_equal(mixed, np.stack(wanted, 1))
   assert (mixed != TARGET).sum() > 5
   # In one row, a sequence begins with nothing of the one before it.
-  together = [Row(np.array([[1] * n + [2] * n])) for n in (7, 6)]
+  together = [SequenceInfo(np.array([[1] * n + [2] * n])) for n in (7, 6)]
   rows = [np.concatenate([a[0], a[1]])[None] for a in (SOURCE, TARGET, own)]
   np.testing.assert_array_equal(mix(*rows, *together)[0], np.concatenate([mixed[0], mixed[1]]))
 
@@ -312,18 +320,18 @@ def test_states_are_float32():
   [
     (dict(cell="gur"), "cell is 'gur'; did you mean 'gru'"),
     (dict(attention="bahdanau"), "attention is 'bahdanau'.*There are: none, additive, dot, general"),
-    (dict(attention="none", head="copy"), "head='copy' says where in the source a word is, but attention is 'none'"),
-    (dict(attention="none", input_feeding=True), "input_feeding hands on what attention found"),
-    (dict(attention_dim=0), "attention='additive' has attention_dim hidden units; wanted at least 1"),
+    (dict(attention="none", head="copy"), "head='copy' .* attention is 'none'"),
+    (dict(attention="none", input_feeding=True), "input_feeding .* attention is 'none'"),
+    (dict(attention_dim=0), "attention='additive' .* attention_dim"),
+    (dict(attention="dot"), "attention='dot' .* 24; use 'general'"),
+    (dict(head="pointer"), "head='pointer' needs attention_query='current_state'"),
     (
-      dict(attention="dot"),
-      "cannot hold a state of 24 against tokens of both directions, twice as wide; use 'general'",
+      dict(head="pointer", attention_query="current_state", head_bias=True),
+      "head_bias .* head='pointer'",
     ),
-    (dict(head="pointer"), "head='pointer' needs attend='after'"),
-    (dict(head="pointer", attend="after", head_bias=True), "head_bias is for words, of which head='pointer' says none"),
-    (dict(copy_slots=2), "copy_slots is 2, but head is 'words'"),
-    (dict(attention="none", tie_embeddings="all"), "width is 24 and embed_dim 20; wanted as much, or shared='none'"),
-    (dict(bos=29), "bos is token 29 of a vocabulary of 29"),
+    (dict(copy_slots=2), "copy_slots is 2, but head is 'vocab'"),
+    (dict(attention="none", tie_embeddings="all"), "tie_embeddings='all' .* 24 and 20"),
+    (dict(bos_token_id=29), "bos_token_id is 29"),
     (
       dict(width=0, dropout_rate=1.0),
       "width is 0; wanted at least 1\ndropout_rate is 1.0; wanted 0 <= dropout_rate < 1",

@@ -87,14 +87,14 @@ def test_symbols_outside_the_vocabulary_are_numbered_by_their_first_place():
 
 
 def test_a_model_that_does_not_fit_is_told_so():
-  model = zoo.create("transformer/test", vocab_size=9, copy=True, copy_slots=3).config
+  model = zoo.create("transformer/test", vocab_size=9, head="copy", copy_slots=3).config
   made(unseen=3, copy_slots=3).check_fit(model, None)
   with pytest.raises(ValueError, match=r"up to 3 unknown words.*\(model.copy_slots\).*up to 2 \(data.copy_slots\)"):
     made(copy_slots=2).check_fit(model, None)
   with pytest.raises(ValueError, match=r"model.copy_slots.*up to 0 \(data.copy_slots\)"):
     made().check_fit(model, None)
   with pytest.raises(ValueError, match=r"from 9 on in the data, from 12 on in the model: set model.vocab_size=9"):
-    made(copy_slots=3).check_fit(zoo.create("transformer/test", vocab_size=12, copy=True, copy_slots=3).config, None)
+    made(copy_slots=3).check_fit(zoo.create("transformer/test", vocab_size=12, head="copy", copy_slots=3).config, None)
   with pytest.raises(ValueError, match=r"the model has 8 words, the tokenizer 9: set model.vocab_size=9"):
     made().check_fit(zoo.create("transformer/test", vocab_size=8).config, None)
 
@@ -127,16 +127,16 @@ def learn(sequences, steps, **overrides):
   batches = sequences.train_batches(32, seed=0)
   batch = next(batches)
   variables = jax.jit(model.init)({"params": jax.random.key(0)}, batch["source_ids"], batch["target_ids"])
-  optimizer, _ = optim.make(variables["params"], steps, learning_rate=5e-3, warmup=0.1, b2=0.98)
+  optimizer, _ = optim.make(variables["params"], steps, model=model, learning_rate=5e-3, warmup=0.1, b2=0.98)
   step = jax.jit(make_step(objective.Objective(), model, optimizer))
   state = init_state(variables, optimizer)
   for _ in range(steps):
     state, _ = step(state, next(batches), jax.random.key(0))
   batches.close()
   batch, texts = next(sequences.eval_batches(sequences.eval_size)), sequences.references()
-  special = dict(bos=2, eos=3, pad=0, max_length=sequences.target_length)
-  parts = decoding.stepper(model, {"params": state.params}, batch["source_ids"], special["max_length"])
-  tokens = decoding.greedy(*parts, **special).token_BNT[:, 0].tolist()
+  special = dict(bos_token_id=2, eos_token_id=3, pad_token_id=0, max_length=sequences.target_length)
+  parts = decoding.decode_step_of(model, {"params": state.params}, batch["source_ids"], special["max_length"])
+  tokens = decoding.greedy(*parts, **special).sequences_BNT[:, 0].tolist()
   return translate.score(
     translate.detokenise(sequences, tokens, [source for source, _ in texts]), [target for _, target in texts]
   )["exact"]
@@ -146,8 +146,8 @@ def test_what_the_vocabulary_has_not_can_only_be_copied():
   """Most of the symbols are unknown: a model that copies says nearly all, another only what it knows."""
   few = dict(task="copy", symbols=6, unseen=20, max_length=4, train_size=5000, eval_size=100)
   known = np.mean([set(source.split()) <= set("abcdef") for source, _ in made(**few).texts("eval")])
-  assert learn(made(**few, copy_slots=4), 150, copy=True, copy_slots=4) > 0.9
-  assert learn(made(**few), 150, copy=True) <= known < 0.1  # it copies, but has no numbers for the unknown
+  assert learn(made(**few, copy_slots=4), 150, head="copy", copy_slots=4) > 0.9
+  assert learn(made(**few), 150, head="copy") <= known < 0.1  # it copies, but has no numbers for the unknown
 
 
 @pytest.mark.slow

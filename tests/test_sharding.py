@@ -14,6 +14,8 @@ from train import sharding
 from train.step import init_state
 from zoo import partitioning
 
+AXES = zoo.family("vit").LOGICAL_AXES
+
 
 def params(**overrides):
   model = zoo.create("vit/test", **dict(width=16, num_heads=4, mlp_dim=24, depth=2) | overrides)
@@ -32,14 +34,15 @@ def test_mesh_sizes():
 
 
 def test_every_logical_and_mesh_axis_named_exists():
-  known = {name for _, names in partitioning.RULES for name in names}
+  families = {zoo.family(name) for name in zoo.list_models("*/test")}
+  known = {name for family in families for names in family.LOGICAL_AXES.values() for name in names}
   assert set(sharding.MESH_AXES) <= known
   assert set(sharding.MESH_AXES.values()) <= set(sharding.make_mesh(-1, 1, 1).shape)
 
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_matrices_are_cut_and_vectors_are_not(scan):
-  specs = sharding.param_specs(params(scan=scan), sharding.make_mesh(2, 2, 2))
+  specs = sharding.param_specs(params(scan=scan), sharding.make_mesh(2, 2, 2), AXES)
   first, block = ((None,), "blocks") if scan else ((), "block_01")
   assert specs[f"encoder/{block}/attn/q/kernel"] == P(*first, "fsdp", "tensor", None)
   assert specs[f"encoder/{block}/attn/out/kernel"] == P(*first, "tensor", None, "fsdp")
@@ -53,7 +56,7 @@ def test_matrices_are_cut_and_vectors_are_not(scan):
 
 def test_all_that_cannot_be_cut_in_one_error():
   with pytest.raises(ValueError) as error:
-    sharding.param_specs(params(num_heads=2, mlp_dim=26), sharding.make_mesh(2, 1, 4))
+    sharding.param_specs(params(num_heads=2, mlp_dim=26), sharding.make_mesh(2, 1, 4), AXES)
   lines = str(error.value).splitlines()
   wanted = "encoder/block_00/attn/q/kernel: heads is 2, which 4 devices on mesh axis 'tensor' do not divide"
   assert wanted in lines
@@ -66,13 +69,13 @@ def test_optimiser_state_and_averages_lie_where_their_parameters_do(optimizer):
   mesh = sharding.make_mesh(2, 2, 2)
   shapes = params()
   state = jax.eval_shape(lambda p: init_state({"params": p}, optimizer, ema=True), shapes)
-  placed = partitioning.flatten(sharding.state_shardings(state, mesh))
-  specs = sharding.param_specs(shapes, mesh)
+  placed = partitioning.flatten(sharding.state_shardings(state, mesh, AXES))
+  specs = sharding.param_specs(shapes, mesh, AXES)
   for path, leaf in partitioning.flatten(state).items():
     of = next((p for p in specs if path.endswith(f"/{p}")), None)
     same = of and partitioning.flatten(shapes)[of].shape == leaf.shape  # Adafactor keeps rows and columns: replicated
     assert placed[path].spec == (specs[of] if same else P()), path
-  assert placed["ema/encoder/block_00/mlp/up/kernel"].spec == P("fsdp", "tensor")
+  assert placed["ema_params/encoder/block_00/mlp/up/kernel"].spec == P("fsdp", "tensor")
   assert placed["step"].spec == P()
 
 

@@ -31,7 +31,7 @@ def model_and_variables(name, **overrides):
 
 
 def images(model, count=2):
-  shape = (count, *model.config.image_size, model.config.channels)
+  shape = (count, *model.config.image_size, model.config.num_channels)
   return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
@@ -186,7 +186,7 @@ class Oracle:
 @pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_perfect_prediction_is_the_image(standardise, channels):
-  model = zoo.create("mae/test", channels=channels)
+  model = zoo.create("mae/test", num_channels=channels)
   image = images(model)
   noise = jax.random.uniform(jax.random.key(0), (2, 15))
   kwargs = dict(normalise_patches=standardise, mean=(0.3,) * channels, std=(0.2,) * channels)
@@ -200,7 +200,7 @@ def test_a_perfect_prediction_is_the_image(standardise, channels):
   ("name", "fields", "count", "options"),
   [
     ("mae/test", dict(depth=1, decoder_depth=1), 15, {}),
-    ("simmim/test", dict(depths=(2,), num_heads=(2,)), 20, dict(unit=8)),
+    ("simmim/test", dict(depths=(2,), num_heads=(2,)), 20, dict(mask_patch_size=8)),
   ],
 )
 def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, options):
@@ -215,7 +215,7 @@ def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, optio
 
 def test_hidden_squares_are_those_of_the_objective(tmp_path):
   model, variables = model_and_variables("simmim/test", depths=(2,), num_heads=(2,))
-  run = SimpleNamespace(model=model, objective=simmim.Objective(unit=8, mask_ratio=0.7))
+  run = SimpleNamespace(model=model, objective=simmim.Objective(mask_patch_size=8, mask_ratio=0.7))
   figure = registry.PLOTS["reconstructions"](run, variables, None, images(model), path=tmp_path / "a.png")
   drawn(tmp_path / "a.png")
   assert "Rebuilt from 6 of 20 squares" in [t.get_text() for t in figure.texts]
@@ -290,7 +290,7 @@ def test_a_log_without_training_is_an_error(tmp_path):
 
 
 def test_plots_of_models(tmp_path):
-  small = dict(channels=3, depth=2)
+  small = dict(num_channels=3, depth=2)
   mae = model_and_variables("mae/test", decoder_depth=1, **small)
   vit = model_and_variables("vit/test", class_token=False, pool="gap", **small)
   image = images(mae[0], 3)
@@ -378,13 +378,12 @@ def bert_run(book, kind):
   rows = ["batch_size=8", f"model={dict(name='bert/nano', **size)}", f"data.dataset={book / 'book.txt'}"]
   rows += ["data.vocab_size=150", "data.length=32", "data.dupe_factor=1"]
   pairs = kind == "pairs"
-  rows += [f"model.head={'pretrain' if pairs else 'words'}", f"data.pairs={pairs}", f"data.pack={not pairs}"]
+  rows += [f"model.head={'pretraining' if pairs else 'masked_lm'}", f"data.pairs={pairs}", f"data.pack={not pairs}"]
   if kind == "labels":
     made = data.make(**configuration.load("bert_quickstart", rows).data)
     made.vocabulary.save(book)
-    rows = [
-      f"model={dict(name='bert/nano', head='classify', num_classes=2, **size | dict(vocab=made.vocabulary.size))}"
-    ]
+    size |= dict(head="sequence_classification", num_classes=2, vocab_size=made.vocabulary.size)
+    rows = [f"model={dict(name='bert/nano') | size}"]
     rows += [f"data.dataset={book}", f"data.vocabulary={book / 'tokenizer.json'}", "data.length=16"]
     rows += ["evals={}", "batch_size=8"]
   run = loop.Run(configuration.load("bert_sentiment" if kind == "labels" else "bert_quickstart", rows))

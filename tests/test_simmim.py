@@ -9,7 +9,7 @@ from test_models import draw
 import zoo
 from train import rng
 from train.objectives import simmim as objective
-from zoo.models.simmim import units
+from zoo.models.simmim import mask_grid
 
 TINY = dict(width=8, depths=(2, 2), num_heads=(1, 2))  # 4 x 5 squares of 8 pixels, each 2 x 2 patches
 
@@ -31,7 +31,7 @@ def test_whole_squares_with_the_most_noise_are_hidden(unit, each):
   model, variables, (image, _) = draw("simmim/test", **TINY)
   rows, columns = 8 // each, 10 // each
   noise = np.random.default_rng(1).uniform(size=(2, rows * columns)).astype(np.float32)
-  pixels, aux = model.apply(variables, image, noise, unit=unit)
+  pixels, aux = model.apply(variables, image, noise, mask_patch_size=unit)
   assert pixels.shape == image.shape and aux["masked"].shape == (2, 8, 10)
   hidden = squares(aux["masked"], each).reshape(2, -1)
   count = int(np.ceil(rows * columns * 0.6))  # as released: of 36, 22
@@ -84,13 +84,15 @@ def test_an_rng_is_needed_where_no_noise_is_given():
 
 def test_what_cannot_be():
   config = zoo.create("simmim/b").config
-  assert units(config, (192, 256), 32) == (6, 8) and config.stride == 32 and config.grid == (6, 6)
-  with pytest.raises(ValueError, match="unit is 6; wanted a multiple of the patch's 4 pixels"):
-    units(config, (192, 192), 6)
-  with pytest.raises(ValueError, match="unit is 0; wanted a multiple"):
-    units(config, (192, 192), 0)
-  with pytest.raises(ValueError, match=r"an image of 192 x 200 pixels is no multiple of the unit, 64(.|\n)*stride, 32"):
-    units(config, (192, 200), 64)
+  assert mask_grid(config, (192, 256), 32) == (6, 8) and config.stride == 32 and config.grid == (6, 6)
+  with pytest.raises(ValueError, match=r"mask_patch_size is 6; .* 4 pixels"):
+    mask_grid(config, (192, 192), 6)
+  with pytest.raises(ValueError, match="mask_patch_size is 0"):
+    mask_grid(config, (192, 192), 0)
+  with pytest.raises(
+    ValueError, match=r"an image of 192 x 200 pixels is no multiple of the mask_patch_size, 64(.|\n)*stride, 32"
+  ):
+    mask_grid(config, (192, 200), 64)
   for fields in (dict(num_classes=3), dict(head="features")):
     with pytest.raises(ValueError, match="a SimMIM has neither"):
       zoo.create("simmim/test", **fields)
@@ -125,8 +127,8 @@ class Teller:
 
 def test_loss_by_hand():
   model = Teller()
-  loss = objective.Objective(unit=8, mask_ratio=0.7, mean=(0.2,), std=(0.3,))(model, {}, BATCH)
-  assert model.options == dict(unit=8, mask_ratio=0.7) and model.rngs == {}
+  loss = objective.Objective(mask_patch_size=8, mask_ratio=0.7, mean=(0.2,), std=(0.3,))(model, {}, BATCH)
+  assert model.options == dict(mask_patch_size=8, mask_ratio=0.7) and model.rngs == {}
   image = (BATCH["image"] / 255 - 0.2) / 0.3
   np.testing.assert_allclose(model.image, image, atol=1e-5)
   errors = np.abs(model.pixels - image)
@@ -146,7 +148,7 @@ def test_masks_belong_to_the_example_and_not_to_its_place():
   model = Teller()
 
   def noise(key, choice):
-    objective.Objective(unit=8)(model, {}, {k: v[choice] for k, v in BATCH.items()}, key)
+    objective.Objective(mask_patch_size=8)(model, {}, {k: v[choice] for k, v in BATCH.items()}, key)
     return model.noise
 
   whole = noise(rng.root(0), np.arange(5))
@@ -163,5 +165,5 @@ def test_ratios_that_hide_none_or_all(ratio):
 
 
 def test_a_unit_that_does_not_fit_the_image():
-  with pytest.raises(ValueError, match="an image of 16 x 24 pixels is no multiple of the unit, 32"):
+  with pytest.raises(ValueError, match="an image of 16 x 24 pixels is no multiple of the mask_patch_size, 32"):
     objective.Objective()(Teller(), {}, BATCH)

@@ -169,6 +169,7 @@ BATCH = dict(
 )
 BATCH["valid"][:4] = False  # a whole device of padding
 SMALL = dict(width=16, num_heads=8, mlp_dim=16, depth=1, image_size=(8, 8))
+AXES = zoo.family("vit").LOGICAL_AXES | zoo.family("mae").LOGICAL_AXES
 DECODER = dict(decoder_width=16, decoder_num_heads=8, decoder_mlp_dim=16, decoder_depth=1)
 CASES = {
   "vit": (zoo.create("vit/test", **SMALL), image_classification.Objective(label_smoothing=0.1)),
@@ -189,16 +190,17 @@ def optimizer(case):
   # Gradients that are 0 but for rounding, as those of key biases, must not decide a step: hence the large eps.
   params = variables(case)["params"]
   kwargs = dict(learning_rate=0.1, schedule="constant", grad_clip_norm=1.0, weight_decay=0.1, eps=1e-3)
-  return optim.make(params, 10, **kwargs)[0]
+  return optim.make(params, 10, model=CASES[case][0], **kwargs)[0]
 
 
 @functools.cache
 def parallel(name):
   if name == "one":
-    return sharding.Jit(sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
+    return sharding.Jit(sharding.make_mesh(1, 1, 1, jax.devices()[:1]), AXES)
   if name == "pmap":
     return sharding.parallel("pmap")
-  return sharding.parallel(**{axis: int(size) for axis, size in (part.split("=") for part in name.split(","))})
+  sizes = {axis: int(size) for axis, size in (part.split("=") for part in name.split(","))}
+  return sharding.parallel(**sizes, axes=AXES)
 
 
 @functools.cache
@@ -251,7 +253,7 @@ def test_the_same_wherever_and_however_cut(case, where, grad_accum_steps):
 @pytest.mark.parametrize(("case", "where", "grad_accum_steps"), [p for p in PLACES if "=" in p[1]])
 def test_the_new_state_lies_as_its_rules_say(case, where, grad_accum_steps):
   state, _, _ = two_steps(case, where, grad_accum_steps)
-  wanted = sharding.state_shardings(state, parallel(where).mesh)
+  wanted = sharding.state_shardings(state, parallel(where).mesh, AXES)
   partitioning.map_with_path(
     lambda path, a, s: (
       pytest.fail(f"{path}: {a.sharding}, wanted {s}") if not a.sharding.is_equivalent_to(s, a.ndim) else None

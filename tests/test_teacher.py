@@ -15,7 +15,7 @@ from train.inference import translate
 from train.step import State
 from zoo.partitioning import flatten
 from zoo.weights import WeightsError, average, load_into
-from zoo.weights.formats import read
+from zoo.weights.sources import read
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -150,7 +150,7 @@ def test_averages_that_cannot_be(tmp_path, capsys):
   ("name", "overrides", "reinit"),
   [
     ("nat/test", dict(decoder_depth=2), ("decoder/.*", "length/.*")),
-    ("nat/test", dict(length="cut", decoder_depth=1, scan=True), "decoder/.*"),
+    ("nat/test", dict(length_prediction="none", decoder_depth=1, scan=True), "decoder/.*"),
     ("transformer/test", dict(decoder_depth=1), "decoder/.*"),
     ("transformer/test", dict(decoder_depth=4, position_embedding="t5"), ("decoder/.*", ".*_bias/buckets")),
   ],

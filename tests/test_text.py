@@ -19,7 +19,7 @@ from train.data.text import tokenizers as tokenizers
 from train.data.text import translation as text_pairs
 from train.data.text.translation import Translation
 from train.datasets import make_verses_en_es as script
-from zoo.weights.formats import read
+from zoo.weights.sources import read
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -181,7 +181,9 @@ def test_words_that_a_source_has_are_in_its_target(tmp_path):
   assert shared > 10  # names, for the most part
   prepared_words = prepared(tmp_path, write(tmp_path / "mine"), "--tokenizer", "word")
   assert prepared_words.tokenizer.encode("house lärm").tokens == ["house", "<unk>", "</s>"]
-  model = types.SimpleNamespace(vocab_size=4000, max_length=128, pad=0, bos=2, eos=3, copy_slots=3)
+  model = types.SimpleNamespace(
+    vocab_size=4000, max_length=128, pad_token_id=0, bos_token_id=2, eos_token_id=3, copy_slots=3
+  )
   with pytest.raises(ValueError, match=r"to a tokenizer of bytes no word is unknown.*data\.words"):
     small(copy_slots=3).check_fit(model, None)
 

@@ -30,9 +30,13 @@ MESHES = {
 
 # BERT's other heads, on one layer: more of the model, the data and the objective that train it.
 HEADS = {
-  "classify": (dict(num_classes=3), dict(name="sequence_classification", text="any"), "sequence_classification"),
-  "tag": (dict(num_classes=5), dict(name="token_classification"), "token_classification"),
-  "span": ({}, dict(name="question_answering", stride=4, question_length=5), "question_answering"),
+  "sequence_classification": (
+    dict(num_classes=3),
+    dict(name="sequence_classification", text="any"),
+    "sequence_classification",
+  ),
+  "token_classification": (dict(num_classes=5), dict(name="token_classification"), "token_classification"),
+  "question_answering": ({}, dict(name="question_answering", stride=4, question_length=5), "question_answering"),
 }
 # Fewer layers, since to compile takes as long as the program has lines: still more than one, or, where encoder and
 # decoder could be confused, another number of each; a pair of windows in each stage, of which Swin has two.
@@ -55,7 +59,7 @@ def compiled(name, mesh_name, **overrides):
   name, head = ("bert/test", name) if name in HEADS else (name, None)
   chip, devices = compiler.tpu_devices(SHAPE)
   mesh = sharding.make_mesh(**MESHES[mesh_name], devices=devices)
-  way = sharding.Jit(mesh)
+  way = sharding.Jit(mesh, zoo.family(name).LOGICAL_AXES)
   config = defaults()
   family = name.partition("/")[0]
   config.model = dict(name=name, dtype="bfloat16", **SMALLER.get(family, {}) | overrides)
@@ -76,7 +80,7 @@ def compiled(name, mesh_name, **overrides):
     **dict.fromkeys(("vit", "hybrid", "convnext", "swin"), classify),
     "mae": dict(name="mae"),
     "patch_prediction": dict(name="patch_prediction"),
-    "simmim": dict(name="simmim", unit=8),
+    "simmim": dict(name="simmim", mask_patch_size=8),
     "segmenter": dict(name="semantic_segmentation"),
     "kernel_regression": dict(name="regression"),
     "nat": dict(name="nat", label_smoothing=0.1),
@@ -202,16 +206,24 @@ LENGTH = 9  # of what is decoded
 @pytest.mark.parametrize(("method", "options"), [(decoding.greedy, {}), (decoding.beam_search, dict(beam_size=3))])
 def test_decoding_stays_where_it_is(method, options, mesh_name):
   """Devices decode their own examples; they tell each other in each step who goes on, and at the end what was found."""
-  way = sharding.Jit(sharding.make_mesh(**MESHES[mesh_name], devices=compiler.tpu_devices(SHAPE)[1]))
+  axes = zoo.family("transformer").LOGICAL_AXES
+  way = sharding.Jit(sharding.make_mesh(**MESHES[mesh_name], devices=compiler.tpu_devices(SHAPE)[1]), axes)
   model = zoo.create("transformer/test", dtype="bfloat16")
   c, size = model.config, LOCAL * way.data_devices
   source = jax.ShapeDtypeStruct((size, 11), jnp.int32, sharding=NamedSharding(way.mesh, sharding.BATCH))
   variables = way.abstract(jax.eval_shape(model.init, {"params": jax.random.key(0)}, source, source))
 
   def run(variables, batch):
-    parts = decoding.stepper(model, variables, batch["source"], LENGTH)
-    decoded = method(*parts, bos=c.bos, eos=c.eos, pad=c.pad, max_length=LENGTH, **options)
-    return decoded.token_BNT, decoded.score_BN
+    parts = decoding.decode_step_of(model, variables, batch["source"], LENGTH)
+    decoded = method(
+      *parts,
+      bos_token_id=c.bos_token_id,
+      eos_token_id=c.eos_token_id,
+      pad_token_id=c.pad_token_id,
+      max_length=LENGTH,
+      **options,
+    )
+    return decoded.sequences_BNT, decoded.scores_BN
 
   program = compiler.compile_for(way.compile_eval(run), variables, dict(source=source))
   found = collectives(program.as_text())

@@ -14,7 +14,7 @@ from train.objectives import seq2seq
 from train.step import init_state, make_step
 from zoo import partitioning
 from zoo.layers import pointer
-from zoo.models.transformer import Row
+from zoo.layers.sequence_info import SequenceInfo
 
 SOURCE = np.random.default_rng(0).integers(4, 29, (3, 7)).astype(np.int32)
 TARGET = np.random.default_rng(1).integers(4, 29, (3, 6)).astype(np.int32)
@@ -61,11 +61,11 @@ def test_sequences_that_share_a_row_do_not_know_each_other():
   """Packed, two pairs and padding give what each gives alone."""
   source = np.array([[*SOURCE[0, :3], *SOURCE[1, :2], 0, 0]], np.int32)
   target = np.array([[*TARGET[0, :2], *TARGET[1, :3], 0]], np.int32)
-  of_source = Row(np.array([[1, 1, 1, 2, 2, 0, 0]]), np.array([[0, 1, 2, 0, 1, 0, 0]]))
-  of_target = Row(np.array([[1, 1, 2, 2, 2, 0]]), np.array([[0, 1, 0, 1, 2, 0]]))
+  of_source = SequenceInfo(np.array([[1, 1, 1, 2, 2, 0, 0]]), np.array([[0, 1, 2, 0, 1, 0, 0]]))
+  of_target = SequenceInfo(np.array([[1, 1, 2, 2, 2, 0]]), np.array([[0, 1, 0, 1, 2, 0]]))
   for overrides in (
     dict(),
-    dict(position_embedding="learned", cross="mix"),
+    dict(position_embedding="learned", cross_attention="mix"),
     dict(position_embedding="t5"),
     dict(position_embedding="rotary"),
   ):
@@ -79,8 +79,8 @@ def test_sequences_that_share_a_row_do_not_know_each_other():
 def test_a_step_is_a_place_of_the_whole(positions):
   model, variables = drawn(position_embedding=positions)
   wanted, _ = model.apply(variables, SOURCE, TARGET)
-  memory, cache = model.apply(variables, SOURCE, 8, method="start")
-  step = jax.jit(functools.partial(model.apply, method="step"))
+  memory, cache = model.apply(variables, SOURCE, 8, method="init_cache")
+  step = jax.jit(functools.partial(model.apply, method="decode_step"))
   for i in range(6):
     logits_BV, cache = step(variables, memory, cache, TARGET[:, i], jnp.int32(i))
     np.testing.assert_allclose(logits_BV, wanted[:, i], rtol=1e-4, atol=1e-5)
@@ -141,14 +141,14 @@ def test_which_layer_the_decoder_reads():
       share = jax.nn.softmax(variables["params"]["mix"])
       for memory, s in zip(encoded.memory, share, strict=True):
         np.testing.assert_allclose(memory, s[0] * blocks[0] + s[1] * blocks[1], rtol=1e-5, atol=1e-6)
-  assert np.abs(logits(cross="last") - logits(cross="layer")).max() > 1e-3
+  assert np.abs(logits(cross_attention="last") - logits(cross_attention="layer")).max() > 1e-3
 
 
 def test_scan_is_a_loop():
   for overrides in (
     dict(),
-    dict(cross="mix", num_kv_heads=1),
-    dict(cross="layer", norm_position="pre", final_norm=True),
+    dict(cross_attention="mix", num_kv_heads=1),
+    dict(cross_attention="layer", norm_position="pre", final_norm=True),
   ):
     model, variables = drawn(**overrides)
     stacked = {"params": zoo.layers.stack.stack_params(variables["params"])}
@@ -184,7 +184,7 @@ def test_copies_are_a_mixture_of_two_distributions():
 
 def test_a_word_outside_the_vocabulary_can_be_copied():
   """The model gives it probability, reads it as unknown, and learns: all gradients are finite."""
-  model, variables = drawn(copy=True, copy_slots=2)
+  model, variables = drawn(head="copy", copy_slots=2)
   source, target = SOURCE.copy(), TARGET.copy()
   source[0, 2], target[0, 3] = 29, 29
 
@@ -206,7 +206,7 @@ def test_its_own_tokens_are_said_after_the_true_ones():
   model, variables = drawn(norm_position="pre", final_norm=True)
   own = np.random.default_rng(5).uniform(size=(3, 6)) < 0.5
   own[:, 0] = False
-  mixed = np.asarray(model.apply(variables, SOURCE, TARGET, own, method="mixed_inputs"))
+  mixed = np.asarray(model.apply(variables, SOURCE, TARGET, own, method="scheduled_sampling_inputs"))
   said = logits(norm_position="pre", final_norm=True).argmax(-1)
   assert (said[:, 1:] != said[:, :-1]).any(1).all()
   for b, t in np.ndindex(3, 6):
@@ -216,11 +216,11 @@ def test_its_own_tokens_are_said_after_the_true_ones():
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [
-    (dict(cross="layer", decoder_depth=3), "depth is 2 and decoder_depth 3"),
-    (dict(norm_position="pre"), "order='pre' needs final_norm=True"),
+    (dict(cross_attention="layer", decoder_depth=3), "depth is 2 and decoder_depth 3"),
+    (dict(norm_position="pre"), "norm_position='pre' needs final_norm=True"),
     (dict(norm_position="prae"), "norm_position is 'prae'; did you mean 'pre'"),
-    (dict(eos=29), "eos is token 29 of a vocabulary of 29"),
-    (dict(copy_slots=3), "copy_slots is 3 without copy=True"),
+    (dict(eos_token_id=29), "eos_token_id is 29"),
+    (dict(copy_slots=3), "copy_slots is 3"),
     (dict(num_heads=5), "5 heads do not divide the width 16"),
     (dict(num_kv_heads=3), "4 query heads cannot share 3 key heads"),
   ],
@@ -237,7 +237,7 @@ def test_a_row_that_is_too_long():
 
 def test_a_source_of_padding_alone_gives_finite_outputs_and_gradients():
   """What fills up a batch: there is nothing to attend to, anywhere. The other rows do not notice."""
-  model, variables = drawn(copy=True, copy_slots=2)
+  model, variables = drawn(head="copy", copy_slots=2)
   source = np.concatenate([SOURCE, np.zeros((1, 7), np.int32)])
   target = np.concatenate([TARGET, TARGET[:1]])
 

@@ -9,7 +9,7 @@ import pytest
 
 import zoo
 from train.objectives import seq2seq
-from zoo.models.transformer import Row
+from zoo.layers.sequence_info import SequenceInfo
 
 B, S, T, V = 3, 7, 6, 29
 
@@ -42,10 +42,10 @@ class Model:
   def apply(self, variables, source, inputs, *rest, rngs=None, mutable=None, method=None):
     self.calls.append(np.asarray(inputs))
     out = self.logits, self.aux
-    if method == "mixed_inputs":
+    if method == "scheduled_sampling_inputs":
       own, *rest = rest
       out = jnp.where(own, OWN, inputs)
-    assert all(isinstance(row, Row) for row in rest) and len(rest) == 2
+    assert all(isinstance(row, SequenceInfo) for row in rest) and len(rest) == 2
     return out if mutable is None else (out, {})
 
 
@@ -66,7 +66,7 @@ def test_cross_entropy_of_the_tokens_that_are_there():
   np.testing.assert_allclose([loss.total, loss.metrics["nll"]], sum(wanted), rtol=1e-5)
   hits = sum(logits[b, t].argmax() == data["target_ids"][b, t] for b, n in ((0, 6), (1, 3)) for t in range(n))
   assert loss.metrics["accuracy"] == hits
-  np.testing.assert_array_equal(model.calls[0][:, 0], model.config.bos)
+  np.testing.assert_array_equal(model.calls[0][:, 0], model.config.bos_token_id)
   np.testing.assert_array_equal(model.calls[0][0, 1:], data["target_ids"][0, :-1])
 
 
@@ -165,7 +165,7 @@ def test_guided_attention_wants_the_diagonal():
 
 
 def test_guidance_is_by_sequence_where_several_share_a_row():
-  rows = [Row(np.array([[1, 1, 2, 2, 2]]), np.array([[0, 1, 0, 1, 2]]))] * 2
+  rows = [SequenceInfo(np.array([[1, 1, 2, 2, 2]]), np.array([[0, 1, 0, 1, 2]]))] * 2
   far = np.asarray(seq2seq.off_diagonal(*rows, 0.2))[0]
   np.testing.assert_allclose(far[:2, :2].diagonal(), 0, atol=1e-6)
   np.testing.assert_allclose(far[2:, 2:].diagonal(), 0, atol=1e-6)

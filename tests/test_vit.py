@@ -27,7 +27,7 @@ TINY = dict(depth=1, width=8, mlp_dim=12)
     dict(position_embedding="learned_1d", class_token=False, pool="map", representation_size=5),
     dict(pool="gap", head_norm="layer", final_norm=False, image_size=(8, 16)),
     dict(pool="gap", head_norm="batch", class_token=False, activation="gelu_tanh"),
-    dict(representation_size=5, num_classes=0, channels=1),
+    dict(representation_size=5, num_classes=0, num_channels=1),
   ],
   ids=str,
 )
@@ -57,7 +57,7 @@ def test_what_is_pooled():
 
 
 def test_the_mean_of_a_text():
-  model = zoo.create("bert/test", head="classify", num_classes=3, pool="mean")
+  model = zoo.create("bert/test", head="sequence_classification", num_classes=3, pool="mean")
   token = jax.random.randint(jax.random.key(0), (2, 7), 5, 29)
   variables = model.init(jax.random.key(1), token)
   assert "pooler" not in variables["params"]
@@ -67,7 +67,7 @@ def test_the_mean_of_a_text():
   padded, _ = model.apply(variables, jnp.pad(token, ((0, 0), (0, 3))))
   np.testing.assert_allclose(padded, logits, rtol=1e-5, atol=1e-6)
   with pytest.raises(ValueError, match=r"pool='mean'.*pool='cls'"):
-    model.apply(variables, token, first_BK=jnp.zeros((2, 1), jnp.int32))
+    model.apply(variables, token, cls_positions_BK=jnp.zeros((2, 1), jnp.int32))
   with pytest.raises(ValueError, match="pool is 'max'"):
     zoo.create("bert/test", pool="max")
 

@@ -92,7 +92,7 @@ def test_a_wrong_shape_of_the_right_size():
 
 def test_a_parameter_the_model_does_not_have():
   assert faults(tensors() | {"new.layer.1.weight": np.ones((3, 2))}) == (
-    "new.layer.1.weight is for block_01/kernel, which has no place in the model; ignore it if that is meant",
+    "new.layer.1.weight is for block_01/kernel, which the model does not have; use `ignore` to leave it out",
   )
 
 

@@ -34,10 +34,12 @@ class Program:
     self.model = zoo.create(config.model.name, **configuration.kwargs(config.model))
     self.objective = make_objective(config.objective)
     options = configuration.kwargs(config.optimizer)
-    check_call(optim.make, options, "config.optimizer", given=("params", "total_steps", "name"))
+    check_call(optim.make, options, "config.optimizer", given=("params", "total_steps", "model", "name"))
     self._variables = jax.eval_shape(self.make_variables)  # shapes
     params = self._variables["params"]
-    self.optimizer, self.schedule = optim.make(params, total_steps, name=config.optimizer.name, **options)
+    self.optimizer, self.schedule = optim.make(
+      params, total_steps, model=self.model, name=config.optimizer.name, **options
+    )
     freeze = options.get("freeze", ())
     self.step = partial(
       make_step,

@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+import zoo
 from train import config as configuration
 from train import data, metrics, rng, sharding
 from train.checkpoint import Checkpoints
@@ -27,7 +28,7 @@ from train.plots import registry
 from train.step import State
 from zoo.errors import check_call, nearest
 from zoo.weights import load_into
-from zoo.weights.formats import check_exists
+from zoo.weights.sources import check_exists
 
 # Config keys that say how a run runs and not what it computes: a resumed run may have others.
 MAY_CHANGE = ("parallel", "evals", "checkpoint", "log_every_steps", "plots")
@@ -49,10 +50,10 @@ class Run(Program):
   """
 
   def __init__(self, config: ConfigDict):
-    check_call(sharding.parallel, config.parallel, "config.parallel")
+    check_call(sharding.parallel, config.parallel, "config.parallel", given=("axes",))
     if config.log_every_steps < 1:
       raise ValueError(f"config.log_every_steps is {config.log_every_steps}; wanted at least 1 step")
-    self.parallel = sharding.parallel(**config.parallel)
+    self.parallel = sharding.parallel(**config.parallel, axes=zoo.family(config.model.name).LOGICAL_AXES)
     sharding.check_batch(config.batch_size, self.parallel.data_devices, config.grad_accum_steps, jax.process_count())
     self.data = data.make(config.data.name, **configuration.kwargs(config.data))
     super().__init__(config, self._count_steps(config))

@@ -3,13 +3,15 @@
 import inspect
 import re
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
-from zoo import partitioning
+from zoo import partitioning, registry
 from zoo.errors import check_call, nearest
 from zoo.layers.stack import STACKED
 
@@ -88,14 +90,6 @@ OPTIMIZERS = {
 }
 SCHEDULES = ("constant", "cosine", "linear", "rsqrt", "step")
 
-# Vectors that scale, shift or stand for something are not decayed towards zero.
-NO_DECAY = (
-  r"bias$",
-  r"(norm\w*|scale)(/|$)",
-  r"(^|/)(pos|offsets)/",
-  r"(^|/)(cls|probe|mask|relative|buckets|inverse_width)$",
-)
-
 
 def make_schedule(
   name: str,
@@ -146,11 +140,6 @@ def make_schedule(
   return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
 
 
-def matches(patterns: tuple[str, ...], path: str) -> bool:
-  """Whether any of the regular expressions is found in the path."""
-  return any(re.search(pattern, path) for pattern in patterns)
-
-
 def check_patterns(patterns: tuple[str, ...], params: dict, what: str) -> None:
   """Raises ValueError for patterns that no parameter path has: they would silently do nothing."""
   paths = list(partitioning.flatten(params))
@@ -161,56 +150,43 @@ def check_patterns(patterns: tuple[str, ...], params: dict, what: str) -> None:
 
 def stop_frozen(params: dict, patterns: tuple[str, ...]) -> dict:
   """Parameters whose path matches pass no gradient, so the compiler leaves their backward pass out."""
-  return partitioning.map_with_path(lambda path, p: jax.lax.stop_gradient(p) if matches(patterns, path) else p, params)
+  return partitioning.map_with_path(
+    lambda path, p: jax.lax.stop_gradient(p) if partitioning.matches(patterns, path) else p, params
+  )
 
 
-# The blocks whose layers are known: a ViT's or BERT's, and the two of each pair in a stage of a Swin's.
-_BLOCK = re.compile(rf"encoder/(?:stage_(\d+)/)?(?:block_(\d+)|{STACKED})/(regular|shifted)?")
-
-
-def layer_scales(params: dict, decay: float) -> dict:
+def layer_scales(params: dict, decay: float, model: nn.Module) -> dict:
   """Layer-wise learning-rate decay: factor decay^(L + 1 - layer) (Clark et al. 2020; Bao et al. 2022).
 
-  A convolutional stem, patches or words, positions, types and learned tokens are layer 0, block i is layer i + 1, all
-  the rest is layer L + 1. A Swin's blocks are counted over all stages, and what merges patches belongs to the last
-  block before, as in the code of Xie et al. 2022.
+  Args:
+    params: the model's, arrays or shapes.
+    decay: factor from each layer to the one below it.
+    model: its family's `layer_of` specifies the layer of each parameter, from 0 to L + 1.
 
   Returns:
     path -> factor; stacked parameters get [L, 1, ...].
 
   Raises:
-    ValueError: the model has no numbered blocks in its encoder.
+    ValueError: the family has no numbered layers.
   """
-  blocks = {}  # path -> stage, numbers, and which of a pair
-  for path, p in partitioning.flatten(params).items():
-    found = _BLOCK.match(path)
-    if found and bool(found[1]) == bool(found[3]):  # not a ConvNeXt's
-      numbers = np.array(int(found[2])) if found[2] else np.arange(p.shape[0]).reshape(-1, *[1] * (len(p.shape) - 1))
-      blocks[path] = int(found[1] or 0), numbers, found[3]
-  if not blocks:
+  family = registry.family_of(model)
+  if not hasattr(family, "layer_of"):
     raise ValueError("layer_decay needs a model with blocks in its encoder, as ViT, BERT and Swin have them")
-  pair = 2 if any(which for *_, which in blocks.values()) else 1
-  stages = range(1 + max(stage for stage, *_ in blocks.values()))
-  depths = [pair * (1 + max(n.max() for stage, n, _ in blocks.values() if stage == s)) for s in stages]
-  first = [sum(depths[:s]) for s in stages]
-  depth = sum(depths)
 
-  def scale(path: str) -> np.ndarray:
-    merging = re.match(r"encoder/stage_([1-9]\d*)/(?:merge|merged_norm|norm)/", path)
-    if path in blocks:
-      stage, numbers, which = blocks[path]
-      layer = first[stage] + pair * numbers + (which == "shifted") + 1
-    elif merging:
-      layer = first[int(merging[1])]
+  def scale(path: str, leaf) -> np.ndarray:
+    if f"/{STACKED}/" not in f"/{path}":
+      layer = np.array(family.layer_of(model.config, path))
     else:
-      layer = 0 if re.match(r"encoder/(stage_0/)?(stem|patch|pos|cls|mask|embed|type)", path) else depth + 1
-    return np.float32(decay) ** np.asarray(depth + 1 - layer, np.float32)
+      blocks = [path.replace(f"{STACKED}/", f"block_{i:02d}/") for i in range(leaf.shape[0])]
+      layer = np.array([family.layer_of(model.config, block) for block in blocks])
+      layer = layer.reshape(-1, *[1] * (len(leaf.shape) - 1))
+    return np.float32(decay) ** np.asarray(model.config.depth + 1 - layer, np.float32)
 
-  return {path: scale(path) for path in partitioning.flatten(params)}
+  return {path: scale(path, leaf) for path, leaf in partitioning.flatten(params).items()}
 
 
-def _muon_dimensions(params: dict) -> dict:
-  """Tells Muon which axes of a kernel are inputs and which outputs; None for what Adam trains.
+def _muon_dimensions(axes: partitioning.Axes, params: dict) -> dict:
+  """The input and output axes of each kernel for Muon; None for what Adam trains.
 
   Muon is for hidden matrices: embeddings, heads and vectors go to Adam (Jordan et al. 2024), and depthwise
   convolutions, which are a vector for each place.
@@ -218,7 +194,9 @@ def _muon_dimensions(params: dict) -> dict:
 
   def dimensions(path, names):
     path = partitioning.path_name(path)
-    if not path.endswith("kernel") or re.match(r"head/|encoder/(stage_0/)?patch/|(decoder/)?pixels/|.*/offsets/", path):
+    if not path.endswith("kernel") or re.match(
+      r"head/|encoder/(stage_0/)?patch/|(decoder/)?pixels/|.*/relative_position_bias/", path
+    ):
       return None
     first = int(names[0] == "layers")
     split = first + (2 if names[first] == "heads" else 1)  # `attn/out` has two input axes, heads and head_dim
@@ -230,7 +208,7 @@ def _muon_dimensions(params: dict) -> dict:
 
   # Exactly tuple: where parameters are frozen optax puts empty named tuples in their place.
   return jax.tree_util.tree_map_with_path(
-    dimensions, partitioning.logical_axes(params), is_leaf=lambda node: type(node) is tuple
+    dimensions, partitioning.logical_axes(params, axes), is_leaf=lambda node: type(node) is tuple
   )
 
 
@@ -238,6 +216,7 @@ def make(
   params: dict,
   total_steps: int,
   *,
+  model: nn.Module | None = None,
   name: str = "adamw",
   learning_rate: float,
   schedule: str = "cosine",
@@ -246,7 +225,7 @@ def make(
   timescale: int = 10_000,
   boundaries: tuple[float, ...] = (),
   weight_decay: float = 0.0,
-  no_decay: tuple[str, ...] = NO_DECAY,
+  no_decay: tuple[str, ...] | None = None,
   layer_decay: float = 1.0,
   grad_clip_norm: float = 0.0,
   freeze: tuple[str, ...] = (),
@@ -257,13 +236,15 @@ def make(
   Args:
     params: nested dict of arrays or shapes.
     total_steps: of the whole training.
+    model: its family specifies which parameters do not decay, their layers, and their logical axes; None for
+      parameters of no family, without layer-wise rates and Muon.
     name: one of `OPTIMIZERS`.
     learning_rate: the peak.
     schedule: one of `SCHEDULES`.
     warmup: steps, or a share of all steps when below 1.
     final_learning_rate, timescale, boundaries: of the schedule.
     weight_decay: times the learning rate, as in AdamW (Loshchilov & Hutter 2019).
-    no_decay: regular expressions of paths that do not decay.
+    no_decay: regular expressions of paths that do not decay; None for the family's.
     layer_decay: factor from each layer to the one below it (`layer_scales`).
     grad_clip_norm: largest global gradient norm; 0 for none.
     freeze: regular expressions of paths that do not change; they have no optimiser state.
@@ -285,19 +266,25 @@ def make(
     raise ValueError("\n".join(f"config.optimizer: {fault}" for fault in faults))
   function, decay_argument, mask_argument = OPTIMIZERS[name]
   filled = tuple(a for a in ("learning_rate", decay_argument, mask_argument) if a)
-  own = [n for n in inspect.signature(make).parameters if n not in ("params", "total_steps", "kwargs")]
+  own = [n for n in inspect.signature(make).parameters if n not in ("params", "total_steps", "model", "kwargs")]
   check_call(function, kwargs, f"config.optimizer ({name})", given=filled, also=own)
   check_patterns(freeze, params, "config.optimizer.freeze")
   steps = round(warmup * total_steps) if 0 < warmup < 1 else int(warmup)
   more = dict(final=final_learning_rate, timescale=timescale, boundaries=boundaries)
   rate = make_schedule(schedule, learning_rate, steps, total_steps, **more)
 
+  family = model and registry.family_of(model)
+  if no_decay is None:
+    no_decay = family.NO_DECAY if family else partitioning.BIASES_AND_SCALES
+  if not family and (name == "muon" or layer_decay != 1):
+    raise ValueError("muon and layer_decay need the model whose parameters these are")
+
   # Functions of the tree they are given: where parameters are frozen, optax shows only the others.
   def decays(tree):
-    return partitioning.map_with_path(lambda path, _: not matches(no_decay, path), tree)
+    return partitioning.map_with_path(lambda path, _: not partitioning.matches(no_decay, path), tree)
 
   if name == "muon":
-    kwargs["muon_weight_dimension_numbers"] = _muon_dimensions
+    kwargs["muon_weight_dimension_numbers"] = partial(_muon_dimensions, family.LOGICAL_AXES)
   if decay_argument:
     kwargs |= {decay_argument: weight_decay, mask_argument: decays}
   if name == "adafactor":  # the only one whose decay is not already times the rate
@@ -309,10 +296,12 @@ def make(
   if name == "muon" and weight_decay:  # optax would decay only what Muon trains, or also the vectors that Adam does
     parts += [optax.add_decayed_weights(lambda step: -weight_decay * rate(step), decays)]
   if layer_decay != 1:
-    scales = layer_scales(params, layer_decay)
+    scales = layer_scales(params, layer_decay, model)
     parts += [optax.stateless(lambda updates, _: partitioning.map_with_path(lambda path, u: u * scales[path], updates))]
   optimizer = optax.chain(*parts)
   if freeze:
-    labels = partitioning.map_with_path(lambda path, _: "frozen" if matches(freeze, path) else "trained", params)
+    labels = partitioning.map_with_path(
+      lambda path, _: "frozen" if partitioning.matches(freeze, path) else "trained", params
+    )
     optimizer = optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
   return optimizer, rate

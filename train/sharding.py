@@ -42,8 +42,12 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
   return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def param_specs(params: dict, mesh: Mesh) -> dict:
+def param_specs(params: dict, mesh: Mesh, axes: partitioning.Axes) -> dict:
   """The `PartitionSpec` of every parameter, by its path.
+
+  Args:
+    params: arrays or shapes. mesh: from `make_mesh`.
+    axes: the `LOGICAL_AXES` of the model's family.
 
   Raises:
     ValueError: a size that its mesh axis does not divide, all of them at once.
@@ -51,7 +55,7 @@ def param_specs(params: dict, mesh: Mesh) -> dict:
   faults, specs = [], {}
   shapes = partitioning.flatten(params)
   named = jax.tree_util.tree_leaves_with_path(
-    partitioning.logical_axes(params), is_leaf=lambda node: type(node) is tuple
+    partitioning.logical_axes(params, axes), is_leaf=lambda node: type(node) is tuple
   )
   for path, names in named:
     path = partitioning.path_name(path)
@@ -66,17 +70,17 @@ def param_specs(params: dict, mesh: Mesh) -> dict:
   return specs
 
 
-def state_shardings(state, mesh: Mesh):
+def state_shardings(state, mesh: Mesh, axes: partitioning.Axes):
   """A sharding for each array of a training state: like its parameter's where it belongs to one, else replicated.
 
   Optimiser state, averages and parameters have paths that end in a parameter's path, and its shape.
 
   Args:
     state: `train.step.State`, or a model's variables, of arrays or shapes.
-    mesh: from `make_mesh`.
+    mesh: from `make_mesh`. axes: the `LOGICAL_AXES` of the model's family.
   """
   params = state["params"] if isinstance(state, dict) else state.params
-  specs = param_specs(params, mesh)
+  specs = param_specs(params, mesh, axes)
   shapes = {path: leaf.shape for path, leaf in partitioning.flatten(params).items()}
 
   def shard(path: str, leaf):
@@ -108,9 +112,15 @@ def check_batch(batch_size: int, devices: int, grad_accum_steps: int, processes:
 
 @dataclass(frozen=True)
 class Jit:
-  """One program over all devices, cut by the compiler (`jax.jit` with `NamedSharding`)."""
+  """One program over all devices, partitioned by the compiler (`jax.jit` with `NamedSharding`).
+
+  Attributes:
+    mesh: from `make_mesh`.
+    axes: the `LOGICAL_AXES` of the model's family.
+  """
 
   mesh: Mesh
+  axes: partitioning.Axes = field(default_factory=dict, hash=False)
   axis: None = field(default=None, init=False)
 
   @property
@@ -120,13 +130,15 @@ class Jit:
 
   def init(self, make_state: Callable, *args):
     """`make_state(*args)`, computed in place: no device ever holds more than its part."""
-    shardings = state_shardings(jax.eval_shape(make_state, *args), self.mesh)
+    shardings = state_shardings(jax.eval_shape(make_state, *args), self.mesh, self.axes)
     return jax.jit(make_state, out_shardings=shardings)(*args)
 
   def abstract(self, state):
     """Shapes of a state, with the shardings that `init` gives it: what a checkpoint is restored to."""
     return jax.tree.map(
-      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, state_shardings(state, self.mesh)
+      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+      state,
+      state_shardings(state, self.mesh, self.axes),
     )
 
   def put(self, tree):
@@ -146,7 +158,7 @@ class Jit:
     def put(spec: PartitionSpec) -> Callable:
       return lambda tree: jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
 
-    return partitioning.cutting(put(BATCH), put(PartitionSpec()))
+    return partitioning.sharding_scope(put(BATCH), put(PartitionSpec()))
 
   def compile(self, step: Callable) -> Callable:
     """For `step(state, batch, key)`: the old state's memory becomes the new one's."""
@@ -155,18 +167,18 @@ class Jit:
       with self._cutting():
         new, metrics = step(state, batch, key)
       # The new state lies as the old one did: left to itself, the compiler may cut a bias that came whole.
-      return jax.lax.with_sharding_constraint(new, state_shardings(new, self.mesh)), metrics
+      return jax.lax.with_sharding_constraint(new, state_shardings(new, self.mesh, self.axes)), metrics
 
     return jax.jit(in_place, donate_argnums=0)
 
   def compile_eval(self, step: Callable) -> Callable:
     """For `step(variables, batch)`."""
 
-    def by_batch(variables, batch):
+    def sharded(variables, batch):
       with self._cutting():
         return step(variables, batch)
 
-    return jax.jit(by_batch, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+    return jax.jit(sharded, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
 
   def gather(self, tree):
     """The whole arrays, as a checkpoint holds them: here as they are."""
@@ -240,12 +252,15 @@ class Pmap:
     return jax.device_get(self.gather(tree))
 
 
-def parallel(name: str = "jit", data: int = -1, fsdp: int = 1, tensor: int = 1) -> Jit | Pmap:
+def parallel(
+  name: str = "jit", data: int = -1, fsdp: int = 1, tensor: int = 1, *, axes: partitioning.Axes | None = None
+) -> Jit | Pmap:
   """How the step runs on the devices.
 
   Args:
     name: "jit" or "pmap".
     data, fsdp, tensor: sizes of the mesh; -1 for `data` takes what the others leave. pmap is data parallel only.
+    axes: the `LOGICAL_AXES` of the model's family.
 
   Raises:
     ValueError: unknown name, or sizes that do not fit.
@@ -257,7 +272,7 @@ def parallel(name: str = "jit", data: int = -1, fsdp: int = 1, tensor: int = 1) 
         f"tensor={tensor} would cut one model over several processes, which read different data; wanted at most "
         f"{jax.local_device_count()}; fsdp cuts parameters over any number"
       )
-    return Jit(mesh)
+    return Jit(mesh, axes or {})
   if name == "pmap":
     if (fsdp, tensor) != (1, 1) or data not in (-1, jax.device_count()):
       raise ValueError("pmap is data parallel over all devices: data=-1, fsdp=1, tensor=1; for other meshes use jit")

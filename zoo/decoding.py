@@ -1,15 +1,14 @@
-"""Decoding: the best, or a random, sequence of a model that tells what comes next.
+"""Decoding: sequences of high probability, or sampled ones, of an autoregressive model.
 
-Everything here is a function of such a model's step,
+Each function takes the model's decoding step,
 
-    step(memory, cache, token_B, index) -> (logits_BV of the tokens after, cache)
+    step(memory, cache, input_ids_B, index) -> (logits_BV of the next tokens, cache)
 
-where `memory` stays as it is and `cache` grows; the first axis of all their arrays is B. `stepper` makes it of a model
-of the zoo. All loops are `lax.while_loop`s of static shapes that end as soon as every sequence has ended, so they may
-be compiled, and a step costs what one token costs. `parallel` is for models that say all tokens at once.
+`memory` is constant and `cache` is updated by each step; the first axis of all their arrays is B. `decode_step_of`
+returns all three for a model of the zoo. The loops are `lax.while_loop`s of static shapes that end as soon as every
+sequence has ended, so they can be compiled. `non_autoregressive` is for models that predict all tokens at once.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,71 +25,64 @@ from zoo.shapes import expect
 Step = Callable[[object, object, jax.Array, jax.Array], tuple[jax.Array, object]]
 
 
-class Decoded(NamedTuple):
-  """What was decoded: `n` sequences each, the best first.
+class DecodeOutput(NamedTuple):
+  """Decoded sequences, n for each example, the best first.
 
   Attributes:
-    token_BNT: [B, n, T] int32, with `eos` where it ended and `pad` after that.
-    score_BN: [B, n] float32, the logarithm of the probability (in a beam search, over the length penalty; of tokens
-      said at once, the mean). Where there are fewer than n, the rest is padding with the least float32.
+    sequences_BNT: [B, n, T] int32, with `eos_token_id` at the end and `pad_token_id` after it.
+    scores_BN: [B, n] float32, the log probability (in a beam search, over the length penalty; of a non-autoregressive
+      model, the mean over tokens). Where there are fewer than n sequences, the rest is padding with the least float32.
   """
 
-  token_BNT: jax.Array
-  score_BN: jax.Array
+  sequences_BNT: jax.Array
+  scores_BN: jax.Array
 
 
-def stepper(model: nn.Module, variables: dict, source_BS: jax.Array, max_length: int) -> tuple[Step, object, object]:
+def decode_step_of(
+  model: nn.Module, variables: dict, source_BS: jax.Array, max_length: int
+) -> tuple[Step, object, object]:
   """The step, memory and cache of a sequence-to-sequence model of the zoo.
 
   Args:
-    model: has the methods `start` and `step`.
+    model: has the methods `init_cache` and `decode_step`.
     variables: its variables.
-    source_BS: tokens, filled up with `pad`.
-    max_length: of what will be decoded.
+    source_BS: token ids, padded with `pad_token_id`.
+    max_length: maximum number of decoded tokens.
 
   Raises:
     ValueError: `max_length` is more than the model's.
   """
   check_length(model, max_length)
   if getattr(model.config, "scan", False):
-    # A loop over the blocks writes each cache in place, where a scan would copy them all.
+    # A loop over the blocks updates each cache in place; a scan would copy all of them.
     model = model.clone(config=replace(model.config, scan=False))
     variables = {collection: unstack_params(tree) for collection, tree in variables.items()}
-  memory, cache = model.apply(variables, source_BS, max_length, method="start")
-  # Else XLA moves the transposition of the memory's keys and values into the loop, to be made for each token anew.
-  memory = jax.lax.optimization_barrier(memory)
-  return partial(model.apply, variables, method="step"), memory, cache
+  memory, cache = model.apply(variables, source_BS, max_length, method="init_cache")
+  return partial(model.apply, variables, method="decode_step"), memory, cache
 
 
 def check_length(model: nn.Module, max_length: int) -> None:
-  """Raises ValueError where a model cannot say so many tokens."""
+  """Raises ValueError where a model cannot decode so many tokens."""
   if not 0 < max_length <= model.config.max_length:
     raise ValueError(f"max_length is {max_length}; wanted 1 to the model's {model.config.max_length}")
 
 
-def greedy(step: Step, memory: Any, cache: Any, *, bos: int, eos: int, pad: int, max_length: int) -> Decoded:
-  """The most probable token at each place.
+def greedy(
+  step: Step, memory: Any, cache: Any, *, bos_token_id: int, eos_token_id: int, pad_token_id: int, max_length: int
+) -> DecodeOutput:
+  """Greedy search: the most probable token at each position.
 
   Args:
-    step, memory, cache: see the module's beginning.
-    bos, eos, pad: tokens that begin a sequence, end it, and come after it.
-    max_length: tokens at most, with `eos`.
+    step, memory, cache: from `decode_step_of`.
+    bos_token_id, eos_token_id, pad_token_id: tokens that begin a sequence, end it, and follow its end.
+    max_length: maximum number of tokens, with `eos_token_id`.
   """
-  return _token_by_token(step, memory, cache, lambda logits, _: most_probable(logits), bos, eos, pad, max_length)
 
+  def choose(logits_BV, index):
+    del index
+    return logits_BV.argmax(-1)
 
-def most_probable(logits_BV: jax.Array) -> jax.Array:
-  """The token with the largest logit, the first if there are several: [B].
-
-  It is looked for in the group of words that has it: XLA's CPU compiler makes vector instructions of a maximum, but not
-  of the search for its place, which over a large vocabulary would take as long as all the rest of a step.
-  """
-  B, vocab_size = logits_BV.shape
-  group = max(n for n in range(1, math.isqrt(vocab_size) + 1) if vocab_size % n == 0)
-  logits_BGV = logits_BV.reshape(B, group, -1)
-  best_B = logits_BGV.max(-1).argmax(-1)
-  words_BV = jnp.take_along_axis(logits_BGV, best_B[:, None, None], 1)[:, 0]
-  return best_B * words_BV.shape[1] + words_BV.argmax(-1)
+  return _token_by_token(step, memory, cache, choose, bos_token_id, eos_token_id, pad_token_id, max_length)
 
 
 def sample(
@@ -99,26 +91,26 @@ def sample(
   cache: Any,
   key: jax.Array,
   *,
-  bos: int,
-  eos: int,
-  pad: int,
+  bos_token_id: int,
+  eos_token_id: int,
+  pad_token_id: int,
   max_length: int,
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
-) -> Decoded:
-  """Random tokens by their probability.
+) -> DecodeOutput:
+  """Samples each token from the model's distribution.
 
   Args:
-    step, memory, cache: see the module's beginning.
-    key: of the randomness; one, or [B], one for each sequence.
-    bos, eos, pad, max_length: see `greedy`.
-    temperature: of the softmax; below 1 the probable gets more probable.
-    top_k: only the k most probable tokens (Fan et al. 2018, 5.1), and those as probable as the last; 0 for all.
-    top_p: only the most probable tokens that together have this probability (Holtzman et al. 2020, 3.1), likewise.
+    step, memory, cache: from `decode_step_of`.
+    key: a random key, or [B], one for each sequence.
+    bos_token_id, eos_token_id, pad_token_id, max_length: see `greedy`.
+    temperature: divides the logits; below 1 the distribution gets sharper.
+    top_k: samples from the k most probable tokens (Fan et al. 2018, 5.1) and ties with the last; 0 for all.
+    top_p: samples from the most probable tokens of this total probability (Holtzman et al. 2020, 3.1) and ties.
 
   Raises:
-    ValueError: a temperature, top_k or top_p that makes no sense.
+    ValueError: temperature, top_k or top_p is out of range.
   """
   if not (temperature > 0 and top_k >= 0 and 0 < top_p <= 1):
     raise ValueError(
@@ -126,17 +118,17 @@ def sample(
     )
 
   def choose(logits_BV, index):
-    logits_BV = keep_probable(logits_BV / temperature, top_k, top_p)
+    logits_BV = filter_top_k_top_p(logits_BV / temperature, top_k, top_p)
     if key.ndim:
       return jax.vmap(lambda key, logits_V: jax.random.categorical(jax.random.fold_in(key, index), logits_V))(
         key, logits_BV
       )
     return jax.random.categorical(jax.random.fold_in(key, index), logits_BV)
 
-  return _token_by_token(step, memory, cache, choose, bos, eos, pad, max_length)
+  return _token_by_token(step, memory, cache, choose, bos_token_id, eos_token_id, pad_token_id, max_length)
 
 
-def keep_probable(logits_BV: jax.Array, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+def filter_top_k_top_p(logits_BV: jax.Array, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
   """Logits with -inf for all but the most probable tokens; see `sample`."""
   vocab_size = expect(logits_BV=logits_BV)["V"]
   if 0 < top_k < vocab_size:
@@ -151,41 +143,63 @@ def keep_probable(logits_BV: jax.Array, top_k: int = 0, top_p: float = 1.0) -> j
   return logits_BV
 
 
-def _token_by_token(step, memory, cache, choose, bos, eos, pad, max_length) -> Decoded:
+def _token_by_token(step, memory, cache, choose, bos_token_id, eos_token_id, pad_token_id, max_length) -> DecodeOutput:
   B = jax.tree.leaves(memory)[0].shape[0]
 
   def proceed(carry):
     index, token_B, token_BT, score_B, done_B, cache = carry
     logits_BV, cache = step(memory, cache, token_B, index)
-    token_B = jnp.where(done_B, pad, choose(logits_BV, index)).astype(jnp.int32)
+    token_B = jnp.where(done_B, pad_token_id, choose(logits_BV, index)).astype(jnp.int32)
     gain_B = jnp.take_along_axis(jax.nn.log_softmax(logits_BV), token_B[:, None], 1)[:, 0]
     score_B = score_B + jnp.where(done_B, 0.0, gain_B)
-    return index + 1, token_B, token_BT.at[:, index].set(token_B), score_B, done_B | (token_B == eos), cache
+    return index + 1, token_B, token_BT.at[:, index].set(token_B), score_B, done_B | (token_B == eos_token_id), cache
 
   def goes_on(carry):
     index, _, _, _, done_B, _ = carry
     return (index < max_length) & ~done_B.all()
 
-  empty_BT = jnp.full((B, max_length), pad, jnp.int32)
-  start = (jnp.int32(0), jnp.full(B, bos, jnp.int32), empty_BT, jnp.zeros(B), jnp.zeros(B, bool), cache)
+  empty_BT = jnp.full((B, max_length), pad_token_id, jnp.int32)
+  start = (jnp.int32(0), jnp.full(B, bos_token_id, jnp.int32), empty_BT, jnp.zeros(B), jnp.zeros(B, bool), cache)
   _, _, token_BT, score_B, _, _ = jax.lax.while_loop(goes_on, proceed, start)
-  return Decoded(token_BT[:, None], score_B[:, None])
+  return DecodeOutput(token_BT[:, None], score_B[:, None])
 
 
-# Length penalties: what the logarithm of a sequence's probability is divided by. Both grow with the length.
-PENALTIES = {
-  "power": lambda length, alpha: length**alpha,
-  "gnmt": lambda length, alpha: ((5 + length) / 6) ** alpha,  # Wu et al. 2016, eq. 14
+# The divisor of a sequence's log probability, by its length and the exponent; it grows with the length.
+LENGTH_NORMALIZATIONS = {
+  "power": lambda length, exponent: length**exponent,
+  "gnmt": lambda length, exponent: ((5 + length) / 6) ** exponent,  # Wu et al. 2016, eq. 14
 }
 
 
 def check_beam(beam_size: int, n_best: int, length_penalty: float, vocab_size: int | None) -> None:
-  """Raises ValueError for a beam that makes no sense, or is larger than the vocabulary; None where none is searched."""
+  """Raises ValueError for arguments out of range, and a beam larger than the vocabulary, unless that is None."""
   if not (beam_size >= 1 and 1 <= n_best <= beam_size and length_penalty >= 0):
-    given = f"beam_size={beam_size}, n_best={n_best}, length_penalty={length_penalty}"
-    raise ValueError(f"{given}; wanted beam_size >= 1, 1 <= n_best <= beam_size, length_penalty >= 0")
+    raise ValueError(
+      f"beam_size={beam_size}, n_best={n_best}, length_penalty={length_penalty}; wanted beam_size >= 1, "
+      "1 <= n_best <= beam_size, length_penalty >= 0"
+    )
   if vocab_size is not None and beam_size > vocab_size:
     raise ValueError(f"a beam of {beam_size} is larger than the vocabulary of {vocab_size} tokens")
+
+
+class _Beams(NamedTuple):
+  """State of a beam search: K unfinished sequences (`live`) and the K best finished ones (`kept`) of each example."""
+
+  index: jax.Array
+  live_BKT: jax.Array
+  live_scores_BK: jax.Array
+  kept_BKT: jax.Array
+  kept_scores_BK: jax.Array
+  input_ids_BK: jax.Array
+  cache: object
+
+
+_WORST = float(jnp.finfo(jnp.float32).min)  # instead of -inf, whose differences are NaN
+
+
+def _take(tree_BK, index_BJ):
+  """Of each example the beams with these indices."""
+  return jax.tree.map(lambda a: jax.vmap(lambda row, i: row[i])(a, index_BJ), tree_BK)
 
 
 def beam_search(
@@ -193,120 +207,125 @@ def beam_search(
   memory: Any,
   cache: Any,
   *,
-  bos: int,
-  eos: int,
-  pad: int,
+  bos_token_id: int,
+  eos_token_id: int,
+  pad_token_id: int,
   max_length: int,
   beam_size: int = 4,
   n_best: int = 1,
   length_penalty: float = 0.6,
   length_normalization: str = "gnmt",
-  early_stop: bool = True,
-) -> Decoded:
-  """The best of many sequences: at every place only the `beam_size` best beginnings are followed (Graves 2012, 2.5).
+  early_stopping: bool = True,
+) -> DecodeOutput:
+  """Beam search: at each position the `beam_size` most probable prefixes are extended (Graves 2012, 2.5).
 
-  A sequence that ends is kept, if it is among the `beam_size` best at that place, and its score is the logarithm of its
-  probability over the length penalty. At `max_length` what has not ended is kept as it is.
+  A finished sequence is kept if it is among the `beam_size` best at its position. Its score is its log probability
+  over the length penalty. At `max_length` unfinished sequences count as finished.
 
-  Stopping early is safe: a beginning's probability only falls as it grows, and the penalty only rises, so no end of it
-  can score more than its probability over the penalty of `max_length`. When that is less than the worst that is kept,
-  for every example, nothing can change any more.
+  Early stopping is exact: a prefix's probability only falls as it grows and the penalty only rises, so no completion
+  scores more than the prefix's log probability over the penalty of `max_length`. The search stops when, for every
+  example, that is less than the worst kept score.
 
   Args:
-    step, memory, cache: see the module's beginning.
-    bos, eos, pad, max_length: see `greedy`.
-    beam_size: beginnings that are followed, and ends that are kept.
-    n_best: sequences to return, at most `beam_size`.
-    length_penalty: exponent of the length penalty, at least 0; 0 for none, 0.6 in Vaswani et al. 2017, 6.1.
-    length_normalization: "gnmt", or "power" for length ** length_penalty, as in Hugging Face's `generate`.
-    early_stop: stop when nothing can change; False is for comparison.
+    step, memory, cache: from `decode_step_of`.
+    bos_token_id, eos_token_id, pad_token_id, max_length: see `greedy`.
+    beam_size: number of prefixes that are extended, and of finished sequences that are kept.
+    n_best: number of sequences to return, at most `beam_size`.
+    length_penalty: exponent of the length normalization, at least 0; 0 for none, 0.6 in Vaswani et al. 2017, 6.1.
+    length_normalization: one of `LENGTH_NORMALIZATIONS`: "gnmt", or "power", the length to the power of
+      `length_penalty`, as in Hugging Face's `generate`.
+    early_stopping: stop when the result cannot change; False is for comparison.
 
   Raises:
-    ValueError: a beam larger than the vocabulary, or an argument that makes no sense.
+    ValueError: a beam larger than the vocabulary, or an argument out of range.
   """
-  if length_normalization not in PENALTIES:
-    raise ValueError(f"unknown length_normalization {length_normalization!r}{nearest(length_normalization, PENALTIES)}")
+  if length_normalization not in LENGTH_NORMALIZATIONS:
+    raise ValueError(
+      f"unknown length_normalization {length_normalization!r}{nearest(length_normalization, LENGTH_NORMALIZATIONS)}"
+    )
   B = jax.tree.leaves(memory)[0].shape[0]
   logits, _ = jax.eval_shape(step, memory, cache, jnp.zeros(B, jnp.int32), jnp.int32(0))
-  vocab_size = logits.shape[1]
-  check_beam(beam_size, n_best, length_penalty, vocab_size)
-  divisor = partial(PENALTIES[length_normalization], alpha=length_penalty)
+  check_beam(beam_size, n_best, length_penalty, logits.shape[1])
+  normalize = partial(LENGTH_NORMALIZATIONS[length_normalization], exponent=length_penalty)
   memory, cache = jax.tree.map(lambda a: jnp.repeat(a, beam_size, 0), (memory, cache))
-  worst = jnp.finfo(jnp.float32).min  # instead of -inf, of which a difference would be no number
 
-  def take(tree_BK, index_BJ):
-    """Of every example the beams with these numbers."""
-    return jax.tree.map(lambda a: jax.vmap(lambda row, i: row[i])(a, index_BJ), tree_BK)
+  def unfinished(beams: _Beams):
+    best_B = beams.live_scores_BK.max(1)
+    bound_B = best_B / normalize(float(max_length))
+    possible = ((best_B > _WORST) & (bound_B > beams.kept_scores_BK.min(1))).any()
+    return (beams.index < max_length) & (possible if early_stopping else True)
 
-  def proceed(carry):
-    index, token_BK, live_BKT, live_BK, kept_BKT, kept_BK, cache = carry
-    logits, cache = step(memory, cache, token_BK.reshape(-1), index)
-    gain_BKV = jax.nn.log_softmax(logits).reshape(B, beam_size, vocab_size)
-    # Twice the beam, for at most half of them end.
-    count = min(2 * beam_size, beam_size * vocab_size)
-    score_BJ, place_BJ = jax.lax.top_k((live_BK[..., None] + gain_BKV).reshape(B, -1), count)
-    parent_BJ, token_BJ = place_BJ // vocab_size, (place_BJ % vocab_size).astype(jnp.int32)
-    sequence_BJT = take(live_BKT, parent_BJ).at[:, :, index].set(token_BJ)
-    last = index + 1 == max_length
-    ended_BJ = (token_BJ == eos) | last
-
-    # What ended joins what is kept, if it is one of the first.
-    candidate_BJ = jnp.where(ended_BJ & (jnp.arange(count) < beam_size), score_BJ / divisor(index + 1.0), worst)
-    candidate_BJ = jnp.where(score_BJ > worst, candidate_BJ, worst)
-    all_kept = jnp.concatenate([kept_BK, candidate_BJ], 1)
-    kept_BK, chosen = jax.lax.top_k(all_kept, beam_size)
-    kept_BKT = take(jnp.concatenate([kept_BKT, sequence_BJT], 1), chosen)
-
-    # The rest goes on.
-    live_BK, chosen = jax.lax.top_k(jnp.where(ended_BJ, worst, score_BJ), beam_size)
-    live_BKT, token_BK, parent_BK = take((sequence_BJT, token_BJ, parent_BJ), chosen)
-    cache = jax.tree.map(lambda a: take(a.reshape(B, beam_size, *a.shape[1:]), parent_BK).reshape(a.shape), cache)
-    return index + 1, token_BK, live_BKT, live_BK, kept_BKT, kept_BK, cache
-
-  def goes_on(carry):
-    index, _, _, live_BK, _, kept_BK, _ = carry
-    best_B = live_BK.max(1)
-    possible = ((best_B > worst) & (best_B / divisor(float(max_length)) > kept_BK.min(1))).any()
-    return (index < max_length) & (possible if early_stop else True)
-
-  empty_BKT = jnp.full((B, beam_size, max_length), pad, jnp.int32)
-  # At first all beams are the same, so only one of them counts.
-  first_BK = jnp.full((B, beam_size), worst).at[:, 0].set(0.0)
-  nothing_BK = jnp.full((B, beam_size), worst)
-  start = (jnp.int32(0), jnp.full((B, beam_size), bos, jnp.int32), empty_BKT, first_BK, empty_BKT, nothing_BK, cache)
-  _, _, _, _, kept_BKT, kept_BK, _ = jax.lax.while_loop(goes_on, proceed, start)
-  return Decoded(kept_BKT[:, :n_best], kept_BK[:, :n_best])
+  beams = _start(cache, jnp.full((B, beam_size), bos_token_id, jnp.int32), max_length, pad_token_id)
+  extend = partial(_extend, step, memory, normalize, eos_token_id, max_length)
+  beams = jax.lax.while_loop(unfinished, extend, beams)
+  return DecodeOutput(beams.kept_BKT[:, :n_best], beams.kept_scores_BK[:, :n_best])
 
 
-def parallel(model: nn.Module, variables: dict, source_BS: jax.Array, max_length: int, lengths: int = 1) -> Decoded:
-  """All tokens at once: at each place the most probable one, as if the others were not (Gu et al. 2018, 3.4, argmax).
+def _start(cache, bos_BK: jax.Array, max_length: int, pad_token_id: int) -> _Beams:
+  """The state of a beam search before its first step."""
+  empty_BKT = jnp.full((*bos_BK.shape, max_length), pad_token_id, jnp.int32)
+  worst_BK = jnp.full(bos_BK.shape, _WORST)
+  # All beams are equal at first, so only one of them counts.
+  return _Beams(jnp.int32(0), empty_BKT, worst_BK.at[:, 0].set(0.0), empty_BKT, worst_BK, bos_BK, cache)
 
-  Of several lengths the sequences are scored by the mean logarithm of their tokens' probabilities (Ghazvininejad et
-  al. 2019, 3.3), where Gu et al. have another model judge.
+
+def _extend(step: Step, memory, normalize: Callable, eos_token_id: int, max_length: int, beams: _Beams) -> _Beams:
+  """One position of a beam search."""
+  index, (B, beam_size) = beams.index, beams.input_ids_BK.shape
+  logits, cache = step(memory, beams.cache, beams.input_ids_BK.reshape(-1), index)
+  vocab_size = logits.shape[1]
+  log_probs_BKV = jax.nn.log_softmax(logits).reshape(B, beam_size, vocab_size)
+  # Twice the beam, for at most half of the candidates end.
+  count = min(2 * beam_size, beam_size * vocab_size)
+  scores_BJ, place_BJ = jax.lax.top_k((beams.live_scores_BK[..., None] + log_probs_BKV).reshape(B, -1), count)
+  parent_BJ, token_BJ = place_BJ // vocab_size, (place_BJ % vocab_size).astype(jnp.int32)
+  sequences_BJT = _take(beams.live_BKT, parent_BJ).at[:, :, index].set(token_BJ)
+  ended_BJ = (token_BJ == eos_token_id) | (index + 1 == max_length)
+
+  # A candidate that ends is kept if it is among the first `beam_size`.
+  ended_scores_BJ = jnp.where(ended_BJ & (jnp.arange(count) < beam_size), scores_BJ / normalize(index + 1.0), _WORST)
+  ended_scores_BJ = jnp.where(scores_BJ > _WORST, ended_scores_BJ, _WORST)
+  kept_scores_BK, chosen_BK = jax.lax.top_k(jnp.concatenate([beams.kept_scores_BK, ended_scores_BJ], 1), beam_size)
+  kept_BKT = _take(jnp.concatenate([beams.kept_BKT, sequences_BJT], 1), chosen_BK)
+
+  # The best of the others are extended.
+  live_scores_BK, chosen_BK = jax.lax.top_k(jnp.where(ended_BJ, _WORST, scores_BJ), beam_size)
+  live_BKT, token_BK, parent_BK = _take((sequences_BJT, token_BJ, parent_BJ), chosen_BK)
+  cache = jax.tree.map(lambda a: _take(a.reshape(B, beam_size, *a.shape[1:]), parent_BK).reshape(a.shape), cache)
+  return _Beams(index + 1, live_BKT, live_scores_BK, kept_BKT, kept_scores_BK, token_BK, cache)
+
+
+def non_autoregressive(
+  model: nn.Module, variables: dict, source_BS: jax.Array, max_length: int, num_lengths: int = 1
+) -> DecodeOutput:
+  """The most probable token at each position, independently of the others (Gu et al. 2018, 3.4, argmax decoding).
+
+  The sequences of several lengths are scored by the mean log probability of their tokens (Ghazvininejad et al. 2019,
+  3.3), where Gu et al. use an autoregressive model.
 
   Args:
-    model: has the methods `propose` and `emit`, as `zoo.models.nat`.
+    model: has the methods `predict_lengths` and `decode_lengths`, as `zoo.models.nat`.
     variables: its variables.
-    source_BS: tokens, filled up with `pad`.
-    max_length: of what is decoded, in tokens, with `eos`.
-    lengths: n, how many lengths to try, the most probable ones; a model that cuts at its `eos` has but one.
+    source_BS: token ids, padded with `pad_token_id`.
+    max_length: maximum number of decoded tokens, with `eos_token_id`.
+    num_lengths: n, how many of the most probable lengths to decode; 1 for a model without length prediction.
 
   Raises:
-    ValueError: `max_length` is more than the model's, or there are not so many lengths.
+    ValueError: `max_length` is more than the model's, or there are fewer lengths.
   """
   c = model.config
   check_length(model, max_length)
-  proposed: Any = model.apply(variables, source_BS, max_length, lengths, method="propose")
-  encoded, length_BN = proposed
+  predicted: Any = model.apply(variables, source_BS, max_length, num_lengths, method="predict_lengths")
+  encoded, length_BN = predicted
   B, n = length_BN.shape
   encoded = jax.tree.map(lambda a: jnp.repeat(a, n, 0), encoded)
-  logits, _ = model.apply(variables, encoded, length_BN.reshape(-1), max_length, method="emit")
+  logits, _ = model.apply(variables, encoded, length_BN.reshape(-1), max_length, method="decode_lengths")
   logits_BNTV = logits[:, :max_length].reshape(B, n, max_length, -1)
-  token_BNT = logits_BNTV.argmax(-1).astype(jnp.int32)
-  ended_BNT = jnp.cumsum(token_BNT == c.eos, -1) - (token_BNT == c.eos) > 0
+  sequences_BNT = logits_BNTV.argmax(-1).astype(jnp.int32)
+  ended_BNT = jnp.cumsum(sequences_BNT == c.eos_token_id, -1) - (sequences_BNT == c.eos_token_id) > 0
   real_BNT = ~ended_BNT & (jnp.arange(max_length) < length_BN[..., None])
   gain_BNT = jax.nn.log_softmax(logits_BNTV).max(-1)
-  score_BN = (gain_BNT * real_BNT).sum(-1) / real_BNT.sum(-1)
-  order_BN = jnp.argsort(-score_BN, 1)
-  token_BNT = jnp.take_along_axis(jnp.where(real_BNT, token_BNT, c.pad), order_BN[..., None], 1)
-  return Decoded(token_BNT, jnp.take_along_axis(score_BN, order_BN, 1))
+  scores_BN = (gain_BNT * real_BNT).sum(-1) / real_BNT.sum(-1)
+  order_BN = jnp.argsort(-scores_BN, 1)
+  sequences_BNT = jnp.take_along_axis(jnp.where(real_BNT, sequences_BNT, c.pad_token_id), order_BN[..., None], 1)
+  return DecodeOutput(sequences_BNT, jnp.take_along_axis(scores_BN, order_BN, 1))

@@ -1,4 +1,4 @@
-"""Errors that help: the nearest right word, and calls checked against a signature before they are made."""
+"""Helpful errors: the nearest valid name, and arguments checked against a signature before the call."""
 
 import difflib
 import inspect
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class Unwritable(ValueError):
-  """A file cannot be written: the disk is full, or no longer there."""
+  """A file cannot be written: the disk is full or unavailable."""
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
-  """Ends a sentence about an unknown word: the nearest known word, if one is near, and all of them."""
+  """End of an error about an unknown name: the nearest known name, if one is close, and all of them."""
   known = list(known)
   close = difflib.get_close_matches(str(wrong), known, n=1, cutoff=0.5)
   return (f"; did you mean {close[0]!r}?" if close else ".") + f" There are: {', '.join(known)}"
@@ -24,15 +24,15 @@ def check_call(
   """Checks keyword arguments against a signature.
 
   Args:
-    function: what is going to be called.
-    kwargs: with what.
-    what: its name for the reader, such as "config.optimizer (adamw)".
-    given: parameters that the caller fills in by itself, so that `kwargs` may not.
-    also: words that the reader may use as well, handled elsewhere; named with the others in errors.
+    function: the function.
+    kwargs: its keyword arguments.
+    what: its name in errors, such as "config.optimizer (adamw)".
+    given: parameters that the caller provides, which `kwargs` may not have.
+    also: other valid names, handled elsewhere; listed in errors.
 
   Raises:
-    ValueError: unknown arguments (the nearest is named), missing ones, and numbers, strings and flags that are not
-      what the signature says, all in one message.
+    ValueError: unknown arguments (the nearest is named), missing ones, and numbers, strings and flags of another type
+      than in the signature, all in one message.
   """
   parameters = {n: p for n, p in inspect.signature(function).parameters.items() if n not in given}
   faults = []
@@ -49,13 +49,13 @@ def check_call(
 
 
 def field_faults(config: Any, choices: Mapping, least: Mapping, shares: Iterable[str]) -> list[str]:
-  """What is wrong with the fields of a config, a line each.
+  """Faults of the fields of a config, a line each.
 
   Args:
     config: an object with the fields.
-    choices: field -> the values it may have.
-    least: number -> the fields that are at least that.
-    shares: fields that are 0 or more, and less than 1.
+    choices: field -> its allowed values.
+    least: number -> the fields of which it is the minimum.
+    shares: fields in [0, 1).
   """
   faults = [
     f"{field} is {getattr(config, field)!r}{nearest(getattr(config, field), allowed)}"
@@ -71,7 +71,7 @@ def field_faults(config: Any, choices: Mapping, least: Mapping, shares: Iterable
 
 
 def type_fault(value: Any, kind: Any) -> str:
-  """Says what is wrong with a value for a parameter annotated `kind`; "" if nothing, or for any but simple types."""
+  """The fault of a value for a parameter annotated `kind`; "" if there is none, and for types that are not simple."""
   fits = {
     bool: lambda v: isinstance(v, bool),
     int: lambda v: isinstance(v, int) and not isinstance(v, bool),

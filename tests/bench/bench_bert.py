@@ -60,7 +60,7 @@ def ours(name: str, lengths: list[list[int]], length: int, most: int):
   model = zoo.create(name)
   data = batch_of(lengths, length)
   variables = jax.jit(model.init)(rng.streams(rng.root(0), "params"), data["input_ids"][:1])
-  optimizer, _ = optim.make(variables["params"], 1000, learning_rate=1e-4, weight_decay=0.01)
+  optimizer, _ = optim.make(variables["params"], 1000, model=model, learning_rate=1e-4, weight_decay=0.01)
   objective = mlm_nsp.Objective(max_predictions=most)
   holder, key = [init_state(variables, optimizer)], rng.root(0)
   step = jax.jit(make_step(objective, model, optimizer), donate_argnums=0).lower(*holder, data, key).compile()

@@ -31,7 +31,7 @@ def compiling(depth: int, scan: bool):
   def make():
     return model.init({"params": rng.root(0)}, np.zeros((1, 224, 224, 3), np.float32))
 
-  optimizer, _ = optim.make(jax.eval_shape(make)["params"], 1000, learning_rate=1e-3, weight_decay=0.05)
+  optimizer, _ = optim.make(jax.eval_shape(make)["params"], 1000, model=model, learning_rate=1e-3, weight_decay=0.05)
   state = jax.eval_shape(lambda: init_state(make(), optimizer))
   key = jax.eval_shape(lambda: rng.root(0))
 

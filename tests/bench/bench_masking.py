@@ -26,7 +26,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=3)
   options = parser.parse_args()
   model = zoo.create(options.model, scan=True)
-  shape = (options.batch, *model.config.image_size, model.config.channels)
+  shape = (options.batch, *model.config.image_size, model.config.num_channels)
   data = dict(
     image=np.random.default_rng(0).integers(0, 256, shape, np.uint8),
     label=np.zeros(options.batch, np.int32),
@@ -34,7 +34,7 @@ def main() -> None:
     id=np.arange(options.batch),
   )
   variables = jax.jit(model.init)(rng.streams(rng.root(0), "params", "mask"), np.zeros((1, *shape[1:]), np.float32))
-  optimizer, _ = optim.make(variables["params"], 1000, name="sgd", learning_rate=1e-4)
+  optimizer, _ = optim.make(variables["params"], 1000, model=model, name="sgd", learning_rate=1e-4)
   state = init_state(variables, optimizer)
   steps = {}
   for ratio in (0.75, 0.0):

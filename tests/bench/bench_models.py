@@ -44,7 +44,7 @@ def ours(name: str, batch: int, what: str):
     forward = jax.jit(lambda variables, pixels: model.apply(variables, pixels, rngs=rngs)[0])
     return "ours", lambda: jax.block_until_ready(forward(variables, pixels))
   data = dict(image=images, label=np.arange(batch), valid=np.ones(batch, bool), id=np.arange(batch))
-  optimizer, _ = optim.make(variables["params"], 1000, learning_rate=1e-4, weight_decay=0.05)
+  optimizer, _ = optim.make(variables["params"], 1000, model=model, learning_rate=1e-4, weight_decay=0.05)
   objective = (mae if name.startswith("mae/") else image_classification).Objective()
   state = init_state(variables, optimizer)
   step = jax.jit(make_step(objective, model, optimizer), donate_argnums=0).lower(state, data, rng.root(0)).compile()

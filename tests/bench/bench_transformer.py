@@ -40,7 +40,7 @@ def jax_step(model, arrays: dict):
   variables = jax.jit(model.init)(
     rng.streams(rng.root(0), "params"), arrays["source_ids"][:1], arrays["target_ids"][:1]
   )
-  optimizer, _ = optim.make(variables["params"], 1000, learning_rate=1e-4, weight_decay=0.01)
+  optimizer, _ = optim.make(variables["params"], 1000, model=model, learning_rate=1e-4, weight_decay=0.01)
   state = init_state(variables, optimizer)
   step = jax.jit(make_step(seq2seq.Objective(label_smoothing=0.1), model, optimizer), donate_argnums=0)
   return step, state, rng.root(0)
@@ -77,7 +77,7 @@ def their_training(batch: int, length: int):
   torch.set_num_threads(2)
   c = zoo.create("transformer/base").config
   source, target = sentences(batch, length, length // 2), sentences(batch, length, length // 2)[::-1]
-  inputs = np.concatenate([np.full((batch, 1), c.bos), target[:, :-1]], 1)
+  inputs = np.concatenate([np.full((batch, 1), c.bos_token_id), target[:, :-1]], 1)
   source, inputs, target = map(torch.tensor, (source, inputs, target.copy()))
   causal = torch.nn.Transformer.generate_square_subsequent_mask(length)
   positions = torch.tensor(sincos_1d(np.arange(length), c.width))
@@ -142,9 +142,11 @@ def our_decoding(directory: str, batch: int, length: int):
 
   @jax.jit
   def translate(variables, source):
-    parts = decoding.stepper(model, variables, source, length)
+    parts = decoding.decode_step_of(model, variables, source, length)
     # No token ends a sequence, so that both sides decode equally many.
-    return decoding.greedy(*parts, bos=c.bos, eos=-1, pad=c.pad, max_length=length).token_BNT[:, 0]
+    return decoding.greedy(
+      *parts, bos_token_id=c.bos_token_id, eos_token_id=-1, pad_token_id=c.pad_token_id, max_length=length
+    ).sequences_BNT[:, 0]
 
   def run():
     return jax.block_until_ready(translate(variables, source))

@@ -23,10 +23,10 @@ pytestmark = pytest.mark.parity
 
 SIZES = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80, vocab_size=61)
 SIZES |= dict(max_position_embeddings=40)
-OURS = dict(width=48, depth=3, num_heads=4, mlp_dim=80, vocab_size=61, max_length=40, mask=4)
+OURS = dict(width=48, depth=3, num_heads=4, mlp_dim=80, vocab_size=61, max_length=40, mask_token_id=4)
 # What is ours, what is theirs, and where their outputs are ours.
 HEADS = {
-  "BertForPreTraining": ({}, {"output": "prediction_logits", "next": "seq_relationship_logits"}),
+  "BertForPreTraining": ({}, {"output": "prediction_logits", "next_sentence": "seq_relationship_logits"}),
   "BertForMaskedLM": ({}, {"output": "logits"}),
   "BertForSequenceClassification": (dict(num_labels=5), {"output": "logits"}),
   "BertForTokenClassification": (dict(num_labels=7), {"output": "logits"}),
@@ -96,7 +96,7 @@ def test_choices_are_rows():
   arrays = [torch.from_numpy(a.reshape(2, 3, -1).astype(int)) for a in (token, real, types)]
   with torch.no_grad():
     wanted = theirs(*arrays).logits
-  model = zoo.create("bert/test", **OURS, head="classify", num_classes=1, norm_eps=1e-12)
+  model = zoo.create("bert/test", **OURS, head="multiple_choice", norm_eps=1e-12)
   table = tables.of("bert").tables(model.config)["huggingface"]
   template = jax.eval_shape(model.init, jax.random.key(0), token)["params"]
   params = convert({k: p.detach().numpy() for k, p in theirs.state_dict().items()}, table, template)
@@ -111,7 +111,7 @@ def test_only_the_masked_places_are_told(tmp_path):
   wanted = theirs_of(theirs, token, types, real).prediction_logits.numpy()
   model, variables = zoo.load(tmp_path, "bert/test", **OURS)
   masked_BP = np.array([[3, 0, 22], [1, 0, 1], [2, 2, 0], [0, 1, 2]])
-  output, _ = jax.jit(model.apply)(variables, token, types, masked_BP=masked_BP)
+  output, _ = jax.jit(model.apply)(variables, token, types, masked_positions_BP=masked_BP)
   assert relative_error(output, np.take_along_axis(wanted, masked_BP[..., None], 1)) < 1e-5
 
 
@@ -136,9 +136,9 @@ def test_gradients():
   count = np.array([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 1]])
 
   def loss(params):
-    logits, aux = model.apply({"params": params}, token, types, masked_BP=masked_BP)
+    logits, aux = model.apply({"params": params}, token, types, masked_positions_BP=masked_BP)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), words[..., None], -1)[..., 0]
-    pairs = -jnp.take_along_axis(jax.nn.log_softmax(aux["next"]), follows[:, None], -1)
+    pairs = -jnp.take_along_axis(jax.nn.log_softmax(aux["next_sentence"]), follows[:, None], -1)
     return (nll * count).sum() / count.sum() + pairs.mean()
 
   found = jax.jit(jax.grad(loss))(params)
@@ -179,7 +179,7 @@ def test_names_of_the_first_release(tmp_path):
   token, types, real = batch()
   wanted = theirs_of(theirs, token, types, real)
   model, variables = zoo.load(tmp_path, "bert/test", **OURS)
-  assert relative_error(model.apply(variables, token, types)[1]["next"], wanted.seq_relationship_logits) < 1e-5
+  assert relative_error(model.apply(variables, token, types)[1]["next_sentence"], wanted.seq_relationship_logits) < 1e-5
   with pytest.raises(WeightsError, match=r"cls.*no place in the model; ignore it"):
     zoo.load(tmp_path, "bert/test", **OURS, head="none")
   model, variables = zoo.load(tmp_path, "bert/test", **OURS, head="none", ignore=r"cls\..*")

@@ -16,7 +16,7 @@ from transformers import ConvNextBackbone, ConvNextConfig, ConvNextForImageClass
 
 import zoo
 from zoo.weights import convert, tables, write_back
-from zoo.weights.formats import read
+from zoo.weights.sources import read
 
 pytestmark = pytest.mark.parity
 

@@ -53,7 +53,7 @@ def test_outputs_of_every_layer(case, tmp_path):
   theirs = make(**config, seed=1)
   theirs.save_pretrained(tmp_path)
   name, sizes = ours(config)
-  sizes = {field: v for field, v in sizes.items() if field not in ("image_size", "channels")}  # config.json tells
+  sizes = {field: v for field, v in sizes.items() if field not in ("image_size", "num_channels")}  # config.json tells
   model, variables = zoo.load(tmp_path, name, **sizes)
   size = theirs.config.image_size
   expected = record(theirs, (size, size) if isinstance(size, int) else tuple(size), seed=2)
@@ -128,7 +128,7 @@ def test_gradients(case):
 def test_hugging_face_reads_what_we_write(kind, tmp_path):
   config = S16 | (DECODER if "MAE" in kind else {})
   name, sizes = ours(dict(kind=kind, **config))
-  sizes |= dict(channels=3, norm_eps=1e-12)
+  sizes |= dict(num_channels=3, norm_eps=1e-12)
   if "MAE" not in kind:
     sizes |= dict(num_classes=5) if "Classification" in kind else dict(num_classes=0, representation_size=96)
   model = zoo.create(name, **sizes)

@@ -14,7 +14,7 @@ from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem
 
 import zoo
 from zoo.weights import convert, tables
-from zoo.weights.formats import read
+from zoo.weights.sources import read
 
 pytestmark = pytest.mark.parity
 

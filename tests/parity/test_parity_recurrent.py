@@ -54,7 +54,7 @@ def test_states_and_outputs(cell, bidirectional, depth):
 
   def run(params):
     encoded, _ = model.apply({"params": params}, SOURCE, method="encode")
-    _, start = model.apply({"params": params}, SOURCE, 6, method="start")
+    _, start = model.apply({"params": params}, SOURCE, 6, method="init_cache")
     return encoded.states, start["cells"], model.apply({"params": params}, SOURCE, TARGET)[1]
 
   states, start, aux = jax.jit(run)(params)

@@ -43,7 +43,7 @@ def test_the_head_of_upernet(bins, size):
   given = maps(np.random.default_rng(0), WIDTHS, size)
   with torch.no_grad():
     wanted = head([torch.tensor(x).permute(0, 3, 1, 2) for x in given]).permute(0, 2, 3, 1).numpy()
-  config = segmenter.Config(head="upernet", width=16, num_classes=7, bins=bins)
+  config = segmenter.Config(head="upernet", width=16, num_classes=7, pool_scales=bins)
   module = Head(config)
   template = jax.eval_shape(module.init, jax.random.key(0), given)
   tensors = {f"decode_head.{name}": tensor.numpy() for name, tensor in head.state_dict().items()}
@@ -91,7 +91,7 @@ def test_the_whole_of_upernet(backbone, tmp_path):
   image = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32)
   with torch.no_grad():
     wanted = model(torch.tensor(image).permute(0, 3, 1, 2)).logits.permute(0, 2, 3, 1).numpy()
-  fields = dict(backbone=backbone, options=options, width=16, num_classes=7, image_size=(64, 96))
+  fields = dict(backbone=backbone, backbone_kwargs=options, width=16, num_classes=7, image_size=(64, 96))
   ours, variables = zoo.load(tmp_path / "model.safetensors", "segmenter/upernet", layout="huggingface", **fields)
   logits, _ = jax.jit(ours.apply)(variables, image)
   assert logits.shape == wanted.shape == (1, 64, 96, 7) and relative_error(logits, wanted) < 1e-5

@@ -22,7 +22,7 @@ from train.images import normalise
 from train.objectives.simmim import Objective
 from zoo.models.swin import V2
 from zoo.weights import WeightsError, convert, tables
-from zoo.weights.formats import read
+from zoo.weights.sources import read
 
 pytestmark = pytest.mark.parity
 

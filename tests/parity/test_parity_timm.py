@@ -51,7 +51,7 @@ def test_outputs(case, tmp_path):
     assert relative_error(found[name], value) < 1e-5, name
   # And back.
   zoo.save(tmp_path / "w.safetensors", "vit/test", dict(image_size=size, **OURS | overrides), variables, layout="timm")
-  written = zoo.weights.formats.read(tmp_path / "w.safetensors").tensors
+  written = zoo.weights.sources.read(tmp_path / "w.safetensors").tensors
   assert written.keys() == theirs.state_dict().keys()
   for name, value in theirs.state_dict().items():
     np.testing.assert_array_equal(written[name], value, err_msg=name)

@@ -14,7 +14,7 @@ from test_golden import relative_error
 import zoo
 from zoo import decoding
 from zoo.layers.position_embeddings import sincos_1d
-from zoo.models.transformer import Row
+from zoo.layers.sequence_info import SequenceInfo
 from zoo.weights import convert, tables
 
 pytestmark = pytest.mark.parity
@@ -28,7 +28,7 @@ REAL_SOURCE = np.arange(S) < np.array([[7], [3], [5]])
 REAL_TARGET = np.arange(T) < np.array([[4], [6], [1]])
 SOURCE[~REAL_SOURCE] = PAD
 LABELS = np.random.default_rng(2).integers(4, V, (B, T))
-ROWS = Row(), Row(REAL_TARGET.astype(np.int32))
+ROWS = SequenceInfo(), SequenceInfo(REAL_TARGET.astype(np.int32))
 
 
 def tensor(array):
@@ -121,7 +121,7 @@ def test_torch_nn_transformer(order, activation):
   logits = theirs(tensor(SOURCE), tensor(TARGET))
   expected["output"] = at_real_places("output", logits.detach())
   # Its stacks end in a norm, whatever the order.
-  model = zoo.create("transformer/test", norm_position=order, final_norm=True, activation=activation, pad=PAD)
+  model = zoo.create("transformer/test", norm_position=order, final_norm=True, activation=activation, pad_token_id=PAD)
   table = tables.of("transformer").tables(model.config)["torch"]
   params = convert(by_name(theirs), table, template(model))
   found, found_gradients = ours(model, params)
@@ -182,7 +182,7 @@ def load(theirs, directory, **overrides):
 def test_hugging_face(case, tmp_path):
   theirs = make_theirs(case)
   model, variables = load(theirs, tmp_path)
-  assert (model.config.bos, model.config.eos) == (theirs.config.decoder_start_token_id, EOS)
+  assert (model.config.bos_token_id, model.config.eos_token_id) == (theirs.config.decoder_start_token_id, EOS)
   for module in theirs.modules():
     if isinstance(module, torch.nn.Embedding):
       module.padding_idx = None  # theirs keeps padding from learning where it is read, ours where it is masked
@@ -278,11 +278,18 @@ class Translators:
 
     @jax.jit
     def run(variables, source):
-      parts = decoding.stepper(self.model, variables, source, LENGTH)
-      return method(*parts, bos=c.bos, eos=c.eos, pad=c.pad, max_length=LENGTH, **options)
+      parts = decoding.decode_step_of(self.model, variables, source, LENGTH)
+      return method(
+        *parts,
+        bos_token_id=c.bos_token_id,
+        eos_token_id=c.eos_token_id,
+        pad_token_id=c.pad_token_id,
+        max_length=LENGTH,
+        **options,
+      )
 
     decoded = run(self.variables, np.asarray(self.source, np.int32))
-    return np.asarray(decoded.token_BNT), np.asarray(decoded.score_BN)
+    return np.asarray(decoded.sequences_BNT), np.asarray(decoded.scores_BN)
 
 
 @pytest.fixture(scope="module", params=range(2))
@@ -305,8 +312,8 @@ def test_greedy_decoding_is_generate(pair):
 
 @pytest.mark.parametrize(("beam", "alpha"), [(4, 1.0), (3, 0.0), (5, 2.0)])
 def test_beam_search_is_generate(pair, beam, alpha):
-  """Their score is ours with penalty="power": the sum of the logarithms over the number of new tokens to the power of
-  `length_penalty`, where the end counts and the beginning does not.
+  """Their score is ours with length_normalization="power": the sum of the logarithms over the number of new tokens to
+  the power of `length_penalty`, where the end counts and the beginning does not.
 
   When they stop is another matter. Ours is `early_stopping="never"`: as soon as nothing can get better. Their default,
   False, guesses that no sequence gets better by growing, which with alpha > 0 may miss the best; True takes the first

@@ -154,7 +154,7 @@ class ImageClassification:
     """The shapes of a batch, told by `config.data` and the model's config alone: the set need not be here."""
     size = config["image_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
-    arrays = cls.blank((*size, model_config.channels)) | dict(id=np.zeros((), np.int32))
+    arrays = cls.blank((*size, model_config.num_channels)) | dict(id=np.zeros((), np.int32))
     return {name: jax.ShapeDtypeStruct((batch_size, *array.shape), array.dtype) for name, array in arrays.items()}
 
   @classmethod
@@ -167,9 +167,10 @@ class ImageClassification:
     """Raises ValueError where a model or an objective is for other images or classes than these."""
     Y, X, C = self.image_shape
     faults = []
-    if model_config.channels != C:
+    if model_config.num_channels != C:
       faults.append(
-        f"the model takes {model_config.channels} channels, the data has {C}: set model.channels or data.channels"
+        f"the model takes {model_config.num_channels} channels, the data has {C}: set model.num_channels or "
+        "data.channels"
       )
     # An objective that makes labels of its own says how many classes they have.
     own = getattr(objective, "num_classes", 0)

@@ -24,7 +24,7 @@ def fill_mask(
   """The most probable tokens for every [MASK] of every text, each as if the others stayed hidden.
 
   Args:
-    model: with a head of words, "pretrain" or "words".
+    model: with a head "pretraining" or "masked_lm".
     variables: its variables.
     vocabulary: the one that it has learned.
     texts: each with "[MASK]" in it, once or more.
@@ -34,8 +34,8 @@ def fill_mask(
     ValueError: a model without the head; a text without [MASK], or longer than the model takes.
   """
   c = model.config
-  if getattr(c, "head", "") not in ("pretrain", "words"):
-    raise ValueError("only a model with head 'pretrain' or 'words' fills in words: this one tells none")
+  if getattr(c, "head", "") not in ("pretraining", "masked_lm"):
+    raise ValueError("only a model with head 'pretraining' or 'masked_lm' fills in masked tokens")
   if not 1 <= top_k <= c.vocab_size:
     raise ValueError(f"top_k is {top_k}; wanted 1 to the model's vocab_size, {c.vocab_size}")
   rows = [[vocabulary.cls, *ids, vocabulary.sep] for ids in vocabulary.encode(texts, special=True)]
@@ -46,7 +46,7 @@ def fill_mask(
     if len(row) > c.max_length:
       raise ValueError(f"a text of {len(row)} tokens, [CLS] and [SEP] included; the model takes {c.max_length}: {text}")
   length = max(map(len, rows))
-  token_BT = np.full((len(rows), length), c.pad, np.int32)
+  token_BT = np.full((len(rows), length), c.pad_token_id, np.int32)
   for i, row in enumerate(rows):
     token_BT[i, : len(row)] = row
   places = [[place for place, token in enumerate(row) if token == vocabulary.mask] for row in rows]
@@ -54,7 +54,7 @@ def fill_mask(
 
   @jax.jit
   def best(variables, token_BT, masked_BP):
-    logits_BPV, _ = model.apply(variables, token_BT, masked_BP=masked_BP)
+    logits_BPV, _ = model.apply(variables, token_BT, masked_positions_BP=masked_BP)
     # Of a table with more rows than tokens, only those that stand for something.
     logits_BPV = jnp.where(jnp.arange(c.vocab_size) < vocabulary.size, logits_BPV, -jnp.inf)
     return jax.lax.top_k(jax.nn.softmax(logits_BPV), top_k)

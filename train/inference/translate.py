@@ -18,7 +18,7 @@ class Translator:
     run: `train.loop.Run`, of data that has a `tokenizer`.
     max_length: of a translation, in tokens.
     beam_size: sequences followed at once (`zoo.decoding.beam_search`); 1 is greedy. Of a non-autoregressive model how
-      many lengths are tried (`zoo.decoding.parallel`).
+      many lengths are tried (`zoo.decoding.non_autoregressive`).
     length_penalty: exponent of the length penalty.
 
   Raises:
@@ -30,20 +30,26 @@ class Translator:
     c, axis = run.model.config, run.parallel.axis
     decoding.check_length(run.model, max_length)
     decoding.check_beam(
-      beam_size, 1, length_penalty, None if hasattr(run.model, "emit") else c.vocab_size + getattr(c, "copy_slots", 0)
+      beam_size,
+      1,
+      length_penalty,
+      None if hasattr(run.model, "decode_lengths") else c.vocab_size + getattr(c, "copy_slots", 0),
     )
-    special = dict(bos=c.bos, eos=c.eos, pad=c.pad, max_length=max_length)
+
+    special = dict(
+      bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id, max_length=max_length
+    )
 
     def translate(variables, batch):
-      if hasattr(run.model, "emit"):
-        decoded = decoding.parallel(run.model, variables, batch["source_ids"], max_length, beam_size)
+      if hasattr(run.model, "decode_lengths"):
+        decoded = decoding.non_autoregressive(run.model, variables, batch["source_ids"], max_length, beam_size)
       else:
-        parts = decoding.stepper(run.model, variables, batch["source_ids"], max_length)
+        parts = decoding.decode_step_of(run.model, variables, batch["source_ids"], max_length)
         if beam_size > 1:
           decoded = decoding.beam_search(*parts, beam_size=beam_size, length_penalty=length_penalty, **special)
         else:
           decoded = decoding.greedy(*parts, **special)
-      out = decoded.token_BNT[:, 0], batch["valid"]
+      out = decoded.sequences_BNT[:, 0], batch["valid"]
       return jax.lax.all_gather(out, axis, tiled=True) if axis else out
 
     self._translate = run.parallel.compile_eval(translate)
@@ -110,7 +116,7 @@ def _batches(run, sources: Sequence[Sequence[int]], batch_size: int) -> Iterator
   for first in range(0, len(sources), size):
     ids = sources[first : first + size]
     length = min(-(-max(map(len, ids)) // quarter) * quarter, limit)
-    source_BS = np.full((size, length), run.model.config.pad, np.int32)
+    source_BS = np.full((size, length), run.model.config.pad_token_id, np.int32)
     for row, tokens in zip(source_BS, ids, strict=False):
       row[: len(tokens)] = tokens
     yield run.parallel.put_batch(dict(source_ids=source_BS, valid=np.arange(size) < len(ids)))
@@ -123,7 +129,7 @@ def look(run, variables: dict, source: str, target: str) -> tuple[dict, list[str
   target_ids, _ = run.data.encode([target], unknown)
   source_BS, target_BT = np.array(source_ids, np.int32), np.array(target_ids, np.int32)
   target_BT = target_BT[:, : c.max_length]  # a target that was cut at that length has no room for its end
-  inputs_BT = np.concatenate([[[c.bos]], target_BT[:, :-1]], 1).astype(np.int32)
+  inputs_BT = np.concatenate([[[c.bos_token_id]], target_BT[:, :-1]], 1).astype(np.int32)
   _, aux = jax.jit(run.model.apply)(variables, source_BS, inputs_BT)
 
   def words(ids: list[int]) -> list[str]:

@@ -10,7 +10,7 @@ from train.objectives import Loss, apply
 from train.objectives.seq2seq import rows, shift
 from zoo import decoding
 from zoo.layers.attention import masked_softmax
-from zoo.models.transformer import Row
+from zoo.layers.sequence_info import SequenceInfo
 from zoo.shapes import expect
 
 
@@ -60,18 +60,18 @@ class Objective:
 
     # All candidates as rows: their probabilities, by teacher forcing, and what they are worth.
     candidate_RT = candidate_BNT.reshape(-1, T)
-    words_R = length_before(candidate_RT, c.eos)
-    real_RT = jnp.arange(T) <= words_R[:, None]  # with `eos`
-    target = Row(real_RT.astype(jnp.int32), jnp.broadcast_to(jnp.arange(T), real_RT.shape))
+    words_R = length_before(candidate_RT, c.eos_token_id)
+    real_RT = jnp.arange(T) <= words_R[:, None]  # with `eos_token_id`
+    target = SequenceInfo(real_RT.astype(jnp.int32), jnp.broadcast_to(jnp.arange(T), real_RT.shape))
     source_RS, source, reference_RT = jax.tree.map(
       lambda a: jnp.repeat(a, N, 0), (batch["source_ids"], rows(batch)[0], target_BT)
     )
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    inputs_RT = shift(candidate_RT, target.position_BT, c.bos)
+    inputs_RT = shift(candidate_RT, target.position_ids_BT, c.bos_token_id)
     (logits_RTV, _), rest = apply(model, variables, source_RS, inputs_RT, source, target, rngs=rngs)
     gain_RT = jnp.take_along_axis(jax.nn.log_softmax(logits_RTV), candidate_RT[..., None], -1)[..., 0]
     score_BN = (gain_RT * real_RT).sum(1).reshape(B, N)
-    bleu_R = sentence_bleu(candidate_RT, words_R, reference_RT, length_before(reference_RT, c.eos))
+    bleu_R = sentence_bleu(candidate_RT, words_R, reference_RT, length_before(reference_RT, c.eos_token_id))
     bleu_BN = bleu_R.reshape(B, N)
 
     risk_B = (masked_softmax(self.sharpness * score_BN, first_BN) * (1 - bleu_BN)).sum(1)
@@ -83,12 +83,12 @@ class Objective:
   def _sample(self, model, variables: dict, batch: dict, key: jax.Array) -> jax.Array:
     """Translations [B, n, T], drawn without dropout; no gradient goes through the choice."""
     c, (B, T) = model.config, batch["target_ids"].shape
-    parts = decoding.stepper(model, jax.lax.stop_gradient(variables), batch["source_ids"], T)
+    parts = decoding.decode_step_of(model, jax.lax.stop_gradient(variables), batch["source_ids"], T)
     step, memory, cache = parts
     memory, cache = jax.tree.map(lambda a: jnp.repeat(a, self.samples, 0), (memory, cache))
     keys_BN = jax.vmap(lambda key: jax.random.split(key, self.samples))(rng.per_example(key, batch["id"]))
-    special = dict(bos=c.bos, eos=c.eos, pad=c.pad, max_length=T)
-    return decoding.sample(step, memory, cache, keys_BN.reshape(-1), **special).token_BNT.reshape(B, -1, T)
+    special = dict(bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id, max_length=T)
+    return decoding.sample(step, memory, cache, keys_BN.reshape(-1), **special).sequences_BNT.reshape(B, -1, T)
 
 
 def length_before(token_BT: jax.Array, end: int) -> jax.Array:

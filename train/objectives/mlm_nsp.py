@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from train import rng
 from train.objectives import Loss, apply, check_fields
 from train.objectives.seq2seq import cross_entropy
-from zoo.models.transformer import Row
+from zoo.layers.sequence_info import SequenceInfo
 from zoo.shapes import expect
 
 
@@ -45,21 +45,21 @@ class Objective:
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the masked tokens; `key=None` evaluates: without dropout, and with the same masks every time."""
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    masked = self.mask_tokens(batch, key, mask_token=model.config.mask, vocab_size=model.config.vocab_size)
-    row = Row(batch["segment_ids"], batch["position_ids"])
+    masked = self.mask_tokens(batch, key, mask_token=model.config.mask_token_id, vocab_size=model.config.vocab_size)
+    row = SequenceInfo(batch["segment_ids"], batch["position_ids"])
     inputs = masked.input_ids_BT, batch["token_type_ids"], row, masked.position_BP, batch["cls_positions"]
     (logits_BPV, aux), rest = apply(model, variables, *inputs, rngs=rngs)
     weight_BP = (masked.label_mask_BP & batch["valid"][:, None]).astype(jnp.float32)
     nll_BP, _, hit_BP = cross_entropy(logits_BPV, masked.label_BP, 0.0, model.config.vocab_size)
     total = (weight_BP * nll_BP).sum()
     metrics = {"accuracy": (weight_BP * hit_BP).sum(), "nll": total}
-    if "next" in aux:
+    if "next_sentence" in aux:
       label_BK = batch["next_sentence_label"]
       segment_BP = jnp.take_along_axis(batch["segment_ids"], masked.position_BP, 1)
       segment_K = jnp.arange(1, label_BK.shape[1] + 1)
       weight_BK = ((segment_BP[:, None] == segment_K[:, None]) * weight_BP[:, None]).sum(-1) * (label_BK >= 0)
       # The first class is that B follows A, as published.
-      next_nll_BK, _, next_hit_BK = cross_entropy(aux["next"], jnp.where(label_BK == 1, 0, 1), 0.0, 2)
+      next_nll_BK, _, next_hit_BK = cross_entropy(aux["next_sentence"], jnp.where(label_BK == 1, 0, 1), 0.0, 2)
       metrics |= {"next_nll": (weight_BK * next_nll_BK).sum(), "next_accuracy": (weight_BK * next_hit_BK).sum()}
       total = total + metrics["next_nll"]
     return Loss(total, weight_BP.sum(), metrics, rest)

@@ -15,9 +15,9 @@ from zoo.models.nat import length_class
 class Objective:
   """Minus the logarithm of a target's probability, p(T | x) p(y_1 | x, T) ... p(y_T | x, T) (Gu et al. 2018, eq. 3).
 
-  The model is told the true length. One that cuts (`zoo.models.nat`, length="cut") learns to say `eos` at every place
-  after the target's end: were those places left to themselves, then a sentence whose `eos` is missed would go on with
-  words from nowhere, while so the next place ends it.
+  The model is told the true length. One that cuts (`zoo.models.nat`, length_prediction="none") learns to say
+  `eos_token_id` at every place after the target's end: were those places left to themselves, then a sentence whose
+  `eos_token_id` is missed would go on with words from nowhere, while so the next place ends it.
 
   Attributes:
     label_smoothing: share of the target spread over all tokens (Vaswani et al. 2017, 5.4).
@@ -39,7 +39,7 @@ class Objective:
     Raises:
       ValueError: a model that reads the target, which would tell it what to say.
     """
-    if not hasattr(model, "emit"):
+    if not hasattr(model, "decode_lengths"):
       raise ValueError("objective 'nat' is for models that say all tokens at once, such as nat/base; not for this one")
     source, target = rows(batch)
     weight_BT = token_weights(batch)
@@ -47,19 +47,19 @@ class Objective:
     (logits_BTV, aux), rest = apply(
       model, variables, batch["source_ids"], batch["target_ids"], source, target, rngs=rngs
     )
-    # A model that cuts has more places than the row: beyond the target's end it is to say `eos`.
+    # A model that cuts has more places than the row: beyond the target's end it is to say `eos_token_id`.
     beyond = ((0, 0), (0, logits_BTV.shape[1] - weight_BT.shape[1]))
     target_BT, weight_BT = jnp.pad(batch["target_ids"], beyond), jnp.pad(weight_BT, beyond)
-    end_BT = ~jnp.pad(target.segment_BT > 0, beyond)
-    target_BT = jnp.where(end_BT, model.config.eos, target_BT)
+    end_BT = ~jnp.pad(target.segment_ids_BT > 0, beyond)
+    target_BT = jnp.where(end_BT, model.config.eos_token_id, target_BT)
     smoothing = self.label_smoothing if key is not None else 0.0
     nll_BT, loss_BT, hit_BT = cross_entropy(logits_BTV, target_BT, smoothing, model.config.vocab_size)
-    length_B = (target.segment_BT > 0).sum(1)
-    if model.config.length == "cut":
+    length_B = (target.segment_ids_BT > 0).sum(1)
+    if model.config.length_prediction == "none":
       total = (batch["valid"][:, None] * loss_BT).sum()
-      right_B = (logits_BTV.argmax(-1) == model.config.eos).argmax(1) + 1 == length_B
+      right_B = (logits_BTV.argmax(-1) == model.config.eos_token_id).argmax(1) + 1 == length_B
     else:
-      class_B = length_class((source.segment_BT > 0).sum(1), length_B, model.config.length_difference)
+      class_B = length_class((source.segment_ids_BT > 0).sum(1), length_B, model.config.max_length_difference)
       length_nll_B = optax.softmax_cross_entropy_with_integer_labels(aux["length"], class_B)
       total = (weight_BT * loss_BT).sum() + self.length_weight * (batch["valid"] * length_nll_B).sum()
       right_B = aux["length"].argmax(1) == class_B

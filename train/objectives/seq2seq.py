@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from train import rng
 from train.objectives import Loss, apply, check_fields
-from zoo.models.transformer import Row
+from zoo.layers.sequence_info import SequenceInfo
 from zoo.shapes import expect
 
 
@@ -18,8 +18,8 @@ class Objective:
   Attributes:
     label_smoothing: share of the target spread over all tokens (Vaswani et al. 2017, 5.4).
     scheduled_sampling: share of the tokens that the decoder reads, in training, which are its own instead of the true
-      ones (Bengio et al. 2015); how it finds them is for the model to say (`mixed_inputs`). No gradient goes through
-      the choice.
+      ones (Bengio et al. 2015); how it finds them is for the model to say (`scheduled_sampling_inputs`). No gradient
+      goes through the choice.
     guided_attention: weight of a loss on attention far from the diagonal (Tachibana et al. 2018, 4.1).
     guided_width: how far is near, as a share of the lengths; g in their eq. 7.
   """
@@ -38,7 +38,7 @@ class Objective:
     """Sums over the target tokens; `key=None` evaluates: no smoothing, sampling, guiding or dropout."""
     source, target = rows(batch)
     target_BT, weight_BT = batch["target_ids"], token_weights(batch)
-    inputs_BT = shift(target_BT, target.position_BT, model.config.bos)
+    inputs_BT = shift(target_BT, target.position_ids_BT, model.config.bos_token_id)
     rngs = None
     if key is not None:
       keys = rng.streams(rng.per_batch(key, batch["id"]), "dropout", "first_dropout", "sampling")
@@ -46,10 +46,10 @@ class Objective:
 
     if self.scheduled_sampling and key is not None:
       own_BT = jax.random.bernoulli(keys["sampling"], self.scheduled_sampling, inputs_BT.shape)
-      own_BT &= target.position_BT > 0  # what a sequence begins with is nobody's choice
+      own_BT &= target.position_ids_BT > 0  # what a sequence begins with is nobody's choice
       fixed, first = jax.lax.stop_gradient(variables), {"dropout": keys["first_dropout"]}
       mixed = batch["source_ids"], inputs_BT, own_BT, source, target
-      inputs_BT, _ = apply(model, fixed, *mixed, rngs=first, method="mixed_inputs")
+      inputs_BT, _ = apply(model, fixed, *mixed, rngs=first, method="scheduled_sampling_inputs")
     (logits_BTV, aux), rest = apply(model, variables, batch["source_ids"], inputs_BT, source, target, rngs=rngs)
     smoothing = self.label_smoothing if key is not None else 0.0
     nll_BT, loss_BT, hit_BT = cross_entropy(logits_BTV, target_BT, smoothing, model.config.vocab_size)
@@ -62,9 +62,11 @@ class Objective:
     return Loss((weight_BT * loss_BT).sum(), weight_BT.sum(), metrics, rest)
 
 
-def rows(batch: dict) -> tuple[Row, Row]:
+def rows(batch: dict) -> tuple[SequenceInfo, SequenceInfo]:
   """Where the sequences of a batch are: in its sources, in its targets."""
-  return tuple(Row(batch[f"{side}_segment_ids"], batch[f"{side}_position_ids"]) for side in ("source", "target"))
+  return tuple(
+    SequenceInfo(batch[f"{side}_segment_ids"], batch[f"{side}_position_ids"]) for side in ("source", "target")
+  )
 
 
 def token_weights(batch: dict) -> jax.Array:
@@ -93,12 +95,12 @@ def cross_entropy(
 
 
 def shift(target_BT: jax.Array, position_BT: jax.Array, bos: int) -> jax.Array:
-  """What the decoder reads when it says the target: the token before, `bos` where a sequence begins."""
+  """What the decoder reads when it says the target: the token before, `bos_token_id` where a sequence begins."""
   expect(target_BT=target_BT, position_BT=position_BT)
   return jnp.where(position_BT == 0, bos, jnp.roll(target_BT, 1, 1))
 
 
-def off_diagonal(source: Row, target: Row, width: float) -> jax.Array:
+def off_diagonal(source: SequenceInfo, target: SequenceInfo, width: float) -> jax.Array:
   """How far from the diagonal each pair of places is: 1 - exp(-(t/T - s/S)^2 / (2 g^2)) (Tachibana et al. 2018, eq. 7).
 
   Args:
@@ -109,10 +111,10 @@ def off_diagonal(source: Row, target: Row, width: float) -> jax.Array:
     [B, T, S], 0 on the diagonal and near 1 far from it
   """
 
-  def share(row: Row) -> jax.Array:
+  def share(row: SequenceInfo) -> jax.Array:
     """A token's place in its sequence, from 0 to 1."""
-    same_BTT = row.segment_BT[:, :, None] == row.segment_BT[:, None, :]
-    return row.position_BT / same_BTT.sum(-1)
+    same_BTT = row.segment_ids_BT[:, :, None] == row.segment_ids_BT[:, None, :]
+    return row.position_ids_BT / same_BTT.sum(-1)
 
   distance_BTS = share(target)[:, :, None] - share(source)[:, None, :]
   return 1 - jnp.exp(-jnp.square(distance_BTS) / (2 * width**2))

@@ -8,7 +8,7 @@ import optax
 
 from train import rng
 from train.objectives import Loss, apply, check_fields
-from zoo.models.transformer import Row
+from zoo.layers.sequence_info import SequenceInfo
 
 
 @dataclass(frozen=True)
@@ -67,4 +67,4 @@ def read(model, variables: dict, batch: dict, key: jax.Array | None = None) -> t
   names = ("input_ids", "token_type_ids", "segment_ids", "position_ids")
   token, kind, segment, position = (batch[name].reshape(-1, batch[name].shape[-1]) for name in names)
   rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-  return apply(model, variables, token, kind, Row(segment, position), rngs=rngs)
+  return apply(model, variables, token, kind, SequenceInfo(segment, position), rngs=rngs)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from train import rng
 from train.images import normalise
 from train.objectives import Loss
-from zoo.models.simmim import units
+from zoo.models.simmim import mask_grid
 from zoo.shapes import expect
 
 
@@ -17,12 +17,12 @@ class Objective:
   """Telling the pixels of hidden squares.
 
   Attributes:
-    unit: side of a square in pixels.
+    mask_patch_size: side of a square in pixels.
     mask_ratio: share of squares to hide.
     mean, std: of the pixels, 0 to 1, per channel; one value for all channels, or one each.
   """
 
-  unit: int = 32
+  mask_patch_size: int = 32
   mask_ratio: float = 0.6
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.5,)
@@ -34,10 +34,10 @@ class Objective:
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the valid images; `key=None` evaluates, with the same masks every time."""
     image_BYXC = normalise(batch["image"], self.mean, self.std)
-    rows, columns = units(model.config, image_BYXC.shape[1:3], self.unit)
+    rows, columns = mask_grid(model.config, image_BYXC.shape[1:3], self.mask_patch_size)
     rngs = {} if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     noise_BP = rng.per_patch(key, batch["id"], rows * columns)
-    options = dict(unit=self.unit, mask_ratio=self.mask_ratio)
+    options = dict(mask_patch_size=self.mask_patch_size, mask_ratio=self.mask_ratio)
     pixels_BYXC, aux = model.apply(variables, image_BYXC, noise_BP, **options, rngs=rngs)
     loss_B = absolute_error(pixels_BYXC, image_BYXC, aux["masked"])
     weight_B = batch["valid"].astype(jnp.float32)

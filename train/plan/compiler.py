@@ -25,7 +25,7 @@ from train import sharding
 from train.experiment import Program
 from train.plan.collectives import Collective, collectives
 from train.step import State
-from zoo import compat
+from zoo import compat, registry
 from zoo.errors import nearest
 
 # ---- chips
@@ -304,7 +304,7 @@ def abstract_arguments(program: Program, mesh: Mesh) -> tuple[State, dict, jax.S
     there = NamedSharding(mesh, spec)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=there), tree)
 
-  state = sharding.Jit(mesh).abstract(program.abstract_state())
+  state = sharding.Jit(mesh, registry.family_of(program.model).LOGICAL_AXES).abstract(program.abstract_state())
   return state, place(program.abstract_batch(), sharding.BATCH), place(program.abstract_key(), PartitionSpec())
 
 
@@ -395,7 +395,8 @@ def plan(config: ConfigDict, topology: str) -> Plan:
   """
   chip, devices = tpu_devices(topology)
   sizes = {axis: config.parallel[axis] for axis in ("data", "fsdp", "tensor")}
-  way = sharding.Jit(sharding.make_mesh(**sizes, devices=devices))
+  axes = registry.family(config.model.name).LOGICAL_AXES
+  way = sharding.Jit(sharding.make_mesh(**sizes, devices=devices), axes)
   sharding.check_batch(config.batch_size, way.data_devices, config.grad_accum_steps)
   # How many steps an epoch has is the data's to know, and no matter here.
   made = Program(config, config.steps or 10**6)

@@ -26,8 +26,8 @@ def _told(model, variables: dict, image_BYXC, choose: Callable[[dict], dict], *,
     # Equal noise leaves the patches in their order; and a share of 0 leaves them as they are.
     options = {"noise_BP": np.zeros((len(image_BYXC), patches), np.float32)}
     options["mask_ratio" if "mask_ratio" in parameters else "share"] = 0.0
-  if "unit" in parameters:
-    options["unit"] = model.config.patch_size
+  if "mask_patch_size" in parameters:
+    options["mask_patch_size"] = model.config.patch_size
 
   @jax.jit
   def look(variables, image_BYXC):

@@ -31,7 +31,7 @@ def reconstruct(
   normalise_patches=True,
   mean=(0.5,),
   std=(0.5,),
-  unit=None,
+  mask_patch_size=None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """What a model makes of images of which it sees a part.
 
@@ -45,7 +45,10 @@ def reconstruct(
   Returns:
     the predicted images [B, Y, X, C] uint8, and which pixels were hidden [B, Y, X, 1] bool.
   """
-  patch, options = model.config.patch_size, dict(mask_ratio=mask_ratio) | (dict(unit=unit) if unit else {})
+  patch, options = (
+    model.config.patch_size,
+    dict(mask_ratio=mask_ratio) | (dict(mask_patch_size=mask_patch_size) if mask_patch_size else {}),
+  )
 
   @jax.jit  # as one program: nothing here is worth compiling by itself
   def predict(variables, image_BYXC, noise_BP):
@@ -73,7 +76,7 @@ def reconstructions(
   normalise_patches: bool = True,
   mean: Sequence[float] = (0.5,),
   std: Sequence[float] = (0.5,),
-  unit: int | None = None,
+  mask_patch_size: int | None = None,
   seed: int = 0,
 ) -> Figure:
   """Images, what the model saw of them, and what it made of that (as He et al. 2022, fig. 2).
@@ -84,7 +87,7 @@ def reconstructions(
   """
   image_BYXC = np.asarray(image_BYXC)
   sizes = expect(image_BYXC=image_BYXC)
-  side = unit or model.config.patch_size
+  side = mask_patch_size or model.config.patch_size
   parts = (sizes["Y"] // side) * (sizes["X"] // side)
   noise_BP = jax.random.uniform(jax.random.key(seed), (sizes["B"], parts))
   predicted, hidden = reconstruct(
@@ -96,7 +99,7 @@ def reconstructions(
     normalise_patches=normalise_patches,
     mean=mean,
     std=std,
-    unit=unit,
+    mask_patch_size=mask_patch_size,
   )
   rows = {
     "original": image_BYXC,
@@ -113,7 +116,7 @@ def reconstructions(
   note = "each patch's brightness and contrast are the original's, the rest is predicted"
   if not normalise_patches:
     note = "all pixels are predicted, but only the hidden ones were trained"
-  heading(figure, f"Rebuilt from {seen} of {parts} {'squares' if unit else 'patches'}", note)
+  heading(figure, f"Rebuilt from {seen} of {parts} {'squares' if mask_patch_size else 'patches'}", note)
   return figure
 
 

@@ -23,7 +23,7 @@ from train.objectives.regression import Objective
 from train.objectives.semantic_segmentation import pixel_logits
 from train.plots import token_attention
 from zoo.errors import nearest
-from zoo.models.kernel_regression import kernel_width
+from zoo.models.kernel_regression import learned_bandwidth
 
 # So many points are enough to judge a width by, or to draw.
 MOST = 1000
@@ -157,7 +157,7 @@ def predict(run, variables: dict, x_T: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def width_errors(points, split: str, widths: np.ndarray) -> np.ndarray:
   """The root mean squared error that kernel regression with each of these widths has on a split of points."""
   batch = next(points.eval_batches(min(len(points.rows(split)), MOST), split))
-  model = zoo.create("kernel_regression/learned", width=1.0)  # one program for all widths
+  model = zoo.create("kernel_regression/learned", bandwidth=1.0)  # one program for all widths
 
   def error(width):
     loss = Objective()(model, {"params": {"pool": {"inverse_width": 1 / width}}}, batch)
@@ -170,7 +170,7 @@ def _regression_curve(run, variables, workdir, images, *, path):
   points = run.data
   splits = {split: points.split(split) for split in ("train", "test")}
   x = np.linspace(points.table.x.min(), points.table.x.max(), 1000)
-  width = kernel_width(run.model.config, variables)
+  width = learned_bandwidth(run.model.config, variables)
   about = run.config.model.name + (f", kernel width {width:.3g}" if np.isfinite(width) else "")
   return plots.regression_curve(
     (x, predict(run, variables, x)[0]), splits, names=points.table.names, about=about, path=path
@@ -188,7 +188,7 @@ def _kernel_widths(run, variables, workdir, images, *, path):
   x, y = points.split("train")
   widths = np.geomspace(np.ptp(x) / 1000, np.ptp(x), 60)
   errors = {"leaving one out": width_errors(points, "train", widths), "test": width_errors(points, "test", widths)}
-  width = kernel_width(run.model.config, variables)
+  width = learned_bandwidth(run.model.config, variables)
   # The mean of all others is n / (n - 1) times as far from a point as the mean of all.
   average = float(y.std() * len(y) / (len(y) - 1))
   return plots.kernel_widths(widths, errors, width=width, average=average, names=points.table.names, path=path)

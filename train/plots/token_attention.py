@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from train.data.text.vocabulary import Vocabulary
-from zoo.models.transformer import Row
+from zoo.layers.sequence_info import SequenceInfo
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -25,7 +25,7 @@ def attention_of_tokens(model, variables: dict, token_T, type_T) -> np.ndarray:
     type_T: 0 in A, 1 in B.
   """
   token_1T, type_1T = np.asarray(token_T, np.int32)[None], np.asarray(type_T, np.int32)[None]
-  row = Row(np.ones_like(token_1T), np.arange(token_1T.shape[1], dtype=np.int32)[None])
+  row = SequenceInfo(np.ones_like(token_1T), np.arange(token_1T.shape[1], dtype=np.int32)[None])
   found = _look(model, variables, token_1T, type_1T, row)
   return np.stack([np.asarray(found[name][0]) for name in sorted(found)])
 

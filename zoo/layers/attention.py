@@ -370,3 +370,16 @@ class Attention(nn.Module):
     )
     out = Dense(width, axes=2, kernel_init=self.kernel_init, dtype=self.dtype, name="out")
     return out(out_BTNH), weights, cache
+
+
+# Logical axes of the parameters (`zoo.partitioning`).
+ATTENTION_AXES = {
+  "q/kernel": ("embed", "heads", "head_dim"),
+  "q/bias": ("heads", "head_dim"),
+  "(k|v)/kernel": ("embed", "kv_heads", "head_dim"),
+  "(k|v)/bias": ("kv_heads", "head_dim"),
+  "out/kernel": ("heads", "head_dim", "embed"),
+  "out/bias": ("embed",),
+  "relative": ("offset", "head_dim"),
+  "log_scale": ("heads",),
+}

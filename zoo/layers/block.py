@@ -10,10 +10,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from zoo.layers import initializers, norms
-from zoo.layers.attention import Attention, Cache
+from zoo.layers.attention import ATTENTION_AXES, Attention, Cache
 from zoo.layers.dropout import Dropout, DropPath
-from zoo.layers.mlp import Mlp
-from zoo.partitioning import by_batch
+from zoo.layers.mlp import MLP_AXES, Mlp
+from zoo.partitioning import shard_batch, under
 
 
 class Context(NamedTuple):
@@ -103,11 +103,17 @@ class Block(nn.Module):
       dropout = self.dropout_rate if self.hidden_dropout else 0.0
       return (Mlp(self.mlp_dim, self.activation, dropout, self.dtype, self.kernel_init, name="mlp")(x),)
 
-    x_BTD, (weights, own_cache) = add(by_batch(x_BTD), attend_self, "attn", "norm1")
+    x_BTD, (weights, own_cache) = add(shard_batch(x_BTD), attend_self, "attn", "norm1")
     aux = {"weights": weights}
     if self.cross:
       x_BTD, (aux["cross_weights"], memory_cache) = add(x_BTD, attend_memory, "cross", "cross_norm")
       aux["cache"] = (own_cache, memory_cache)
     x_BTD, _ = add(x_BTD, transform, "mlp", "norm2")
-    x_BTD = by_batch(x_BTD)
+    x_BTD = shard_batch(x_BTD)
     return x_BTD, {"": x_BTD, **aux}
+
+
+# Logical axes of the parameters (`zoo.partitioning`).
+BLOCK_AXES = (
+  under("(attn|cross)", ATTENTION_AXES) | under("mlp", MLP_AXES) | under("(norm1|norm2|cross_norm)", norms.NORM_AXES)
+)

@@ -29,3 +29,12 @@ class Mlp(nn.Module):
     hidden = ACTIVATIONS[self.activation](dense(self.hidden, name="up")(x))
     hidden = Dropout(self.dropout_rate, name="hidden_dropout")(hidden)
     return dense(x.shape[-1], name="down")(hidden)
+
+
+# Logical axes of the parameters (`zoo.partitioning`).
+MLP_AXES = {
+  "up/kernel": ("embed", "mlp"),
+  "up/bias": ("mlp",),
+  "down/kernel": ("mlp", "embed"),
+  "down/bias": ("embed",),
+}

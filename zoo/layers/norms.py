@@ -224,3 +224,7 @@ def norm(
   if kind not in KINDS:
     raise ValueError(f"unknown norm {kind!r}{nearest(kind, KINDS)}")
   return KINDS[kind](epsilon=epsilon, dtype=dtype, name=name)
+
+
+# Logical axes of the parameters (`zoo.partitioning`).
+NORM_AXES = {"(scale|bias)": ("embed",)}

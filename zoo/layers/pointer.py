@@ -60,3 +60,7 @@ class Copies(nn.Module):
     words = jnp.pad(words, ((0, 0), (0, 0), (0, self.slots)), constant_values=-jnp.inf)
     places = copied(weights_BTS, source_BS, sizes["V"] + self.slots) + jax.nn.log_sigmoid(-gate)
     return jnp.logaddexp(words, places)
+
+
+# Logical axes of the parameters (`zoo.partitioning`).
+COPY_AXES = {"gate/kernel": ("embed", "gate"), "gate/bias": ("gate",)}

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from zoo.errors import nearest
 from zoo.layers import initializers
 from zoo.layers.attention import (
+  ATTENTION_AXES,
   Attention,
   additive_scores,
   attention_pool,
@@ -20,8 +21,9 @@ from zoo.layers.attention import (
   general_scores,
   uniform_scores,
 )
-from zoo.layers.mlp import Mlp
-from zoo.layers.norms import LayerNorm
+from zoo.layers.mlp import MLP_AXES, Mlp
+from zoo.layers.norms import NORM_AXES, LayerNorm
+from zoo.partitioning import under
 from zoo.shapes import expect
 
 KINDS = ("average", "gaussian", "dot", "scaled_dot", "general", "additive")
@@ -145,3 +147,17 @@ class AttentionPool(nn.Module):
     x_B1D, *_ = Attention(self.num_heads, dtype=self.dtype, name="attn")(probe_B1D, x_BTD)
     y_B1D = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x_B1D)
     return (x_B1D + Mlp(self.mlp_dim, self.activation, dtype=self.dtype, name="mlp")(y_B1D))[:, 0]
+
+
+# Logical axes of the parameters (`zoo.partitioning`).
+POOLING_AXES = {
+  "bilinear": ("query_embed", "key_embed"),
+  "query": ("query_embed", "attention_hidden"),
+  "key": ("key_embed", "attention_hidden"),
+  "score": ("attention_hidden", "one"),
+  "inverse_width": (),
+}
+WINDOW_DENSE_AXES = {"window/kernel": ("window_embed", "window_features"), "window/bias": ("window_features",)}
+ATTENTION_POOL_AXES = (
+  {"probe": ("embed",)} | under("attn", ATTENTION_AXES) | under("norm", NORM_AXES) | under("mlp", MLP_AXES)
+)

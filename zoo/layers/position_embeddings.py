@@ -361,3 +361,19 @@ class RelativeBias(nn.Module):
     offset_BTS = key_BS[:, None] - query_BT[:, :, None]
     bucket_BTS = relative_bucket(offset_BTS, self.buckets, self.max_distance, self.bidirectional)
     return jnp.moveaxis(table[bucket_BTS], -1, 1)
+
+
+# Logical axes of the parameters (`zoo.partitioning`).
+POSITION_AXES = {
+  "table": ("rows", "columns", "embed"),
+  "row": ("rows", "half_embed"),
+  "column": ("columns", "half_embed"),
+  "cls": ("embed",),
+}
+WINDOW_BIAS_AXES = {
+  "table": ("offset_rows", "offset_columns", "heads"),
+  "up/kernel": ("coordinates", "offset_hidden"),
+  "up/bias": ("offset_hidden",),
+  "down/kernel": ("offset_hidden", "heads"),
+}
+BUCKET_BIAS_AXES = {"buckets": ("buckets", "heads")}

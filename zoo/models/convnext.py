@@ -1,7 +1,7 @@
 """ConvNeXt (Liu et al. 2022, "A ConvNet for the 2020s"): a convolutional network built like a Transformer.
 
-Four stages, each at half the resolution of the one before. In their blocks a depthwise convolution mixes places, as
-attention does, and an MLP mixes features.
+Four stages, each at half the resolution of the previous one. In a block a depthwise convolution mixes positions, where
+a Transformer has attention, and an MLP mixes features.
 """
 
 import functools
@@ -19,11 +19,11 @@ from zoo.layers.activations import ACTIVATIONS
 from zoo.layers.convolution import depthwise
 from zoo.layers.dropout import DropPath, drop_path_rates
 from zoo.layers.linear import Dense
-from zoo.layers.mlp import Mlp
-from zoo.layers.norms import LayerNorm
+from zoo.layers.mlp import MLP_AXES, Mlp
+from zoo.layers.norms import NORM_AXES, LayerNorm
 from zoo.layers.patch_embed import patchify
 from zoo.layers.stack import run_blocks
-from zoo.partitioning import by_batch, whole
+from zoo.partitioning import BIASES_AND_SCALES, BLOCK, replicate, shard_batch, under
 from zoo.shapes import expect
 
 KERNEL = 7  # side of the depthwise convolutions (2.5)
@@ -41,28 +41,29 @@ VARIANTS = {
     widths=(32, 64, 128),
     depths=(2, 3, 1),
     image_size=(28, 28),
-    channels=1,
+    num_channels=1,
     num_classes=10,
-    layer_scale=0.1,
+    layer_scale_init_value=0.1,
   ),
-  # Another size on every axis, so that no two can be confused unnoticed.
+  # Another size on every axis, so that confusing two is an error.
   "test": dict(patch_size=4, widths=(8, 12, 20), depths=(1, 2, 1), image_size=(16, 32), num_classes=7),
 }
 
 
 @dataclass(frozen=True)
 class Config:
-  """What a ConvNeXt is made of.
+  """Hyperparameters.
 
   Attributes:
     widths: D of each stage. depths: blocks of each stage.
-    patch_size: side in pixels of what becomes a place of the first stage.
-    image_size: rows and columns it is meant for; others need nothing but to be large enough for the last stage.
-    channels: of the image.
-    num_classes: V of head "classify"; 0 leaves the classifier out, and the output is the pooled features [B, D].
-    head: "classify" pools the last stage and classifies; "features" normalises every stage's map, for dense prediction.
+    patch_size: side in pixels of the patches of the first stage.
+    image_size: default rows and columns; any others that the last stage's stride fits into work.
+    num_channels: C of the image.
+    num_classes: V of head "classification"; 0 for no classifier: the output is the pooled features [B, D].
+    head: "classification" pools the last stage and classifies; "features" normalises every stage's map, for dense
+      prediction.
     drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0 at the first, over all stages.
-    layer_scale: what the learned factors of the blocks' outputs start from (Touvron et al. 2021, eq. 4); 0 for none.
+    layer_scale_init_value: initial value of layer scale (Touvron et al. 2021, eq. 4); 0 for none.
     activation: "gelu" (exact) or "gelu_tanh".
     norm_eps: of the layer norms. head_norm_eps: of the one before the classifier, 1e-12 at Hugging Face.
     scan: compile one block for all of a stage. remat: what the backward pass recomputes
@@ -74,11 +75,11 @@ class Config:
   depths: tuple[int, ...]
   patch_size: int = 4
   image_size: tuple[int, int] = (224, 224)
-  channels: int = 3
+  num_channels: int = 3
   num_classes: int = 1000
-  head: str = "classify"
+  head: str = "classification"
   drop_path_rate: float = 0.0
-  layer_scale: float = 1e-6
+  layer_scale_init_value: float = 1e-6
   activation: str = "gelu"
   norm_eps: float = 1e-6
   head_norm_eps: float = 1e-6
@@ -87,8 +88,8 @@ class Config:
   dtype: str = "float32"
 
   def __post_init__(self):
-    choices = dict(head=("classify", "features"), activation=tuple(ACTIVATIONS), dtype=("float32", "bfloat16"))
-    least = {1: ("patch_size", "channels"), 0: ("num_classes", "layer_scale")}
+    choices = dict(head=("classification", "features"), activation=tuple(ACTIVATIONS), dtype=("float32", "bfloat16"))
+    least = {1: ("patch_size", "num_channels"), 0: ("num_classes", "layer_scale_init_value")}
     faults = field_faults(self, choices, least, ("drop_path_rate",))
     for field in ("widths", "depths"):
       if min(getattr(self, field), default=0) < 1:
@@ -100,13 +101,13 @@ class Config:
 
   @property
   def strides(self) -> tuple[int, ...]:
-    """Pixels from one place to the next, in each stage's map."""
+    """Stride of each stage's map in pixels."""
     return tuple(self.patch_size * 2**i for i in range(len(self.widths)))
 
 
 def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """The shapes `Model` is called with."""
-  return (jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), jnp.float32),)
+  """Shapes of the arguments of `Model`."""
+  return (jax.ShapeDtypeStruct((batch, *config.image_size, config.num_channels), jnp.float32),)
 
 
 class DepthwiseConv(nn.Module):
@@ -120,13 +121,13 @@ class DepthwiseConv(nn.Module):
     width = expect(x_BYXD=x_BYXD)["D"]
     kernel = self.param("kernel", initializers.normal, (self.size, self.size, 1, width))
     bias_D = self.param("bias", nn.initializers.zeros, (width,))
-    # Were it cut along the features, XLA would move the maps, which are larger.
-    kernel = whole(kernel.astype(self.dtype))
+    # If it were sharded along the features, XLA would move the maps, which are larger.
+    kernel = replicate(kernel.astype(self.dtype))
     return depthwise(x_BYXD.astype(self.dtype), kernel) + bias_D.astype(self.dtype)
 
 
 class Block(nn.Module):
-  """Maps [B, Y, X, D] to [B, Y, X, D] (figure 4): what a 7 x 7 neighbourhood has of each feature, then an MLP."""
+  """Maps [B, Y, X, D] to [B, Y, X, D] (figure 4): a 7 x 7 depthwise convolution, then an MLP."""
 
   activation: str = "gelu"
   norm_eps: float = 1e-6
@@ -140,21 +141,21 @@ class Block(nn.Module):
     """Returns the output, twice; `drop_path_rate` is the rate of stochastic depth, `shared` and `own` are not used."""
     del shared, own
     width = expect(x_BYXD=x_BYXD)["D"]
-    x_BYXD = by_batch(x_BYXD)
+    x_BYXD = shard_batch(x_BYXD)
     y_BYXD = DepthwiseConv(KERNEL, self.dtype, name="conv")(x_BYXD)
     y_BYXD = LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(y_BYXD)
     y_BYXD = Mlp(RATIO * width, self.activation, dtype=self.dtype, kernel_init=initializers.normal, name="mlp")(y_BYXD)
     if self.initial_scale:
       scale_D = self.param("layer_scale", nn.initializers.constant(self.initial_scale), (width,))
       y_BYXD = y_BYXD * scale_D.astype(self.dtype)
-    x_BYXD = by_batch(x_BYXD + DropPath(name="drop_path")(y_BYXD, drop_path_rate))
+    x_BYXD = shard_batch(x_BYXD + DropPath(name="drop_path")(y_BYXD, drop_path_rate))
     return x_BYXD, {"": x_BYXD}
 
 
 class Stage(nn.Module):
-  """A stage's input [B, Y, X, C] to its map [B, Y / 2, X / 2, D]; the first stage's patches are of `config.patch`.
+  """A stage's input [B, Y, X, C] to its map [B, Y / 2, X / 2, D]; the first stage's patches are of `config.patch_size`.
 
-  Rows and columns beyond the last whole patch are left out, as a convolution without padding does.
+  Rows and columns beyond the last full patch are dropped, as in a convolution without padding.
   """
 
   config: Config
@@ -162,7 +163,7 @@ class Stage(nn.Module):
 
   @nn.compact
   def __call__(self, x_BYXC: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Returns the map for the next stage, the one for others, and every block's output."""
+    """Returns the map for the next stage, the one for the head, and every block's output."""
     c, i = self.config, self.index
     dtype = jnp.dtype(c.dtype)
     norm = functools.partial(LayerNorm, epsilon=c.norm_eps, dtype=dtype)
@@ -175,7 +176,7 @@ class Stage(nn.Module):
     if not i:
       x_BYXD = norm(name="norm")(x_BYXD)
     block = functools.partial(
-      Block, activation=c.activation, norm_eps=c.norm_eps, initial_scale=c.layer_scale, dtype=dtype
+      Block, activation=c.activation, norm_eps=c.norm_eps, initial_scale=c.layer_scale_init_value, dtype=dtype
     )
     first = sum(c.depths[:i])
     rates = drop_path_rates(c.drop_path_rate, sum(c.depths))[first : first + c.depths[i]]
@@ -193,12 +194,12 @@ class Encoder(nn.Module):
     """Aux has "stage_0", ... [B, Y, X, D] at `config.strides` and "stage_0/block_00", ..."""
     c = self.config
     sizes = expect(image_BYXC=image_BYXC)
-    if sizes["C"] != c.channels:
-      raise ValueError(f"the images have {sizes['C']} channels, the model takes {c.channels}")
+    if sizes["C"] != c.num_channels:
+      raise ValueError(f"the images have {sizes['C']} channels, the model takes {c.num_channels}")
     if min(sizes["Y"], sizes["X"]) < c.strides[-1]:
       raise ValueError(
-        f"an image of {sizes['Y']} x {sizes['X']} pixels leaves nothing for the last stage, whose places are "
-        f"{c.strides[-1]} pixels wide; wanted at least {c.strides[-1]} each way"
+        f"an image of {sizes['Y']} x {sizes['X']} pixels is smaller than the last stage's stride; wanted at "
+        f"least {c.strides[-1]} each way"
       )
     x, aux = image_BYXC, {}
     for i in range(len(c.widths)):
@@ -208,7 +209,7 @@ class Encoder(nn.Module):
 
 
 def features(model: nn.Module, variables: dict, image_BYXC: jax.Array) -> jax.Array:
-  """The mean of the last stage's map [B, D]: what a linear probe judges."""
+  """The mean of the last stage's map [B, D], the features of linear probing."""
   x_BYXD, _ = Encoder(model.config).apply({"params": variables["params"]["encoder"]}, image_BYXC)
   return x_BYXD.mean((1, 2))
 
@@ -220,19 +221,39 @@ class Model(nn.Module):
 
   @nn.compact
   def __call__(self, image_BYXC: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Classifies images; rng `dropout` turns stochastic depth on.
+    """Classifies images; rng `dropout` enables stochastic depth.
 
     Returns:
       logits [B, V] in float32, and aux: "stage_0", ... [B, Y, X, D] at `config.strides`, which head "features"
-      normalises, "stage_0/block_00", ..., and "features" [B, D], what the classifier sees.
+      normalises, "stage_0/block_00", ..., and "features" [B, D], the classifier's input.
     """
     c = self.config
     x_BYXD, aux = Encoder(c, name="encoder")(image_BYXC)
     if c.head == "features":
-      return by_batch(x_BYXD.astype(jnp.float32)), aux
+      return shard_batch(x_BYXD.astype(jnp.float32)), aux
     x_BD = LayerNorm(epsilon=c.head_norm_eps, dtype=jnp.dtype(c.dtype), name="norm")(x_BYXD.mean((1, 2)))
-    x_BD = by_batch(x_BD.astype(jnp.float32))
+    x_BD = shard_batch(x_BD.astype(jnp.float32))
     aux |= {"features": x_BD}
     if not c.num_classes:
       return x_BD, aux
-    return by_batch(nn.Dense(c.num_classes, kernel_init=initializers.normal, name="head")(x_BD)), aux
+    return shard_batch(nn.Dense(c.num_classes, kernel_init=initializers.normal, name="head")(x_BD)), aux
+
+
+# Logical axes of the parameters, those without weight decay, and their layers (`zoo.partitioning`).
+_BLOCK = rf"encoder/stage_\d+/{BLOCK}"
+LOGICAL_AXES = {
+  r"encoder/stage_\d+/patch/kernel": ("pixels", "embed"),
+  r"encoder/stage_\d+/patch/bias": ("embed",),
+  r"encoder/stage_\d+/input_norm/(scale|bias)": ("input_embed",),
+  f"{_BLOCK}/conv/kernel": ("kernel_rows", "kernel_columns", "one", "embed"),
+  f"{_BLOCK}/conv/bias": ("embed",),
+  f"{_BLOCK}/layer_scale": ("embed",),
+  **under(f"{_BLOCK}/norm", NORM_AXES),
+  **under(f"{_BLOCK}/mlp", MLP_AXES),
+  **under(r"encoder/stage_\d+/norm", NORM_AXES),
+  **under(r"encoder/stage_\d+/feature_norm", NORM_AXES),
+  **under("norm", NORM_AXES),
+  "head/kernel": ("features", "classes"),
+  "head/bias": ("classes",),
+}
+NO_DECAY = BIASES_AND_SCALES

@@ -1,7 +1,7 @@
 """Hybrid of a ResNet and a ViT (Dosovitskiy et al. 2021, 3.1 "Hybrid Architecture" and B; Steiner et al. 2022).
 
-The beginning of a ResNet, with group norm and weight standardisation as in BiT (Kolesnikov et al. 2020, 2.1), makes a
-map of the image; its places, or squares of them, are the patches of a ViT.
+The stem is the first stages of a ResNet, with group norm and weight standardisation as in BiT (Kolesnikov et al. 2020,
+2.1); patches of its feature map are the tokens of a ViT.
 """
 
 import functools
@@ -19,7 +19,7 @@ from zoo.layers import initializers
 from zoo.layers.patch_embed import check_patches, patchify
 from zoo.layers.stack import remat_policy, run_blocks
 from zoo.models import vit
-from zoo.partitioning import by_batch
+from zoo.partitioning import BLOCK, shard_batch
 from zoo.shapes import expect
 
 VARIANTS = {
@@ -36,10 +36,10 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Config(vit.Config):
-  """A ViT, and the ResNet before it.
+  """Hyperparameters of the ViT and its ResNet stem.
 
   Attributes (beside those of `vit.Config`):
-    patch: side in pixels of what becomes a token, a multiple of `stride`.
+    patch_size: side in pixels of the image patch of a token, a multiple of `stride`.
     stem_depths: residual units of each stage; () for the root alone.
     stem_width: of the root; stage i has 2^i times as many narrow features, and 4 times as many between its units.
     stem_groups: of the group norms. stem_norm_eps: of the same, 1e-5 in timm.
@@ -61,19 +61,19 @@ class Config(vit.Config):
     if self.patch_size % self.stride:
       near = max(round(self.patch_size / self.stride), 1) * self.stride
       faults.append(
-        f"patch_size is {self.patch_size}, no multiple of the stem's stride of {self.stride} pixels; "
-        f"the nearest is {near}"
+        f"patch_size is {self.patch_size}, no multiple of the stem's stride of {self.stride} pixels; the nearest is "
+        f"{near}"
       )
     if faults:
       raise ValueError("\n".join(faults))
 
   @property
   def stride(self) -> int:
-    """Pixels from one place of the stem's map to the next: 4 after the root and the first stage."""
+    """Stride of the stem's map in pixels: 4 after the root and the first stage."""
     return 4 * 2 ** max(len(self.stem_depths) - 1, 0)
 
   @property
-  def cell(self) -> int:
+  def feature_patch_size(self) -> int:
     """Side of a patch on the stem's map."""
     return self.patch_size // self.stride
 
@@ -84,8 +84,8 @@ inputs = vit.inputs
 class StdConv(nn.Module):
   """A convolution with weight standardisation: [B, Y, X, C] to [B, Y / stride, X / stride, features].
 
-  Of the numbers that make a feature the mean is 0 and the variance 1 (Qiao et al. 2019, eq. 3; BiT, 2.1). 1e-8 is added
-  to the variance, as timm does; the code of the released weights adds 1e-5 to the deviation.
+  The weights of each output feature have mean 0 and variance 1 (Qiao et al. 2019, eq. 3; BiT, 2.1). 1e-8 is added to
+  the variance, as in timm; the code of the released weights adds 1e-5 to the standard deviation.
   """
 
   features: int
@@ -111,12 +111,12 @@ class StdConv(nn.Module):
 class Unit(nn.Module):
   """A residual unit, [B, Y, X, C] to [B, Y / stride, X / stride, 4 width]: narrowed, convolved and widened.
 
-  The bottleneck of He et al. 2016 ("Deep Residual Learning", fig. 5), its stride at the 3 x 3 convolution. Norms are
-  behind convolutions, and the last activation is behind the sum: the order of the released hybrids, not that of BiT,
-  which norms and activates first (He et al. 2016, "Identity Mappings").
+  The bottleneck of He et al. 2016 ("Deep Residual Learning", fig. 5), with the stride at the 3 x 3 convolution. Norms
+  follow convolutions, and the last activation follows the sum, as in the released hybrids; BiT is pre-activation (He et
+  al. 2016, "Identity Mappings").
 
   Attributes:
-    width: of what is convolved. groups, epsilon: of the group norms.
+    width: of the 3 x 3 convolution. groups, norm_eps: of the group norms.
     stride: of the convolution. project: whether the input is projected before it is added.
     dtype: compute type.
   """
@@ -132,9 +132,9 @@ class Unit(nn.Module):
   def __call__(
     self, x_BYXC: jax.Array, drop_path_rate: float | jax.Array | None = None, shared: Any = None, own: Any = None
   ) -> tuple[jax.Array, dict]:
-    """Returns the output and nothing; what else a block may be given is not used."""
+    """Returns the output and an empty aux; the other arguments of a block are not used."""
     del drop_path_rate, shared, own
-    x = by_batch(x_BYXC)
+    x = shard_batch(x_BYXC)
 
     def convolve(y: jax.Array, features: int, size: int, stride: int, name: str, scale=nn.initializers.ones):
       y = StdConv(features, size, stride, self.dtype, name=name)(y)
@@ -142,11 +142,11 @@ class Unit(nn.Module):
 
     y = jax.nn.relu(convolve(x, self.width, 1, 1, "conv1"))
     y = jax.nn.relu(convolve(y, self.width, 3, self.stride, "conv2"))
-    # A scale of 0 makes the unit pass its input on at first (Goyal et al. 2017, 5.1; the released code).
+    # With a scale of 0 the unit is the identity at first (Goyal et al. 2017, 5.1; the released code).
     y = convolve(y, 4 * self.width, 1, 1, "conv3", nn.initializers.zeros)
     if self.project:
       x = convolve(x, 4 * self.width, 1, self.stride, "proj")
-    return by_batch(jax.nn.relu(x + y)), {}
+    return shard_batch(jax.nn.relu(x + y)), {}
 
 
 def group_norm(groups: int, epsilon: float, dtype: DTypeLike, name: str, scale_init: Callable = nn.initializers.ones):
@@ -173,7 +173,7 @@ class Stage(nn.Module):
 
 
 class Stem(nn.Module):
-  """Images [B, Y, X, C] to a map [B, Y / stride, X / stride, D]: the beginning of a ResNet."""
+  """Images [B, Y, X, C] to a map [B, Y / stride, X / stride, D]: the first stages of a ResNet."""
 
   config: Config
 
@@ -183,7 +183,7 @@ class Stem(nn.Module):
     dtype = jnp.dtype(c.dtype)
     x_BYXD = StdConv(c.stem_width, 7, 2, dtype, name="root")(image_BYXC)
     x_BYXD = jax.nn.relu(group_norm(c.stem_groups, c.stem_norm_eps, dtype, "root_norm")(x_BYXD))
-    x_BYXD = by_batch(nn.max_pool(x_BYXD, (3, 3), (2, 2), "SAME"))
+    x_BYXD = shard_batch(nn.max_pool(x_BYXD, (3, 3), (2, 2), "SAME"))
     for i in range(len(c.stem_depths)):
       x_BYXD = Stage(c, i, name=f"stage_{i}")(x_BYXD)
     return x_BYXD
@@ -194,12 +194,12 @@ class Encoder(vit.Encoder):
 
   config: Config
 
-  def cut(self, image_BYXC: jax.Array) -> jax.Array:
-    """Images to the features of their patches, [B, Y / patch, X / patch, F]."""
+  def patchify(self, image_BYXC: jax.Array) -> jax.Array:
+    """Images to patches of the stem's map, [B, Y / patch_size, X / patch_size, F]."""
     c = self.config
     _, Y, X, _ = image_BYXC.shape
     check_patches((Y, X), c.patch_size)
-    return patchify(Stem(c, name="stem")(image_BYXC), c.cell)
+    return patchify(Stem(c, name="stem")(image_BYXC), c.feature_patch_size)
 
 
 class Model(vit.Model):
@@ -210,3 +210,21 @@ class Model(vit.Model):
 
 
 features = functools.partial(vit.features, encoder=Encoder)
+
+
+# Logical axes of the parameters, those without weight decay, and their layers (`zoo.partitioning`).
+_UNIT = rf"encoder/stem/stage_\d+/(first|{BLOCK})"
+LOGICAL_AXES = vit.LOGICAL_AXES | {
+  "encoder/stem/root/kernel": ("kernel_rows", "kernel_columns", "channels", "root"),
+  "encoder/stem/root_norm/(scale|bias)": ("root",),
+  # The units of a ResNet: wide, narrow, narrow, wide; the first of a stage comes from another width.
+  r"encoder/stem/stage_\d+/first/conv1/kernel": ("point_rows", "point_columns", "unit_input", "narrow"),
+  rf"encoder/stem/stage_\d+/{BLOCK}/conv1/kernel": ("point_rows", "point_columns", "wide", "narrow"),
+  f"{_UNIT}/conv2/kernel": ("kernel_rows", "kernel_columns", "narrow_input", "narrow"),
+  f"{_UNIT}/conv3/kernel": ("point_rows", "point_columns", "narrow", "wide"),
+  f"{_UNIT}/proj/kernel": ("point_rows", "point_columns", "proj_input", "wide"),
+  f"{_UNIT}/(conv1|conv2)_norm/(scale|bias)": ("narrow",),
+  f"{_UNIT}/(conv3|proj)_norm/(scale|bias)": ("wide",),
+}
+NO_DECAY = vit.NO_DECAY
+layer_of = vit.layer_of

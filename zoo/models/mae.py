@@ -1,6 +1,6 @@
 """Masked autoencoder (He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners").
 
-A ViT encodes the few visible patches of an image; a small decoder rebuilds the pixels of the masked ones.
+A ViT encodes the visible patches of an image; a small decoder predicts the pixels of the masked ones.
 """
 
 import functools
@@ -13,14 +13,14 @@ from flax import linen as nn
 
 from zoo.layers import initializers
 from zoo.layers.attention import check_heads
-from zoo.layers.block import Block
+from zoo.layers.block import BLOCK_AXES, Block
 from zoo.layers.linear import Dense
-from zoo.layers.norms import LayerNorm
+from zoo.layers.norms import NORM_AXES, LayerNorm
 from zoo.layers.patch_embed import choose_tokens, patch_noise
 from zoo.layers.position_embeddings import sincos_2d
 from zoo.layers.stack import run_blocks
 from zoo.models import vit
-from zoo.partitioning import by_batch
+from zoo.partitioning import BLOCK, shard_batch, under
 from zoo.shapes import expect
 
 # The decoder of the paper, 4.1: 8 blocks of width 512.
@@ -35,7 +35,7 @@ for _variant in VARIANTS.values():
 
 @dataclass(frozen=True)
 class Config(vit.Config):
-  """A ViT without classifier, and the decoder.
+  """Hyperparameters of the ViT, without classifier, and of the decoder.
 
   Attributes (beside those of `vit.Config`):
     decoder_width, decoder_depth, decoder_mlp_dim, decoder_num_heads: D, L, F and N of the decoder.
@@ -52,7 +52,7 @@ class Config(vit.Config):
     super().__post_init__()
     check_heads(self.decoder_width, self.decoder_num_heads)
     if self.position_embedding == "relative":
-      raise ValueError("an MAE cannot use relative positions: its encoder sees a random choice of patches")
+      raise ValueError("an MAE cannot use relative positions: its encoder has a random subset of patches")
 
 
 inputs = vit.inputs
@@ -60,18 +60,18 @@ features = vit.features
 
 
 def random_mask(noise_BP: jax.Array, mask_ratio: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Keeps the patches with the least noise: a uniform choice without replacement, of static size.
+  """Keeps the patches with the least noise: a uniform sample without replacement, of static size.
 
   Args:
     noise_BP: [B, P] uniform noise, one value a patch.
-    mask_ratio: share of patches to hide, 0 <= ratio < 1.
+    mask_ratio: share of masked patches, 0 <= ratio < 1.
 
   Returns:
-    visible [B, T], indices of the kept patches, T = int(P (1 - mask_ratio)); masked [B, P] bool, True = hidden;
-    restore [B, P], where each patch stands in the order "visible, then masked".
+    visible [B, T], indices of the kept patches, T = int(P (1 - mask_ratio)); masked [B, P] bool, True = masked;
+    restore [B, P], the index of each patch in the order "visible, then masked".
 
   Raises:
-    ValueError: nothing would stay visible.
+    ValueError: no patch would be visible.
   """
   patches = expect(noise_BP=noise_BP)["P"]
   kept = int(patches * (1 - mask_ratio))
@@ -97,8 +97,8 @@ class Decoder(nn.Module):
     x_BTE = Dense(width, kernel_init=initializers.dense, dtype=dtype, name="embed")(x_BTD)
     cls_B1E, x_BTE = (x_BTE[:, :1], x_BTE[:, 1:]) if c.class_token else (x_BTE[:, :0], x_BTE)
     mask_E = self.param("mask", initializers.token, (width,)).astype(dtype)
-    hidden = restore_BP.shape[1] - x_BTE.shape[1]
-    x_BPE = jnp.concatenate([x_BTE, jnp.broadcast_to(mask_E, (x_BTE.shape[0], hidden, width))], axis=1)
+    num_masked = restore_BP.shape[1] - x_BTE.shape[1]
+    x_BPE = jnp.concatenate([x_BTE, jnp.broadcast_to(mask_E, (x_BTE.shape[0], num_masked, width))], axis=1)
     x_BPE = choose_tokens(x_BPE, restore_BP)
     x_BPE = x_BPE + sincos_2d(grid, width).reshape(1, -1, width).astype(dtype)
     x_BTE = jnp.concatenate([cls_B1E, x_BPE], axis=1)
@@ -112,9 +112,9 @@ class Decoder(nn.Module):
     )
     x_BTE, aux = run_blocks(block, x_BTE, per_block=np.zeros(c.decoder_depth), scan=c.scan, remat=c.remat)
     x_BTE = LayerNorm(epsilon=c.norm_eps, dtype=dtype, name="norm")(x_BTE)
-    pixels = Dense(c.patch_size**2 * c.channels, kernel_init=initializers.dense, name="pixels")
+    pixels = Dense(c.patch_size**2 * c.num_channels, kernel_init=initializers.dense, name="pixels")
     x_BPE = x_BTE[:, 1:] if c.class_token else x_BTE
-    return by_batch(pixels(x_BPE.astype(jnp.float32))), aux
+    return shard_batch(pixels(x_BPE.astype(jnp.float32))), aux
 
 
 class Model(nn.Module):
@@ -126,12 +126,12 @@ class Model(nn.Module):
   def __call__(
     self, image_BYXC: jax.Array, noise_BP: jax.Array | None = None, *, mask_ratio: float = 0.75
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Hides patches, encodes the rest, predicts all.
+    """Masks patches, encodes the rest, predicts all.
 
     Args:
-      image_BYXC: the images.
-      noise_BP: [B, P] decides what is hidden (`random_mask`); None draws it from the rng `mask`.
-      mask_ratio: share of patches to hide; 0 encodes the whole image.
+      image_BYXC: images.
+      noise_BP: [B, P] determines the mask (`random_mask`); None draws it from the rng `mask`.
+      mask_ratio: share of masked patches; 0 encodes the full image.
 
     Returns:
       pixels [B, P, patch * patch * C] in float32, and aux: "masked" [B, P] bool, "tokens" [B, T, D] of the
@@ -141,9 +141,23 @@ class Model(nn.Module):
     B, Y, X, _ = image_BYXC.shape
     grid = Y // c.patch_size, X // c.patch_size
     if noise_BP is None:
-      noise_BP = patch_noise(self, B, grid[0] * grid[1], "an MAE needs an rng to hide patches by")
+      noise_BP = patch_noise(self, B, grid[0] * grid[1], "an MAE needs the rng `mask`")
     visible_BT, masked_BP, restore_BP = random_mask(noise_BP, mask_ratio)
     tokens_BTD, aux = vit.Encoder(c, name="encoder")(image_BYXC, visible_BT)
     pixels, decoder_aux = Decoder(c, name="decoder")(tokens_BTD, restore_BP, grid)
     aux |= {f"decoder/{k}": v for k, v in decoder_aux.items()}
     return pixels, aux | {"tokens": tokens_BTD, "masked": masked_BP}
+
+
+# Logical axes of the parameters, those without weight decay, and their layers (`zoo.partitioning`).
+LOGICAL_AXES = vit.ENCODER_AXES | {
+  "decoder/embed/kernel": ("encoder_embed", "embed"),
+  "decoder/embed/bias": ("embed",),
+  "decoder/mask": ("embed",),
+  **under(f"decoder/{BLOCK}", BLOCK_AXES),
+  **under("decoder/norm", NORM_AXES),
+  "decoder/pixels/kernel": ("embed", "pixels"),
+  "decoder/pixels/bias": ("pixels",),
+}
+NO_DECAY = vit.NO_DECAY
+layer_of = vit.layer_of

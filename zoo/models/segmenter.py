@@ -1,11 +1,10 @@
-"""Segmentation: a backbone that looks at an image, and a head that tells the class of every pixel.
+"""Semantic segmentation: an image backbone, and a head that predicts the class of every pixel.
 
-A hierarchical backbone, such as Swin or ConvNeXt, has maps of its image at strides 4, 8, 16 and 32. A plain ViT has one
-map, from which the others are made (the simple feature pyramid of Li et al. 2022, "Exploring Plain Vision Transformer
-Backbones for Object Detection").
+A hierarchical backbone, Swin or ConvNeXt, has feature maps at strides 4, 8, 16 and 32. From the map of a plain ViT the
+others are computed (the simple feature pyramid of Li et al. 2022, "Exploring Plain Vision Transformer Backbones for
+Object Detection").
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -18,75 +17,81 @@ from flax import linen as nn
 from flax.core import freeze
 from jax.typing import DTypeLike
 
-from zoo import registry
+from zoo import config
 from zoo.errors import field_faults, nearest
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
 from zoo.layers.dropout import Dropout
 from zoo.layers.linear import Dense
-from zoo.layers.norms import LayerNorm, norm
+from zoo.layers.norms import NORM_AXES, LayerNorm, norm
 from zoo.layers.patch_embed import unpatchify
-from zoo.partitioning import by_batch
+from zoo.models import convnext, hybrid, swin, vit
+from zoo.partitioning import shard_batch, under
 from zoo.shapes import expect
 
-STRIDES = (4, 8, 16, 32)  # of the maps that are made of a plain ViT's
-BINS = (1, 2, 3, 6)  # UPerNet's, and PSPNet's (Zhao et al. 2017, 3.2)
+BACKBONES = {"vit": vit, "hybrid": hybrid, "swin": swin, "convnext": convnext}
+STRIDES = (4, 8, 16, 32)  # of the maps computed from a plain ViT's
+POOL_SCALES = (1, 2, 3, 6)  # UPerNet's, and PSPNet's (Zhao et al. 2017, 3.2)
 VARIANTS = {
   "linear": dict(head="linear"),
   "fpn": dict(head="fpn", width=256),  # Kirillov et al. 2019, 4
   "upernet": dict(head="upernet", width=512),
-  # Another size on every axis, so that no two can be confused unnoticed.
+  # Another size on every axis, so that confusing two is an error.
   "test": dict(
     backbone="vit/test",
-    options=dict(patch_size=8, depth=2),
+    backbone_kwargs=dict(patch_size=8, depth=2),
     head="upernet",
     width=20,
     num_classes=7,
     image_size=(40, 24),
-    bins=(1, 2),
+    pool_scales=(1, 2),
   ),
 }
 
 
 @dataclass(frozen=True)
 class Config:
-  """What a segmenter is made of.
+  """Hyperparameters.
 
   Attributes:
-    backbone: a model of images, by name: of a family whose encoder gives the maps "stage_0", ..., or a ViT.
-    options: fields of the backbone that are otherwise than its name says.
+    backbone: name of a model of `BACKBONES`.
+    backbone_kwargs: fields of the backbone's config that differ from its variant.
     head: "linear" tells classes from each place of the backbone's last map, so that the norms of its other maps learn
       nothing; "fpn" sums a feature pyramid (Kirillov et al. 2019); "upernet" also pools the last map at several sizes
       (Xiao et al. 2018).
     width: D of the head.
     num_classes: V.
-    image_size: rows and columns the backbone is made for; it may take others. channels: of the image.
-    bins: rows, and columns, that "upernet" pools the last map to.
-    norm: behind the convolutions of "fpn" and "upernet": "batch", as published, or "layer", at each place by itself.
-    dropout_rate: of what the classes are told from.
+    image_size: rows and columns the backbone is made for; it may take others. num_channels: C of the image.
+    pool_scales: rows, and columns, that "upernet" pools the last map to.
+    norm: after the convolutions of "fpn" and "upernet": "batch", as published, or "layer", at each position.
+    dropout_rate: of the classifier's input.
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics and logits stay float32.
   """
 
   backbone: str = "vit/s16"
-  options: Mapping = field(default_factory=dict)
+  backbone_kwargs: Mapping = field(default_factory=dict)
   head: str = "upernet"
   width: int = 256
   num_classes: int = 150
   image_size: tuple[int, int] = (512, 512)
-  channels: int = 3
-  bins: tuple[int, ...] = BINS
+  num_channels: int = 3
+  pool_scales: tuple[int, ...] = POOL_SCALES
   norm: str = "batch"
   dropout_rate: float = 0.0
   dtype: str = "float32"
 
   def __post_init__(self):
-    if not isinstance(self.options, Mapping):
-      raise ValueError(f"options is {self.options!r}; wanted fields of the backbone, as dict(drop_path_rate=0.1)")
-    object.__setattr__(self, "options", freeze(dict(self.options)))  # which has a hash, as Linen wants it
+    if not isinstance(self.backbone_kwargs, Mapping):
+      raise ValueError(
+        f"backbone_kwargs is {self.backbone_kwargs!r}; wanted fields of the backbone, as dict(drop_path_rate=0.1)"
+      )
+    object.__setattr__(
+      self, "backbone_kwargs", freeze(dict(self.backbone_kwargs))
+    )  # which has a hash, as Linen wants it
     choices = dict(head=tuple(HEADS), norm=("batch", "layer"), dtype=("float32", "bfloat16"))
-    faults = field_faults(self, choices, {1: ("width", "num_classes", "channels")}, ("dropout_rate",))
-    if not self.bins or any(not isinstance(n, int) or n < 1 for n in self.bins):
-      faults.append(f"bins is {self.bins}; wanted numbers of rows, at least 1")
+    faults = field_faults(self, choices, {1: ("width", "num_classes", "num_channels")}, ("dropout_rate",))
+    if not self.pool_scales or any(not isinstance(n, int) or n < 1 for n in self.pool_scales):
+      faults.append(f"pool_scales is {self.pool_scales}; wanted numbers of rows, at least 1")
     if faults:
       raise ValueError("\n".join(faults))
     plain = not hasattr(self.encoder, "depths") and hasattr(self.encoder, "patch_size")
@@ -99,25 +104,17 @@ class Config:
   @functools.cached_property
   def encoder(self):
     """The config of the backbone."""
-    given = dict(image_size=self.image_size, channels=self.channels, dtype=self.dtype)
-    if twice := sorted(given.keys() & self.options.keys()):
-      raise ValueError(f"options has {', '.join(twice)}, which the segmenter tells its backbone: set its own fields")
+    given = dict(num_classes=0, image_size=self.image_size, num_channels=self.num_channels, dtype=self.dtype)
+    if twice := sorted(given.keys() & self.backbone_kwargs.keys()):
+      raise ValueError(f"backbone_kwargs has {', '.join(twice)}, which are set by the segmenter's own fields")
 
-    def fields_of(name: str) -> set[str]:
-      return {f.name for f in dataclasses.fields(registry.family(name).Config)}
-
-    def fits(name: str) -> bool:
-      return hasattr(registry.family(name), "Encoder") and given.keys() <= fields_of(name)
-
-    if self.backbone not in registry.list_models():
-      raise ValueError(
-        f"unknown backbone {self.backbone!r}{nearest(self.backbone, filter(fits, registry.list_models()))}"
-      )
-    if not fits(self.backbone):
-      raise ValueError(f"the backbone {self.backbone} has no encoder of images; wanted a ViT, Swin, or ConvNeXt")
-    if "head" in fields_of(self.backbone):
+    family = BACKBONES.get(self.backbone.partition("/")[0])
+    known = [f"{name}/{variant}" for name, module in BACKBONES.items() for variant in module.VARIANTS]
+    if self.backbone not in known:
+      raise ValueError(f"unknown backbone {self.backbone!r}{nearest(self.backbone, known)}")
+    if "head" in config.fields(family):
       given["head"] = "features"
-    return registry.create(self.backbone, num_classes=0, **given, **self.options).config
+    return config.make(family, self.backbone, {**given, **self.backbone_kwargs})
 
   @property
   def depth(self) -> int:
@@ -136,8 +133,8 @@ class Config:
 
 
 def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """The shapes `Model` is called with."""
-  return (jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), jnp.float32),)
+  """Shapes of the arguments of `Model`."""
+  return (jax.ShapeDtypeStruct((batch, *config.image_size, config.num_channels), jnp.float32),)
 
 
 def resize(x_BYXD: jax.Array, size: tuple[int, ...], method: str = "bilinear") -> jax.Array:
@@ -166,8 +163,8 @@ def pool(x_BYXD: jax.Array, bins: int) -> jax.Array:
 class Level(nn.Module):
   """A plain ViT's map at `factor` times its size: [B, Y, X, D] to [B, Y factor, X factor, D] (Li et al. 2022, 3).
 
-  Twice the size by a transposed convolution whose steps are as wide as itself, so each place by itself becomes four;
-  with a norm and an activation between two of them. A smaller map by the largest values.
+  A transposed convolution of kernel and stride 2 doubles the size, with a norm and an activation between two of them;
+  max pooling makes it smaller.
   """
 
   factor: float
@@ -184,7 +181,7 @@ class Level(nn.Module):
         x_BYXD = ACTIVATIONS["gelu"](LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm{step}")(x_BYXD))
       grow = Dense(4 * width, kernel_init=initializers.dense, dtype=self.dtype, name=f"grow_{step}")
       x_BYXD = unpatchify(grow(x_BYXD), 2)
-    return by_batch(x_BYXD)
+    return shard_batch(x_BYXD)
 
 
 class Filter(nn.Module):
@@ -207,7 +204,7 @@ class Filter(nn.Module):
     )(x_BYXC)
     if self.norm:
       x_BYXD = jax.nn.relu(norm(self.norm, 1e-5, self.dtype, "norm")(x_BYXD))
-    return by_batch(x_BYXD)
+    return shard_batch(x_BYXD)
 
 
 def _linear(c: Config, maps: list[jax.Array]) -> jax.Array:
@@ -234,7 +231,7 @@ def _upernet(c: Config, maps: list[jax.Array]) -> jax.Array:
   """A feature pyramid on top of the last map pooled at several sizes, all levels fused (Xiao et al. 2018, 3.1)."""
   filters = functools.partial(Filter, c.width, norm=c.norm, dtype=jnp.dtype(c.dtype))
   last, size = maps[-1], maps[-1].shape[1:3]
-  pooled = [resize(filters(1, name=f"pool_{i}")(pool(last, bins)), size) for i, bins in enumerate(c.bins)]
+  pooled = [resize(filters(1, name=f"pool_{i}")(pool(last, bins)), size) for i, bins in enumerate(c.pool_scales)]
   levels = [filters(1, name=f"lateral_{i}")(x) for i, x in enumerate(maps[:-1])]
   levels.append(filters(3, name="bottleneck")(jnp.concatenate([last, *pooled], -1)))
   for i in reversed(range(len(maps) - 1)):
@@ -244,7 +241,7 @@ def _upernet(c: Config, maps: list[jax.Array]) -> jax.Array:
   return filters(3, name="fuse")(fused)
 
 
-# Called within `Model`, whose parts they make: the maps [B, Y, X, D] to what classes are told from, [B, Y, X, D].
+# Called within `Model`, whose submodules they are: feature maps [B, Y, X, D] to the classifier's input [B, Y, X, D].
 HEADS = {"linear": _linear, "fpn": _fpn, "upernet": _upernet}
 
 
@@ -253,8 +250,8 @@ class Model(nn.Module):
 
   config: Config
 
-  def tell(self, maps: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The head alone, from maps that get smaller: logits at their places, and what they are told from."""
+  def predict(self, maps: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The head alone, from maps of decreasing size: logits [B, Y, X, V] and the classifier's input [B, Y, X, D]."""
     c, dtype = self.config, jnp.dtype(self.config.dtype)
     x_BYXD = Dropout(c.dropout_rate, name="dropout")(HEADS[c.head](c, maps))
     exact = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
@@ -263,20 +260,20 @@ class Model(nn.Module):
 
   @nn.compact
   def __call__(self, image_BYXC: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Tells the classes of pixels; rng `dropout` turns dropout on, and the backbone's stochastic depth.
+    """Classifies pixels; rng `dropout` enables dropout, and the backbone's stochastic depth.
 
     Returns:
       logits [B, Y, X, V] in float32, and aux: that of the backbone's encoder; "stage_0", ... [B, Y, X, D], the maps
-      that the head reads; "fused" [B, Y, X, D], what it tells the classes from.
+      that the head reads; "fused" [B, Y, X, D], the classifier's input.
     """
     c = self.config
     size = expect(image_BYXC=image_BYXC)
-    tokens, aux = registry.family(c.backbone).Encoder(c.encoder, name="encoder")(image_BYXC)
+    tokens, aux = BACKBONES[c.backbone.partition("/")[0]].Encoder(c.encoder, name="encoder")(image_BYXC)
     if "stage_0" not in aux:
       aux |= self.pyramid(tokens, size["Y"], size["X"])
     maps = [aux[name] for name in sorted(aux) if name.startswith("stage_") and "/" not in name]
-    logits_BYXV, aux["fused"] = self.tell(maps)
-    return by_batch(resize(logits_BYXV, (size["Y"], size["X"]))), aux
+    logits_BYXV, aux["fused"] = self.predict(maps)
+    return shard_batch(resize(logits_BYXV, (size["Y"], size["X"]))), aux
 
   def pyramid(self, tokens_BTD: jax.Array, rows: int, columns: int) -> dict[str, jax.Array]:
     """Maps of a ViT's tokens, for an image of so many pixels: at each of `STRIDES`, or that of its patches alone."""
@@ -288,3 +285,35 @@ class Model(nn.Module):
       return {"stage_0": x_BYXD}
     levels = {f"stage_{i}": c.patch_size / stride for i, stride in enumerate(STRIDES)}
     return {name: Level(f, jnp.dtype(c.dtype), name=f"{name}_of_vit")(x_BYXD) for name, f in levels.items()}
+
+
+# Logical axes of the parameters, those without weight decay, and their layers (`zoo.partitioning`).
+_CONVOLUTION = r"(lateral|smooth|level|pool|bottleneck|fuse)[_\d]*"
+LOGICAL_AXES = {
+  path: names
+  for family in BACKBONES.values()
+  for path, names in family.LOGICAL_AXES.items()
+  if path.startswith("encoder")
+} | {
+  f"{_CONVOLUTION}/filter/kernel": ("kernel_rows", "kernel_columns", "filter_input", "embed"),
+  f"{_CONVOLUTION}/filter/bias": ("embed",),
+  **under(f"{_CONVOLUTION}/norm", NORM_AXES),
+  r"stage_\d_of_vit/grow_\d/kernel": ("embed", "grown"),
+  r"stage_\d_of_vit/grow_\d/bias": ("grown",),
+  **under(r"stage_\d_of_vit/norm\d", NORM_AXES),
+  "head/kernel": ("features", "classes"),
+  "head/bias": ("classes",),
+}
+NO_DECAY = tuple(dict.fromkeys(pattern for family in BACKBONES.values() for pattern in family.NO_DECAY))
+
+
+def layer_of(config: Config, path: str) -> int:
+  """The backbone's layers; L + 1 for the head.
+
+  Raises:
+    ValueError: the backbone has no numbered layers, as ConvNeXt.
+  """
+  family = BACKBONES[config.backbone.partition("/")[0]]
+  if not hasattr(family, "layer_of"):
+    raise ValueError(f"the backbone {config.backbone} has no numbered layers; wanted a ViT, hybrid or Swin")
+  return family.layer_of(config.encoder, path) if path.startswith("encoder/") else config.depth + 1

@@ -1,11 +1,12 @@
 """Swin Transformer (Liu et al. 2021, "Hierarchical Vision Transformer using Shifted Windows"); V2 (Liu et al. 2022).
 
-Patches attend within windows, and the windows of every second block are shifted by half of their side, so that what
-was found in one reaches its neighbours. After each stage four neighbouring patches become one of twice the width: maps
-at strides 4, 8, 16 and 32, as a convolutional network has them, at a cost that grows linearly with the image.
+Self-attention is within windows; the windows of every second block are shifted by half their side, which connects
+neighbouring windows. Between stages 2 x 2 patches are merged into one of twice the width: feature maps at strides 4, 8,
+16 and 32, at a cost linear in the image size.
 """
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +19,16 @@ from zoo.errors import field_faults
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
 from zoo.layers.attention import Attention, check_heads
+from zoo.layers.block import BLOCK_AXES
 from zoo.layers.dropout import Dropout, DropPath, drop_path_rates
 from zoo.layers.linear import Dense
 from zoo.layers.mlp import Mlp
-from zoo.layers.norms import LayerNorm
+from zoo.layers.norms import NORM_AXES, LayerNorm
 from zoo.layers.patch_embed import patchify
-from zoo.layers.position_embeddings import RESAMPLINGS, OffsetMlp, OffsetTable
+from zoo.layers.position_embeddings import RESAMPLINGS, WINDOW_BIAS_AXES, OffsetMlp, OffsetTable
 from zoo.layers.stack import run_blocks
 from zoo.layers.windows import Windows
-from zoo.partitioning import by_batch
+from zoo.partitioning import BIASES_AND_SCALES, BLOCK, shard_batch, under
 from zoo.shapes import expect
 
 # Liu et al. 2021, 3.3.
@@ -45,72 +47,51 @@ VARIANTS = (
   | {
     # For 28 x 28 grey images, as in Fashion-MNIST: 14 x 14 patches in four windows, then 7 x 7 in one.
     "nano": dict(
-      patch_size=2,
-      width=48,
-      depths=(2, 2),
-      num_heads=(3, 6),
-      mlp_ratio=2.0,
-      image_size=(28, 28),
-      channels=1,
+      patch_size=2, width=48, depths=(2, 2), num_heads=(3, 6), mlp_ratio=2.0, image_size=(28, 28), num_channels=1,
       num_classes=10,
     ),
     # For the same, with a quarter of the patches: 7 x 7 in four windows, then 4 x 4 and 2 x 2 in one.
     "nano4": dict(
-      width=48,
-      depths=(2, 2, 2),
-      num_heads=(3, 6, 12),
-      window_size=4,
-      mlp_ratio=2.0,
-      image_size=(28, 28),
-      channels=1,
-      num_classes=10,
+      width=48, depths=(2, 2, 2), num_heads=(3, 6, 12), window_size=4, mlp_ratio=2.0, image_size=(28, 28),
+      num_channels=1, num_classes=10,
     ),
-    # Another size on every axis, so that no two can be confused unnoticed; maps of 8 x 10 and 4 x 5 need padding.
+    # Another size on every axis, so that confusing two is an error; maps of 8 x 10 and 4 x 5 need padding.
     "test": dict(
-      width=24,
-      depths=(2, 4),
-      num_heads=(2, 6),
-      window_size=3,
-      mlp_ratio=1.75,
-      image_size=(32, 40),
-      channels=3,
+      width=24, depths=(2, 4), num_heads=(2, 6), window_size=3, mlp_ratio=1.75, image_size=(32, 40), num_channels=3,
       num_classes=7,
     ),
   }
-)
-HEADS = ("classify", "none", "features")
+)  # fmt: skip
+HEADS = ("classification", "none", "features")
 
 
 @dataclass(frozen=True)
 class Config:
-  """What a Swin Transformer is made of. Three fields make a V2 of it: `V2`.
+  """Hyperparameters; `V2` has the three fields that make a Swin V2.
 
   Attributes:
     width: D of the first stage; it doubles from stage to stage.
-    depths: blocks of each stage: even, since regular and shifted windows take turns. num_heads: N of each stage.
+    depths: blocks of each stage: even, since regular and shifted windows alternate. num_heads: N of each stage.
     patch_size: side of a patch in pixels. window_size: M, side of a window in tokens.
     mlp_ratio: F over D.
-    image_size: rows and columns the model is made for. It takes any other: whatever is no multiple of a patch, of a
-      window or of two when patches are merged, is filled up at the bottom and on the right. Parameters do not depend
-      on it.
-    channels: of the image.
-    num_classes: V of "classify"; 0 leaves the classifier out, and the output is the pooled features [B, D].
-    head: "classify"; "none": the last map, normalised; "features": the last map, and in aux those of all stages, each
-      with a norm of its own, as a backbone for dense tasks.
+    image_size: default rows and columns. Any other size works: images and maps are padded at the bottom and on the
+      right to multiples of a patch, a window, and of 2 for merging. Parameters do not depend on it.
+    num_channels: C of the image.
+    num_classes: V of "classification"; 0 leaves the classifier out, and the output is the pooled features [B, D].
+    head: "classification"; "none": the last map, normalised; "features": the last map, and in aux those of all stages,
+      each with a norm of its own, as a backbone for dense tasks.
     norm_position: norms before sublayers, "pre", or "res_post": behind them, before the sum (V2, 3.2).
     attention_score: "dot" products, or "cosine" (V2, eq. 2).
-    relative_position_bias: scores by relative position: a learned "table", or "continuous": a network of their
-      logarithms (V2, 3.3).
-    pretrained_windows: sides of the windows, a stage each, that continuous offsets were trained with, 0 or () where
-      these are those of `image_size` (V2, 3.3).
-    clamp_window: what happens where a map is no larger than a window. "both": the window becomes a square of the map's
-      smaller side, and is not shifted, as published for classification; "each": so along each axis by itself;
-      "never": windows stay as they are, as in the published backbones for dense tasks.
-    shift: "roll" or "pad", see `Windows`: a matter of cost alone.
-    mask_padding: what fills a map up to whole windows is never attended to, so that tokens see but the image. Published
-      code lets them attend to it, as zeros: False, where its numbers are wanted (`zoo.load` of a Hugging Face directory
-      sets it). Maps that windows divide do not differ.
-    resampling: how `zoo.load` interpolates a table of another window: one of
+    relative_position_bias: a learned "table", or "continuous": a network of log-spaced coordinates (V2, 3.3).
+    pretrained_window_sizes: of each stage, the window side that a continuous bias was trained with; 0 or () for that of
+      `image_size` (V2, 3.3).
+    clamp_window: for maps no larger than a window: "both": the window is a square of the map's smaller side, without
+      shift, as published for classification; "each": the same along each axis by itself; "never": windows are not
+      changed, as in the published backbones for dense tasks.
+    shift: "roll" or "pad", see `zoo.layers.windows`; they differ in cost alone.
+    mask_padding: mask the padding of maps in attention. Published code attends to it, as zeros: False reproduces its
+      numbers (`zoo.load` of a Hugging Face directory sets it). No difference where windows divide the maps.
+    resampling: how `zoo.load` interpolates a table of another window size: one of
       `zoo.layers.position_embeddings.RESAMPLINGS`.
     dropout_rate: of embeddings, MLPs and sublayer outputs. attention_dropout_rate: of attention weights.
     drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0 over all stages.
@@ -127,13 +108,13 @@ class Config:
   window_size: int = 7
   mlp_ratio: float = 4.0
   image_size: tuple[int, int] = (224, 224)
-  channels: int = 3
+  num_channels: int = 3
   num_classes: int = 1000
-  head: str = "classify"
+  head: str = "classification"
   norm_position: str = "pre"
   attention_score: str = "dot"
   relative_position_bias: str = "table"
-  pretrained_windows: tuple[int, ...] = ()
+  pretrained_window_sizes: tuple[int, ...] = ()
   clamp_window: str = "both"
   shift: str = "roll"
   mask_padding: bool = True
@@ -162,19 +143,21 @@ class Config:
     faults = field_faults(
       self,
       choices,
-      {1: ("patch_size", "width", "window_size", "channels"), 0: ("num_classes",)},
+      {1: ("patch_size", "width", "window_size", "num_channels"), 0: ("num_classes",)},
       ("dropout_rate", "attention_dropout_rate", "drop_path_rate"),
     )
     if self.mlp_ratio <= 0:
       faults.append(f"mlp_ratio is {self.mlp_ratio}; wanted more than 0")
     if not self.depths or any(depth < 2 or depth % 2 for depth in self.depths):
-      faults.append(f"depths is {self.depths}; wanted even numbers from 2 on: regular and shifted windows take turns")
+      faults.append(f"depths is {self.depths}; wanted even numbers, at least 2: regular and shifted windows alternate")
     if len(self.num_heads) != len(self.depths) or any(n < 1 for n in self.num_heads):
       faults.append(f"num_heads is {self.num_heads}; wanted at least 1 for each of the {len(self.depths)} stages")
-    if self.pretrained_windows and (
-      len(self.pretrained_windows) < len(self.depths) or any(side < 0 for side in self.pretrained_windows)
+    if self.pretrained_window_sizes and (
+      len(self.pretrained_window_sizes) < len(self.depths) or any(side < 0 for side in self.pretrained_window_sizes)
     ):
-      faults.append(f"pretrained_windows is {self.pretrained_windows}; wanted none, or 0 or more for each stage")
+      faults.append(
+        f"pretrained_window_sizes is {self.pretrained_window_sizes}; wanted none, or 0 or more for each stage"
+      )
     if faults:
       raise ValueError("\n".join(faults))
     for stage, num_heads in enumerate(self.num_heads):
@@ -190,7 +173,7 @@ class Config:
     return self.width * 2**stage
 
   def windows(self, size: tuple[int, int], shifted: bool = False) -> Windows:
-    """How a map of so many rows and columns is cut."""
+    """The window layout of a map of this size."""
     window, half = (self.window_size, self.window_size), self.window_size // 2
     shift = (half, half)
     if self.clamp_window == "both" and min(size) <= self.window_size:
@@ -201,17 +184,17 @@ class Config:
     return Windows(size, window, shift if shifted else (0, 0), self.shift, self.mask_padding)
 
   def trained_window(self, stage: int) -> tuple[int, int]:
-    """Rows and columns of the windows that a stage's continuous offsets are trained with."""
-    if self.pretrained_windows and (side := self.pretrained_windows[stage]):
-      return side, side
+    """Rows and columns of the windows that a stage's continuous bias was trained with."""
+    if self.pretrained_window_sizes and self.pretrained_window_sizes[stage]:
+      return (self.pretrained_window_sizes[stage],) * 2
     stride = self.patch_size * 2**stage
     Y, X = (-(-side // stride) for side in self.image_size)
     return self.windows((Y, X)).window
 
 
 def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """The shapes `Model` is called with."""
-  return (jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), jnp.float32),)
+  """Shapes of the arguments of `Model`."""
+  return (jax.ShapeDtypeStruct((batch, *config.image_size, config.num_channels), jnp.float32),)
 
 
 class Block(nn.Module):
@@ -223,17 +206,15 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BYXD: jax.Array, drop_path_rate: float | jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Returns the output, and the attention weights [B W, N, T, T]; `drop_path_rate` is the rate of stochastic
-    depth.
-    """
+    """Returns the output, and the attention weights [B W, N, T, T]."""
     c, dtype, num_heads = self.config, jnp.dtype(self.config.dtype), self.config.num_heads[self.stage]
     B, Y, X, D = x_BYXD.shape
     windows = c.windows((Y, X), self.shifted)
     post = c.norm_position == "res_post"
 
     def add(x: jax.Array, sublayer: Callable, name: str, norm_name: str) -> tuple[jax.Array, list]:
-      """Residual, norm, dropout and stochastic depth around a sublayer; also what else that returns."""
-      # V2's released code begins with blocks that do nothing: the norms behind them scale by 0.
+      """A residual branch with norm, dropout and stochastic depth; also returns the sublayer's other outputs."""
+      # In V2's released code blocks are the identity at first: the scale of their norms is 0.
       scale_init = nn.initializers.zeros if post else nn.initializers.ones
       norm = LayerNorm(epsilon=c.norm_eps, dtype=dtype, scale_init=scale_init, name=norm_name)
       y, *rest = sublayer(x if post else norm(x))
@@ -242,9 +223,9 @@ class Block(nn.Module):
 
     def attend(x: jax.Array):
       if c.relative_position_bias == "table":
-        offsets = OffsetTable(num_heads, c.window_size, name="offsets")
+        offsets = OffsetTable(num_heads, c.window_size, name="relative_position_bias")
       else:
-        offsets = OffsetMlp(num_heads, c.trained_window(self.stage), name="offsets")
+        offsets = OffsetMlp(num_heads, c.trained_window(self.stage), name="relative_position_bias")
       attention = Attention(
         num_heads,
         c.attention_dropout_rate,
@@ -259,13 +240,13 @@ class Block(nn.Module):
     def transform(x: jax.Array):
       return (Mlp(int(c.mlp_ratio * D), c.activation, c.dropout_rate, dtype, initializers.swin, name="mlp")(x),)
 
-    x_BYXD, (weights,) = add(by_batch(x_BYXD), attend, "attn", "norm1")
+    x_BYXD, (weights,) = add(shard_batch(x_BYXD), attend, "attn", "norm1")
     x_BYXD, _ = add(x_BYXD, transform, "mlp", "norm2")
-    return by_batch(x_BYXD), weights
+    return shard_batch(x_BYXD), weights
 
 
 class Pair(nn.Module):
-  """Two blocks in a row (figure 3b), with regular and with shifted windows: [B, Y, X, D] to [B, Y, X, D]."""
+  """Two successive blocks (figure 3b), with regular and with shifted windows: [B, Y, X, D] to [B, Y, X, D]."""
 
   config: Config
   stage: int
@@ -283,8 +264,8 @@ class Pair(nn.Module):
     return x_BYXD, aux
 
 
-def _fill_up(x_BYXD: jax.Array, side: int) -> jax.Array:
-  """Zeros at the bottom and on the right, up to multiples of `side`."""
+def _pad(x_BYXD: jax.Array, side: int) -> jax.Array:
+  """Pads with zeros at the bottom and on the right, to multiples of `side`."""
   Y, X = x_BYXD.shape[1:3]
   return jnp.pad(x_BYXD, ((0, 0), (0, -Y % side), (0, -X % side), (0, 0)))
 
@@ -302,7 +283,7 @@ class Stage(nn.Module):
     norm = functools.partial(LayerNorm, epsilon=c.norm_eps, dtype=dtype)
     aux = {}
     if stage == 0:
-      patches = patchify(_fill_up(x, c.patch_size), c.patch_size)
+      patches = patchify(_pad(x, c.patch_size), c.patch_size)
       x_BYXD = Dense(c.width, kernel_init=initializers.fan_in, dtype=dtype, name="patch")(patches)
       x_BYXD = norm(name="embed_norm")(x_BYXD)
       if masked_BYX is not None:
@@ -310,7 +291,7 @@ class Stage(nn.Module):
         x_BYXD = jnp.where(masked_BYX[..., None], mask_D, x_BYXD)
       x_BYXD = aux["embedded"] = Dropout(c.dropout_rate, name="dropout")(x_BYXD)
     else:
-      four = patchify(_fill_up(x, 2), 2)
+      four = patchify(_pad(x, 2), 2)
       merge = Dense(c.width_of(stage), use_bias=False, kernel_init=initializers.swin, dtype=dtype, name="merge")
       x_BYXD = (
         norm(name="norm")(merge(four)) if c.norm_position == "res_post" else merge(norm(name="merged_norm")(four))
@@ -332,12 +313,12 @@ class Encoder(nn.Module):
   def __call__(
     self, image_BYXC: jax.Array, masked_BYX: jax.Array | None = None
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Where `masked` [B, Y / patch, X / patch], a learned vector stands for the patch; None for all as they are."""
+    """`masked_BYX` [B, Y / patch, X / patch] replaces embeddings of patches by a learned vector; None for no mask."""
     c = self.config
-    if (channels := expect(image_BYXC=image_BYXC)["C"]) != c.channels:
-      raise ValueError(f"the images have {channels} channels, the model takes {c.channels}")
+    if (channels := expect(image_BYXC=image_BYXC)["C"]) != c.num_channels:
+      raise ValueError(f"the images have {channels} channels, the model takes {c.num_channels}")
     if not min(size := image_BYXC.shape[1:3]):
-      raise ValueError(f"an image of {size[0]} x {size[1]} pixels has nothing to see; wanted at least 1 each way")
+      raise ValueError(f"an image of {size[0]} x {size[1]} pixels is empty; wanted at least 1 each way")
     x, aux = image_BYXC, {}
     for stage in range(len(c.depths)):
       x, stage_aux = Stage(c, stage, name=f"stage_{stage}")(x, masked_BYX if stage == 0 else None)
@@ -349,33 +330,63 @@ class Encoder(nn.Module):
 
 
 def features(model: nn.Module, variables: dict, image_BYXC: jax.Array) -> jax.Array:
-  """The mean of the last map [B, D]: what a linear probe judges."""
+  """The mean of the last map [B, D], the features of linear probing."""
   tokens_BYXD, _ = Encoder(model.config).apply({"params": variables["params"]["encoder"]}, image_BYXC)
   return tokens_BYXD.mean((1, 2))
 
 
 class Model(nn.Module):
-  """Images [B, Y, X, C] to what `Config.head` says of them."""
+  """Images [B, Y, X, C] to the output of `Config.head`."""
 
   config: Config
 
   @nn.compact
   def __call__(self, image_BYXC: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Looks at images of any size; rng `dropout` turns dropout and stochastic depth on.
+    """Encodes images of any size; rng `dropout` enables dropout and stochastic depth.
 
     Returns:
-      float32: logits [B, V] of "classify", or the last map [B, Y, X, D]. And aux: "embedded", "stage_0", ..., the maps
-      [B, Y, X, D] at strides 4, 8, 16, 32, with norms if the head is "features"; of every block
+      float32: logits [B, V] of "classification", or the last map [B, Y, X, D]. And aux: "embedded", "stage_0", ..., the
+      maps [B, Y, X, D] at strides 4, 8, 16, 32, with norms if the head is "features"; of every block
       "stage_0/block_00/regular", "stage_0/block_00/shifted", ... [B, Y, X, D], and their weights,
       "stage_0/block_00/regular/weights", ... [B W, N, T, T]; "tokens" [B, Y, X, D], the last map, normalised, and
       "features" [B, D], their mean.
     """
     c = self.config
     tokens_BYXD, aux = Encoder(c, name="encoder")(image_BYXC)
-    x_BD = by_batch(tokens_BYXD.astype(jnp.float32).mean((1, 2)))
+    x_BD = shard_batch(tokens_BYXD.astype(jnp.float32).mean((1, 2)))
     aux |= {"tokens": tokens_BYXD, "features": x_BD}
-    if c.head != "classify":
+    if c.head != "classification":
       return tokens_BYXD.astype(jnp.float32), aux
     if not c.num_classes:
       return x_BD, aux
-    return by_batch(nn.Dense(c.num_classes, kernel_init=initializers.swin, name="head")(x_BD)), aux
+    return shard_batch(nn.Dense(c.num_classes, kernel_init=initializers.swin, name="head")(x_BD)), aux
+
+
+# Logical axes of the parameters, those without weight decay, and their layers (`zoo.partitioning`).
+_BLOCK = rf"encoder/stage_\d+/{BLOCK}/(regular|shifted)"
+ENCODER_AXES = {
+  r"encoder/stage_\d+/patch/kernel": ("pixels", "embed"),
+  r"encoder/stage_\d+/patch/bias": ("embed",),
+  "encoder/stage_0/mask": ("embed",),
+  **under(_BLOCK, BLOCK_AXES),
+  **under(f"{_BLOCK}/relative_position_bias", WINDOW_BIAS_AXES),
+  r"encoder/stage_\d+/merge/kernel": ("merged", "embed"),
+  r"encoder/stage_\d+/merged_norm/(scale|bias)": ("merged",),
+  **under(r"encoder/stage_\d+/norm", NORM_AXES),
+  **under(r"encoder/stage_\d+/(embed_norm|head_norm)", NORM_AXES),
+  **under("encoder/norm", NORM_AXES),
+}
+LOGICAL_AXES = ENCODER_AXES | {"head/kernel": ("features", "classes"), "head/bias": ("classes",)}
+NO_DECAY = (*BIASES_AND_SCALES, r"(^|/)relative_position_bias/", r"(^|/)mask$")
+
+
+def layer_of(config: Config, path: str) -> int:
+  """0 for the patch embedding, i + 1 for block i, counted over all stages, L + 1 for all else.
+
+  A merging belongs to the last block before it, as in the code of Xie et al. 2022.
+  """
+  if block := re.match(r"encoder/stage_(\d+)/block_(\d+)/(regular|shifted)/", path):
+    return sum(config.depths[: int(block[1])]) + 2 * int(block[2]) + (block[3] == "shifted") + 1
+  if merging := re.match(r"encoder/stage_([1-9]\d*)/(?:merge|merged_norm|norm)/", path):
+    return sum(config.depths[: int(merging[1])])
+  return 0 if re.match(r"encoder/stage_0/(patch|mask|embed_norm)", path) else config.depth + 1

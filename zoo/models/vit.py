@@ -1,7 +1,6 @@
 """Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words").
 
-An image is cut into patches; each is projected to a token; a Transformer encoder mixes the tokens; one vector is
-pooled from them and classified.
+Patches of an image are projected to tokens, which a Transformer encoder processes; the pooled output is classified.
 """
 
 import functools
@@ -15,15 +14,15 @@ from zoo.errors import field_faults
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
 from zoo.layers.attention import check_heads
-from zoo.layers.block import Block
+from zoo.layers.block import BLOCK_AXES, Block
 from zoo.layers.dropout import Dropout, drop_path_rates
 from zoo.layers.linear import Dense
-from zoo.layers.norms import STATISTICS, LayerNorm
+from zoo.layers.norms import NORM_AXES, STATISTICS, LayerNorm
 from zoo.layers.patch_embed import check_patches, choose_tokens, patchify
-from zoo.layers.pooling import AttentionPool
-from zoo.layers.position_embeddings import KINDS, RESAMPLINGS, Positions
+from zoo.layers.pooling import ATTENTION_POOL_AXES, AttentionPool
+from zoo.layers.position_embeddings import KINDS, POSITION_AXES, RESAMPLINGS, Positions
 from zoo.layers.stack import run_blocks
-from zoo.partitioning import by_batch
+from zoo.partitioning import BIASES_AND_SCALES, BLOCK, layer_of_encoder, shard_batch, under
 from zoo.shapes import expect
 
 # ViT, table 1; Ti and S: DeiT (Touvron et al. 2021), table 1; M, g, G: Zhai et al. 2022, table 2.
@@ -38,34 +37,34 @@ SIZES = {
   "G": dict(width=1664, depth=48, mlp_dim=8192, num_heads=16),
 }
 # For 28 x 28 grey images, as in Fashion-MNIST: small enough to train on a CPU.
-SMALL = dict(patch_size=4, image_size=(28, 28), channels=1, num_classes=10)
+SMALL = dict(patch_size=4, image_size=(28, 28), num_channels=1, num_classes=10)
 VARIANTS = {f"{size}{p}": dict(patch_size=p, **SIZES[size]) for size in SIZES for p in (8, 14, 16, 32)} | {
   "nano4": dict(width=96, depth=4, mlp_dim=192, num_heads=4, **SMALL),
-  # Another size on every axis, so that no two can be confused unnoticed.
+  # Another size on every axis, so that confusing two is an error.
   "test": dict(
-    patch_size=4, width=24, depth=3, mlp_dim=40, num_heads=2, image_size=(20, 12), channels=3, num_classes=7
+    patch_size=4, width=24, depth=3, mlp_dim=40, num_heads=2, image_size=(20, 12), num_channels=3, num_classes=7
   ),
 }
 
 
 @dataclass(frozen=True)
 class Config:
-  """What a ViT is made of.
+  """Hyperparameters.
 
   Attributes:
     patch_size: side of a patch in pixels.
     width: D. depth: L. mlp_dim: F. num_heads: N.
-    image_size: rows and columns the positions are made for; other sizes resample them (`resampling`).
-    channels: of the image.
-    num_classes: V; 0 leaves the classifier out, and the output is the pooled features [B, D].
-    pool: "cls" reads the class token, "gap" averages the patch tokens, "map" attends to them by a learned query.
-    class_token: whether there is one; "cls" needs it, MAE's fine-tuning keeps it beside "gap".
+    image_size: rows and columns that the position embeddings are for; they are resampled to others (`resampling`).
+    num_channels: C of the image.
+    num_classes: V; 0 for no classifier: the output is the pooled features [B, D].
+    pool: "cls", the class token; "gap", the mean of the patch tokens; "map", attention with a learned query.
+    class_token: whether there is one; "cls" needs it, MAE's fine-tuning has it with "gap".
     position_embedding: one of `zoo.layers.position_embeddings.KINDS`. resampling: one of
       `zoo.layers.position_embeddings.RESAMPLINGS`.
     representation_size: width of the tanh layer before the classifier (ViT, B.1), 0 for none.
-    final_norm: normalise the tokens after the last block.
-    head_norm: normalise the pooled features: "none", "layer" (MAE's fine-tuning, in the place of `final_norm`),
-      "batch" (without scale and bias: MAE's linear probing, A.1).
+    final_norm: a norm of the tokens after the last block.
+    head_norm: norm of the pooled features: "none", "layer" (MAE's fine-tuning, instead of `final_norm`), "batch"
+      (without scale and bias: MAE's linear probing, A.1).
     dropout_rate: of embeddings, MLPs and block outputs. attention_dropout_rate: of attention weights.
     drop_path_rate: stochastic depth rate of the last block; it grows linearly from 0.
     activation: "gelu" (exact) or "gelu_tanh". norm_eps: of the layer norms.
@@ -79,7 +78,7 @@ class Config:
   mlp_dim: int
   num_heads: int
   image_size: tuple[int, int] = (224, 224)
-  channels: int = 3
+  num_channels: int = 3
   num_classes: int = 1000
   pool: str = "cls"
   class_token: bool = True
@@ -110,7 +109,7 @@ class Config:
       self,
       choices,
       {
-        1: ("patch_size", "width", "depth", "mlp_dim", "num_heads", "channels"),
+        1: ("patch_size", "width", "depth", "mlp_dim", "num_heads", "num_channels"),
         0: ("num_classes", "representation_size"),
       },
       ("dropout_rate", "attention_dropout_rate", "drop_path_rate"),
@@ -128,14 +127,14 @@ class Config:
     return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
   @property
-  def cell(self) -> int:
-    """Side of a patch on the map that the encoder cuts up: here the image itself."""
+  def feature_patch_size(self) -> int:
+    """Side of a patch on the map that the encoder patchifies: here the image itself."""
     return self.patch_size
 
 
 def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """The shapes `Model` is called with."""
-  return (jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), jnp.float32),)
+  """Shapes of the arguments of `Model`."""
+  return (jax.ShapeDtypeStruct((batch, *config.image_size, config.num_channels), jnp.float32),)
 
 
 class Encoder(nn.Module):
@@ -143,9 +142,9 @@ class Encoder(nn.Module):
 
   config: Config
 
-  def cut(self, image_BYXC: jax.Array) -> jax.Array:
-    """Images to the numbers of their patches, [B, Y / patch, X / patch, F]."""
-    return patchify(image_BYXC, self.config.cell)
+  def patchify(self, image_BYXC: jax.Array) -> jax.Array:
+    """Images to patches [B, Y / patch_size, X / patch_size, F]."""
+    return patchify(image_BYXC, self.config.feature_patch_size)
 
   @nn.compact
   def __call__(
@@ -154,25 +153,25 @@ class Encoder(nn.Module):
     visible_BT: jax.Array | None = None,
     corrupted: tuple[jax.Array, jax.Array] | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Encodes all patches, or some, or what was put in their places.
+    """Encodes all patches, some of them, or corrupted ones.
 
     Args:
-      image_BYXC: the images.
+      image_BYXC: images.
       visible_BT: indices of the patches to encode; None for all.
-      corrupted: (source_BP, masked_BP). A patch is embedded as the one that `source` tells, or, where `masked`, is a
-        learned vector instead; its position stays. None for the patches as they are.
+      corrupted: (source_BP, masked_BP). The embedding of a patch is replaced by that of patch `source_BP`, and where
+        `masked_BP` by a learned vector; position embeddings are unchanged. None for no corruption.
     """
     c = self.config
-    if (channels := expect(image_BYXC=image_BYXC)["C"]) != c.channels:
-      raise ValueError(f"the images have {channels} channels, the model takes {c.channels}")
-    patches = self.cut(image_BYXC)
+    if (channels := expect(image_BYXC=image_BYXC)["C"]) != c.num_channels:
+      raise ValueError(f"the images have {channels} channels, the model takes {c.num_channels}")
+    patches = self.patchify(image_BYXC)
     B, rows, columns, values = patches.shape
     positions_YXD, cls_position_D = Positions(
       c.position_embedding, c.grid, c.width, c.class_token, c.resampling, name="pos"
     )((rows, columns))
     patches = patches.reshape(B, -1, values)
     positions_BPD = positions_YXD.reshape(1, -1, c.width)
-    if visible_BT is not None:  # before the projection, which then costs only what is visible
+    if visible_BT is not None:  # before the projection, so that masked patches are not projected
       patches = choose_tokens(patches, visible_BT)
       positions_BPD = positions_BPD[0][visible_BT]
     dtype = jnp.dtype(c.dtype)
@@ -208,7 +207,7 @@ class Encoder(nn.Module):
 
 
 def features(model: nn.Module, variables: dict, image_BYXC: jax.Array, encoder: type[nn.Module] = Encoder) -> jax.Array:
-  """The mean of the encoder's patch tokens [B, D]: what a linear probe judges."""
+  """The mean of the encoder's patch tokens [B, D], the features of linear probing."""
   c = model.config
   tokens_BTD, _ = encoder(c).apply({"params": variables["params"]["encoder"]}, image_BYXC)
   return tokens_BTD[:, int(c.class_token) :].mean(1)
@@ -222,11 +221,11 @@ class Model(nn.Module):
 
   @nn.compact
   def __call__(self, image_BYXC: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Classifies images; rng `dropout` turns dropout and stochastic depth on.
+    """Classifies images; rng `dropout` enables dropout and stochastic depth.
 
     Returns:
       logits [B, V] in float32, and aux: "embedded" and "block_00", ... [B, T, D], "block_00/weights", ...
-      [B, N, T, T], "tokens" [B, T, D], "features" [B, D] (what the classifier sees).
+      [B, N, T, T], "tokens" [B, T, D], "features" [B, D] (input of the classifier).
     """
     c = self.config
     tokens_BTD, aux = self.encoder_class(c, name="encoder")(image_BYXC)
@@ -241,7 +240,7 @@ class Model(nn.Module):
     if c.head_norm == "layer":
       x_BD = LayerNorm(epsilon=c.norm_eps, dtype=dtype, name="head_norm")(x_BD)
     elif c.head_norm == "batch":
-      # Training is when somebody keeps the running statistics. Their momentum, 0.9, is PyTorch's 0.1.
+      # Training mode if the running statistics are mutable. Their momentum, 0.9, is PyTorch's 0.1.
       x_BD = nn.BatchNorm(
         use_running_average=not self.is_mutable_collection(STATISTICS),
         momentum=0.9,
@@ -253,8 +252,33 @@ class Model(nn.Module):
     if c.representation_size:
       x_BD = nn.Dense(c.representation_size, kernel_init=initializers.dense, dtype=dtype, name="representation")(x_BD)
       x_BD = jnp.tanh(x_BD)
-    x_BD = by_batch(x_BD.astype(jnp.float32))
+    x_BD = shard_batch(x_BD.astype(jnp.float32))
     aux |= {"tokens": tokens_BTD, "features": x_BD}
     if not c.num_classes:
       return x_BD, aux
-    return by_batch(nn.Dense(c.num_classes, kernel_init=initializers.head, name="head")(x_BD)), aux
+    return shard_batch(nn.Dense(c.num_classes, kernel_init=initializers.head, name="head")(x_BD)), aux
+
+
+# Logical axes of the parameters, those without weight decay, and their layers (`zoo.partitioning`).
+ENCODER_AXES = {
+  "encoder/patch/kernel": ("pixels", "embed"),
+  "encoder/patch/bias": ("embed",),
+  "encoder/(cls|mask)": ("embed",),
+  **under("encoder/pos", POSITION_AXES),
+  **under(f"encoder/{BLOCK}", BLOCK_AXES),
+  **under("encoder/norm", NORM_AXES),
+}
+LOGICAL_AXES = ENCODER_AXES | {
+  **under("pool", ATTENTION_POOL_AXES),
+  **under("head_norm", NORM_AXES),
+  "representation/kernel": ("embed", "representation"),
+  "representation/bias": ("representation",),
+  "head/kernel": ("features", "classes"),
+  "head/bias": ("classes",),
+}
+NO_DECAY = (*BIASES_AND_SCALES, r"(^|/)pos/", r"(^|/)(cls|probe|mask|relative)$")
+
+
+def layer_of(config: Config, path: str) -> int:
+  """0 for the patch embedding, positions and learned tokens, i + 1 for block i, L + 1 for all else."""
+  return layer_of_encoder(path, config.depth, ("stem", "patch", "pos", "cls", "mask"))

@@ -1,100 +1,50 @@
-"""Files to tensors: `read(path)`, whatever the format."""
+"""Weights files to tensors, a function for each format."""
 
-import json
-import logging
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 
-from zoo.errors import nearest
-from zoo.layers.stack import unstack_params
 from zoo.weights.rules import WeightsError
 
-HUGGINGFACE_FILES = (
-  "model.safetensors",
-  "model.safetensors.index.json",
-  "pytorch_model.bin",
-  "pytorch_model.bin.index.json",
-)
+Tensors = Mapping[str, np.ndarray]
 
 
-class Source(NamedTuple):
-  """What a file holds.
-
-  Attributes:
-    tensors: arrays by their keys.
-    layout: whose keys they are, where the file tells: "zoo" or "huggingface".
-    model, overrides: what `zoo.create` made, where the file tells.
-    config: the `config.json` of a Hugging Face directory.
-  """
-
-  tensors: Mapping[str, Any]
-  layout: str | None = None
-  model: str | None = None
-  overrides: Mapping = {}
-  config: Any = None
-
-
-def check_exists(path: str | Path, advice: str = "") -> None:
-  """Raises WeightsError, with what is beside it and an advice, where there is no such file or directory."""
-  path = Path(path)
-  if not path.exists():
-    beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-    raise WeightsError(str(path), [f"no such file or directory{nearest(path.name, beside) if beside else ''}{advice}"])
-
-
-def read(path: str | Path, average: bool = False) -> Source:
-  """Reads a weights file (.safetensors, .npz, .pt, .pth, .bin), a Hugging Face directory or a training run.
-
-  Args:
-    path: the file or directory.
-    average: read a run's moving average instead of its last parameters.
+def read_file(path: Path) -> tuple[Tensors, Mapping]:
+  """The tensors of a file by their keys, and its metadata.
 
   Raises:
-    WeightsError: it does not exist, is truncated or corrupt (naming the file), of an unknown format, or needs
-      PyTorch where that is not installed.
+    WeightsError: the file is truncated or corrupt, of an unknown format, or needs PyTorch where that is not installed.
   """
-  path = Path(path)
-  check_exists(path)
-  if average and path.is_file():
-    raise WeightsError(str(path), ["average=True reads a run's moving average; a file holds one set of weights"])
-  if path.is_dir():
-    # A work directory has a config.json too, that of its training.
-    of_training = (path / "checkpoints").is_dir() or not (path / "config.json").exists()
-    return read_run(path, average) if of_training else _huggingface(path)
-  if path.suffix not in _READERS:
-    raise WeightsError(str(path), [f"unknown format {path.suffix!r}; there are {', '.join(_READERS)} and directories"])
+  if path.suffix not in READERS:
+    raise WeightsError(str(path), [f"unknown format {path.suffix!r}; there are {', '.join(READERS)} and directories"])
   try:
-    return _READERS[path.suffix](path)
-  # Each library has its own way to say that a file is broken.
+    return READERS[path.suffix](path)
+  # Each library raises its own errors for a broken file.
   except (SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, OSError, RuntimeError, EOFError) as error:
     raise WeightsError(str(path), [f"cannot be read, it is truncated, corrupt or no {path.suffix}: {error}"]) from error
 
 
-def _safetensors(path: Path) -> Source:
+def read_safetensors(path: Path) -> tuple[Tensors, Mapping]:
+  """A .safetensors file."""
   with safe_open(path, framework="np") as file:
-    tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
-    metadata = file.metadata() or {}
-  if "zoo_model" not in metadata:
-    return Source(tensors)
-  return Source(tensors, "zoo", metadata["zoo_model"], json.loads(metadata["zoo_overrides"]))
+    return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a mapping)
 
 
-def _npz(path: Path) -> Source:
+def read_npz(path: Path) -> tuple[Tensors, Mapping]:
+  """An .npz file without Python objects, which would run code."""
   try:
     with np.load(path, allow_pickle=False) as file:
-      return Source(dict(file))
-  except ValueError as error:  # arrays of Python objects, which would run code; or no zip file at all
+      return dict(file), {}
+  except ValueError as error:  # Python objects, or not a zip file
     raise WeightsError(str(path), [str(error)]) from error
 
 
-def _torch(path: Path) -> Source:
+def read_torch(path: Path) -> tuple[Tensors, Mapping]:
+  """A PyTorch file: a dict of tensors, at the top or under "model" or "state_dict"."""
   try:
     import torch  # pyright: ignore[reportMissingImports]
   except ImportError as error:
@@ -110,90 +60,13 @@ def _torch(path: Path) -> Source:
   if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
     raise WeightsError(str(path), ["wanted a dict of tensors, or {'model': dict of tensors}"])
   # numpy has no bfloat16; float32 holds it exactly.
-  return Source({k: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for k, v in content.items()})
+  return {k: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for k, v in content.items()}, {}
 
 
-_READERS = {".safetensors": _safetensors, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".bin": _torch}
-
-
-def _huggingface(directory: Path) -> Source:
-  """`config.json` and the weights, in one file or several."""
-  found = [directory / name for name in HUGGINGFACE_FILES if (directory / name).exists()]
-  if not found:
-    raise WeightsError(str(directory), [f"has config.json but none of {', '.join(HUGGINGFACE_FILES)}"])
-  try:
-    config = json.loads((directory / "config.json").read_text())
-    files = [found[0]]
-    if found[0].suffix == ".json":
-      files = [directory / name for name in sorted(set(json.loads(found[0].read_text())["weight_map"].values()))]
-  except (json.JSONDecodeError, KeyError) as error:
-    raise WeightsError(str(directory), [f"config.json or the index is truncated or corrupt: {error}"]) from error
-  tensors = {key: tensor for file in files for key, tensor in read(file).tensors.items()}
-  return Source(tensors, "huggingface", config=config)
-
-
-def checkpoints_of(directory: str | Path) -> list[Path]:
-  """The checkpoints of a training run, by its work directory or the directory of its checkpoints; the oldest first.
-
-  Raises:
-    WeightsError: there is none.
-  """
-  directory = Path(directory).resolve()
-  parent = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
-  steps = [d for d in parent.iterdir() if d.name.isdigit() and (d / "state").is_dir()] if parent.is_dir() else []
-  if not steps:
-    raise WeightsError(str(directory), ["neither a Hugging Face directory (config.json) nor a run with checkpoints"])
-  return sorted(steps, key=lambda d: int(d.name))
-
-
-def read_run(directory: str | Path, average: bool = False) -> Source:
-  """The newest checkpoint of a training run, or the one named.
-
-  Args:
-    directory: a work directory (with `checkpoints/`), a directory of checkpoints, or one checkpoint. A checkpoint
-      has the items `state`, with `params`, `model_state` and `ema_params`, and `meta`, a JSON with `model`: its
-      name and overrides, either at the top or in `config`.
-    average: take `ema_params` for the parameters.
-
-  Raises:
-    WeightsError: there is no checkpoint, it is damaged, or the run kept no average.
-  """
-  import jax
-
-  try:
-    import orbax.checkpoint as ocp
-  except ImportError as error:
-    fault = "the checkpoint of a run needs Orbax: pip install 'transformer-zoo[train]'"
-    raise WeightsError(str(directory), [fault]) from error
-  if not (step := Path(directory).resolve()).joinpath("state").is_dir():
-    step = checkpoints_of(directory)[-1]
-  logger = logging.getLogger("absl")
-  level = logger.level
-  logger.setLevel(logging.ERROR)  # Orbax warns of files that only its own managers write
-  try:
-    meta = json.loads((step / "meta" / "metadata").read_text())
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      tree = checkpointer.metadata(step / "state").item_metadata.tree
-      wanted = {
-        "params": tree["ema_params" if average else "params"] or {},
-        "model_state": tree.get("model_state") or {},
-      }
-      if average and not wanted["params"]:
-        raise WeightsError(str(step), ["the run kept no moving average; leave average out"])
-      if average:
-        wanted["ema_params"] = wanted.pop("params")
-      # As numpy arrays: the devices of the run need not be here.
-      as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-      state = checkpointer.restore(
-        step / "state", args=ocp.args.PyTreeRestore(item=wanted, restore_args=as_numpy, partial_restore=True)
-      )
-  except WeightsError:
-    raise
-  except Exception as error:  # Orbax and its stores raise all kinds
-    raise WeightsError(str(step), [f"the checkpoint is truncated or corrupt: {error}"]) from error
-  finally:
-    logger.setLevel(level)
-  model = dict(meta["model"] if "model" in meta else meta["config"]["model"])
-  variables = {"params": state["ema_params" if average else "params"], **(state["model_state"] or {})}
-  tensors = flatten_dict({k: unstack_params(v) for k, v in variables.items()}, sep="/")
-  return Source(dict(tensors), "zoo", model.pop("name"), model)
+READERS = {
+  ".safetensors": read_safetensors,
+  ".npz": read_npz,
+  ".pt": read_torch,
+  ".pth": read_torch,
+  ".bin": read_torch,
+}

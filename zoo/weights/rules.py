@@ -43,7 +43,7 @@ class Rule(NamedTuple):
   r"""A line of a table.
 
   Attributes:
-    pattern: matches the whole foreign key. So that it can be written back it knows no more than escaped dots, `(\d+)`
+    pattern: matches the full foreign key. So that it can be inverted it is limited to escaped dots, `(\d+)`
       for numbers, and `(?:new|old)` for names that differ between versions: all are read, the first is written.
     paths: where in our parameters the tensor goes, as "encoder/block_{:02d}/attn/q/kernel" with the numbers of the
       pattern filled in; several for a fused tensor, () for one that is only checked or ignored.
@@ -114,38 +114,44 @@ def convert(
     if not matches:
       unknown.append(key)
       continue
-    if len(matches) > 1:
-      faults.append(f"{key} has {len(matches)} rules: {', '.join(rule.pattern for rule, _ in matches)}")
-      source |= {path: key for rule, numbers in matches for path in rule.targets(numbers)}
-      continue
-    rule, numbers = matches[0]
-    targets = rule.targets(numbers)
-    if missing := [p for p in targets if p not in wanted]:
-      faults.append(f"{key} is for {', '.join(missing)}, which has no place in the model; ignore it if that is meant")
-      continue
-    if twice := [p for p in targets if p in source]:
-      faults.append(f"{key} and {source[twice[0]]} are both for {', '.join(twice)}")
+    targets = [path for rule, numbers in matches for path in rule.targets(numbers)]
+    if fault := _target_fault(key, matches, targets, wanted, source):
+      faults.append(fault)
+      source |= dict.fromkeys(targets, key) if len(matches) > 1 else {}
       continue
     source |= dict.fromkeys(targets, key)
     try:
-      arrays = _forward(np.asarray(tensor), rule.transform, [wanted[p] for p in targets], resample)
+      arrays = _forward(np.asarray(tensor), matches[0][0].transform, [wanted[p] for p in targets], resample)
     except ValueError as error:
       faults.append(f"{key} {error}")
     else:
       filled |= dict(zip(targets, arrays, strict=True))
-  unfilled = [path for path in wanted if path not in source]
+  faults += _missing_faults(unknown, [path for path in wanted if path not in source], wanted, table)
+  if faults:
+    raise WeightsError(about, faults)
+  return unflatten_dict({path: filled[path] for path in wanted}, sep="/")
+
+
+def _target_fault(key: str, matches: Sequence, targets: Sequence[str], wanted: Mapping, source: Mapping) -> str:
+  """A line of an error if a key cannot fill its targets; "" otherwise. `source` has the paths that are filled."""
+  if len(matches) > 1:
+    return f"{key} has {len(matches)} rules: {', '.join(rule.pattern for rule, _ in matches)}"
+  if missing := [p for p in targets if p not in wanted]:
+    return f"{key} is for {', '.join(missing)}, which the model does not have; use `ignore` to leave it out"
+  if twice := [p for p in targets if p in source]:
+    return f"{key} and {source[twice[0]]} are both for {', '.join(twice)}"
+  return ""
+
+
+def _missing_faults(unknown: Sequence[str], unfilled: Sequence[str], wanted: Mapping, table: Sequence[Rule]) -> list:
+  """Lines of an error for keys without a rule, and parameters without a tensor."""
   missing = _keys(unfilled, table)
-  faults += [
-    f"{key} has no rule{_near(key, missing.values()) if len(unknown) <= _EXPLAINED else ''}" for key in unknown
-  ]
-  faults += [
+  faults = [f"{key} has no rule{_near(key, missing.values()) if len(unknown) <= _EXPLAINED else ''}" for key in unknown]
+  return faults + [
     f"{path} {list(wanted[path].shape)} is not filled: "
     + (f"there is no {missing[path]}" if path in missing else "no rule is for it")
     for path in unfilled
   ]
-  if faults:
-    raise WeightsError(about, faults)
-  return unflatten_dict({path: filled[path] for path in wanted}, sep="/")
 
 
 def write_back(params: Mapping, table: Sequence[Rule]) -> dict[str, np.ndarray]:
@@ -171,7 +177,7 @@ def write_back(params: Mapping, table: Sequence[Rule]) -> dict[str, np.ndarray]:
 def _forward(tensor: np.ndarray, transform: Transform, wanted: list, resample: str) -> list[np.ndarray]:
   """One tensor as arrays of the wanted shapes and types; a ValueError otherwise, whose text follows the key."""
   shapes = [tuple(w.shape) for w in wanted]
-  # The inverse of an array that takes no memory tells the shape that the tensor must have.
+  # The inverse of arrays that take no memory has the shape that the tensor must have.
   example = transform.inverse(*(np.broadcast_to(np.int8(0), s) for s in shapes))
   if example is None:
     return []

@@ -1,4 +1,4 @@
-"""How PyTorch lays out the layers that models share: transforms, and rules for a whole layer.
+"""PyTorch's layouts of the layers that models share: transforms, and the rules of a layer.
 
 A torch linear layer keeps [outputs, inputs] and a convolution [outputs, channels, rows, columns]; heads are not an
 axis. Here a kernel is [inputs, outputs], and those of attention are [D, N, H] and back [N, H, D].
@@ -84,7 +84,7 @@ OFFSETS = Transform(lambda t, shape: t.reshape(shape), lambda a: a.reshape(-1, a
 
 
 def merged(kernel: bool) -> Transform:
-  """What follows on four neighbouring patches in one, which published Swins list column by column, and ours row by row.
+  """Parameters on 2 x 2 merged patches, which published Swins order column by column, ours row by row.
 
   Args:
     kernel: of a linear layer [2 D, 4 D] to [4 D, 2 D]; or else a vector [4 D].
@@ -99,7 +99,7 @@ def merged(kernel: bool) -> Transform:
 
 
 def shuffled(channels: int, kernel: bool) -> Transform:
-  """What tells the pixels of a square from one place: torch's PixelShuffle has channels outermost, ours innermost.
+  """A projection to the pixels of a square: torch's PixelShuffle has channels outermost, ours innermost.
 
   Args:
     channels: C of the image.
@@ -126,7 +126,7 @@ def fixed_table(make: Callable[[], np.ndarray], instead: str) -> Transform:
   """
 
   def check(t):
-    # bfloat16's digits are too few for a table to equal itself; numpy knows its epsilon only by its itemsize.
+    # bfloat16 has too few digits for equality; numpy has no finfo for it, so it is recognised by its itemsize.
     tolerance = 1e-5 if t.dtype.itemsize > 2 else 5e-3
     if not np.allclose(np.asarray(t, np.float32), make(), rtol=0, atol=tolerance):
       raise ValueError(f"is not the fixed sin-cos table of this model; one with positions={instead!r} keeps any table")

@@ -136,7 +136,7 @@ class Labelled:
   buckets: int
 
   unit = "examples"
-  head = "classify"  # of the model
+  head = "sequence_classification"  # of the model
   # Arrays of a batch that are labels of the row, and those that are labels of its tokens.
   row_labels: ClassVar[Mapping[str, type]] = {}
   token_labels: ClassVar[Sequence[str]] = ()
@@ -201,10 +201,10 @@ class Labelled:
         f"the model has {vocab_size} words, the vocabulary {self.vocabulary} has {size}: wanted the one that the model "
         f"was pretrained with (data.vocabulary), or model.vocab_size={size}"
       )
-    if model_config.pad != self.words.pad:
+    if model_config.pad_token_id != self.words.pad:
       faults.append(
-        f"the model's pad is {model_config.pad}, the vocabulary's [PAD] is {self.words.pad}: set "
-        f"model.pad={self.words.pad}, if this is the vocabulary that the model was pretrained with"
+        f"the model's pad_token_id is {model_config.pad_token_id}, the vocabulary's [PAD] is {self.words.pad}: set "
+        f"model.pad_token_id={self.words.pad}, if this is the vocabulary that the model was pretrained with"
       )
     if self.length > model_config.max_length:
       faults.append(

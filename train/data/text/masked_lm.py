@@ -139,12 +139,17 @@ class TokenRows:
         "data.length"
       )
     for name in ("pad", "mask"):
-      if getattr(c, name) != (token := getattr(self.vocabulary, name)):
-        faults.append(f"{name} is token {token} of the vocabulary, {getattr(c, name)} of the model: set model.{name}")
-    if c.head not in ("pretrain", "words"):
-      faults.append(f"model.head is {c.head!r}; wanted 'pretrain', or 'words' for words alone")
-    elif c.head == "pretrain" and not self.pairs:
-      faults.append("model.head='pretrain' tells whether B follows A, and rows have no pairs: set model.head='words'")
+      field = f"{name}_token_id"
+      if getattr(c, field) != (token := getattr(self.vocabulary, name)):
+        faults.append(
+          f"{field} is token {token} of the vocabulary, {getattr(c, field)} of the model: set model.{field}"
+        )
+    if c.head not in ("pretraining", "masked_lm"):
+      faults.append(f"model.head is {c.head!r}; wanted 'pretraining', or 'masked_lm' without pairs")
+    elif c.head == "pretraining" and not self.pairs:
+      faults.append(
+        "model.head='pretraining' tells whether B follows A, and rows have no pairs: set model.head='masked_lm'"
+      )
     if self.pairs and c.type_vocab_size < 2:
       faults.append(f"pairs have tokens of two types, the model has {c.type_vocab_size}: set model.type_vocab_size=2")
     if faults:

@@ -172,7 +172,7 @@ class TokenPairs:
     if slots != self.copy_slots:
       faults.append(
         f"the model copies up to {slots} unknown words of a source (model.copy_slots), the data has up to "
-        f"{self.copy_slots} (data.copy_slots): set both alike, and model.copy=True"
+        f"{self.copy_slots} (data.copy_slots): set both alike, and model.head=copy"
       )
     if self.copy_slots and not tokenizers.is_word_level(self.tokenizer):
       faults.append(
@@ -184,7 +184,7 @@ class TokenPairs:
         f"rows have up to {length} tokens, the model's max_length is {model_config.max_length}: set model.max_length, "
         "or data.source_length and data.target_length"
       )
-    special = dict(pad=tokenizers.PAD, bos=tokenizers.BOS, eos=tokenizers.EOS)
+    special = dict(pad_token_id=tokenizers.PAD, bos_token_id=tokenizers.BOS, eos_token_id=tokenizers.EOS)
     if found := {key: n for key in special if (n := getattr(model_config, key)) != special[key]}:
       faults.append(f"the model's special tokens are {found}, the tokenizer's {special}")
     if faults:

@@ -140,7 +140,7 @@ class QuestionAnswering(Labelled):
   buckets: int = 2
 
   unit = "windows"
-  head = "span"
+  head = "question_answering"
   row_labels: ClassVar = {"start_positions": np.int32, "end_positions": np.int32}
 
   def __post_init__(self):

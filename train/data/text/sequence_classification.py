@@ -119,6 +119,11 @@ class SequenceClassification(Labelled):
     return {"label": np.float32 if self.number else np.int32}
 
   @property
+  def head(self) -> str:
+    """Of the model."""
+    return "multiple_choice" if self.choices else "sequence_classification"
+
+  @property
   def type_vocab_size(self) -> int:
     """Kinds of segments: two if there are pairs."""
     return 2 if self.text2 or self.choices else 1
@@ -222,9 +227,10 @@ class SequenceClassification(Labelled):
   def faults(self, model_config) -> list[str]:
     """Says that the model has another number of classes."""
     given = model_config.num_classes
-    if self.number or self.choices:
-      what = "numbers" if self.number else "choices, each of which gets one number"
-      return [] if given == 1 else [f"the model has {given} classes, the labels are {what}: set model.num_classes=1"]
+    if self.choices:
+      return []
+    if self.number:
+      return [] if given == 1 else [f"the model has {given} classes, the labels are numbers: set model.num_classes=1"]
     if given >= self.num_classes:
       return []
     faults = [

@@ -97,7 +97,7 @@ class TokenClassification(Labelled):
   buckets: int = 4
 
   unit = "sentences"
-  head = "tag"
+  head = "token_classification"
   token_labels = ("label",)
   type_vocab_size = 1
 

@@ -1,4 +1,4 @@
-"""What published weights call our parameters: one file a family, with its `tables` and `HUGGINGFACE`."""
+"""The names of our parameters in published weights: a file for each family, with its `tables` and `HUGGINGFACE`."""
 
 import importlib
 import importlib.util

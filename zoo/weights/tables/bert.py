@@ -4,7 +4,7 @@ from zoo.models import bert
 from zoo.weights import torch_layouts as torch
 from zoo.weights.rules import Rule
 
-# A Hugging Face `config.json`: see `vit.HUGGINGFACE`; its "architectures" tells the head.
+# A Hugging Face `config.json`: see `vit.HUGGINGFACE`; its "architectures" specifies the head.
 HUGGINGFACE = dict(
   model_types={"bert": {}},
   fields=dict(
@@ -24,33 +24,33 @@ HUGGINGFACE = dict(
   ),
   equal={},
   tops={},
-  # The field that tells how many classes names the tensor that has so many.
+  # `num_classes` is the name of the tensor with that many elements.
   architectures={
-    "BertForPreTraining": dict(head="pretrain"),
-    "BertForMaskedLM": dict(head="words"),
-    "BertForSequenceClassification": dict(head="classify", num_classes="classifier.bias"),
-    "BertForMultipleChoice": dict(head="classify", num_classes="classifier.bias"),
-    "BertForTokenClassification": dict(head="tag", num_classes="classifier.bias"),
-    "BertForQuestionAnswering": dict(head="span"),
+    "BertForPreTraining": dict(head="pretraining"),
+    "BertForMaskedLM": dict(head="masked_lm"),
+    "BertForSequenceClassification": dict(head="sequence_classification", num_classes="classifier.bias"),
+    "BertForMultipleChoice": dict(head="multiple_choice"),
+    "BertForTokenClassification": dict(head="token_classification", num_classes="classifier.bias"),
+    "BertForQuestionAnswering": dict(head="question_answering"),
     "BertModel": dict(head="none"),
   },
 )
 
 
 def tables(config: bert.Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`): "huggingface", transformers' Bert models."""
+  """The names of our parameters in published weights, by layout: "huggingface", transformers' Bert models."""
   # The encoder alone has no name of its own there.
   bert = r"(?:|bert\.)" if config.head == "none" else r"(?:bert\.|)"
   embeddings, layer = rf"{bert}embeddings", rf"{bert}encoder\.layer\.(\d+)"
   block = "encoder/block_{:02d}"
 
   def norm(key: str, path: str) -> tuple[Rule, ...]:
-    """The first release says gamma and beta."""
+    """In the first release they are gamma and beta."""
     names = ((r"(?:weight|gamma)", "scale"), (r"(?:bias|beta)", "bias"))
     return tuple(Rule(rf"{key}\.LayerNorm\.{theirs}", f"{path}/{ours}", torch.AS_IS) for theirs, ours in names)
 
-  tables = dict(word="embed", position="position", token_type="type")
-  head = {"classify": "classifier", "tag": "classifier", "span": "qa_outputs"}.get(config.head)
+  tables = dict(word="embed", position="position", token_type="token_type")
+  head = "qa_outputs" if config.head == "question_answering" else "classifier"
   return {
     "huggingface": (
       Rule(rf"{embeddings}\.position_ids", (), torch.IGNORED),
@@ -70,12 +70,12 @@ def tables(config: bert.Config) -> dict[str, tuple[Rule, ...]]:
       *torch.dense(rf"{layer}\.output\.dense", f"{block}/mlp/down"),
       *norm(rf"{layer}\.output", f"{block}/norm2"),
       *torch.dense(rf"{bert}pooler\.dense", "pooler"),
-      *torch.dense(r"cls\.predictions\.transform\.dense", "words/transform"),
-      *norm(r"cls\.predictions\.transform", "words/norm"),
-      Rule(r"cls\.predictions\.bias", "words/bias", torch.AS_IS),
+      *torch.dense(r"cls\.predictions\.transform\.dense", "masked_lm/transform"),
+      *norm(r"cls\.predictions\.transform", "masked_lm/norm"),
+      Rule(r"cls\.predictions\.bias", "masked_lm/bias", torch.AS_IS),
       # Files repeat the table of words, and the bias, under these names.
       *(Rule(rf"cls\.predictions\.decoder\.{name}", (), torch.IGNORED) for name in ("weight", "bias")),
-      *torch.dense(r"cls\.seq_relationship", "next"),
-      *(torch.dense(head, "head") if head else ()),
+      *torch.dense(r"cls\.seq_relationship", "next_sentence"),
+      *torch.dense(head, "head"),
     )
   }

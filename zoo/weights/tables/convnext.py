@@ -12,8 +12,8 @@ HUGGINGFACE = dict(
     depths="depths",
     patch_size="patch_size",
     image_size="image_size",
-    channels="num_channels",
-    layer_scale="layer_scale_init_value",
+    num_channels="num_channels",
+    layer_scale_init_value="layer_scale_init_value",
     activation="hidden_act",
     head_norm_eps="layer_norm_eps",
   ),
@@ -28,14 +28,14 @@ HUGGINGFACE = dict(
 
 
 def tables(config: convnext.Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`).
+  """The names of our parameters in published weights, by layout.
 
   "huggingface": ConvNextModel (write a model without classes), ConvNextForImageClassification, and, for head
   "features", ConvNextBackbone with all its stages as `out_features`.
   "meta": the released .pth files; with head "features", the backbones of the released detectors and segmenters.
   "timm": its ConvNeXt.
   """
-  classify = config.head == "classify" and config.num_classes
+  classify = config.head == "classification" and config.num_classes
   prefix = r"(?:convnext\.|)" if classify else r"(?:|convnext\.)"
   return {
     "huggingface": (

@@ -7,9 +7,9 @@ from zoo.weights.tables import vit
 
 
 def tables(config: hybrid.Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`); see `vit.tables`.
+  """The names of our parameters in published weights, by layout; see `vit.tables`.
 
-  "timm": its hybrids of ResNetV2 and VisionTransformer, of `stem_epsilon=1e-5`. "google": the released .npz files.
+  "timm": its hybrids of ResNetV2 and VisionTransformer, of `stem_norm_eps=1e-5`. "google": the released .npz files.
   """
   of_vit = vit.tables(config)
   return {

@@ -21,7 +21,7 @@ HUGGINGFACE = dict(
 
 
 def tables(config: mae.Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`).
+  """The names of our parameters in published weights, by layout.
 
   "huggingface": ViTMAEForPreTraining. "timm": the names of MAE's release, whose encoder is timm's.
   """

@@ -8,9 +8,9 @@ from zoo.weights.rules import Rule
 
 
 def tables(config: segmenter.Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`): "huggingface", UperNetForSemanticSegmentation.
+  """The names of our parameters in published weights, by layout: "huggingface", UperNetForSemanticSegmentation.
 
-  Its auxiliary head, which helps to train and tells nothing, is left out.
+  Its auxiliary head, used in training alone, is ignored.
   """
   if config.head != "upernet" or config.norm != "batch":
     return {}

@@ -12,14 +12,14 @@ HUGGINGFACE = swin.HUGGINGFACE | dict(
 
 
 def tables(config: simmim.Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`).
+  """The names of our parameters in published weights, by layout.
 
   "huggingface": SwinForMaskedImageModeling, and that of Swinv2. "microsoft": the released .pth files of SimMIM.
   """
   layouts = swin.tables(config)
   decoder = (
-    Rule(r"decoder\.0\.weight", "pixels/kernel", torch.shuffled(config.channels, kernel=True)),
-    Rule(r"decoder\.0\.bias", "pixels/bias", torch.shuffled(config.channels, kernel=False)),
+    Rule(r"decoder\.0\.weight", "pixels/kernel", torch.shuffled(config.num_channels, kernel=True)),
+    Rule(r"decoder\.0\.bias", "pixels/bias", torch.shuffled(config.num_channels, kernel=False)),
   )
 
   released = (rule._replace(pattern=rf"encoder\.{rule.pattern}") for rule in layouts["microsoft"])

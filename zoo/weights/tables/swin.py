@@ -4,7 +4,7 @@ from zoo.models import swin
 from zoo.weights import torch_layouts as torch
 from zoo.weights.rules import Rule
 
-# A Hugging Face `config.json`: see `vit.HUGGINGFACE`; its "architectures" tells the head.
+# A Hugging Face `config.json`: see `vit.HUGGINGFACE`; its "architectures" specifies the head.
 HUGGINGFACE = dict(
   model_types={"swin": dict(mask_padding=False, **swin.V1), "swinv2": dict(mask_padding=False, **swin.V2)},
   fields=dict(
@@ -15,16 +15,16 @@ HUGGINGFACE = dict(
     window_size="window_size",
     mlp_ratio="mlp_ratio",
     image_size="image_size",
-    channels="num_channels",
+    num_channels="num_channels",
     activation="hidden_act",
     norm_eps="layer_norm_eps",
-    pretrained_windows="pretrained_window_sizes",
+    pretrained_window_sizes="pretrained_window_sizes",
   ),
   equal={},
   tops={},
   architectures={
-    "SwinForImageClassification": dict(head="classify", num_classes="classifier.bias"),
-    "Swinv2ForImageClassification": dict(head="classify", num_classes="classifier.bias"),
+    "SwinForImageClassification": dict(head="classification", num_classes="classifier.bias"),
+    "Swinv2ForImageClassification": dict(head="classification", num_classes="classifier.bias"),
     "SwinModel": dict(head="none"),
     "Swinv2Model": dict(head="none"),
     "SwinBackbone": dict(head="features", clamp_window="never"),
@@ -33,7 +33,7 @@ HUGGINGFACE = dict(
 
 
 def tables(config: swin.Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`).
+  """The names of our parameters in published weights, by layout.
 
   "huggingface": SwinModel, SwinForImageClassification and SwinBackbone, and those of Swinv2.
   "timm": its SwinTransformer and SwinTransformerV2. "microsoft": the released .pth files, and timm's before 0.9.
@@ -66,7 +66,7 @@ def _merging(config: swin.Config, key: str, stage: int) -> tuple[Rule, ...]:
 
 def _offsets(config: swin.Config, table: str, network: str, scale: str, path: str) -> tuple[Rule, ...]:
   """The scores by offset, and the scale of cosines."""
-  rules = (Rule(table, f"{path}/offsets/table", torch.OFFSETS),)
+  rules = (Rule(table, f"{path}/relative_position_bias/table", torch.OFFSETS),)
   if config.relative_position_bias == "continuous":
     layers = (("0", "up"), ("2", "down"))
     rules = tuple(r for a, b in layers for r in torch.dense(rf"{network}\.{a}", f"{path}/offsets/{b}"))
@@ -76,7 +76,7 @@ def _offsets(config: swin.Config, table: str, network: str, scale: str, path: st
 def _huggingface(config: swin.Config) -> tuple[Rule, ...]:
   name = "swinv2" if config.relative_position_bias == "continuous" else "swin"
   # The encoder alone has no name of its own in files.
-  prefix = rf"(?:{name}\.|)" if config.head == "classify" else rf"(?:|{name}\.)"
+  prefix = rf"(?:{name}\.|)" if config.head == "classification" else rf"(?:|{name}\.)"
   layers = rf"{prefix}encoder\.layers"
   rules = [
     *torch.patches(rf"{prefix}embeddings\.patch_embeddings\.projection", "encoder/stage_0/patch", config.patch_size),

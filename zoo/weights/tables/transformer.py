@@ -34,7 +34,7 @@ HUGGINGFACE = dict(
 
 
 def tables(config: transformer.Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`).
+  """The names of our parameters in published weights, by layout.
 
   "huggingface": MarianMTModel; with learned positions BartForConditionalGeneration and MBartForConditionalGeneration.
   "torch": torch.nn.Transformer, called `transformer`, beside it `embed` (or `source_embed` and `target_embed`), and

@@ -4,8 +4,8 @@ from zoo.models import vit
 from zoo.weights import torch_layouts as torch
 from zoo.weights.rules import Rule, Transform
 
-# A Hugging Face `config.json` (ViTConfig): the fields of ours that its kind of model fixes, those that it tells, keys
-# of theirs that must be equal, and the tensors whose size tells the rest.
+# A Hugging Face `config.json` (ViTConfig): fields of ours that are fixed by its `model_type`, those that it specifies,
+# keys of theirs that must be equal, and fields that are the size of a tensor.
 HUGGINGFACE = dict(
   model_types={"vit": {}},
   fields=dict(
@@ -15,7 +15,7 @@ HUGGINGFACE = dict(
     mlp_dim="intermediate_size",
     num_heads="num_attention_heads",
     image_size="image_size",
-    channels="num_channels",
+    num_channels="num_channels",
     activation="hidden_act",
     norm_eps="layer_norm_eps",
   ),
@@ -25,7 +25,7 @@ HUGGINGFACE = dict(
 
 
 def tables(config: vit.Config) -> dict[str, tuple[Rule, ...]]:
-  """What published weights call our parameters (`zoo.weights`).
+  """The names of our parameters in published weights, by layout.
 
   "huggingface": ViTModel (write a model without classes) and ViTForImageClassification.
   "timm": its VisionTransformer, which MAE's released encoders and fine-tuned classifiers are too.
@@ -65,7 +65,7 @@ def encoder_huggingface(config: vit.Config, prefix: str) -> tuple[Rule, ...]:
   """The encoder's part of a Hugging Face table."""
   return (
     Rule(rf"{prefix}embeddings\.cls_token", "encoder/cls", torch.TOKEN),
-    *torch.patches(rf"{prefix}embeddings\.patch_embeddings\.projection", "encoder/patch", config.cell),
+    *torch.patches(rf"{prefix}embeddings\.patch_embeddings\.projection", "encoder/patch", config.feature_patch_size),
     *_positions(rf"{prefix}embeddings\.position_embeddings", config),
     *block_huggingface(rf"{prefix}(?:encoder\.layer|layers)\.(\d+)", "encoder/block_{:02d}"),
     *torch.norm(rf"{prefix}layernorm", "encoder/norm"),
@@ -90,7 +90,7 @@ def encoder_timm(config: vit.Config) -> tuple[Rule, ...]:
   """The encoder's part of a timm table."""
   return (
     Rule("cls_token", "encoder/cls", torch.TOKEN),
-    *torch.patches(r"patch_embed\.proj", "encoder/patch", config.cell),
+    *torch.patches(r"patch_embed\.proj", "encoder/patch", config.feature_patch_size),
     *_positions("pos_embed", config),
     *block_timm(r"blocks\.(\d+)", "encoder/block_{:02d}"),
     *torch.norm("norm", "encoder/norm"),
@@ -114,9 +114,10 @@ GOOGLE = r"(?:|params/|opt/target/)"
 
 
 def encoder_google(config: vit.Config) -> tuple[Rule, ...]:
-  """The encoder's part of a table for Google's files: Flax's arrays, which lie as ours do, by other names."""
+  """The encoder's part of a table for Google's files: Flax's arrays, of our shapes, by other names."""
   embedding = Transform(
-    lambda t, shape: t.reshape(shape), lambda a: a.reshape(config.cell, config.cell, -1, a.shape[-1])
+    lambda t, shape: t.reshape(shape),
+    lambda a: a.reshape(config.feature_patch_size, config.feature_patch_size, -1, a.shape[-1]),
   )
   key, path = rf"{GOOGLE}Transformer/encoderblock_(\d+)", "encoder/block_{:02d}"
   return (
