@@ -177,7 +177,7 @@ def test_multiply_adds():
     (dict(widths=(), depths=()), r"depths is \(\); wanted one for each stage"),
     (dict(depths=(1, 2.5, 1, 1)), r"convnext/test: depths is \(1, 2.5, 1, 1\), with 2.5 \(float\); wanted int"),
     (dict(depths=3), r"convnext/test: depths is 3 \(int\); wanted tuple"),
-    (dict(head="classes"), "head is 'classes'; did you mean 'classification'"),
+    (dict(head="classes"), "head is 'classes'.*classification"),
     (dict(layer_scale_init_value=-1.0), "layer_scale_init_value is -1.0; wanted at least 0"),
     (dict(drop_path_rate=1.0), "drop_path_rate is 1.0; wanted 0 <= drop_path_rate < 1"),
   ],
@@ -195,7 +195,7 @@ def test_sizes_may_be_lists():
 
 def test_images_that_cannot_be():
   model, variables, _ = draw(**zoo.family("convnext").VARIANTS["test"])
-  with pytest.raises(ValueError, match=r"15 x 64 pixels leaves nothing for the last stage.*at least 16 each way"):
+  with pytest.raises(ValueError, match=r"15 x 64 pixels.*16 each way"):
     model.apply(variables, np.zeros((1, 15, 64, 3), np.float32))
   with pytest.raises(ValueError, match="the images have 1 channels, the model takes 3"):
     model.apply(variables, np.zeros((1, 64, 64, 1), np.float32))

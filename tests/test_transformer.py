@@ -128,7 +128,7 @@ def test_norms_other_than_by_layer(norm, scan):
 def test_which_layer_the_decoder_reads():
   """All choices by hand: a decoder over given memories, as its cross-attention finds them in aux."""
   for cross in ("last", "layer", "mix"):
-    model, variables = drawn(cross=cross)
+    model, variables = drawn(cross_attention=cross)
     encoded, aux = model.apply(variables, SOURCE, method="encode")
     blocks = [np.asarray(aux["block_00"]), np.asarray(aux["block_01"])]
     if cross == "last":

@@ -249,7 +249,7 @@ def test_a_fixed_table_of_another_image_size(tmp_path):
 def test_save_and_load(tmp_path, name, scan):
   overrides = dict(depth=2, image_size=(12, 8), scan=scan)
   if name == "segmenter/test":  # whose backbone is scanned
-    overrides = dict(backbone="swin/test", options=dict(scan=scan))
+    overrides = dict(backbone="swin/test", backbone_kwargs=dict(scan=scan))
   model, variables = random_variables(name, **overrides)
   zoo.save(tmp_path / "new" / "w.safetensors", name, overrides, variables)
   again, loaded = zoo.load(tmp_path / "new" / "w.safetensors")

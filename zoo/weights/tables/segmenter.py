@@ -21,7 +21,7 @@ def tables(config: segmenter.Config) -> dict[str, tuple[Rule, ...]]:
   return {
     "huggingface": (
       *(rule._replace(pattern=rf"backbone\.{rule.pattern}") for rule in backbone),
-      *(r for i in range(len(config.bins)) for r in _filter(rf"{head}\.psp_modules\.{i}\.1", f"pool_{i}")),
+      *(r for i in range(len(config.pool_scales)) for r in _filter(rf"{head}\.psp_modules\.{i}\.1", f"pool_{i}")),
       *_filter(rf"{head}\.bottleneck", "bottleneck"),
       *(r for i in range(stages - 1) for r in _filter(rf"{head}\.lateral_convs\.{i}", f"lateral_{i}")),
       *(r for i in range(stages - 1) for r in _filter(rf"{head}\.fpn_convs\.{i}", f"smooth_{i}")),
