@@ -129,7 +129,7 @@ def test_colours_follow_channels():
 
 def test_an_rng_is_needed_where_no_noise_is_given():
   model, variables, image, _ = draw()
-  with pytest.raises(ValueError, match="patch prediction needs an rng to corrupt by"):
+  with pytest.raises(ValueError, match="rng `mask`"):
     model.apply(variables, image)
   chosen = [model.apply(variables, image, rngs={"mask": jax.random.key(k)})[1]["chosen"] for k in (0, 0, 1)]
   np.testing.assert_array_equal(chosen[0], chosen[1])

@@ -75,7 +75,7 @@ def test_each_place_tells_its_own_square():
 
 def test_an_rng_is_needed_where_no_noise_is_given():
   model, variables, (image, _) = draw("simmim/test", **TINY)
-  with pytest.raises(ValueError, match="a SimMIM needs an rng to hide patches by"):
+  with pytest.raises(ValueError, match="rng `mask`"):
     model.apply(variables, image)
   masks = [model.apply(variables, image, rngs={"mask": jax.random.key(k)})[1]["masked"] for k in (0, 0, 1)]
   np.testing.assert_array_equal(masks[0], masks[1])
