@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 import configs
 import zoo
-from train import cli, experiment, optim
+from train import cli, experiment, objectives, optim, sharding
 from train import config as configuration
 from zoo.layers.position_embeddings import KINDS, resample
 from zoo.layers.stack import unstack_params
@@ -33,7 +32,7 @@ def docstring(name):
 @pytest.mark.parametrize("name", configuration.shipped())
 def test_every_shipped_config_makes_a_program(name):
   config = configuration.load(name)
-  made = experiment.Program(config, config.steps or 10**6)
+  made = experiment.Experiment(config, parallel=sharding.parallel(), load_data=False)
   assert flatten(made.abstract_state().params)
   doc, (file, _, argument) = docstring(name), name.partition(":")
   assert f"zoo train {file}" in doc and (f"`{argument}`" in doc or f"{file}:{argument} " in doc or not argument)
@@ -93,7 +92,7 @@ def test_arguments_that_cannot_be(source, names):
     ("parallel.fsdq=2", "no 'parallel.fsdq'; did you mean 'fsdp'"),
     ("batch_size=many", r"config.batch_size is 'many' \(str\); wanted int"),
     ("log_every_steps=2.5", r"config.log_every_steps is 2.5 \(float\); wanted int"),
-    ("batch_size", "no override; wanted key.path=value"),
+    ("batch_size", "'batch_size' .* key.path=value"),
   ],
 )
 def test_overrides_that_cannot_be(override, message):
@@ -281,8 +280,8 @@ def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [
-    (["model=vit/nano4"], "config.model is 'vit/nano4'; wanted its keys by themselves, such as model.name=vit/nano4"),
-    (["evals.test=3"], "config.evals.test is 3; wanted its keys by themselves, such as evals.test.name=3"),
+    (["model=vit/nano4"], "config.model is 'vit/nano4'; .* such as model.name=vit/nano4"),
+    (["evals.test=3"], "config.evals.test is 3; .* such as evals.test.name=3"),
     (["evals={'t': {'every': 3}}"], r"config.evals.t is \{'every': 3\}; wanted a name"),
     (["parallel.tensor=0"], "the mesh has {'tensor': 0}; wanted at least 1"),
     (["plots=('lss_curve',)"], "unknown plot 'lss_curve'; did you mean 'loss_curve'"),
@@ -319,7 +318,7 @@ def test_what_cannot_be_is_told_in_one_message(tmp_path, capsys, overrides, mess
 )
 def test_shares_and_weights_out_of_range(name, options, message):
   with pytest.raises(ValueError, match=f"config.objective: {message}"):
-    experiment.make_objective(ConfigDict(dict(name=name, **options)))
+    objectives.make(name, **options)
 
 
 def test_a_misspelt_key_in_a_file_names_the_nearest(tmp_path):

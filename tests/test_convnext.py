@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import zoo
-from train.plan import compiler
+from train.plan import models
 from zoo.layers.stack import stack_params, unstack_params
 from zoo.models import convnext
 
@@ -160,7 +160,7 @@ def test_stochastic_depth_grows_over_all_stages(scan):
 def test_multiply_adds():
   """By hand, and as published (Liu et al. 2022, table 1)."""
   for name, published in dict(t=4.5e9, s=8.7e9, b=15.4e9, l=34.4e9).items():
-    (found,) = compiler.describe_models(f"convnext/{name}")
+    (found,) = models.describe_models(f"convnext/{name}")
     c = zoo.create(f"convnext/{name}").config
     wanted = c.widths[-1] * c.num_classes
     for i, (D, L, stride) in enumerate(zip(c.widths, c.depths, c.strides, strict=True)):

@@ -9,7 +9,7 @@ import pytest
 from tiny_config import get_config
 
 import zoo
-from train import cli, data, loop
+from train import cli, data, experiment, loop
 from train.data.text import masked_lm
 from train.data.text.masked_lm import MaskedLM, MaskedLMCorpus, Row
 from train.inference.fill_mask import fill_mask
@@ -254,7 +254,7 @@ def test_filling_in_what_cannot_be_filled(trained, capsys):
 
 def test_several_masks_of_several_texts(trained):
   """Of texts of different length in one batch, each as if alone."""
-  run, variables, _ = loop.open_run(str(trained[0]))
+  run, variables, _ = experiment.open_run(str(trained[0]))
   arguments = run.model, jax.device_get(variables), run.data.vocabulary
   texts = ["the [MASK] sat on the log", "[MASK] cat sat on [MASK] mat", "the owl sat on the [MASK]"]
   together = fill_mask(*arguments, texts)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import zoo
-from train.plan import compiler
+from train.plan import macs
 from zoo import decoding
 
 PAD, BOS, EOS, WORDS, LENGTH, ROWS = 0, 2, 3, 4, 4, 5
@@ -275,7 +275,7 @@ def test_a_step_costs_one_token(length):
   D, S = c.width, source.shape[1]
   of_itself, of_memory, mlp = 4 * D * D + 2 * length * D, 2 * D * D + 2 * S * D, 2 * D * c.mlp_dim
   wanted = len(source) * (c.decoder_depth * (of_itself + of_memory + mlp) + D * c.vocab_size)
-  assert compiler.count_macs(step, variables, memory, cache, token_B, jnp.int32(length - 1)) == wanted
+  assert macs.count_macs(step, variables, memory, cache, token_B, jnp.int32(length - 1)) == wanted
 
 
 def test_a_model_s_beam_of_one_is_greedy():

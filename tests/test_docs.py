@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 
 import zoo
-from train import cli, data, experiment, loop
+from train import cli, data, experiment, objectives
 from train import config as configuration
 from zoo.weights import tables
 
@@ -60,7 +60,7 @@ def parsed():
 
     return recorded
 
-  calls, verbs = [], {record(function): options for function, options in cli.VERBS.items()}
+  calls, verbs = [], {verb: record(function) for verb, function in cli.VERBS.items()}
 
   def parse(words):
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +75,7 @@ def check_config(source, overrides):
   """All that is known of an experiment without its data."""
   config = configuration.load(source, overrides)
   zoo.create(config.model.name, **configuration.kwargs(config.model))
-  experiment.make_objective(config.objective)
+  objectives.make(config.objective.name, **configuration.kwargs(config.objective))
   data.kind(config.data.name)
 
 
@@ -150,11 +150,12 @@ def small(monkeypatch):
 
   def open_run(source, overrides=()):
     model = dict(name="segmenter/linear", backbone="vit/test", num_classes=11, image_size=(20, 12))
-    run = experiment.Program(configuration.load(Path(source).name, [f"model={model}"]), 10)
-    return run, run.make_variables(), 10
+    config = configuration.load(Path(source).name, [f"model={model}"])
+    run = experiment.Experiment(config, load_data=False)
+    return run, run.init_variables(), 10
 
   monkeypatch.setattr(zoo, "load", load_or_make)
-  monkeypatch.setattr(loop, "open_run", open_run)
+  monkeypatch.setattr(experiment, "open_run", open_run)
   monkeypatch.setattr(nn.Module, "init", abstract(nn.Module.init))
   monkeypatch.setattr(nn.Module, "apply", abstract(nn.Module.apply))
   monkeypatch.setattr(zoo.decoding, "beam_search", abstract(zoo.decoding.beam_search))

@@ -226,4 +226,4 @@ def test_the_commands_of_the_page_are_commands(image_files, monkeypatch, capsys)
     overrides = [word for word in command[2:] if "=" in word]
     if "data.dataset=image_folder" in overrides:
       overrides.append("batch_size=64")  # there are few images here
-    loop.Run(configuration.load(command[1], overrides))  # all that can be known before the first step
+    loop.prepare(configuration.load(command[1], overrides), Path("run"))  # all checks before the first step

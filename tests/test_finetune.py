@@ -6,13 +6,13 @@ import re
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from test_labelled import write_squad, write_tsv, write_vocabulary
 
 import zoo
-from train import cli, experiment, loop, optim
+from train import cli, experiment, loop, objectives, optim
 from train import config as configuration
 from train.data.text import labelled
+from train.evaluation import registry as evaluations
 from train.objectives.question_answering import Objective as Span
 from train.objectives.sequence_classification import Objective as Label
 from train.objectives.token_classification import Objective as Tag
@@ -154,7 +154,7 @@ def test_an_evaluation_of_another_kind_of_data_is_told(tmp_path, vocabulary):
   ):
     config.evals = dict(judge=evaluation)
     with pytest.raises(ValueError, match=message):
-      loop.Run(config).make_evaluations()
+      evaluations.make(experiment.Experiment(config))
 
 
 def random_batch(kind, length, rng):
@@ -236,4 +236,4 @@ def test_label_smoothing_is_for_training_alone():
   assert float(smooth) == pytest.approx(0.7 * float(plain) - 0.3 * float(log.mean(1).sum()), rel=1e-3)
   assert Label(0.3)(model, variables, batch).total == Label()(model, variables, batch).total
   with pytest.raises(ValueError, match="label_smoothing is"):
-    experiment.make_objective(ConfigDict(dict(name="sequence_classification", label_smoothing=1.5)))
+    objectives.make("sequence_classification", label_smoothing=1.5)

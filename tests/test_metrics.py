@@ -14,7 +14,7 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from train import metrics
-from train.plan import compiler
+from train.plan import chips
 
 
 def log(workdir, *, terminal=False, out=None, **kwargs):
@@ -207,7 +207,7 @@ def test_peak_of_chips_is_the_sum_of_the_table(monkeypatch):
   monkeypatch.setattr(metrics.jax, "default_backend", lambda: "tpu")
   monkeypatch.setattr(metrics.jax, "devices", lambda: [Device()] * 4)
   metrics.peak.cache_clear()
-  assert metrics.peak() == 4 * compiler.CHIPS["v5e"].peak_flops
+  assert metrics.peak() == 4 * chips.CHIPS["v5e"].peak_flops
   metrics.peak.cache_clear()
 
 

@@ -94,14 +94,14 @@ def test_missing_packages_of_the_extra_are_named():
 
 
 def test_the_command_names_the_extra_that_is_missing(monkeypatch, capsys):
-  monkeypatch.setitem(sys.modules, "train.loop", None)  # the import fails
-  monkeypatch.delattr("train.loop", raising=False)
+  monkeypatch.setitem(sys.modules, "train.experiment", None)  # the import fails
+  monkeypatch.delattr("train.experiment", raising=False)
   monkeypatch.setattr(doctor, "missing_packages", lambda: ["optax", "grain"])
   assert cli.main(["eval", "runs/none"]) == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert "optax, grain" in line and "transformer-zoo[train]" in line
   monkeypatch.setattr(doctor, "missing_packages", list)  # all there: a bug of our own, which is not hidden
-  with pytest.raises(ModuleNotFoundError, match=r"train\.loop"):
+  with pytest.raises(ModuleNotFoundError, match=r"train\.experiment"):
     cli.main(["eval", "runs/none"])
 
 

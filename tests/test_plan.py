@@ -7,7 +7,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 import zoo
-from train.plan import compiler
+from train.plan import chips, macs, memory, models
 
 
 def spec(*shape):
@@ -34,19 +34,19 @@ def test_peak_by_device_kind(kind, peak):
   class Device:
     device_kind = kind
 
-  assert compiler.peak_flops(Device()) == peak
+  assert chips.peak_flops(Device()) == peak
 
 
 # ---- multiply-adds
 
 
 def test_matmuls_by_the_closed_form():
-  assert compiler.count_macs(jnp.matmul, spec(3, 5), spec(5, 7)) == 3 * 5 * 7
-  assert compiler.count_macs(jnp.matmul, spec(2, 3, 5), spec(2, 5, 7)) == 2 * 3 * 5 * 7
-  assert compiler.count_macs(
-    lambda a, b: jnp.einsum("abcd,cdef->abef", a, b), spec(2, 3, 5, 7), spec(5, 7, 11, 13)
-  ) == (2 * 3 * 5 * 7 * 11 * 13)
-  assert compiler.count_macs(lambda a: jnp.exp(a) + a.sum(), spec(3, 5)) == 0
+  assert macs.count_macs(jnp.matmul, spec(3, 5), spec(5, 7)) == 3 * 5 * 7
+  assert macs.count_macs(jnp.matmul, spec(2, 3, 5), spec(2, 5, 7)) == 2 * 3 * 5 * 7
+  assert macs.count_macs(lambda a, b: jnp.einsum("abcd,cdef->abef", a, b), spec(2, 3, 5, 7), spec(5, 7, 11, 13)) == (
+    2 * 3 * 5 * 7 * 11 * 13
+  )
+  assert macs.count_macs(lambda a: jnp.exp(a) + a.sum(), spec(3, 5)) == 0
 
 
 def convolve(x, k, stride=1, groups=1):
@@ -56,21 +56,21 @@ def convolve(x, k, stride=1, groups=1):
 
 
 def test_convolutions_by_the_closed_form():
-  assert compiler.count_macs(convolve, spec(2, 10, 8, 6), spec(3, 5, 6, 7)) == 2 * (8 * 4) * (3 * 5) * 6 * 7
+  assert macs.count_macs(convolve, spec(2, 10, 8, 6), spec(3, 5, 6, 7)) == 2 * (8 * 4) * (3 * 5) * 6 * 7
   depthwise = functools.partial(convolve, groups=6)
-  assert compiler.count_macs(depthwise, spec(2, 10, 8, 6), spec(3, 5, 1, 6)) == 2 * (8 * 4) * (3 * 5) * 6
+  assert macs.count_macs(depthwise, spec(2, 10, 8, 6), spec(3, 5, 1, 6)) == 2 * (8 * 4) * (3 * 5) * 6
 
 
 def test_a_convolution_and_its_gradients_cost_three_times_the_forward_pass():
   patches = functools.partial(convolve, stride=4)
   x, k = spec(2, 16, 12, 3), spec(4, 4, 3, 7)
   gradients = jax.grad(lambda x, k: (patches(x, k) ** 2).sum(), argnums=(0, 1))
-  assert compiler.count_macs(gradients, x, k) == 3 * compiler.count_macs(patches, x, k) > 0
+  assert macs.count_macs(gradients, x, k) == 3 * macs.count_macs(patches, x, k) > 0
 
 
 def test_loops_branches_and_wrappers():
   w, x = spec(5, 5), spec(3, 5)
-  once = compiler.count_macs(jnp.matmul, x, w)
+  once = macs.count_macs(jnp.matmul, x, w)
 
   def looped(x, w):
     return lax.fori_loop(0, 4, lambda _, x: x @ w, x)
@@ -99,15 +99,15 @@ def test_loops_branches_and_wrappers():
     return x @ w
 
   custom.defvjp(lambda x, w: (x @ w, (x, w)), lambda saved, g: (g, g))
-  assert compiler.count_macs(looped, x, w) == compiler.count_macs(scanned, x, w) == 4 * once
-  assert compiler.count_macs(nested, x, w) == 12 * once
-  assert compiler.count_macs(branched, x, w) == 2 * once
-  assert compiler.count_macs(otherwise_on_a_cpu, x, w) == once
-  assert compiler.count_macs(unknown, x, w) == once
+  assert macs.count_macs(looped, x, w) == macs.count_macs(scanned, x, w) == 4 * once
+  assert macs.count_macs(nested, x, w) == 12 * once
+  assert macs.count_macs(branched, x, w) == 2 * once
+  assert macs.count_macs(otherwise_on_a_cpu, x, w) == once
+  assert macs.count_macs(unknown, x, w) == once
   custom_forward.defjvp(lambda x, dx: (x[0] @ x[1], dx[0]))
   for wrapped in (jax.jit(jnp.matmul), jax.checkpoint(jnp.matmul), custom, custom_forward):
-    assert compiler.count_macs(wrapped, x, w) == once
-  assert compiler.count_macs(jax.vmap(jnp.matmul, (0, None)), spec(6, 3, 5), w) == 6 * once
+    assert macs.count_macs(wrapped, x, w) == once
+  assert macs.count_macs(jax.vmap(jnp.matmul, (0, None)), spec(6, 3, 5), w) == 6 * once
 
 
 def test_rematerialisation_is_counted_again():
@@ -116,7 +116,7 @@ def test_rematerialisation_is_counted_again():
 
   args = spec(3, 5), spec(5, 5), spec(5, 5)
   kept, again = (jax.grad(functools.partial(loss, wrap), argnums=(0, 1, 2)) for wrap in (lambda f: f, jax.checkpoint))
-  assert compiler.count_macs(again, *args) - compiler.count_macs(kept, *args) == 3 * 5 * 5
+  assert macs.count_macs(again, *args) - macs.count_macs(kept, *args) == 3 * 5 * 5
 
 
 def test_what_is_split_over_devices_is_counted_whole():
@@ -125,7 +125,7 @@ def test_what_is_split_over_devices_is_counted_whole():
   split = jax.shard_map(
     jnp.matmul, mesh=mesh, in_specs=(data, PartitionSpec(None, "tensor")), out_specs=PartitionSpec("data", "tensor")
   )
-  assert compiler.count_macs(split, spec(8, 5), spec(5, 6)) == 8 * 5 * 6
+  assert macs.count_macs(split, spec(8, 5), spec(5, 6)) == 8 * 5 * 6
 
 
 def vit_macs(c, classes=1000):
@@ -141,22 +141,22 @@ def test_vit_by_hand(scan):
   model = zoo.create("vit/ti16", scan=scan)
   inputs = zoo.family("vit").inputs(model.config, 2)
   variables = jax.eval_shape(model.init, {"params": jax.random.key(0)}, *inputs)
-  assert compiler.count_macs(model.apply, variables, *inputs) == 2 * vit_macs(model.config)
+  assert macs.count_macs(model.apply, variables, *inputs) == 2 * vit_macs(model.config)
 
 
 def test_models_are_described():
-  (found,) = compiler.describe_models("vit/b16")
+  (found,) = models.describe_models("vit/b16")
   assert found.parameters == 86_567_656 and found.inputs == ((1, 224, 224, 3),)
   assert found.macs == vit_macs(zoo.create("vit/b16").config) == pytest.approx(17.56e9, rel=1e-3)
   # MAE: the encoder sees a quarter of the patches and the class token, the decoder everything.
-  (mae,) = compiler.describe_models("mae/test")
-  assert 0 < mae.macs < compiler.describe_models("vit/test")[0].macs
+  (mae,) = models.describe_models("mae/test")
+  assert 0 < mae.macs < models.describe_models("vit/test")[0].macs
   with pytest.raises(ValueError, match=r"vot/b16.*vit/b16"):
-    compiler.describe_models("vot/b16")
+    models.describe_models("vot/b16")
 
 
 def test_every_family_is_described():
-  found = compiler.describe_models("*/test")
+  found = models.describe_models("*/test")
   assert [m.name for m in found] == zoo.list_models("*/test") and all(
     m.parameters and m.macs and m.inputs for m in found
   )
@@ -174,9 +174,9 @@ def test_every_family_is_described():
   ],
 )
 def test_out_of_memory_in_every_wording(message, needed, usable):
-  found = compiler.out_of_hbm(message)
+  found = memory.out_of_hbm(message)
   assert (found.needed, found.usable) == (needed, usable)
 
 
 def test_another_error_is_none_of_memory():
-  assert compiler.out_of_hbm("INVALID_ARGUMENT: 3 of 4 devices") is None
+  assert memory.out_of_hbm("INVALID_ARGUMENT: 3 of 4 devices") is None

@@ -9,10 +9,11 @@ import pytest
 from test_data import equal, join, take
 
 import zoo
-from train import data, loop, plots
+from train import data, experiment, loop, plots
 from train.config import defaults
 from train.data.regression import bundled
 from train.datasets import make_engel
+from train.evaluation import registry as evaluations
 from train.objectives.regression import Objective
 from train.plots import registry
 from zoo.models.kernel_regression import learned_bandwidth
@@ -256,7 +257,7 @@ def test_the_learned_width_is_the_one_that_leaves_out_best(file, tmp_path):
   found = nadaraya_watson(test_x, x, y, best, np.ones((6, 24), bool))
   assert result["test"]["loss"] == pytest.approx(np.mean((found - test_y) ** 2), rel=0.05)
   assert result["test"]["loss"] < 0.5 * np.mean((y.mean() - test_y) ** 2)
-  run, variables, _ = loop.open_run(str(tmp_path / "learned"))
+  run, variables, _ = experiment.open_run(str(tmp_path / "learned"))
   np.testing.assert_allclose(registry.predict(run, variables, test_x)[0], found, rtol=0.05, atol=1)
   np.testing.assert_allclose(registry.width_errors(points, "train", widths[::40]) ** 2, errors[::40], rtol=1e-3)
   for name in result["plots"].values():
@@ -267,8 +268,8 @@ def test_a_run_without_parameters_is_a_run(file, tmp_path):
   result = loop.train(config(file, "average"), tmp_path / "average")
   _, y = data.make("regression", dataset=file).split("train")
   assert result["leave_one_out"]["loss"] == pytest.approx(y.var() * (24 / 23) ** 2, rel=1e-4)
-  run, variables, step = loop.open_run(str(tmp_path / "average"))
-  assert step == 2 and run.make_evaluations()["test"].function(variables) == result["test"]
+  run, variables, step = experiment.open_run(str(tmp_path / "average"))
+  assert step == 2 and evaluations.make(run)["test"].function(variables) == result["test"]
   model, variables = zoo.load(str(tmp_path / "average"))
   assert model.config.kind == "average" and not jax.tree.leaves(variables)
   assert not json.loads((tmp_path / "average/config.json").read_text())["ema_decay"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from train import config as configuration
-from train import loop
+from train import experiment, loop
+from train.evaluation import registry as evaluations
 from zoo.layers.position_embeddings import resample
 from zoo.weights.sources import read
 
@@ -29,16 +30,16 @@ def trained(tmp_path_factory) -> Path:
 def test_fine_tuning_starts_from_the_resampled_positions(trained):
   evals = "evals={'test': {'name': 'loss'}}"
   overrides = [*SHORT, evals, "steps=1", f"init.path={trained}"]
-  run = loop.Run(configuration.load("vit_nano_fashion_mnist_40px", overrides))
+  run = experiment.Experiment(configuration.load("vit_nano_fashion_mnist_40px", overrides))
   assert run.data.image_shape == (40, 40, 1) and run.model.config.grid == (10, 10)
-  variables = loop.eval_variables(run.start())
+  variables = run.start().eval_variables()
   old, new = read(trained).tensors, variables["params"]["encoder"]["pos"]
   assert new["table"].shape == (10, 10, 32)
   np.testing.assert_allclose(new["table"], resample(old["params/encoder/pos/table"], (10, 10)), rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(new["cls"], old["params/encoder/pos/cls"])
   np.testing.assert_array_equal(variables["params"]["head"]["kernel"], old["params/head/kernel"])
   # Without a step of training it knows its clothes already, of which there are ten kinds.
-  (evaluation,) = run.make_evaluations().values()
+  (evaluation,) = evaluations.make(run).values()
   assert evaluation.function(variables)["accuracy"] > 0.35
 
 

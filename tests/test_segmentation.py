@@ -13,13 +13,15 @@ from matplotlib.image import imread
 from PIL import Image
 
 from train import config as configuration
-from train import data, loop, plots
+from train import data, experiment, loop, plots
 from train.data import array_record, transforms
 from train.data.semantic_segmentation import IGNORE_INDEX, decode
 from train.datasets import fashion_scenes
-from train.evaluation import evaluations
+from train.evaluation import registry as evaluations
+from train.evaluation.image_metrics import score_confusion
 from train.images import normalise
 from train.objectives import semantic_segmentation
+from train.plots import registry
 
 
 def file(array, mode=None):
@@ -421,7 +423,7 @@ def config(folder, **model):
 def test_scores_are_of_every_pixel_once_on_any_devices(scenes, way):
   made = config(scenes, head="linear")
   made.parallel = dict(name="jit", data=-1, fsdp=1, tensor=1) if way == "jit" else dict(name="pmap")
-  run = loop.Run(made)
+  run = experiment.Experiment(made)
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(np.float32), run.make_variables())
   batch = next(run.data.eval_batches(19))
@@ -429,24 +431,24 @@ def test_scores_are_of_every_pixel_once_on_any_devices(scenes, way):
   found = np.asarray(jax.jit(run.model.apply)(variables, image)[0]).argmax(-1)
   confusion = np.zeros((11, 11), int)
   np.add.at(confusion, (batch["mask"], found), 1)
-  wanted = evaluations.score_confusion(confusion, run.data.class_names)
+  wanted = score_confusion(confusion, run.data.class_names)
   on_devices = run.parallel.init(lambda: variables)
-  scores = run.make_evaluations()["test"].function(on_devices)
+  scores = evaluations.make(run)["test"].function(on_devices)
   assert scores.keys() == wanted.keys() and len(set(np.unique(found))) > 2
   for name, value in wanted.items():
     assert abs(scores[name] - value) < 1e-3, name  # two programs may round a pixel otherwise
   np.testing.assert_allclose(scores["accuracy"], (found == batch["mask"]).mean(), atol=1e-3)
-  mean = run.make_evaluations()["loss"].function(on_devices)
+  mean = evaluations.make(run)["loss"].function(on_devices)
   assert mean["examples"] == 19 * 64 * 64 and abs(mean["accuracy"] - scores["accuracy"]) < 1e-6
 
 
 def test_scores_by_hand():
   confusion = np.array([[4, 1, 0, 0], [2, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-  scores = evaluations.score_confusion(confusion, ("a", "b", "c", "d"))
+  scores = score_confusion(confusion, ("a", "b", "c", "d"))
   assert scores == {"iou/a": 4 / 7, "iou/b": 1 / 2, "miou": (4 / 7 + 1 / 2) / 2, "accuracy": 0.7}
-  taken = evaluations.score_confusion(np.array([[0, 3], [0, 0]]), ("a", "b"))  # one that is only taken for occurs, too
+  taken = score_confusion(np.array([[0, 3], [0, 0]]), ("a", "b"))  # one that is only taken for occurs, too
   assert taken == {"iou/a": 0, "iou/b": 0, "miou": 0, "accuracy": 0}
-  nothing = evaluations.score_confusion(np.zeros((2, 2), int), ("a", "b"))
+  nothing = score_confusion(np.zeros((2, 2), int), ("a", "b"))
   assert set(nothing) == {"miou", "accuracy"} and np.isnan(list(nothing.values())).all()
 
 
@@ -474,7 +476,7 @@ def test_models_that_do_not_fit_the_data(scenes, change, words):
   made = config(scenes, **change.get("model", {}))
   made.data.image_size = change.get("image_size", 64)
   with pytest.raises(ValueError, match=words):
-    loop.Run(made)
+    experiment.Experiment(made)
 
 
 def test_plots_of_masks(scenes, tmp_path):
@@ -487,17 +489,15 @@ def test_plots_of_masks(scenes, tmp_path):
   assert len(figure.axes) == 9 and "25.0 %" in figure.texts[-1].get_text()
   assert [text.get_text() for text in figure.legends[0].get_texts()] == names
   made = config(scenes, head="linear")
-  for name, words in (("attention_maps", "images with one class each, and masks"), ("attention_heads", "texts")):
-    made.plots = (name,)
-    with pytest.raises(ValueError, match=words):
-      loop.Run(made)
-  made = configuration.load("vit_fashion_mnist", ["plots=('segmentations',)"])
+  for name in ("attention_maps", "attention_heads"):
+    with pytest.raises(ValueError, match=f"{name}.*'semantic_segmentation'"):
+      registry.check(name, experiment.Experiment(made))
   with pytest.raises(ValueError, match=r"segmentations.*'image_classification'"):
-    loop.Run(made)
+    registry.check("segmentations", experiment.Experiment(configuration.load("vit_fashion_mnist")))
 
 
 def test_the_evaluation_is_for_masks():
   made = configuration.load("vit_fashion_mnist")
   made.evals = dict(test=dict(name="semantic_segmentation"))
   with pytest.raises(ValueError, match=r"'semantic_segmentation'.*'image_classification'"):
-    loop.Run(made).make_evaluations()
+    evaluations.make(experiment.Experiment(made))

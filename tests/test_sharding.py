@@ -58,7 +58,7 @@ def test_all_that_cannot_be_cut_in_one_error():
   with pytest.raises(ValueError) as error:
     sharding.param_specs(params(num_heads=2, mlp_dim=26), sharding.make_mesh(2, 1, 4), AXES)
   lines = str(error.value).splitlines()
-  wanted = "encoder/block_00/attn/q/kernel: heads is 2, which 4 devices on mesh axis 'tensor' do not divide"
+  wanted = "encoder/block_00/attn/q/kernel: heads is 2, not divisible by the 4 devices on mesh axis 'tensor'"
   assert wanted in lines
   assert any("block_01/mlp/down/kernel: mlp is 26" in line for line in lines)
   assert len(lines) == 2 * 9  # kernels and biases of q, k, v; kernels of out, up, down; of two blocks

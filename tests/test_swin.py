@@ -11,7 +11,8 @@ from test_models import check_gradients, draw
 from test_weights import random_variables
 
 import zoo
-from train.plan.compiler import count_macs, describe_models
+from train.plan.macs import count_macs
+from train.plan.models import describe_models
 from zoo.layers.attention import Attention, cosine, dot_product_scores
 from zoo.layers.position_embeddings import OffsetMlp, OffsetTable, resample
 from zoo.layers.stack import stack_params

@@ -73,7 +73,7 @@ def test_lines_are_decoded_by_length_and_come_back_in_order():
 
   class Echo:
     def __init__(self):
-      self.run = run
+      self.experiment = run
 
     def __call__(self, variables, batches, sources):
       rows = []

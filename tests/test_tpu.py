@@ -13,8 +13,8 @@ from rich.console import Console
 import zoo
 from train import sharding
 from train.config import defaults
-from train.experiment import Program
-from train.plan import compiler
+from train.experiment import Experiment
+from train.plan import compiler, memory, models, report
 from train.plan.collectives import collectives
 from zoo import decoding
 
@@ -96,11 +96,11 @@ def compiled(name, mesh_name, **overrides):
   if family == "vit":
     # What is the same whatever the model is compiled with one.
     config.model.drop_path_rate, config.ema_decay, config.objective = 0.1, 0.99, classify | dict(mixup=0.8, cutmix=1.0)
-  made = Program(config, 100)
-  arguments = compiler.abstract_arguments(made, mesh)
+  made = Experiment(config, parallel=way, load_data=False)
+  arguments = report.abstract_arguments(made, mesh)
   params = arguments[0].params
-  program = compiler.compile_for(way.compile(made.step()), *arguments)
-  return collectives(program.as_text()), mesh, jax.tree.leaves(params), compiler.hbm(program, chip)
+  program = compiler.compile_for(way.compile(made.make_step()), *arguments)
+  return collectives(program.as_text()), mesh, jax.tree.leaves(params), memory.hbm(program, chip)
 
 
 def moved(found, *ops, axis=None):
@@ -125,7 +125,7 @@ def check_data_parallel_sums_gradients_and_hardly_more(name, found, mesh, params
   assert {c.op for c in found} == {"all-reduce"}
   numbers, config = sum(p.size for p in params), zoo.create(name).config
   # The table that embeds words and tells them has two gradients, in float32 and in bfloat16.
-  tied = config.vocab_size * config.width if hasattr(config, "vocab") else 0
+  tied = config.vocab_size * config.width if hasattr(config, "vocab_size") else 0
   # Equal gradients, of the class token and of its position, are summed once.
   assert 0.99 * numbers <= moved(found, "all-reduce") < 1.05 * numbers + tied
 
@@ -251,11 +251,11 @@ def config(**model):
 
 
 def test_plan_of_a_config():
-  found = compiler.plan(config(dtype="bfloat16"), "v5e:2x2")
+  found = report.plan(config(dtype="bfloat16"), "v5e:2x2")
   assert found.chips == 4 and found.mesh == {"data": 4, "fsdp": 1, "tensor": 1}
   assert found.parameters == 15_247 and found.memory.fits
   # Backward costs twice the forward pass, less the gradient for the pixels, which nobody asks for.
-  forward = 64 * compiler.describe_models("vit/test")[0].macs
+  forward = 64 * models.describe_models("vit/test")[0].macs
   assert 2.9 * forward < found.macs < 3 * forward
   assert found.traffic()["all-reduce"][1] > 2 * 15_000
   console = Console(file=io.StringIO(), width=120)
@@ -268,7 +268,7 @@ def test_plan_of_a_config():
 def test_plan_of_what_does_not_fit():
   large = config()
   large.batch_size = 2**24
-  found = compiler.plan(large, "v5e:2x2")
+  found = report.plan(large, "v5e:2x2")
   assert not found.memory.fits and found.memory.peak > 2**34 and not found.collectives
   console = Console(file=io.StringIO(), width=120)
   console.print(found.table())
@@ -278,8 +278,8 @@ def test_plan_of_what_does_not_fit():
 def test_plan_errors():
   for topology, words in (("v6:2x2", "did you mean 'v6e'"), ("v5e", "v5e:2x4"), ("v5e:3x7", "knows no 'v5e:3x7'")):
     with pytest.raises(ValueError, match=words):
-      compiler.plan(config(), topology)
+      report.plan(config(), topology)
   uneven = config()
   uneven.batch_size = 66
-  with pytest.raises(ValueError, match="66 cannot be cut over 4 devices"):
-    compiler.plan(uneven, "v5e:2x2")
+  with pytest.raises(ValueError, match=r"66 .* 4 devices"):
+    report.plan(uneven, "v5e:2x2")

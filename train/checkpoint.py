@@ -1,4 +1,4 @@
-"""Checkpoints of a run, by Orbax: asynchronous, atomic, the last N and the best kept, damaged ones passed over."""
+"""Checkpoints of a run by Orbax: asynchronous and atomic; keeps the last N and the best; skips damaged ones."""
 
 import json
 import logging
@@ -15,13 +15,13 @@ from orbax.checkpoint import checkpoint_managers as policies
 from zoo.errors import Unwritable, nearest
 from zoo.partitioning import flatten
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it writes
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every file it writes
 
 
 class Checkpoints:
   """`WORKDIR/checkpoints/STEP/{state,meta}`.
 
-  `state` is the training state; `meta` is a JSON with the config, the step and the position in the data.
+  `state` is the training state; `meta` is a JSON with the step, the config, the position in the data and metrics.
 
   Args:
     workdir: of the run.
@@ -29,8 +29,8 @@ class Checkpoints:
     max_to_keep: how many of the last to keep.
     best_metric: an evaluation metric such as "val/accuracy"; the checkpoint where it is best is kept too.
     best_mode: whether the best is the "max" or the "min".
-    note: called with a sentence when a damaged checkpoint is passed over.
-    read_only: change nothing, for those who look at a run that may be going on.
+    note: called with a message when a damaged checkpoint is skipped.
+    read_only: change nothing, to read a run that may still be training.
   """
 
   def __init__(
@@ -70,8 +70,8 @@ class Checkpoints:
     )
 
   def check_room(self, state) -> None:
-    """Raises ValueError where the disk cannot hold all checkpoints that are kept, and the one being written."""
-    # An old one goes only when the new one is whole. Those that are there already need no more room.
+    """Raises ValueError if the disk cannot hold the checkpoints that are kept and the one being written."""
+    # An old one is deleted only when the new one is complete. Existing ones need no more space.
     number = max(1, self.max_to_keep + bool(self.best_metric) + 1 - len(self.steps))
     size = number * sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(self.workdir).free
@@ -83,17 +83,17 @@ class Checkpoints:
 
   @property
   def steps(self) -> list[int]:
-    """The steps there are checkpoints of, those that are being written among them."""
-    # Not read from the disk again: a checkpoint that its thread is deleting at this moment would be a missing file.
+    """The steps of all checkpoints, including those being written."""
+    # Not read from disk, where a checkpoint that is being deleted in a thread would be a missing file.
     return sorted(self._manager.all_steps())
 
   def save(self, state, meta: dict, metrics: dict | None = None) -> None:
-    """Starts to write the state; training may go on at once.
+    """Starts to write the state; training may continue at once.
 
     Args:
       state: whole arrays (`parallel.gather`).
       meta: anything JSON can hold.
-      metrics: the evaluation metrics at this step, if there are any.
+      metrics: the evaluation metrics of this step, if there are any.
 
     Raises:
       ValueError: this or an earlier checkpoint could not be written.
@@ -109,7 +109,7 @@ class Checkpoints:
       raise self._unwritten(error) from error
 
   def wait(self) -> None:
-    """Returns when all checkpoints are on disk. Raises ValueError where one could not be written."""
+    """Returns when all checkpoints are on disk; raises ValueError if one could not be written."""
     try:
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
@@ -117,15 +117,15 @@ class Checkpoints:
       raise self._unwritten(error) from error
 
   def _unwritten(self, error: Exception) -> Unwritable:
-    self._manager.reload()  # forgets the one that was to be written
-    whole = self.steps
+    self._manager.reload()  # forgets the one that failed
+    complete = self.steps
     return Unwritable(
       f"a checkpoint could not be written to {self.directory}: {error}. "
-      + (f"The last whole one is of step {whole[-1]}." if whole else "There is none before it.")
+      + (f"The last complete one is of step {complete[-1]}." if complete else "There is none before it.")
     )
 
   def newest_meta(self) -> dict | None:
-    """The meta of the newest checkpoint that has a readable one; None where there is no checkpoint."""
+    """The newest meta that can be read; None if there is no checkpoint."""
     for step in reversed(self.steps):
       try:
         return json.loads((self.directory / str(step) / "meta" / "metadata").read_text())
@@ -134,13 +134,13 @@ class Checkpoints:
     return None
 
   def restore(self, target) -> tuple | None:
-    """The newest whole checkpoint; damaged ones are told of and moved to `WORKDIR/damaged`.
+    """The newest intact checkpoint; damaged ones are reported and moved to `WORKDIR/damaged`.
 
     Args:
-      target: the state as `ShapeDtypeStruct`s, with the shardings wanted now.
+      target: the state as `ShapeDtypeStruct`s with shardings for the current devices.
 
     Returns:
-      state and meta, or None where the run has no checkpoint.
+      state and meta, or None if the run has no checkpoint.
 
     Raises:
       ValueError: there are checkpoints, but none can be read; or one that can is of another model or optimiser.
@@ -160,33 +160,33 @@ class Checkpoints:
       for bad in () if self.read_only else damaged:
         self._move_away(bad)
       if damaged:
-        self.note(f"going on from the checkpoint of step {step}, the one before")
+        self.note(f"resuming from the checkpoint of step {step}")
       return restored, items.meta
     if damaged:
       raise ValueError(
         f"none of the checkpoints in {self.directory} can be read (steps {sorted(damaged)}); nothing was changed. "
-        "Start anew in another --workdir, or restore them from a backup"
+        "Start again in another --workdir, or restore them from a backup"
       )
     return None
 
   def _check_same_state(self, step: int, target) -> None:
-    """Raises ValueError where a checkpoint is of other arrays than `target`: no damage, and the older ones are too."""
+    """Raises ValueError where a checkpoint has other arrays than `target`: a wrong config, not damage."""
     try:
       stored = ocp.StandardCheckpointer().metadata(self._manager.directory / str(step) / "state").item_metadata.tree
-    except Exception:  # damaged: reading the rest will tell how
+    except Exception:  # damaged: restoring it reports how
       return
     there, here = ({k: tuple(v.shape) for k, v in flatten(tree).items()} for tree in (stored, _as_dict(target)))
     faults = [
-      f"{path}: {there.get(path, 'missing')} there, {here.get(path, 'none')} wanted"
+      f"{path}: {there.get(path, 'missing')} stored, {here.get(path, 'none')} wanted"
       for path in sorted(there | here, key=lambda path: (not path.startswith("params/"), path))
       if there.get(path) != here.get(path)
     ]
     if faults:
       shown = faults[:10] + [f"and {len(faults) - 10} more"] * (len(faults) > 10)
       raise ValueError(
-        f"the checkpoint of step {step} in {self.directory} is of another model or optimizer than the config:\n  "
+        f"the checkpoint of step {step} in {self.directory} has another model or optimizer than the config:\n  "
         + "\n  ".join(shown)
-        + "\nNothing was changed. Give its own config, or another --workdir (init.path takes over weights)."
+        + "\nNothing was changed. Use the config it was made with, or another --workdir (init.path loads weights)."
       )
 
   def _move_away(self, step: int) -> None:
@@ -200,7 +200,7 @@ class Checkpoints:
     self._manager.reload()
 
   def close(self) -> None:
-    """Waits for what is being written."""
+    """Waits until all checkpoints are on disk."""
     self.wait()
     self._manager.close()
 

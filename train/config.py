@@ -1,13 +1,14 @@
-"""Loads a config file, applies `key.path=value`, checks every key.
+"""Loads a config file, applies overrides `key.path=value` and checks every key.
 
-A config is a `ConfigDict` made by `get_config()` from `defaults()`. Its components (model, data, objective, ...) are a
-name and the keyword arguments of what the name stands for: the component's signature is the schema.
+A config is a `ConfigDict` that `get_config()` makes from `defaults()`. Each component (model, data, objective, ...) is
+a name and the keyword arguments of the function or class it names, whose signature is the schema.
 """
 
 import ast
 import contextlib
 import importlib
 import importlib.util
+import json
 import pkgutil
 import re
 from collections.abc import Iterable
@@ -22,10 +23,10 @@ COMPONENTS = ("model", "init", "data", "objective", "optimizer", "evals")
 
 
 def defaults() -> ConfigDict:
-  """Every key a config has. What is None or without a name must be set by the config."""
+  """A config with every key at its default; keys that are empty or have an empty name must be set."""
   config = ConfigDict(
     dict(
-      # Seed of initialisation, data order, masks and dropout; and the kind of key (`train.rng.root`).
+      # Seed of initialisation, data order, masks and dropout; and the implementation of keys (`train.rng.root`).
       seed=0,
       prng_impl="threefry2x32",
       # `zoo.create(name, **rest)`.
@@ -38,26 +39,26 @@ def defaults() -> ConfigDict:
       objective=dict(name=""),
       # `train.optim.make(**config)`.
       optimizer=dict(name=""),
-      # Examples in a step, of all devices together; and how many parts to cut it into to need less memory.
+      # Examples in a step, on all devices together; and the number of parts it is processed in, to need less memory.
       batch_size=0,
       grad_accum_steps=1,
-      # How long: passes over the training split, or steps; one of them.
+      # Length: passes over the training split, or steps; set one of them.
       epochs=0.0,
       steps=0,
-      # Moving average of the parameters, 0 for none; evaluations then use it.
+      # Decay of the moving average of the parameters, which evaluations use; 0 for none.
       ema_decay=0.0,
-      # Leave out steps whose loss or gradient is not finite, instead of stopping.
+      # Skip steps whose loss or gradient is not finite, instead of stopping.
       skip_nonfinite=False,
       # `train.sharding.parallel(**config)`.
       parallel=dict(name="jit", data=-1, fsdp=1, tensor=1),
-      # Name -> `train.evaluation.evaluations.NAME(**rest)`; each has `every_steps` (0 = only at the end).
+      # Name -> an evaluation of `train.evaluation.registry`; each has `every_steps` (0 = only at the end).
       evals=dict(),
       # `train.checkpoint.Checkpoints(**config)`: steps between two, how many of the last to keep, and the
-      # evaluation metric, such as "val/accuracy", whose best is kept too.
+      # evaluation metric, such as "val/accuracy", whose best checkpoint is kept too.
       checkpoint=dict(every_steps=0, max_to_keep=2, best_metric="", best_mode="max"),
       # Steps between two lines of metrics.
       log_every_steps=10,
-      # Drawn at the end: names in `train.plots.registry.PLOTS`.
+      # Drawn at the end: names of `train.plots.registry.PLOTS`.
       plots=("loss_curve",),
     )
   )
@@ -124,8 +125,13 @@ def load(source: str, overrides: Iterable[str] = ()) -> ConfigDict:
   return config
 
 
+def as_json(config: ConfigDict) -> dict:
+  """The config as `config.json` and checkpoints hold it: tuples are lists."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
 def restore(saved: dict) -> ConfigDict:
-  """The config that a run's `config.json` holds."""
+  """The config of a run, the inverse of `as_json`."""
   config = defaults()
   for key, value in saved.items():
     config[key] = tuple(value) if isinstance(value, list) else value
@@ -136,7 +142,7 @@ def apply(config: ConfigDict, override: str) -> None:
   """Applies "key.path=value" in place."""
   path, equals, text = override.partition("=")
   if not equals:
-    raise ValueError(f"{override!r} is no override; wanted key.path=value, such as optimizer.learning_rate=1e-3")
+    raise ValueError(f"{override!r} is not an override; wanted key.path=value, such as optimizer.learning_rate=1e-3")
   try:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError):
@@ -150,9 +156,9 @@ def apply(config: ConfigDict, override: str) -> None:
     raise ValueError(f"config has no {path!r}{nearest(keys[-1], _keys(node))}")
   if isinstance(node.get(keys[-1]), ConfigDict) and not isinstance(value, dict):
     inside = "name" if "name" in node[keys[-1]] else next(iter(node[keys[-1]]), "name")
-    raise ValueError(f"config.{path} is {value!r}; wanted its keys by themselves, such as {path}.{inside}={value}")
+    raise ValueError(f"config.{path} is {value!r}; set its keys one by one, such as {path}.{inside}={value}")
   try:
-    # A component's schema is a signature, which is looked at when it is made; types are checked here for the rest.
+    # A component is checked against its signature when it is made; the types of all other keys are checked here.
     with node.ignore_type() if keys[0] in COMPONENTS else contextlib.nullcontext():
       node[keys[-1]] = value
   except TypeError as error:
@@ -165,7 +171,7 @@ def _keys(node) -> list[str]:
 
 
 def kwargs(component: ConfigDict) -> dict:
-  """The keyword arguments of a component, without its name; lists are tuples."""
+  """The keyword arguments of a component, without its name; lists become tuples."""
   result = {k: tuple(v) if isinstance(v, list) else v for k, v in component.to_dict().items()}
   result.pop("name", None)
   return result

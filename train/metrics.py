@@ -1,4 +1,4 @@
-"""What a run says of itself: a progress bar, `metrics.jsonl`, TensorBoard event files, and a meter of its speed.
+"""Metrics of a run: a progress bar, `metrics.jsonl`, TensorBoard event files, and a meter of its speed.
 
 A line of `metrics.jsonl` is one JSON object: `{"step": 20, "train/loss": 1.5, "train/learning_rate": 1e-3}`,
 `{"step": 20, "test/accuracy": 0.6}` or `{"step": 20, "note": "..."}`. TensorBoard shows the same names.
@@ -22,20 +22,20 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from train.plan.compiler import peak_flops
+from train.plan.chips import peak_flops
 from zoo.errors import Unwritable
 
 FILE = "metrics.jsonl"
 
 
 def read(path: str | os.PathLike) -> list[dict]:
-  """The lines of a `metrics.jsonl`, without those that a killed process left half-written.
+  """The lines of a `metrics.jsonl`, without incomplete ones of a killed process.
 
   Args:
     path: the file, or the directory it is in.
 
   Returns:
-    one dict a line, in the order of writing; numbers that JSON has no word for are floats nan and inf.
+    one dict a line, in the order of writing; nan and inf are floats.
   """
   path = Path(path)
   text = (path / FILE if path.is_dir() else path).read_bytes().decode(errors="replace")
@@ -49,13 +49,13 @@ def read(path: str | os.PathLike) -> list[dict]:
 
 
 def _line(entry: Mapping) -> str:
-  # JSON knows no nan: as words they stay readable for every parser.
+  # JSON has no nan: as strings they are readable by every parser.
   plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
   return json.dumps(plain) + "\n"
 
 
 def _scalars(metrics: Mapping, prefix: str) -> dict[str, float]:
-  """Whatever has one element, as a Python number: devices hand over arrays."""
+  """Arrays of one element as Python numbers."""
   values = {f"{prefix}/{k}": np.asarray(v) for k, v in metrics.items()}
   wrong = [f"{k} {v.shape}" for k, v in values.items() if v.size != 1 or not np.issubdtype(v.dtype, np.number)]
   if wrong:
@@ -64,22 +64,22 @@ def _scalars(metrics: Mapping, prefix: str) -> dict[str, float]:
 
 
 def number(value: float) -> str:
-  """A number as one reads it: four digits, or all before the point."""
+  """A number with four digits, or all digits before the decimal point."""
   return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 class Log:
   """Writes metrics to the console, to `metrics.jsonl` and to TensorBoard event files; only process 0 writes.
 
-  A run that is resumed at step n forgets what its predecessor logged after n, so that no step is there twice.
+  A run that is resumed at step n removes the lines after n, so that each step is logged once.
 
   Args:
     workdir: where `metrics.jsonl` and `tensorboard/` go; made if missing.
     total_steps: of the whole run.
-    first_step: how many steps are already done; 0 starts a new log.
-    unit: what an example is called, as in `Meter`.
+    first_step: number of completed steps; 0 starts a new log.
+    unit: plural of an example, as in `Meter`.
     console: where to write; the standard output if None.
-    every_seconds: pause between the plain lines that stand for the bar where there is no terminal.
+    every_seconds: between the lines that are printed in place of the bar if there is no terminal.
   """
 
   def __init__(
@@ -104,9 +104,9 @@ class Log:
     path.parent.mkdir(parents=True, exist_ok=True)
     self._cut(path, first_step)
     self._file = path.open("a", encoding="utf-8")
-    from tensorboardX import SummaryWriter  # which imports PyTorch where that is installed: three seconds
+    from tensorboardX import SummaryWriter  # it imports PyTorch if that is installed, which takes three seconds
 
-    # Events from purge_step on are forgotten by TensorBoard when it reads this newer file.
+    # TensorBoard discards events from purge_step on in favour of this newer file.
     self._events = SummaryWriter(str(path.parent / "tensorboard"), purge_step=first_step + 1 if first_step else 0)
     if self.console.is_terminal:
       self._progress = Progress(
@@ -121,7 +121,7 @@ class Log:
 
   @staticmethod
   def _cut(path: Path, step: int) -> None:
-    """Keeps what was logged up to `step`, and in one piece: replaced at once, never half."""
+    """Removes the lines after `step`; the file is replaced atomically."""
     if not path.exists():
       return
     kept = [entry for entry in read(path) if step and entry["step"] <= step]
@@ -130,7 +130,7 @@ class Log:
     whole.replace(path)
 
   def train(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Metrics of training, after `step` steps; moves the bar. What has no size but one is a ValueError."""
+    """Logs metrics of training after `step` steps, each one number, and updates the bar."""
     self.step = step
     if self._file is None:
       return
@@ -150,7 +150,7 @@ class Log:
       self._print("  ".join([f"step {step}/{self.total_steps}", *parts]))
 
   def eval(self, step: int, name: str, metrics: Mapping[str, float]) -> None:
-    """Metrics of the evaluation called `name`, at `step`."""
+    """Logs metrics of the evaluation `name` at `step`."""
     self.step = step
     if self._file is None:
       return
@@ -159,26 +159,26 @@ class Log:
     self._print(f"step {step}  " + "  ".join(f"{k} {number(v)}" for k, v in values.items()))
 
   def note(self, text: str) -> None:
-    """A sentence for whoever reads the log; shown above the bar."""
+    """Logs a message; shown above the bar."""
     if self._file is None:
       return
     self._write({"note": text})
     self._print(text)
 
   def status(self, text: str) -> None:
-    """What is being done that takes its time, beside the bar; where there is no terminal, until the first step."""
+    """Shows beside the bar what takes time; without a terminal only until the first step."""
     if self._progress:
       self._progress.update(self._task, status=text)
     elif self._file is not None and self._began is None:
       self._print(text)
 
   def close(self) -> None:
-    """Ends the bar and the files; a second call does nothing."""
+    """Closes the bar and the files; a second call does nothing."""
     if self._file is None:
       return
     if self._progress:
       self._progress.stop()
-    with contextlib.suppress(OSError):  # on a full disk; what there was to say of that has been said
+    with contextlib.suppress(OSError):  # on a full disk, which has been reported
       self._file.close()
       self._events.close()
     self._file = None
@@ -190,16 +190,16 @@ class Log:
     self.close()
 
   def _print(self, text: str) -> None:
-    # Metrics and paths are no markup, and a file has no width to wrap at.
+    # Metrics and paths are not markup, and a file has no width to wrap at.
     self.console.print(text, markup=False, soft_wrap=True)
 
   def _write(self, values: Mapping) -> None:
     try:
       self._file.write(_line({"step": self.step} | dict(values)))
-      self._file.flush()  # from here on a killed process loses nothing
+      self._file.flush()  # so that a killed process loses nothing
     except OSError as error:
       raise Unwritable(
-        f"cannot write {self._file.name}: {error.strerror}. When there is room again, the same command goes on at the "
+        f"cannot write {self._file.name}: {error.strerror}. After freeing space, the same command resumes at the "
         "last checkpoint"
       ) from error
     for key, value in values.items():
@@ -210,19 +210,19 @@ class Log:
 
 
 class Meter:
-  """How fast the steps go, and what they wait for.
+  """Measures throughput, time spent waiting for data, FLOP utilisation and memory.
 
       with meter.waiting():
         batch = next(batches)
       state, metrics = step(state, batch, key)
       meter.step(flops)
       if time_to_log:
-        metrics = jax.device_get(metrics)  # first wait for the device, then read the clock
+        metrics = jax.device_get(metrics)  # waits for the device before the clock is read
         log.train(n, metrics | meter.read())
 
   Args:
     examples: in the global batch.
-    unit: what an example is called: `images_per_second`.
+    unit: plural of an example, as in `images_per_second`.
   """
 
   def __init__(self, examples: int, unit: str = "images"):
@@ -235,7 +235,7 @@ class Meter:
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
-    """Around what fetches a batch."""
+    """Encloses the loading of a batch."""
     start = time.perf_counter()
     try:
       yield
@@ -244,7 +244,7 @@ class Meter:
 
   @contextlib.contextmanager
   def pause(self) -> Iterator[None]:
-    """Around what is not training, such as an evaluation: its time is left out."""
+    """Encloses what is not training, such as an evaluation: its time is not counted."""
     start = time.perf_counter()
     try:
       yield
@@ -253,7 +253,7 @@ class Meter:
 
   @contextlib.contextmanager
   def compiling(self) -> Iterator[None]:
-    """Around a compilation: left out of the speed, and told once as `compile_seconds`."""
+    """Encloses a compilation: not counted in the speed, and reported once as `compile_seconds`."""
     start = time.perf_counter()
     try:
       with self.pause():
@@ -262,17 +262,17 @@ class Meter:
       self.compile_seconds += time.perf_counter() - start
 
   def step(self, flops: float = 0.0) -> None:
-    """A step of so many FLOPs was started: 2 x `train.plan.compiler.count_macs` of the global batch; 0 if unknown."""
+    """Counts a step that was started, and its FLOPs: 2 x `count_macs` of the global batch; 0 if unknown."""
     self._steps += 1
     self._flops += flops
 
   def read(self) -> dict[str, float]:
-    """What happened since the last reading, which must have seen the device finish.
+    """Measurements since the last call; the devices must have finished.
 
     Returns:
-      `UNIT_per_second`, `seconds_per_step`; `data_wait`, the share of the time spent in `waiting`;
-      `flops_utilisation`, the share of `peak()`, if the FLOPs are known; `compile_seconds`, if there were any;
-      `memory_bytes`, the peak until now. Without a step since: only the last two.
+      `UNIT_per_second`, `seconds_per_step`; `data_wait`, the share of time spent in `waiting`; `flops_utilisation`, the
+      share of `peak()`, if the FLOPs are known; `compile_seconds`, if something was compiled; `memory_bytes`, the peak
+      of the run. Without a step since the last call only the last two.
     """
     seconds = time.perf_counter() - self._start - self._paused
     result = {}
@@ -294,7 +294,7 @@ class Meter:
 @functools.cache
 def measured_matmul() -> float:
   """FLOP/s of a matmul on the default device, the best of ten: float32 on a CPU, bfloat16 elsewhere."""
-  # A CPU is as fast with the smaller one, and every run begins with this.
+  # On a CPU the smaller one has the same rate, and every run measures this.
   size, dtype = (1024, jnp.float32) if jax.default_backend() == "cpu" else (2048, jnp.bfloat16)
   x = jnp.ones((size, size), dtype)
   multiply = jax.jit(jnp.matmul).lower(x, x).compile()
@@ -308,14 +308,14 @@ def measured_matmul() -> float:
 
 @functools.cache
 def peak() -> float:
-  """FLOP/s that all devices of the run could do: the chips' bf16 peak, or a measured matmul where there is no table."""
+  """Peak FLOP/s of all devices of the run: the chips' bf16 peak, or a measured matmul for devices without an entry."""
   if jax.default_backend() == "cpu":
-    return measured_matmul() * jax.process_count()  # however many devices a CPU simulates, they share it
+    return measured_matmul() * jax.process_count()  # shared by all devices that a CPU simulates
   return sum(peak_flops(device) or measured_matmul() for device in jax.devices())
 
 
 def memory_bytes() -> int:
-  """The most memory used until now: of the fullest local device, or of this process where devices do not tell."""
+  """Peak memory: the maximum over local devices, or that of the process where devices do not report it."""
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
   used = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
   if used:

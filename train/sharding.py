@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh with the axes data, fsdp and tensor under `jit`, or one copy a device under `pmap`."""
+"""Device meshes and array sharding: axes data, fsdp and tensor under `jit`, or data parallelism under `pmap`."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -13,32 +13,34 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from zoo import partitioning
 from zoo.errors import nearest
 
-# Logical axis -> mesh axis; what is not named here is not cut. Vectors are not cut at all: gathering one costs more
-# than its bytes.
+# Logical axis -> mesh axis; other axes are not sharded. Vectors are not sharded at all: the latency of gathering one
+# costs more than its memory.
 MESH_AXES = {
   **dict.fromkeys(("embed", "features", "query_embed", "key_embed"), "fsdp"),
   **dict.fromkeys(("root", "unit_input", "wide", "narrow_input"), "fsdp"),
   **dict.fromkeys(("heads", "kv_heads", "mlp"), "tensor"),
 }
-# The batch is cut over both; fsdp is data parallelism that also cuts the parameters (Rajbhandari et al. 2020).
+# The batch is sharded over both; fsdp is data parallelism that also shards the parameters (Rajbhandari et al. 2020).
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
-  """A mesh of the given sizes; -1 for `data` takes all devices that the others leave.
+  """A mesh of the given sizes; -1 for `data` takes all remaining devices.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the product of the sizes is not the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
   if wrong := {axis: n for axis, n in sizes.items() if n < 1 and (axis, n) != ("data", -1)}:
-    raise ValueError(f"the mesh has {wrong}; wanted at least 1 device along each axis, data=-1 for all that are left")
+    raise ValueError(
+      f"the mesh has {wrong}; wanted at least 1 device along each axis, or data=-1 for all remaining devices"
+    )
   if data == -1:
     sizes["data"] = max(len(devices) // (fsdp * tensor), 1)
   if np.prod(list(sizes.values())) != len(devices):
     raise ValueError(f"a mesh of {sizes} needs {np.prod(list(sizes.values()))} devices, there are {len(devices)}")
-  # Auto: the compiler propagates shardings through code that does not mention them, such as Linen's.
+  # Auto: the compiler propagates shardings through code that does not name them, such as Linen's.
   return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -50,7 +52,7 @@ def param_specs(params: dict, mesh: Mesh, axes: partitioning.Axes) -> dict:
     axes: the `LOGICAL_AXES` of the model's family.
 
   Raises:
-    ValueError: a size that its mesh axis does not divide, all of them at once.
+    ValueError: sizes that are not divisible by their mesh axis, all of them at once.
   """
   faults, specs = [], {}
   shapes = partitioning.flatten(params)
@@ -60,18 +62,20 @@ def param_specs(params: dict, mesh: Mesh, axes: partitioning.Axes) -> dict:
   for path, names in named:
     path = partitioning.path_name(path)
     matrix = len([name for name in names if name != "layers"]) > 1
-    cut = [MESH_AXES.get(name) if matrix else None for name in names]
-    for size, name, axis in zip(shapes[path].shape, names, cut, strict=True):
+    axes = [MESH_AXES.get(name) if matrix else None for name in names]
+    for size, name, axis in zip(shapes[path].shape, names, axes, strict=True):
       if axis and size % mesh.shape[axis]:
-        faults.append(f"{path}: {name} is {size}, which {mesh.shape[axis]} devices on mesh axis {axis!r} do not divide")
-    specs[path] = PartitionSpec(*cut)
+        faults.append(
+          f"{path}: {name} is {size}, not divisible by the {mesh.shape[axis]} devices on mesh axis {axis!r}"
+        )
+    specs[path] = PartitionSpec(*axes)
   if faults:
     raise ValueError("\n".join(faults))
   return specs
 
 
 def state_shardings(state, mesh: Mesh, axes: partitioning.Axes):
-  """A sharding for each array of a training state: like its parameter's where it belongs to one, else replicated.
+  """A sharding for each array of a training state: that of its parameter if it belongs to one, else replicated.
 
   Optimiser state, averages and parameters have paths that end in a parameter's path, and its shape.
 
@@ -95,17 +99,17 @@ def state_shardings(state, mesh: Mesh, axes: partitioning.Axes):
 
 
 def check_batch(batch_size: int, devices: int, grad_accum_steps: int, processes: int = 1) -> None:
-  """Raises ValueError, with global and per-device sizes, where the batch cannot be cut evenly."""
+  """Raises ValueError where the batch cannot be split evenly over devices, accumulation steps and processes."""
   if batch_size < 1 or grad_accum_steps < 1:
     raise ValueError(
       f"batch_size is {batch_size} and grad_accum_steps is {grad_accum_steps}; wanted at least 1 of both"
     )
-  share = devices * grad_accum_steps
-  if batch_size % share or batch_size % processes:
-    down, up = batch_size // share * share, -(-batch_size // share) * share
+  multiple = devices * grad_accum_steps
+  if batch_size % multiple or batch_size % processes:
+    down, up = batch_size // multiple * multiple, -(-batch_size // multiple) * multiple
     raise ValueError(
-      f"a global batch of {batch_size} cannot be cut over {devices} devices x {grad_accum_steps} accumulation steps on "
-      f"{processes} processes: {batch_size / share:.2f} examples a device and step; the nearest that can are "
+      f"a global batch of {batch_size} cannot be split over {devices} devices x {grad_accum_steps} accumulation steps "
+      f"on {processes} processes: {batch_size / multiple:.2f} examples a device and step; the nearest that can are "
       f"{' and '.join(str(size) for size in (down, up) if size)}"
     )
 
@@ -125,16 +129,16 @@ class Jit:
 
   @property
   def data_devices(self) -> int:
-    """Over how many devices the batch is cut."""
+    """The number of devices that the batch is sharded over."""
     return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
   def init(self, make_state: Callable, *args):
-    """`make_state(*args)`, computed in place: no device ever holds more than its part."""
+    """`make_state(*args)`, computed sharded: no device holds more than its part."""
     shardings = state_shardings(jax.eval_shape(make_state, *args), self.mesh, self.axes)
     return jax.jit(make_state, out_shardings=shardings)(*args)
 
   def abstract(self, state):
-    """Shapes of a state, with the shardings that `init` gives it: what a checkpoint is restored to."""
+    """Shapes of a state with the shardings of `init`, as the target of `Checkpoints.restore`."""
     return jax.tree.map(
       lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
       state,
@@ -142,12 +146,12 @@ class Jit:
     )
 
   def put(self, tree):
-    """Host arrays, the same in every process, to replicated ones."""
-    # As constants of a program: `device_put` knows no devices of other processes.
+    """Host arrays that are equal in all processes to replicated device arrays."""
+    # As constants of a program, since `device_put` does not reach devices of other processes.
     return jax.jit(lambda: tree, out_shardings=NamedSharding(self.mesh, PartitionSpec()))()
 
   def put_batch(self, batch: dict) -> dict:
-    """The process's part of a batch to global arrays."""
+    """The part of a batch that this process has loaded, to global arrays."""
     sharding, processes = NamedSharding(self.mesh, BATCH), jax.process_count()
     return {
       k: jax.make_array_from_process_local_data(sharding, v, (len(v) * processes, *v.shape[1:]))
@@ -161,18 +165,18 @@ class Jit:
     return partitioning.sharding_scope(put(BATCH), put(PartitionSpec()))
 
   def compile(self, step: Callable) -> Callable:
-    """For `step(state, batch, key)`: the old state's memory becomes the new one's."""
+    """Jits `step(state, batch, key)`; the state is donated."""
 
     def in_place(state, batch, key):
       with self._cutting():
         new, metrics = step(state, batch, key)
-      # The new state lies as the old one did: left to itself, the compiler may cut a bias that came whole.
+      # Without the constraint the compiler may shard a bias that was replicated.
       return jax.lax.with_sharding_constraint(new, state_shardings(new, self.mesh, self.axes)), metrics
 
     return jax.jit(in_place, donate_argnums=0)
 
   def compile_eval(self, step: Callable) -> Callable:
-    """For `step(variables, batch)`."""
+    """Jits `step(variables, batch)`."""
 
     def sharded(variables, batch):
       with self._cutting():
@@ -181,13 +185,13 @@ class Jit:
     return jax.jit(sharded, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
 
   def gather(self, tree):
-    """The whole arrays, as a checkpoint holds them: here as they are."""
+    """The arrays as a checkpoint stores them: unchanged."""
     return tree
 
   scatter = gather
 
   def host(self, tree):
-    """Whole arrays on the host; all processes must ask together for arrays that are cut."""
+    """Whole arrays on the host; of sharded arrays all processes must call this together."""
     if not all(a.is_fully_replicated for a in jax.tree.leaves(tree) if isinstance(a, jax.Array)):
       tree = jax.jit(lambda t: t, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(tree)
     return jax.device_get(tree)
@@ -195,18 +199,18 @@ class Jit:
 
 @dataclass(frozen=True)
 class Pmap:
-  """The same program on every device, each with a copy of the state and a part of the batch (`jax.pmap`)."""
+  """The same program on every device, with a copy of the state and a part of the batch (`jax.pmap`)."""
 
   axis: str = "devices"
 
   @property
   def _sharding(self) -> NamedSharding:
-    """What pmap wants: the first axis over this process's devices."""
+    """The sharding of pmap's inputs: the first axis over the devices of this process."""
     return NamedSharding(Mesh(np.array(jax.local_devices()), (self.axis,)), PartitionSpec(self.axis))
 
   @property
   def data_devices(self) -> int:
-    """Over how many devices the batch is cut."""
+    """The number of devices that the batch is sharded over."""
     return jax.device_count()
 
   def init(self, make_state: Callable, *args):
@@ -214,12 +218,12 @@ class Pmap:
     return self.scatter(jax.jit(make_state)(*args))
 
   def abstract(self, state):
-    """Shapes of a state as `gather` gives it: what a checkpoint is restored to."""
+    """Shapes of a state as `gather` returns it, as the target of `Checkpoints.restore`."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
 
   def put(self, tree):
-    """Arrays to one copy a device, on a new first axis."""
+    """Arrays to one copy for each device, along a new first axis."""
     copies = jax.local_device_count()
 
     def copy(tree):
@@ -229,20 +233,20 @@ class Pmap:
     return jax.jit(copy, out_shardings=self._sharding)(replicated)
 
   def put_batch(self, batch: dict) -> dict:
-    """[b, ...] of this process to [devices, b / devices, ...]."""
+    """The batch [batch, ...] of this process to [devices, batch / devices, ...]."""
     devices = jax.local_device_count()
     return {k: jax.device_put(v.reshape(devices, -1, *v.shape[1:]), self._sharding) for k, v in batch.items()}
 
   def compile(self, step: Callable) -> Callable:
-    """For `step(state, batch, key)`: the old state's memory becomes the new one's."""
+    """Compiles `step(state, batch, key)`; the state is donated."""
     return jax.pmap(step, axis_name=self.axis, in_axes=(0, 0, 0), donate_argnums=0)
 
   def compile_eval(self, step: Callable) -> Callable:
-    """For `step(variables, batch)`."""
+    """Compiles `step(variables, batch)`."""
     return jax.pmap(step, axis_name=self.axis)
 
   def gather(self, tree):
-    """One copy, as a checkpoint holds it."""
+    """One copy, as a checkpoint stores it."""
     return jax.tree.map(lambda a: a.addressable_data(0)[0], tree)
 
   scatter = put
@@ -255,11 +259,11 @@ class Pmap:
 def parallel(
   name: str = "jit", data: int = -1, fsdp: int = 1, tensor: int = 1, *, axes: partitioning.Axes | None = None
 ) -> Jit | Pmap:
-  """How the step runs on the devices.
+  """The parallelism of a training run.
 
   Args:
     name: "jit" or "pmap".
-    data, fsdp, tensor: sizes of the mesh; -1 for `data` takes what the others leave. pmap is data parallel only.
+    data, fsdp, tensor: sizes of the mesh; -1 for `data` takes all remaining devices. pmap is data parallel only.
     axes: the `LOGICAL_AXES` of the model's family.
 
   Raises:
@@ -269,8 +273,8 @@ def parallel(
     mesh = make_mesh(data, fsdp, tensor)
     if any(len({d.process_index for d in group}) > 1 for group in mesh.devices.reshape(-1, tensor)):
       raise ValueError(
-        f"tensor={tensor} would cut one model over several processes, which read different data; wanted at most "
-        f"{jax.local_device_count()}; fsdp cuts parameters over any number"
+        f"tensor={tensor} would split a model over processes that read different data; wanted at most "
+        f"{jax.local_device_count()}; fsdp shards parameters over any number of devices"
       )
     return Jit(mesh, axes or {})
   if name == "pmap":
@@ -283,9 +287,9 @@ def parallel(
 
 
 def prefetch(batches: Iterable[dict], put: Callable[[dict], dict], ahead: int = 2) -> Iterator[dict]:
-  """Fetches batches and starts their transfer in a thread, up to `ahead` of who asks for them.
+  """Loads batches and starts their transfer in a thread, up to `ahead` batches before they are used.
 
-  So neither the pipeline nor the copies make the step wait. What fails in the thread is raised here.
+  So the step waits neither for the pipeline nor for copies. An error in the thread is raised here.
   """
   queue: Queue = Queue(ahead)
   stopped = threading.Event()

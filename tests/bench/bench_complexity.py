@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from train import plots
-from train.plan.compiler import count_macs
+from train.plan.macs import count_macs
 from zoo.layers.attention import attend
 
 LENGTHS = (64, 128, 256, 512, 1024)

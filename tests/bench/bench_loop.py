@@ -17,7 +17,7 @@ import numpy as np
 import timing
 
 from train import config as configuration
-from train import loop, rng
+from train import experiment, loop, rng
 
 
 def main() -> None:
@@ -31,11 +31,11 @@ def main() -> None:
     "quickstart", [*options.overrides, f"steps={options.steps}", "epochs=0", "plots=()", "checkpoint.every_steps=0"]
   )
   config.evals = {}
-  run = loop.Run(config)
+  run = experiment.Experiment(config)
   key = rng.root(0)
   batch = next(run.data.train_batches(run.batch_size, 0, 0))
   batch = run.parallel.put_batch(batch)
-  step = run.parallel.compile(run.step()).lower(run.start(), batch, key).compile()
+  step = run.parallel.compile(run.make_step()).lower(run.start(), batch, key).compile()
   bare, looped, waited = [], [], []
   for _ in range(options.rounds):
     state = run.start()

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 import zoo
 from train import plots
-from train.plan.compiler import count_macs
+from train.plan.macs import count_macs
 from zoo.layers.windows import msa_macs, wmsa_macs
 
 SIDES = (224, 448, 896)

@@ -9,7 +9,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from sklearn import metrics
 
 from train.evaluation import text_metrics
-from train.evaluation.evaluations import score_confusion
+from train.evaluation.image_metrics import score_confusion
 
 pytestmark = pytest.mark.parity
 

@@ -1,4 +1,4 @@
-"""What labels, tags and answers are worth, as GLUE, CoNLL and SQuAD count it."""
+"""Metrics of labels, tags and answers, as GLUE, CoNLL and SQuAD define them."""
 
 import collections
 import re
@@ -9,40 +9,40 @@ import numpy as np
 
 from zoo.errors import nearest
 
-# Labels.
+# ---- labels (GLUE)
 
 
-def accuracy(found_N: np.ndarray, label_N: np.ndarray) -> float:
-  """The share of classes that are as labelled."""
-  return float(np.mean(found_N == label_N))
+def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+  """The share of predictions equal to their label."""
+  return float(np.mean(predicted == labels))
 
 
-def f1(found_N: np.ndarray, label_N: np.ndarray) -> float:
-  """The harmonic mean of precision and recall of class 1; 0 where both are."""
-  right = np.sum((found_N == 1) & (label_N == 1))
-  return float(2 * right / max(np.sum(found_N == 1) + np.sum(label_N == 1), 1))
+def f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+  """The harmonic mean of precision and recall of class 1; 0 if both are 0."""
+  true_positives = np.sum((predicted == 1) & (labels == 1))
+  return float(2 * true_positives / max(np.sum(predicted == 1) + np.sum(labels == 1), 1))
 
 
-def matthews_correlation(found_N: np.ndarray, label_N: np.ndarray) -> float:
+def matthews_correlation(predicted: np.ndarray, labels: np.ndarray) -> float:
   """Correlation of two classifications, -1 to 1 (Matthews 1975; Gorodkin 2004, eq. 8 for more than two classes).
 
-  0 where all are put into one class.
+  0 if all predictions or all labels are one class.
   """
-  classes = max(found_N.max(), label_N.max()) + 1
-  table_VV = np.zeros((classes, classes))
-  np.add.at(table_VV, (label_N, found_N), 1)
-  label_V, found_V, count = table_VV.sum(1), table_VV.sum(0), len(label_N)
-  spread = (count**2 - label_V @ label_V) * (count**2 - found_V @ found_V)
-  return float((np.trace(table_VV) * count - label_V @ found_V) / np.sqrt(spread)) if spread else 0.0
+  classes = max(predicted.max(), labels.max()) + 1
+  confusion = np.zeros((classes, classes))
+  np.add.at(confusion, (labels, predicted), 1)
+  of_label, of_predicted, count = confusion.sum(1), confusion.sum(0), len(labels)
+  product = (count**2 - of_label @ of_label) * (count**2 - of_predicted @ of_predicted)
+  return float((np.trace(confusion) * count - of_label @ of_predicted) / np.sqrt(product)) if product else 0.0
 
 
 def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
-  def correlation(found_N: np.ndarray, label_N: np.ndarray) -> float:
-    import scipy.stats  # which takes more than a second
+  def correlation(predicted: np.ndarray, labels: np.ndarray) -> float:
+    import scipy.stats  # its import takes more than a second
 
-    # It is not defined for numbers that are all the same: they tell nothing.
-    constant = np.ptp(found_N) == 0 or np.ptp(label_N) == 0
-    return 0.0 if constant else float(getattr(scipy.stats, name)(found_N, label_N).statistic)
+    # Undefined for constant numbers.
+    constant = np.ptp(predicted) == 0 or np.ptp(labels) == 0
+    return 0.0 if constant else float(getattr(scipy.stats, name)(predicted, labels).statistic)
 
   return correlation
 
@@ -50,136 +50,148 @@ def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
 pearson = _correlation("pearsonr")
 spearmanr = _correlation("spearmanr")
 
-# Of classes or choices, and of numbers.
+# Metrics of classes or choices, and of numbers.
 LABEL_SCORES = dict(accuracy=accuracy, f1=f1, matthews_correlation=matthews_correlation)
 NUMBER_SCORES = dict(pearson=pearson, spearmanr=spearmanr)
 
 
 def check_scores(names: Sequence[str], number: bool) -> None:
-  """Raises ValueError where there is no such score, or not of these labels."""
+  """Raises ValueError for an unknown metric, or one that is not for these labels: classes, or numbers if `number`."""
   known = NUMBER_SCORES if number else LABEL_SCORES
   if unknown := [name for name in names if name not in known]:
-    what = "numbers" if number else "classes"
-    raise ValueError(f"there is no score {unknown[0]!r} of {what}{nearest(unknown[0], known)}")
+    kind = "numbers" if number else "classes"
+    raise ValueError(f"there is no score {unknown[0]!r} of {kind}{nearest(unknown[0], known)}")
 
 
-def score_labels(found_N: np.ndarray, label_N: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-  """Scores by name, and the mean of several as "combined_score", as in GLUE (Wang et al. 2019)."""
-  scores = {name: (LABEL_SCORES | NUMBER_SCORES)[name](found_N, label_N) for name in names}
+def score_labels(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+  """Metrics by name, and the mean of several as "combined_score", as in GLUE (Wang et al. 2019)."""
+  scores = {name: (LABEL_SCORES | NUMBER_SCORES)[name](predicted, labels) for name in names}
   return scores | ({"combined_score": float(np.mean([*scores.values()]))} if len(scores) > 1 else {})
 
 
-# Tags.
+# ---- tags (CoNLL)
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-  """The kinds, first and last places of a sentence's entities, as the script of CoNLL-2000 finds them.
+  """The kind, first and last word of each entity of a sentence, as the script of CoNLL-2000 finds them.
 
-  One begins at B-kind, and at I-kind where none of that kind goes on. So IOB1, where B- only parts neighbours of one
-  kind, and IOB2 (BIO), where every entity begins with it, say the same, and a tag that breaks the rules still counts.
+  An entity begins at B-KIND, and at I-KIND if none of that kind continues there. So IOB1, where B- only separates
+  neighbours of one kind, and IOB2 (BIO), where every entity begins with it, give the same, and a sequence that is valid
+  in neither is still evaluated.
   """
   found, kind, first = set(), "", 0
-  for place, tag in enumerate([*tags, "O"]):
-    prefix, _, now = tag.partition("-")
-    if kind and (prefix != "I" or now != kind):
-      found.add((kind, first, place - 1))
+  for i, tag in enumerate([*tags, "O"]):
+    prefix, _, current = tag.partition("-")
+    if kind and (prefix != "I" or current != kind):
+      found.add((kind, first, i - 1))
       kind = ""
     if prefix in ("B", "I") and not kind:
-      kind, first = now, place
+      kind, first = current, i
   return found
 
 
-def score_entities(found: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> dict[str, float]:
-  """Precision, recall and F1 of whole entities (Tjong Kim Sang & De Meulder 2003), and the accuracy of tags."""
-  right = told = there = same = words = 0
-  for one, other in zip(found, wanted, strict=True):
-    if len(one) != len(other):
-      raise ValueError(f"{len(one)} tags for a sentence of {len(other)} words")
-    mine, true = entities(one), entities(other)
-    right, told, there = right + len(mine & true), told + len(mine), there + len(true)
-    same, words = same + sum(a == b for a, b in zip(one, other, strict=True)), words + len(other)
+def score_entities(predicted: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> dict[str, float]:
+  """Precision, recall and F1 of whole entities (Tjong Kim Sang & De Meulder 2003), and the accuracy of tags.
+
+  Args:
+    predicted, wanted: the tags of each sentence.
+
+  Raises:
+    ValueError: two sentences of different lengths.
+  """
+  num_right = num_predicted = num_true = same_tags = num_tags = 0
+  for tags, true_tags in zip(predicted, wanted, strict=True):
+    if len(tags) != len(true_tags):
+      raise ValueError(f"{len(tags)} tags for a sentence of {len(true_tags)} words")
+    found, true = entities(tags), entities(true_tags)
+    num_right, num_predicted, num_true = num_right + len(found & true), num_predicted + len(found), num_true + len(true)
+    same_tags += sum(a == b for a, b in zip(tags, true_tags, strict=True))
+    num_tags += len(true_tags)
   return {
-    "precision": right / max(told, 1),
-    "recall": right / max(there, 1),
-    "f1": 2 * right / max(told + there, 1),
-    "accuracy": same / max(words, 1),
+    "precision": num_right / max(num_predicted, 1),
+    "recall": num_right / max(num_true, 1),
+    "f1": 2 * num_right / max(num_predicted + num_true, 1),
+    "accuracy": same_tags / max(num_tags, 1),
   }
 
 
-# Answers.
+# ---- answers (SQuAD)
 
 
 def normalise_answer(text: str) -> str:
-  """Lower case, without punctuation, articles and more than single spaces, as SQuAD's script compares answers."""
+  """Lower case, without punctuation, articles and repeated spaces, as SQuAD's script compares answers."""
   text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
   return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def exact_match(found: str, wanted: str) -> float:
-  """1 where two answers are the same (Rajpurkar et al. 2016, 6.1)."""
-  return float(normalise_answer(found) == normalise_answer(wanted))
+def exact_match(predicted: str, wanted: str) -> float:
+  """1 if two answers are equal after normalisation, else 0 (Rajpurkar et al. 2016, 6.1)."""
+  return float(normalise_answer(predicted) == normalise_answer(wanted))
 
 
-def answer_f1(found: str, wanted: str) -> float:
-  """F1 of the words of two answers (Rajpurkar et al. 2016, 6.1); without words, whether both have none."""
-  one, other = normalise_answer(found).split(), normalise_answer(wanted).split()
-  if not one or not other:
-    return float(one == other)
-  same = sum((collections.Counter(one) & collections.Counter(other)).values())
-  return 2 * same / (len(one) + len(other))
+def answer_f1(predicted: str, wanted: str) -> float:
+  """F1 of the words of two answers (Rajpurkar et al. 2016, 6.1); if one has no words, 1 if both have none, else 0."""
+  words, true_words = normalise_answer(predicted).split(), normalise_answer(wanted).split()
+  if not words or not true_words:
+    return float(words == true_words)
+  common = sum((collections.Counter(words) & collections.Counter(true_words)).values())
+  return 2 * common / (len(words) + len(true_words))
 
 
 def score_answers(
-  found: Sequence[str], wanted: Sequence[Sequence[str]], null: Sequence[float] | None = None, threshold: float = 0.0
+  predicted: Sequence[str],
+  wanted: Sequence[Sequence[str]],
+  null: Sequence[float] | None = None,
+  threshold: float = 0.0,
 ) -> dict[str, float]:
-  """Exact match and F1, 0 to 100, each of the right answer that is nearest, as SQuAD's scripts tell them.
+  """Exact match and F1, 0 to 100, each with the best-matching right answer, as in SQuAD's scripts.
 
   Args:
-    found: an answer to each question, though there may be none.
-    wanted: the right answers; none where there is no answer.
-    null: how much more the model believes that there is no answer, a number for each question; None where every
-      question has one (SQuAD 1.1).
-    threshold: above it the answer is taken to be "".
+    predicted: the best answer to each question, regardless of whether it is answerable.
+    wanted: the right answers to each question; none if it is unanswerable.
+    null: by how much the score of no answer exceeds that of the best answer, for each question; None if all questions
+      are answerable (SQuAD 1.1).
+    threshold: of `null`, above which the predicted answer is "".
 
   Returns:
-    "exact" and "f1"; and with `null` those of questions with an answer and without, "HasAns_exact",
-    "NoAns_exact", ..., and the best that any threshold gives, which is told too: "best_exact",
-    "best_exact_thresh", "best_f1", "best_f1_thresh".
+    "exact" and "f1"; and with `null`, under the names of SQuAD's script, those of answerable and unanswerable
+    questions, "HasAns_exact", "NoAns_exact", ..., and the best that any threshold gives, with that threshold:
+    "best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh".
   """
-  # An answer of nothing but articles and punctuation is none (`evaluate-v2.0.py`).
+  # An answer of only articles and punctuation counts as none (`evaluate-v2.0.py`).
   right = [[answer for answer in answers if normalise_answer(answer)] or [""] for answers in wanted]
   if null is None:
     right = [list(answers) for answers in wanted]
-  pairs = list(zip(found, right, strict=True))
+  pairs = list(zip(predicted, right, strict=True))
   scores = {
-    "exact": np.array([max(exact_match(one, other) for other in answers) for one, answers in pairs]),
-    "f1": np.array([max(answer_f1(one, other) for other in answers) for one, answers in pairs]),
+    "exact": np.array([max(exact_match(answer, other) for other in answers) for answer, answers in pairs]),
+    "f1": np.array([max(answer_f1(answer, other) for other in answers) for answer, answers in pairs]),
   }
   if null is None:
-    return {name: 100 * float(score_N.mean()) for name, score_N in scores.items()}
-  null_N, none_N = np.asarray(null), np.array([answers == [""] for answers in right])
+    return {name: 100 * float(score.mean()) for name, score in scores.items()}
+  null, unanswerable = np.asarray(null), np.array([answers == [""] for answers in right])
   result = {}
-  for name, score_N in scores.items():
-    kept_N = np.where(null_N > threshold, none_N, score_N)
-    result[name] = 100 * float(kept_N.mean())
-    for what, here_N in (("HasAns", ~none_N), ("NoAns", none_N)):
-      if here_N.any():
-        result[f"{what}_{name}"] = 100 * float(kept_N[here_N].mean())
-    best, where = best_threshold(score_N, none_N, null_N, [one == "" for one in found])
+  for name, score in scores.items():
+    at_threshold = np.where(null > threshold, unanswerable, score)
+    result[name] = 100 * float(at_threshold.mean())
+    for group, members in (("HasAns", ~unanswerable), ("NoAns", unanswerable)):
+      if members.any():
+        result[f"{group}_{name}"] = 100 * float(at_threshold[members].mean())
+    best, where = best_threshold(score, unanswerable, null, [answer == "" for answer in predicted])
     result |= {f"best_{name}": 100 * best, f"best_{name}_thresh": where}
   return result
 
 
 def best_threshold(
-  score_N: np.ndarray, none_N: np.ndarray, null_N: np.ndarray, empty_N: Sequence[bool]
+  score: np.ndarray, unanswerable: np.ndarray, null: np.ndarray, empty: Sequence[bool]
 ) -> tuple[float, float]:
-  """The best mean score that a threshold of `null` gives, and that threshold (`evaluate-v2.0.py`, find_best_thresh).
+  """The best mean score over all thresholds of `null`, and its threshold (`evaluate-v2.0.py`, find_best_thresh).
 
-  From no answer at all on, questions get their answers in the order of rising `null`.
+  It starts with no answer to any question; questions then get their answers in the order of increasing `null`.
   """
-  order = np.argsort(null_N, kind="stable")
-  # What an answer wins is its score, where there is one; else it loses what saying nothing had won.
-  gain_N = np.where(none_N, np.where(empty_N, 0, -1), score_N)[order]
-  total_N = none_N.sum() + np.concatenate([[0], np.cumsum(gain_N)])
-  best = int(total_N.argmax())
-  return float(total_N[best] / len(score_N)), float(null_N[order[best - 1]]) if best else 0.0
+  order = np.argsort(null, kind="stable")
+  # An answer gains its score; where there is none to find, it loses the point of an empty prediction.
+  gain = np.where(unanswerable, np.where(empty, 0, -1), score)[order]
+  total = unanswerable.sum() + np.concatenate([[0], np.cumsum(gain)])
+  best = int(total.argmax())
+  return float(total[best] / len(score)), float(null[order[best - 1]]) if best else 0.0

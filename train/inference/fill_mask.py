@@ -1,4 +1,4 @@
-"""Words in the place of [MASK], by a model pretrained to tell them."""
+"""Predicts masked tokens of texts with a pretrained model."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,9 +9,11 @@ import numpy as np
 
 from train.data.text.vocabulary import Vocabulary
 
+HEADS = ("pretraining", "masked_lm")  # of a model that predicts masked tokens
 
-class Guess(NamedTuple):
-  """A token for one [MASK] and its probability; `text` is the sentence with it, and the best for the others."""
+
+class Prediction(NamedTuple):
+  """A token for one [MASK] and its probability; `text` is the text with it, and with the best tokens elsewhere."""
 
   token: str
   probability: float
@@ -20,55 +22,75 @@ class Guess(NamedTuple):
 
 def fill_mask(
   model, variables: dict, vocabulary: Vocabulary, texts: Sequence[str], top_k: int = 5
-) -> list[list[list[Guess]]]:
-  """The most probable tokens for every [MASK] of every text, each as if the others stayed hidden.
+) -> list[list[list[Prediction]]]:
+  """The most probable tokens for every [MASK] of every text, each predicted with the others masked.
 
   Args:
-    model: with a head "pretraining" or "masked_lm".
+    model: of the family `bert`, with a head that predicts masked tokens.
     variables: its variables.
-    vocabulary: the one that it has learned.
+    vocabulary: the one that it was pretrained with.
     texts: each with "[MASK]" in it, once or more.
-    top_k: how many, the best first.
+    top_k: number of tokens for each, the most probable first.
+
+  Returns:
+    for each text, for each of its masks, `top_k` predictions.
 
   Raises:
-    ValueError: a model without the head; a text without [MASK], or longer than the model takes.
+    ValueError: a model without such a head; a text without [MASK], or longer than the model takes.
   """
   c = model.config
-  if getattr(c, "head", "") not in ("pretraining", "masked_lm"):
-    raise ValueError("only a model with head 'pretraining' or 'masked_lm' fills in masked tokens")
+  if getattr(c, "head", "") not in HEADS:
+    raise ValueError(f"only a model with head {' or '.join(map(repr, HEADS))} predicts masked tokens")
   if not 1 <= top_k <= c.vocab_size:
     raise ValueError(f"top_k is {top_k}; wanted 1 to the model's vocab_size, {c.vocab_size}")
-  rows = [[vocabulary.cls, *ids, vocabulary.sep] for ids in vocabulary.encode(texts, special=True)]
-  name = vocabulary.tokenizer.id_to_token(vocabulary.mask)
-  for text, row in zip(texts, rows, strict=True):
-    if vocabulary.mask not in row:
-      raise ValueError(f"there is no {name} in {text!r}")
-    if len(row) > c.max_length:
-      raise ValueError(f"a text of {len(row)} tokens, [CLS] and [SEP] included; the model takes {c.max_length}: {text}")
-  length = max(map(len, rows))
-  token_BT = np.full((len(rows), length), c.pad_token_id, np.int32)
+  rows = encode(vocabulary, texts, c.max_length)
+  input_ids = np.full((len(rows), max(map(len, rows))), c.pad_token_id, np.int32)
   for i, row in enumerate(rows):
-    token_BT[i, : len(row)] = row
-  places = [[place for place, token in enumerate(row) if token == vocabulary.mask] for row in rows]
-  masked_BP = np.array([[*some, *[0] * (max(map(len, places)) - len(some))] for some in places], np.int32)
+    input_ids[i, : len(row)] = row
+  positions = [[i for i, token in enumerate(row) if token == vocabulary.mask] for row in rows]
+  most = max(map(len, positions))
+  masked_positions = np.array([[*own, *[0] * (most - len(own))] for own in positions], np.int32)
 
   @jax.jit
-  def best(variables, token_BT, masked_BP):
-    logits_BPV, _ = model.apply(variables, token_BT, masked_positions_BP=masked_BP)
-    # Of a table with more rows than tokens, only those that stand for something.
-    logits_BPV = jnp.where(jnp.arange(c.vocab_size) < vocabulary.size, logits_BPV, -jnp.inf)
-    return jax.lax.top_k(jax.nn.softmax(logits_BPV), top_k)
+  def predict(variables, input_ids, masked_positions):
+    logits, _ = model.apply(variables, input_ids, masked_positions_BP=masked_positions)
+    # An embedding table may have more rows than the vocabulary has tokens.
+    logits = jnp.where(jnp.arange(c.vocab_size) < vocabulary.size, logits, -jnp.inf)
+    return jax.lax.top_k(jax.nn.softmax(logits), top_k)
 
-  share_BPK, word_BPK = jax.device_get(best(variables, token_BT, masked_BP))
-  found = []
-  for row, some, words_PK, shares_PK in zip(rows, places, word_BPK, share_BPK, strict=True):
-    guesses = []
-    for which, place in enumerate(some):
-      guesses.append([])
-      for word, share in zip(words_PK[which].tolist(), shares_PK[which].tolist(), strict=True):
-        whole = [*row[1:-1]]
-        for other, choice in zip(some, words_PK[:, 0].tolist(), strict=False):
-          whole[other - 1] = word if other == place else choice
-        guesses[-1].append(Guess(vocabulary.decode([word], special=True), share, vocabulary.decode(whole)))
-    found.append(guesses)
-  return found
+  probabilities, tokens = jax.device_get(predict(variables, input_ids, masked_positions))
+  return [
+    _predictions(vocabulary, row, own, tokens[i, : len(own)].tolist(), probabilities[i, : len(own)].tolist())
+    for i, (row, own) in enumerate(zip(rows, positions, strict=True))
+  ]
+
+
+def encode(vocabulary: Vocabulary, texts: Sequence[str], max_length: int) -> list[list[int]]:
+  """Texts to rows "[CLS] text [SEP]"; raises ValueError for one without [MASK] or longer than `max_length` tokens."""
+  rows = [[vocabulary.cls, *ids, vocabulary.sep] for ids in vocabulary.encode(texts, special=True)]
+  for text, row in zip(texts, rows, strict=True):
+    if vocabulary.mask not in row:
+      raise ValueError(f"there is no {vocabulary.tokenizer.id_to_token(vocabulary.mask)} in {text!r}")
+    if len(row) > max_length:
+      raise ValueError(f"a text of {len(row)} tokens, [CLS] and [SEP] included; the model takes {max_length}: {text}")
+  return rows
+
+
+def _predictions(
+  vocabulary: Vocabulary,
+  row: list[int],
+  positions: list[int],
+  tokens: list[list[int]],
+  probabilities: list[list[float]],
+) -> list[list[Prediction]]:
+  """The predictions for the masks of one row; `tokens` and `probabilities` are [masks, top_k], best first."""
+  filled = [*row]
+  for position, best in zip(positions, tokens, strict=True):
+    filled[position] = best[0]
+  result = []
+  for position, candidates, of_candidates in zip(positions, tokens, probabilities, strict=True):
+    result.append([])
+    for token, probability in zip(candidates, of_candidates, strict=True):
+      text = vocabulary.decode([*filled[1:position], token, *filled[position + 1 : -1]])
+      result[-1].append(Prediction(vocabulary.decode([token], special=True), probability, text))
+  return result

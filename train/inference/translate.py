@@ -1,4 +1,4 @@
-"""Text to text with a trained model: decoding in batches, and what the translations are worth."""
+"""Translates texts with a trained model, and scores translations."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,44 +7,41 @@ import jax
 import numpy as np
 import sacrebleu
 
-from train.data.text import tokenizers as tokenizers
+from train.data.text import tokenizers
 from zoo import decoding
 
 
 class Translator:
-  """A run's model as a function from batches of source tokens to texts.
+  """The model of an experiment as a function from batches of source tokens to texts.
 
   Args:
-    run: `train.loop.Run`, of data that has a `tokenizer`.
+    experiment: `train.experiment.Experiment`, of data with pairs of texts.
     max_length: of a translation, in tokens.
-    beam_size: sequences followed at once (`zoo.decoding.beam_search`); 1 is greedy. Of a non-autoregressive model how
-      many lengths are tried (`zoo.decoding.non_autoregressive`).
+    beam_size: of the beam search (`zoo.decoding.beam_search`); 1 is greedy. Of a non-autoregressive model the number of
+      lengths that are tried (`zoo.decoding.non_autoregressive`).
     length_penalty: exponent of the length penalty.
 
   Raises:
-    ValueError: an argument that makes no sense, or not for this model.
+    ValueError: an argument out of range, or not for this model.
   """
 
-  def __init__(self, run, max_length: int, beam_size: int = 1, length_penalty: float = 0.6):
-    self.run = run
-    c, axis = run.model.config, run.parallel.axis
-    decoding.check_length(run.model, max_length)
-    decoding.check_beam(
-      beam_size,
-      1,
-      length_penalty,
-      None if hasattr(run.model, "decode_lengths") else c.vocab_size + getattr(c, "copy_slots", 0),
-    )
-
+  def __init__(self, experiment, max_length: int, beam_size: int = 1, length_penalty: float = 0.6):
+    self.experiment = experiment
+    model, c, axis = experiment.model, experiment.model.config, experiment.parallel.axis
+    autoregressive = not hasattr(model, "decode_lengths")
+    decoding.check_length(model, max_length)
+    vocab_size = c.vocab_size + getattr(c, "copy_slots", 0)
+    decoding.check_beam(beam_size, 1, length_penalty, vocab_size if autoregressive else None)
     special = dict(
       bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id, max_length=max_length
     )
 
-    def translate(variables, batch):
-      if hasattr(run.model, "decode_lengths"):
-        decoded = decoding.non_autoregressive(run.model, variables, batch["source_ids"], max_length, beam_size)
+    def decode(variables, batch):
+      source_ids = batch["source_ids"]
+      if not autoregressive:
+        decoded = decoding.non_autoregressive(model, variables, source_ids, max_length, beam_size)
       else:
-        parts = decoding.decode_step_of(run.model, variables, batch["source_ids"], max_length)
+        parts = decoding.decode_step_of(model, variables, source_ids, max_length)
         if beam_size > 1:
           decoded = decoding.beam_search(*parts, beam_size=beam_size, length_penalty=length_penalty, **special)
         else:
@@ -52,28 +49,28 @@ class Translator:
       out = decoded.sequences_BNT[:, 0], batch["valid"]
       return jax.lax.all_gather(out, axis, tiled=True) if axis else out
 
-    self._translate = run.parallel.compile_eval(translate)
+    self._decode = experiment.parallel.compile_eval(decode)
 
   def __call__(self, variables: dict, batches: Iterable[dict], sources: Sequence[str]) -> tuple[list[str], float]:
     """Translates.
 
     Args:
       variables: of the model.
-      batches: of tokens, on the devices.
-      sources: the texts of them, of which unknown words may be copied.
+      batches: of source tokens, on the devices.
+      sources: their texts, from which a model with copying takes unknown words.
 
     Returns:
-      the texts, in order, and how many a second were decoded, without the first batch, which compiles; 0 if there
-      was no other.
+      the translations in order; and the number decoded per second without the first batch, which compiles, or 0 if
+      there is only one.
     """
-    rows, seconds, counted = [], 0.0, 0
+    rows, seconds, timed = [], 0.0, 0
     for number, batch in enumerate(batches):
       begin = time.perf_counter()
-      token_BT, valid_B = self.run.parallel.host(self._translate(variables, batch))
+      tokens, valid = self.experiment.parallel.host(self._decode(variables, batch))
       if number:
-        seconds, counted = seconds + time.perf_counter() - begin, counted + int(valid_B.sum())
-      rows += token_BT[valid_B].tolist()
-    return detokenise(self.run.data, rows, sources), counted / seconds if seconds else 0.0
+        seconds, timed = seconds + time.perf_counter() - begin, timed + int(valid.sum())
+      rows += tokens[valid].tolist()
+    return detokenise(self.experiment.data, rows, sources), timed / seconds if seconds else 0.0
 
 
 def translate_lines(
@@ -82,93 +79,96 @@ def translate_lines(
   """The translations of texts, in their order; texts of similar length are decoded together.
 
   Args:
-    translator: of a run.
+    translator: of an experiment.
     variables: of its model.
     texts: to translate.
-    batch_size: rows in a batch, or the next number that the devices can share.
-    strict: raise where a text cannot be translated; else its translation is empty.
+    batch_size: rows in a batch; rounded up to a multiple of the number of devices.
+    strict: raise an error if a text cannot be translated; else its translation is empty.
 
   Raises:
-    ValueError: texts that are empty, or longer than the data's; all are named by their number, from 1.
+    ValueError: texts that are empty or too long, all with their number, from 1.
   """
-  run = translator.run
-  limit = run.data.source_length
-  encoded, _ = run.data.encode(texts)
+  data = translator.experiment.data
+  encoded, _ = data.encode(texts)
   faults = {i: f"line {i + 1} is empty" for i, text in enumerate(texts) if not text.strip()}
   faults |= {
-    i: f"line {i + 1} has {len(ids)} tokens; at most {limit}" for i, ids in enumerate(encoded) if len(ids) > limit
+    i: f"line {i + 1} has {len(ids)} tokens; at most {data.source_length}"
+    for i, ids in enumerate(encoded)
+    if len(ids) > data.source_length
   }
   if faults and strict:
     raise ValueError("\n".join(faults[i] for i in sorted(faults)))
   order = sorted((i for i in range(len(texts)) if i not in faults), key=lambda i: len(encoded[i]))
-  batches = _batches(run, [encoded[i] for i in order], batch_size)
-  found, _ = translator(variables, batches, [texts[i] for i in order])
-  translations = dict(zip(order, found, strict=True))
+  batches = _batches(translator.experiment, [encoded[i] for i in order], batch_size)
+  decoded, _ = translator(variables, batches, [texts[i] for i in order])
+  translations = dict(zip(order, decoded, strict=True))
   return [translations.get(i, "") for i in range(len(texts))]
 
 
-def _batches(run, sources: Sequence[Sequence[int]], batch_size: int) -> Iterator[dict]:
-  """Batches of sources on the devices, one a row, in order; rows that are left over are not valid."""
-  size = -(-max(min(batch_size, len(sources)), 1) // run.parallel.data_devices) * run.parallel.data_devices
-  # Of four lengths at most: each is a program to compile.
-  limit = run.data.source_length
+def _batches(experiment, sources: Sequence[Sequence[int]], batch_size: int) -> Iterator[dict]:
+  """Batches of sources on the devices, one a row, in order; the rows that fill up the last are not valid."""
+  devices = experiment.parallel.data_devices
+  size = -(-max(min(batch_size, len(sources)), 1) // devices) * devices
+  # At most four lengths, each of which is compiled.
+  limit = experiment.data.source_length
   quarter = -(-limit // 4)
   for first in range(0, len(sources), size):
-    ids = sources[first : first + size]
-    length = min(-(-max(map(len, ids)) // quarter) * quarter, limit)
-    source_BS = np.full((size, length), run.model.config.pad_token_id, np.int32)
-    for row, tokens in zip(source_BS, ids, strict=False):
-      row[: len(tokens)] = tokens
-    yield run.parallel.put_batch(dict(source_ids=source_BS, valid=np.arange(size) < len(ids)))
+    rows = sources[first : first + size]
+    length = min(-(-max(map(len, rows)) // quarter) * quarter, limit)
+    source_ids = np.full((size, length), experiment.model.config.pad_token_id, np.int32)
+    for padded, row in zip(source_ids, rows, strict=False):
+      padded[: len(row)] = row
+    yield experiment.parallel.put_batch(dict(source_ids=source_ids, valid=np.arange(size) < len(rows)))
 
 
-def look(run, variables: dict, source: str, target: str) -> tuple[dict, list[str], list[str]]:
-  """What a model computes on the way, given a text and its translation: aux, and the tokens of target and source."""
-  tokenizer, c, known = run.data.tokenizer, run.model.config, run.data.vocab_size
-  source_ids, unknown = run.data.encode([source])
-  target_ids, _ = run.data.encode([target], unknown)
-  source_BS, target_BT = np.array(source_ids, np.int32), np.array(target_ids, np.int32)
-  target_BT = target_BT[:, : c.max_length]  # a target that was cut at that length has no room for its end
-  inputs_BT = np.concatenate([[[c.bos_token_id]], target_BT[:, :-1]], 1).astype(np.int32)
-  _, aux = jax.jit(run.model.apply)(variables, source_BS, inputs_BT)
+def intermediates(experiment, variables: dict, source: str, target: str) -> tuple[dict, list[str], list[str]]:
+  """The model's aux for a text and its translation, and the tokens of target and source."""
+  data, c = experiment.data, experiment.model.config
+  source_ids, unknown = data.encode([source])
+  target_ids, _ = data.encode([target], unknown)
+  inputs = np.array(source_ids, np.int32)
+  targets = np.array(target_ids, np.int32)[:, : c.max_length]  # a translation that reached this length has no end token
+  decoder_inputs = np.concatenate([[[c.bos_token_id]], targets[:, :-1]], 1).astype(np.int32)
+  _, aux = jax.jit(experiment.model.apply)(variables, inputs, decoder_inputs)
 
-  def words(ids: list[int]) -> list[str]:
-    every = [tokenizer.decode([i], skip_special_tokens=False) if i < known else unknown[0][i - known] for i in ids]
-    return [word if word.strip() else "\N{OPEN BOX}" for word in every]
+  def names(ids: list[int]) -> list[str]:
+    tokens = [
+      data.tokenizer.decode([i], skip_special_tokens=False) if i < data.vocab_size else unknown[0][i - data.vocab_size]
+      for i in ids
+    ]
+    return [token if token.strip() else "\N{OPEN BOX}" for token in tokens]
 
-  return aux, words(target_BT[0].tolist()), words(source_ids[0])
+  return aux, names(targets[0].tolist()), names(source_ids[0])
 
 
-def align(run, variables: dict, source: str, target: str) -> tuple[np.ndarray, list[str], list[str]]:
-  """Which source tokens each target token of a translation was read from.
+def align(experiment, variables: dict, source: str, target: str) -> tuple[np.ndarray, list[str], list[str]]:
+  """The attention of each target token of a translation to the source tokens.
 
   Returns:
-    the decoder's attention [T, S] (the last layer's, the mean of all heads), and the tokens of target and source.
+    the decoder's cross-attention [target, source] (the last layer's, the mean over heads), and the tokens of target and
+    source.
 
   Raises:
     ValueError: the model has no attention.
   """
-  aux, target_words, source_words = look(run, variables, source, target)
+  aux, target_tokens, source_tokens = intermediates(experiment, variables, source, target)
   if "decoder/alignment" not in aux:
-    raise ValueError(f"{run.config.model.name} has no attention, so there is no alignment to draw")
-  # A model that cuts its targets has more places than this one needs.
-  return np.asarray(aux["decoder/alignment"][0])[: len(target_words)], target_words, source_words
+    raise ValueError(f"{experiment.config.model.name} has no attention, so there is no alignment to draw")
+  # A model that predicts all targets at once has more positions than this one needs.
+  return np.asarray(aux["decoder/alignment"][0])[: len(target_tokens)], target_tokens, source_tokens
 
 
 def detokenise(data, rows: Sequence[list[int]], sources: Sequence[str]) -> list[str]:
-  """Texts of rows of tokens, each up to </s>; `sources` are what they translate."""
+  """Rows of tokens, each up to </s>, to texts; `sources` are the texts they translate."""
   _, unknown = data.encode(sources)
   ended = [row[: row.index(tokenizers.EOS)] if tokenizers.EOS in row else row for row in rows]
   return [tokenizers.decode(data.tokenizer, *row).strip() for row in zip(ended, unknown, strict=True)]
 
 
-def score(found: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
-  """BLEU and chrF of a corpus, 0 to 100, as sacrebleu counts them (Post 2018): comparable between systems.
-
-  And "exact", the share of those that are as wanted to the letter, 0 to 1.
-  """
-  if len(found) != len(wanted):
-    raise ValueError(f"{len(found)} translations and {len(wanted)} references; wanted as many")
-  bleu, chrf = sacrebleu.corpus_bleu(found, [wanted]), sacrebleu.corpus_chrf(found, [wanted])
-  exact = float(np.mean([f == w for f, w in zip(found, wanted, strict=True)]))
+def score(translations: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+  """BLEU and chrF of a corpus, 0 to 100, by sacrebleu (Post 2018); "exact", the share of exact matches, 0 to 1."""
+  if len(translations) != len(references):
+    raise ValueError(f"{len(translations)} translations and {len(references)} references; wanted as many")
+  bleu, chrf = sacrebleu.corpus_bleu(translations, [references]), sacrebleu.corpus_chrf(translations, [references])
+  exact = float(np.mean([ours == wanted for ours, wanted in zip(translations, references, strict=True)]))
   return {"bleu": bleu.score, "chrf": chrf.score, "exact": exact}

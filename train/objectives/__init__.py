@@ -1,11 +1,13 @@
 """One loss a file, whole. An objective is a frozen dataclass `Objective`, its fields the hyperparameters."""
 
+import importlib
+import pkgutil
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax
 
-from zoo.errors import field_faults
+from zoo.errors import check_call, field_faults, nearest
 
 
 class Loss(NamedTuple):
@@ -44,3 +46,17 @@ def check_fields(objective, at_least: Mapping[float, Iterable[str]], shares: Ite
   """Raises ValueError for fields below what they must be at least, and for shares outside of 0 <= share < 1."""
   if faults := field_faults(objective, {}, at_least, shares):
     raise ValueError("\n".join(f"config.objective: {fault}" for fault in faults))
+
+
+def make(name: str, **kwargs):
+  """`train.objectives.NAME.Objective(**kwargs)`; every module of this package is an objective.
+
+  Raises:
+    ValueError: unknown name or argument (the nearest is named).
+  """
+  known = [module.name for module in pkgutil.iter_modules(__path__)]
+  if name not in known:
+    raise ValueError(f"unknown objective {name!r}{nearest(str(name), known)}")
+  objective = importlib.import_module(f"train.objectives.{name}").Objective
+  check_call(objective, kwargs, f"config.objective ({name})")
+  return objective(**kwargs)

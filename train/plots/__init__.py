@@ -1,4 +1,4 @@
-"""Pictures of a run and of what a model has learned, as matplotlib figures: give a path to write a PNG."""
+"""Plots of runs, data and models as matplotlib figures; `path` also writes a PNG."""
 
 from train.plots.attention import (
   attention_maps,

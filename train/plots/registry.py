@@ -1,9 +1,11 @@
-"""The pictures of a run by name: what `config.plots` lists and `zoo plot` draws."""
+"""The plots of a run by name: what `config.plots` lists and `zoo plot` draws."""
 
 import dataclasses
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import jax
@@ -13,11 +15,9 @@ from matplotlib.figure import Figure
 
 import zoo
 from train import plots
-from train.data.semantic_segmentation import SemanticSegmentation
 from train.data.text.labelled import Labelled
-from train.data.text.masked_lm import TokenRows
 from train.data.transforms import decode
-from train.evaluation.evaluations import score_confusion
+from train.evaluation.image_metrics import score_confusion
 from train.inference import translate
 from train.objectives.regression import Objective
 from train.objectives.semantic_segmentation import pixel_logits
@@ -25,59 +25,58 @@ from train.plots import token_attention
 from zoo.errors import nearest
 from zoo.models.kernel_regression import learned_bandwidth
 
-# So many points are enough to judge a width by, or to draw.
-MOST = 1000
-# So few tokens are enough to see how heads look, and so many can still be read.
-FEWEST_TOKENS, MOST_TOKENS = 12, 24
+MAX_POINTS = 1000  # to compute an error of, and to draw
+MIN_TOKENS, MAX_TOKENS = 12, 24  # of a sequence whose attention is drawn: enough to see, few enough to read
+
+# Kinds of data with pairs of texts, and with rows for an encoder.
+PAIRS = ("algorithmic", "translation")
+ROWS = (
+  "masked_lm", "masked_lm_corpus", "question_answering", "sequence_classification", "token_classification",
+)  # fmt: skip
+
+
+class Plot(NamedTuple):
+  """`function(experiment, variables, workdir, images, *, path) -> Figure`, for these kinds of data; () = all."""
+
+  function: Callable[..., Figure]
+  data: tuple[str, ...] = ()
 
 
 def draw(
-  name: str, run, variables: dict, workdir: Path, path: Path | None = None, images: np.ndarray | None = None
+  name: str, experiment, variables: dict, workdir: Path, path: Path | None = None, images: np.ndarray | None = None
 ) -> Figure:
   """Draws one of `PLOTS`, as a matplotlib figure.
 
   Args:
-    name: which.
-    run: `train.loop.Run`. variables: of the model, whole arrays.
+    name: of the plot.
+    experiment: `train.experiment.Experiment`.
+    variables: of the model, whole arrays.
     workdir: of the run, for its metrics.
     path: the PNG to write; None for none.
-    images: uint8 [B, Y, X, C]; the first of different classes of the evaluation split if None.
+    images: uint8 [batch, height, width, channels]; images of different classes of the evaluation split if None.
 
   Raises:
-    ValueError: unknown name, or the model has nothing of the kind.
+    ValueError: unknown name, or the plot does not fit the experiment.
   """
-  check(name, run)
+  check(name, experiment)
   if images is None and name in OF_IMAGES:
-    images = examples(run.data)
-  return PLOTS[name](run, variables, workdir, images, path=path)
+    images = examples(experiment.data)
+  return PLOTS[name].function(experiment, variables, workdir, images, path=path)
 
 
-def check(name: str, run) -> None:
-  """Raises ValueError where there is no such picture, or none of such a run."""
+def check(name: str, experiment) -> None:
+  """Raises ValueError where there is no such plot, or it does not fit the experiment."""
   if name not in PLOTS:
     raise ValueError(f"unknown plot {name!r}{nearest(name, PLOTS)}")
-  needs = (
-    (OF_IMAGES, "image_shape", "images"),
-    (OF_POINTS, "table", "points"),
-    (OF_TEXTS, "references", "texts with translations"),
-  )
-  for names, attribute, what in needs:
-    # The heads of an encoder look at one text.
-    if (
-      name in names
-      and not hasattr(type(run.data), attribute)
-      and not (name == "attention_heads" and _reads_rows(run.data))
-    ):
-      raise ValueError(f"{name} is a plot of {what}; the data is {run.config.data.name!r}")
-  if (name in OF_MASKS) != isinstance(run.data, SemanticSegmentation) and name in OF_MASKS | OF_IMAGES:
-    what = "images with masks" if name in OF_MASKS else "images with one class each"
-    raise ValueError(f"{name} is a plot of {what}; the data is {run.config.data.name!r}")
-  if name == "reconstructions" and not hasattr(run.objective, "mask_ratio"):
-    raise ValueError(f"{run.config.model.name} does not reconstruct; the plot is for MAE and SimMIM")
+  kinds, given = PLOTS[name].data, experiment.config.data.name
+  if kinds and given not in kinds:
+    raise ValueError(f"the plot {name!r} is for data {', '.join(kinds)}; the data is {given!r}")
+  if name == "reconstructions" and not hasattr(experiment.objective, "mask_ratio"):
+    raise ValueError(f"{experiment.config.model.name} does not reconstruct; the plot is for MAE and SimMIM")
 
 
 def examples(data, count: int = 8) -> np.ndarray:
-  """The first images of the evaluation split, of different classes as far as there are any."""
+  """The first images of the evaluation split that are of different classes, at most `count`."""
   found: dict[int, np.ndarray] = {}
   source = data.source(data.eval_split)
   for batch in data.eval_batches(64, limit=min(len(source), 4096)):
@@ -90,73 +89,78 @@ def examples(data, count: int = 8) -> np.ndarray:
 
 
 def read_image(path: str | Path, data) -> np.ndarray:
-  """One's own picture as a batch of one, scaled and cropped as in evaluation.
+  """An image file as a batch of one, scaled and cropped as in evaluation.
 
   Raises:
-    ValueError: no such file, or no picture.
+    ValueError: no such file, or not an image.
   """
-  Y, X, C = data.image_shape
+  height, width, channels = data.image_shape
   try:
-    picture = decode(Path(path).read_bytes(), C)
+    image = decode(Path(path).read_bytes(), channels)
   except OSError as error:
     raise ValueError(f"cannot read the image {path}: {error.strerror}") from error
   except ValueError as error:
     raise ValueError(f"{path} is no image: {error}") from error
-  scale = max(Y / picture.shape[0], X / picture.shape[1])
-  size = max(round(picture.shape[1] * scale), X), max(round(picture.shape[0] * scale), Y)
-  picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC).reshape(
-    size[1], size[0], C
-  )
-  top, left = (picture.shape[0] - Y) // 2, (picture.shape[1] - X) // 2
-  return picture[None, top : top + Y, left : left + X]
+  scale = max(height / image.shape[0], width / image.shape[1])
+  new_width, new_height = max(round(image.shape[1] * scale), width), max(round(image.shape[0] * scale), height)
+  image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+  image = image.reshape(new_height, new_width, channels)
+  top, left = (new_height - height) // 2, (new_width - width) // 2
+  return image[None, top : top + height, left : left + width]
 
 
-def _loss_curve(run, variables, workdir, images, *, path):
+def _loss_curve(experiment, variables, workdir, images, *, path):
   return plots.loss_curve(workdir, path=path)
 
 
-def _reconstructions(run, variables, workdir, images, *, path):
-  options = dict(normalise_patches=False) | dataclasses.asdict(run.objective)
-  return plots.reconstructions(run.model, variables, images, **options, path=path)
+def _position_similarity(experiment, variables, workdir, images, *, path):
+  return plots.position_similarity(plots.position_table(experiment.model, variables), path=path)
 
 
-def _segmentations(run, variables, workdir, images, *, path):
-  batch = next(run.data.eval_batches(6))
+# ---- images
+
+
+def _reconstructions(experiment, variables, workdir, images, *, path):
+  options = dict(normalise_patches=False) | dataclasses.asdict(experiment.objective)
+  return plots.reconstructions(experiment.model, variables, images, **options, path=path)
+
+
+def _attention(function, experiment, variables, workdir, images, *, path):
+  objective = experiment.objective
+  return function(experiment.model, variables, images[:6], mean=objective.mean, std=objective.std, path=path)
+
+
+def _segmentations(experiment, variables, workdir, images, *, path):
+  batch = next(experiment.data.eval_batches(6))
   images, masks = (batch[name][batch["valid"]] for name in ("image", "mask"))
-  objective, names = run.objective, run.data.class_names
+  objective, names = experiment.objective, experiment.data.class_names
 
   @jax.jit
-  def tell(variables, images):
-    logits_BYXV, _ = pixel_logits(run.model, variables, images, objective.mean, objective.std)
-    return logits_BYXV[..., : len(names)].argmax(-1)
+  def predict(variables, images):
+    logits, _ = pixel_logits(experiment.model, variables, images, objective.mean, objective.std)
+    return logits[..., : len(names)].argmax(-1)
 
-  found = np.asarray(tell(variables, images))
-  confusion_VV = np.zeros((len(names), len(names)), int)
-  np.add.at(confusion_VV, (masks[masks < len(names)], found[masks < len(names)]), 1)
-  score = score_confusion(confusion_VV, names)["miou"]
-  return plots.segmentations(images, masks, found, names, score, path=path)
-
-
-def _attention(function, run, variables, workdir, images, *, path):
-  return function(run.model, variables, images[:6], mean=run.objective.mean, std=run.objective.std, path=path)
+  predicted, labelled = np.asarray(predict(variables, images)), masks < len(names)
+  confusion = np.zeros((len(names), len(names)), int)
+  np.add.at(confusion, (masks[labelled], predicted[labelled]), 1)
+  return plots.segmentations(images, masks, predicted, names, score_confusion(confusion, names)["miou"], path=path)
 
 
-def _position_similarity(run, variables, workdir, images, *, path):
-  return plots.position_similarity(plots.position_table(run.model, variables), path=path)
+# ---- regressions
 
 
-def predict(run, variables: dict, x_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """What a regression predicts at these x, in the units of its file: [T], and the attention weights [T, S]."""
-  points = run.data
-  of_one = points.collate("train", np.zeros(1, int))
-  x_1T = (x_T - points.origin).astype(np.float32)[None]
-  y_1T, aux = jax.jit(run.model.apply)(variables, x_1T, of_one["keys"], of_one["values"])
-  return np.asarray(y_1T[0]), np.asarray(aux["weights"][0])
+def predict(experiment, variables: dict, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Predictions of a regression at these x, in the units of its file; and attention weights [queries, keys]."""
+  data = experiment.data
+  example = data.collate("train", np.zeros(1, int))
+  inputs = (x - data.origin).astype(np.float32)[None]
+  y, aux = jax.jit(experiment.model.apply)(variables, inputs, example["keys"], example["values"])
+  return np.asarray(y[0]), np.asarray(aux["weights"][0])
 
 
-def width_errors(points, split: str, widths: np.ndarray) -> np.ndarray:
-  """The root mean squared error that kernel regression with each of these widths has on a split of points."""
-  batch = next(points.eval_batches(min(len(points.rows(split)), MOST), split))
+def width_errors(data, split: str, widths: np.ndarray) -> np.ndarray:
+  """The root mean squared error of kernel regression with each of these widths on a split."""
+  batch = next(data.eval_batches(min(len(data.rows(split)), MAX_POINTS), split))
   model = zoo.create("kernel_regression/learned", bandwidth=1.0)  # one program for all widths
 
   def error(width):
@@ -166,100 +170,91 @@ def width_errors(points, split: str, widths: np.ndarray) -> np.ndarray:
   return np.asarray(jax.jit(lambda widths: jax.lax.map(error, widths))(widths.astype(np.float32)))
 
 
-def _regression_curve(run, variables, workdir, images, *, path):
-  points = run.data
-  splits = {split: points.split(split) for split in ("train", "test")}
-  x = np.linspace(points.table.x.min(), points.table.x.max(), 1000)
-  width = learned_bandwidth(run.model.config, variables)
-  about = run.config.model.name + (f", kernel width {width:.3g}" if np.isfinite(width) else "")
-  return plots.regression_curve(
-    (x, predict(run, variables, x)[0]), splits, names=points.table.names, about=about, path=path
-  )
+def _regression_curve(experiment, variables, workdir, images, *, path):
+  data = experiment.data
+  splits = {split: data.split(split) for split in ("train", "test")}
+  x = np.linspace(data.table.x.min(), data.table.x.max(), 1000)
+  width = learned_bandwidth(experiment.model.config, variables)
+  about = experiment.config.model.name + (f", kernel width {width:.3g}" if np.isfinite(width) else "")
+  curve = x, predict(experiment, variables, x)[0]
+  return plots.regression_curve(curve, splits, names=data.table.names, about=about, path=path)
 
 
-def _attention_heat_map(run, variables, workdir, images, *, path):
-  points = run.data
-  x_T, key_S = points.split("test")[0][:MOST], points.split("train")[0]
-  return plots.attention_heat_map(predict(run, variables, x_T)[1], x_T, key_S, name=points.table.names[0], path=path)
+def _attention_heat_map(experiment, variables, workdir, images, *, path):
+  data = experiment.data
+  queries, keys = data.split("test")[0][:MAX_POINTS], data.split("train")[0]
+  weights = predict(experiment, variables, queries)[1]
+  return plots.attention_heat_map(weights, queries, keys, name=data.table.names[0], path=path)
 
 
-def _kernel_widths(run, variables, workdir, images, *, path):
-  points = run.data
-  x, y = points.split("train")
+def _kernel_widths(experiment, variables, workdir, images, *, path):
+  data = experiment.data
+  x, y = data.split("train")
   widths = np.geomspace(np.ptp(x) / 1000, np.ptp(x), 60)
-  errors = {"leaving one out": width_errors(points, "train", widths), "test": width_errors(points, "test", widths)}
-  width = learned_bandwidth(run.model.config, variables)
-  # The mean of all others is n / (n - 1) times as far from a point as the mean of all.
+  errors = {"leaving one out": width_errors(data, "train", widths), "test": width_errors(data, "test", widths)}
+  width = learned_bandwidth(experiment.model.config, variables)
+  # A point is n / (n - 1) times as far from the mean of all others as from the mean of all.
   average = float(y.std() * len(y) / (len(y) - 1))
-  return plots.kernel_widths(widths, errors, width=width, average=average, names=points.table.names, path=path)
+  return plots.kernel_widths(widths, errors, width=width, average=average, names=data.table.names, path=path)
 
 
-def _pair(run, shortest: int = 6, longest: int = 10) -> tuple[str, str]:
-  """A text and its translation that one can look through: the first of so many words, or the first of all."""
-  pairs = run.data.references()
-  return next((pair for pair in pairs if shortest <= len(pair[0].split()) <= longest), pairs[0])
+# ---- texts
 
 
-def _alignment(run, variables, workdir, images, *, path):
-  return plots.alignment(*translate.align(run, variables, *_pair(run)), path=path)
+def _pair(experiment, min_words: int = 6, max_words: int = 10) -> tuple[str, str]:
+  """A text short enough to draw and its translation: the first of a suitable length, else the first of all."""
+  pairs = experiment.data.references()
+  return next((pair for pair in pairs if min_words <= len(pair[0].split()) <= max_words), pairs[0])
 
 
-def _reads_rows(data) -> bool:
-  """Whether these are rows that BERT reads."""
-  return isinstance(data, (TokenRows, Labelled))
+def _alignment(experiment, variables, workdir, images, *, path):
+  return plots.alignment(*translate.align(experiment, variables, *_pair(experiment)), path=path)
 
 
 def _sequence(data) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens and types of a sequence that one can look through: the shortest that is long enough, else the longest.
+  """Tokens and types of a sequence to draw: the shortest that is long enough, else the longest; truncated.
 
-  The first of each of some rows of the evaluation split; of a long one its beginning.
+  Of the first sequences of some rows of the evaluation split.
   """
   found = []
   for batch in data.eval_batches(64, limit=256):
-    # A row of each choice, where there are choices.
-    rows = zip(
-      *(batch[name].reshape(-1, batch[name].shape[-1]) for name in ("input_ids", "token_type_ids", "segment_ids")),
-      strict=True,
-    )
-    found += [(token_T[part_T == 1], type_T[part_T == 1]) for token_T, type_T, part_T in rows]
-  enough = [sequence for sequence in found if len(sequence[0]) >= FEWEST_TOKENS]
-  token_T, type_T = min(enough, key=lambda s: len(s[0])) if enough else max(found, key=lambda s: len(s[0]))
-  return token_T[:MOST_TOKENS], type_T[:MOST_TOKENS]
+    # A row for each choice, where there are choices.
+    arrays = (batch[name] for name in ("input_ids", "token_type_ids", "segment_ids"))
+    rows = zip(*(array.reshape(-1, array.shape[-1]) for array in arrays), strict=True)
+    found += [(tokens[segments == 1], types[segments == 1]) for tokens, types, segments in rows]
+  enough = [sequence for sequence in found if len(sequence[0]) >= MIN_TOKENS]
+  tokens, types = min(enough, key=lambda s: len(s[0])) if enough else max(found, key=lambda s: len(s[0]))
+  return tokens[:MAX_TOKENS], types[:MAX_TOKENS]
 
 
-def _heads(run, variables, workdir, images, *, path):
-  if _reads_rows(run.data):
-    vocabulary = run.data.words if isinstance(run.data, Labelled) else run.data.vocabulary
-    token_T, type_T = _sequence(run.data)
-    tokens = token_attention.names(vocabulary, token_T)
-    return plots.attention_heads(
-      token_attention.attention_of_tokens(run.model, variables, token_T, type_T), tokens, tokens, path=path
-    )
-  aux, target, source = translate.look(run, variables, *_pair(run))
-  names = sorted(name for name in aux if re.fullmatch(r"decoder/block_\d+/cross_weights", name))
-  if not names:
-    raise ValueError(f"{run.config.model.name} has no heads to draw")
-  weights_LNTS = np.stack([np.asarray(aux[name][0])[:, : len(target)] for name in names])
-  return plots.attention_heads(weights_LNTS, target, source, path=path)
+def _attention_heads(experiment, variables, workdir, images, *, path):
+  data = experiment.data
+  if experiment.config.data.name in ROWS:
+    vocabulary = data.words if isinstance(data, Labelled) else data.vocabulary
+    tokens, types = _sequence(data)
+    names = token_attention.token_names(vocabulary, tokens)
+    weights = token_attention.attention_of_tokens(experiment.model, variables, tokens, types)
+    return plots.attention_heads(weights, names, names, path=path)
+  aux, target, source = translate.intermediates(experiment, variables, *_pair(experiment))
+  keys = sorted(key for key in aux if re.fullmatch(r"decoder/block_\d+/cross_weights", key))
+  if not keys:
+    raise ValueError(f"{experiment.config.model.name} has no attention heads to draw")
+  weights = np.stack([np.asarray(aux[key][0])[:, : len(target)] for key in keys])
+  return plots.attention_heads(weights, target, source, path=path)
 
 
-OF_IMAGES = {
-  "reconstructions": _reconstructions,
-  "attention_maps": functools.partial(_attention, plots.attention_maps),
-  "attention_rollout": functools.partial(_attention, plots.attention_rollout),
-}
-OF_MASKS = {"segmentations": _segmentations}
-OF_POINTS = {
-  "regression_curve": _regression_curve,
-  "attention_heat_map": _attention_heat_map,
-  "kernel_widths": _kernel_widths,
-}
-OF_TEXTS = {"alignment": _alignment, "attention_heads": _heads}
 PLOTS = {
-  "loss_curve": _loss_curve,
-  "position_similarity": _position_similarity,
-  **OF_IMAGES,
-  **OF_MASKS,
-  **OF_POINTS,
-  **OF_TEXTS,
+  "loss_curve": Plot(_loss_curve),
+  "position_similarity": Plot(_position_similarity),
+  "reconstructions": Plot(_reconstructions, ("image_classification",)),
+  "attention_maps": Plot(functools.partial(_attention, plots.attention_maps), ("image_classification",)),
+  "attention_rollout": Plot(functools.partial(_attention, plots.attention_rollout), ("image_classification",)),
+  "segmentations": Plot(_segmentations, ("semantic_segmentation",)),
+  "regression_curve": Plot(_regression_curve, ("regression",)),
+  "attention_heat_map": Plot(_attention_heat_map, ("regression",)),
+  "kernel_widths": Plot(_kernel_widths, ("regression",)),
+  "alignment": Plot(_alignment, PAIRS),
+  "attention_heads": Plot(_attention_heads, (*PAIRS, *ROWS)),
 }
+# The plots that can be drawn of other images than the data's.
+OF_IMAGES = tuple(name for name, plot in PLOTS.items() if plot.data == ("image_classification",))

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, type, headings and panels."""
+"""The common style of all plots: colours, fonts, headings and panels."""
 
 import functools
 import math
@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 INK, SOFT, FAINT = "#26303a", "#66727f", "#d5dadf"
 # At least 20 apart in CIELAB, also with protanopia, deuteranopia and tritanopia; at least 4:1 against white.
 COLORS = ("#1f4e79", "#c8553d", "#3b8574", "#9468b8", "#66192d")
-MASKED = (190, 205, 218)  # a tint that no grey image has
-MAP = "viridis"  # evenly brighter with the value, with every kind of colour vision
+MASKED = (190, 205, 218)  # of masked pixels: a tint that no grey image has
+MAP = "viridis"  # perceptually uniform, also with colour blindness
 STYLE = {
   "font.size": 9,
   "axes.titlesize": 9,
@@ -41,7 +41,7 @@ STYLE = {
 
 
 def drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-  """Draws in the common style; `path` writes the figure as well."""
+  """Makes a function draw in the common style, and write the figure to its argument `path`."""
 
   @functools.wraps(draw)
   def wrapped(*args, path: str | os.PathLike | None = None, **kwargs) -> Figure:
@@ -50,7 +50,7 @@ def drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
       if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
-          warnings.filterwarnings("ignore", message="Glyph .* missing")  # letters that no font here has are boxes
+          warnings.filterwarnings("ignore", message="Glyph .* missing")  # glyphs that no installed font has are boxes
           figure.savefig(path)
     return figure
 
@@ -58,14 +58,14 @@ def drawing(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def heading(figure: Figure, title: str, below: str = "") -> None:
-  """A heading on the left and, smaller below it, what one needs to know to read the picture."""
+  """A title on the left, and below it in a smaller font how to read the figure."""
   inches = figure.get_size_inches()
   figure.text(0.1 / inches[0], 1 - 0.12 / inches[1], title, size=11, weight="bold", va="top")
   figure.text(0.1 / inches[0], 1 - 0.36 / inches[1], below, size=8, color=SOFT, va="top")
 
 
 def panels(rows: int, columns: int, aspect: float, left: float, top: float) -> tuple[Figure, np.ndarray]:
-  """A tight grid of panels an inch wide; `left` and `top` inches are kept for row labels and the heading."""
+  """A grid of panels of one inch width; `left` and `top` are inches for row labels and the heading."""
   size, gap, edge = 1.0, 0.06, 0.12
   width = left + columns * (size + gap) + edge
   height = top + rows * (size * aspect + gap) + edge
@@ -81,25 +81,25 @@ def panels(rows: int, columns: int, aspect: float, left: float, top: float) -> t
   return figure, axes
 
 
-def picture(axis, image_YXC: np.ndarray, **kwargs) -> None:
-  """Draws bytes as they are, one channel as grey."""
-  grey = image_YXC.ndim == 2 or image_YXC.shape[-1] == 1
-  values = image_YXC.reshape(image_YXC.shape[:2]) if grey else image_YXC
+def show_image(axis, image: np.ndarray, **kwargs) -> None:
+  """Shows a uint8 image unscaled; one channel is grey."""
+  grey = image.ndim == 2 or image.shape[-1] == 1
+  values = image.reshape(image.shape[:2]) if grey else image
   axis.imshow(values, cmap="gray" if grey else None, vmin=0, vmax=255, interpolation="nearest", **kwargs)
 
 
-def rgb(image_BYXC: np.ndarray) -> np.ndarray:
-  """Images of three channels, also of grey ones."""
-  return np.repeat(image_BYXC, 3, -1) if image_BYXC.shape[-1] == 1 else image_BYXC
+def rgb(images: np.ndarray) -> np.ndarray:
+  """Images with three channels; grey is repeated."""
+  return np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
 
 
 def row_label(axis, text: str) -> None:
-  """Tells on the left of a row's first panel what the row is."""
+  """Labels a row on the left of its first panel."""
   axis.text(-0.06, 0.5, text, transform=axis.transAxes, ha="right", va="center", size=9)
 
 
 def draw_lines(axis, lines: list[tuple]) -> None:
-  """Draws (label, x, y, colour, style) with each name at its line's end: no legend to match with colours."""
+  """Draws lines (label, x, y, colour, style), each labelled at its end in place of a legend."""
   ends = []
   for label, x, y, colour, style in lines:
     axis.plot(x, y, color=colour, linewidth=1.6, **style)

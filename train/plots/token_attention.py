@@ -1,4 +1,4 @@
-"""Where the heads of an encoder look over a text."""
+"""The attention of an encoder's heads over a text."""
 
 import functools
 import re
@@ -11,49 +11,52 @@ from zoo.layers.sequence_info import SequenceInfo
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _look(model, variables, token_BT, type_BT, row):
-  _, aux = model.apply(variables, token_BT, type_BT, row)
+def _weights(model, variables, input_ids, token_type_ids, row):
+  _, aux = model.apply(variables, input_ids, token_type_ids, row)
   return {name: weights for name, weights in aux.items() if re.fullmatch(r"block_\d+/weights", name)}
 
 
-def attention_of_tokens(model, variables: dict, token_T, type_T) -> np.ndarray:
-  """The attention weights [L, N, T, T] of one sequence of tokens, first block first; each row sums to 1.
+def attention_of_tokens(model, variables: dict, input_ids, token_type_ids) -> np.ndarray:
+  """The attention weights [layers, heads, tokens, tokens] of one sequence, first block first; each row sums to 1.
 
   Args:
-    model: of the family `bert`. variables: its variables.
-    token_T: "[CLS] A [SEP]" or "[CLS] A [SEP] B [SEP]".
-    type_T: 0 in A, 1 in B.
+    model: of the family `bert`.
+    variables: its variables.
+    input_ids: "[CLS] A [SEP]" or "[CLS] A [SEP] B [SEP]".
+    token_type_ids: 0 in A, 1 in B.
   """
-  token_1T, type_1T = np.asarray(token_T, np.int32)[None], np.asarray(type_T, np.int32)[None]
-  row = SequenceInfo(np.ones_like(token_1T), np.arange(token_1T.shape[1], dtype=np.int32)[None])
-  found = _look(model, variables, token_1T, type_1T, row)
+  input_ids, token_type_ids = (np.asarray(ids, np.int32)[None] for ids in (input_ids, token_type_ids))
+  row = SequenceInfo(np.ones_like(input_ids), np.arange(input_ids.shape[1], dtype=np.int32)[None])
+  found = _weights(model, variables, input_ids, token_type_ids, row)
   return np.stack([np.asarray(found[name][0]) for name in sorted(found)])
 
 
-def attention(
+def attention_of_text(
   model, variables: dict, vocabulary: Vocabulary, text: str, second: str = ""
 ) -> tuple[np.ndarray, list[str]]:
-  """Where each token of a text, or of a pair of texts, looks.
+  """The attention weights over a text or a pair of texts.
 
   Args:
-    model: of the family `bert`. variables: its variables.
-    vocabulary: the one that it has learned.
-    text: where it says "[MASK]", that token is meant. second: the text behind it, if there is one.
+    model: of the family `bert`.
+    variables: its variables.
+    vocabulary: the one that it was pretrained with.
+    text: "[MASK]" in it is that token.
+    second: the second text of a pair; "" for none.
 
   Returns:
-    weights [L, N, T, T], from each token to each, and the T tokens.
+    weights [layers, heads, tokens, tokens], from each token to each, and the tokens.
 
   Raises:
     ValueError: the text is longer than the model takes.
   """
-  one, two = vocabulary.encode([text, second], special=True)
-  first = [vocabulary.cls, *one, vocabulary.sep]
-  behind = [*two, vocabulary.sep] if second else []
-  weights = attention_of_tokens(model, variables, first + behind, [0] * len(first) + [1] * len(behind))
-  return weights, names(vocabulary, first + behind)
+  ids, second_ids = vocabulary.encode([text, second], special=True)
+  first = [vocabulary.cls, *ids, vocabulary.sep]
+  rest = [*second_ids, vocabulary.sep] if second else []
+  weights = attention_of_tokens(model, variables, first + rest, [0] * len(first) + [1] * len(rest))
+  return weights, token_names(vocabulary, first + rest)
 
 
-def names(vocabulary: Vocabulary, tokens) -> list[str]:
-  """What tokens are called in a picture: one that is only space is a mark of one."""
-  every = [vocabulary.decode([token], special=True) for token in tokens]
-  return [name if name.strip() else "\N{OPEN BOX}" for name in every]
+def token_names(vocabulary: Vocabulary, tokens) -> list[str]:
+  """The tokens as labels of a plot; a token of only spaces is an open box."""
+  names = [vocabulary.decode([token], special=True) for token in tokens]
+  return [name if name.strip() else "\N{OPEN BOX}" for name in names]

@@ -18,6 +18,9 @@ from zoo.errors import nearest
 from zoo.layers.broadcast import sum_of_first
 
 STATISTICS = "batch_stats"  # the collection of running statistics; Flax's own name for it
+# Statistics of the backward pass: the gradient of the loss with respect to one is its change, which the training step
+# adds to it.
+BACKWARD_STATISTICS = "backward_stats"
 
 
 class LayerNorm(nn.Module):
@@ -116,10 +119,10 @@ class PowerNorm(nn.Module):
   mean (`power_normalise`). Epsilon is added to the squares, as in batch norm, where the paper has none. The warm-up
   with psi_B in the place of psi and the layer-wise scaling that the paper's released code adds are left out.
 
-  A backward pass cannot change a variable. So `nu` leaves as a gradient: the gradient of the loss with respect to
-  `batch_stats` is, for this norm, the change of its statistics, and 0 for `BatchNorm`'s. A step that adds it to the
-  statistics of the forward pass (`add_gradients`) is the paper's algorithm; in one that does not, nu stays 0 and the
-  gradient is g / psi_B. As any gradient nu has the scale of the loss, which should not change between steps.
+  A backward pass cannot change a variable. So nu is in a collection of its own, "backward_stats", and the gradient of
+  the loss with respect to it is its change. A step that adds this gradient to it is the paper's algorithm; in one that
+  does not, nu stays 0 and the gradient is g / psi_B. As any gradient nu has the scale of the loss, which should not
+  change between steps.
 
   Attributes:
     epsilon: added to the squares. momentum: alpha. dtype: of the output.
@@ -136,7 +139,7 @@ class PowerNorm(nn.Module):
     scale = self.param("scale", nn.initializers.ones, features)
     bias = self.param("bias", nn.initializers.zeros, features)
     square = self.variable(STATISTICS, "square", jnp.ones, features)  # psi^2
-    gradient = self.variable(STATISTICS, "gradient", jnp.zeros, features)  # nu
+    gradient = self.variable(BACKWARD_STATISTICS, "gradient", jnp.zeros, features)  # nu
     x = x.astype(jnp.float32)
     if self.is_mutable_collection(STATISTICS) and not self.is_initializing():
       batch_square = token_mean(jnp.square(x), real)
@@ -198,16 +201,6 @@ def _backward(kept, of_normal):
 
 
 power_normalise.defvjp(_forward, _backward)
-
-
-def add_gradients(statistics: dict, gradients: dict) -> dict:
-  """Running statistics after a step: what the forward pass left, and what the backward pass adds.
-
-  Args:
-    statistics: the collection "batch_stats" after `apply(..., mutable=["batch_stats"])`.
-    gradients: of the loss, with respect to the collection that was given to it.
-  """
-  return jax.tree.map(jnp.add, statistics, gradients)
 
 
 KINDS = {"layer": LayerNorm, "rms": RMSNorm, "batch": BatchNorm, "power": PowerNorm}

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.errors import nearest
-from zoo.layers.norms import STATISTICS
+from zoo.layers.norms import BACKWARD_STATISTICS, STATISTICS
 from zoo.partitioning import STACKED
 
 _UNSTACKED = re.compile(r"block_\d+")
@@ -77,7 +77,7 @@ def run_blocks(
     return x, aux
   scanned: Any = nn.scan(
     cls,
-    variable_axes={"params": 0, STATISTICS: 0},
+    variable_axes={"params": 0, STATISTICS: 0, BACKWARD_STATISTICS: 0},
     split_rngs={"params": True, "dropout": True},
     in_axes=(0, nn.broadcast, 0),  # pyright: ignore[reportArgumentType] (Linen declares int)
     length=len(per_block),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.evaluation.evaluations import fit_softmax, logistic_regression
+from train.evaluation.linear_probe import fit_softmax, logistic_regression
 
 
 def examples(count, seed=0):

@@ -13,7 +13,7 @@ from test_models import draw
 
 import zoo
 from train import config as configuration
-from train import data, loop, metrics, plots
+from train import data, experiment, metrics, plots
 from train.images import normalise
 from train.objectives import simmim
 from train.plots import registry, token_attention
@@ -108,7 +108,7 @@ def test_attention_maps_of_a_swin(tmp_path):
   other = plots.attention_maps(hiding, params, images(model))
   for a, b in zip(figure.axes, other.axes, strict=True):
     np.testing.assert_allclose(a.images[0].get_array(), b.images[0].get_array(), atol=1e-4)
-  with pytest.raises(ValueError, match="tells no attention weights among all patches"):
+  with pytest.raises(ValueError, match="no attention among all patches"):
     plots.attention_rollout(model, variables, images(model))
 
 
@@ -207,7 +207,7 @@ def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, optio
   model, variables = model_and_variables(name, **fields)
   image = images(model, 1)
   noise = jax.random.uniform(jax.random.key(1), (1, count))
-  predict = functools.partial(plots.reconstruct, model, variables, noise_BP=noise, normalise_patches=False, **options)
+  predict = functools.partial(plots.reconstruct, model, variables, noise=noise, normalise_patches=False, **options)
   result, hidden = predict(image)
   np.testing.assert_array_equal(predict(np.where(hidden, 0, image).astype(np.uint8))[0], result)
   assert (predict(np.where(hidden, image, 0).astype(np.uint8))[0] != result).any()
@@ -216,9 +216,9 @@ def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, optio
 def test_hidden_squares_are_those_of_the_objective(tmp_path):
   model, variables = model_and_variables("simmim/test", depths=(2,), num_heads=(2,))
   run = SimpleNamespace(model=model, objective=simmim.Objective(mask_patch_size=8, mask_ratio=0.7))
-  figure = registry.PLOTS["reconstructions"](run, variables, None, images(model), path=tmp_path / "a.png")
+  figure = registry.PLOTS["reconstructions"].function(run, variables, None, images(model), path=tmp_path / "a.png")
   drawn(tmp_path / "a.png")
-  assert "Rebuilt from 6 of 20 squares" in [t.get_text() for t in figure.texts]
+  assert "Reconstructed from 6 of 20 squares" in [t.get_text() for t in figure.texts]
   seen = figure.axes[2].images[0].get_array().reshape(4, 8, 5, 8, -1)
   assert (seen == plots.MASKED).all((1, 3, 4)).sum() == 14
 
@@ -357,7 +357,7 @@ def test_what_is_hidden_is_told_apart(tmp_path):
     zip([t.get_text() for t in figure.legends[0].get_texts()], figure.legends[0].get_patches(), strict=True)
   )
   assert {name: patch.get_facecolor() for name, patch in legend.items()} == {
-    "hidden": hidden, "another word": other, "stays": stays,
+    "masked": hidden, "random token": other, "unchanged": stays,
   }  # fmt: skip
 
 
@@ -386,7 +386,7 @@ def bert_run(book, kind):
     rows = [f"model={dict(name='bert/nano') | size}"]
     rows += [f"data.dataset={book}", f"data.vocabulary={book / 'tokenizer.json'}", "data.length=16"]
     rows += ["evals={}", "batch_size=8"]
-  run = loop.Run(configuration.load("bert_sentiment" if kind == "labels" else "bert_quickstart", rows))
+  run = experiment.Experiment(configuration.load("bert_sentiment" if kind == "labels" else "bert_quickstart", rows))
   return run, run.model.init(jax.random.key(0), np.zeros((1, 8), np.int32))
 
 
@@ -397,7 +397,7 @@ def test_heads_of_an_encoder_over_a_sequence_of_its_data(book, tmp_path, kind):
   assert imread(tmp_path / "heads.png").std() > 0.03  # untrained heads look everywhere
   tokens = [t.get_text() for t in figure.axes[0].get_yticklabels()]
   assert tokens == [t.get_text() for t in figure.axes[0].get_xticklabels()]
-  assert tokens[0] == "[CLS]" and 6 <= len(tokens) <= registry.MOST_TOKENS and "[PAD]" not in tokens
+  assert tokens[0] == "[CLS]" and 6 <= len(tokens) <= registry.MAX_TOKENS and "[PAD]" not in tokens
   assert tokens.count("[CLS]") == 1  # one sequence, though the row may have more
   if kind == "pairs":
     assert tokens.count("[SEP]") == 2 and tokens[-1] == "[SEP]"
@@ -409,7 +409,9 @@ def test_heads_of_an_encoder_over_a_sequence_of_its_data(book, tmp_path, kind):
 def test_attention_over_a_text_is_that_of_its_row(book):
   """The tokens, types and positions that the row has in a batch, where padding follows."""
   run, variables = bert_run(book, "pairs")
-  weights, tokens = token_attention.attention(run.model, variables, run.data.vocabulary, "one two.", "three [MASK].")
+  weights, tokens = token_attention.attention_of_text(
+    run.model, variables, run.data.vocabulary, "one two.", "three [MASK]."
+  )
   assert tokens == ["[CLS]", "one", "two", ".", "[SEP]", "three", "[MASK]", ".", "[SEP]"]
   ids = [run.data.vocabulary.tokenizer.token_to_id(token) for token in tokens]
   kind = np.array([[0] * 5 + [1] * 4 + [0] * 3])
@@ -420,7 +422,7 @@ def test_attention_over_a_text_is_that_of_its_row(book):
 
 def test_heads_of_images_are_none():
   with pytest.raises(ValueError, match=r"attention_heads.*'image_classification'"):
-    loop.Run(configuration.load("quickstart", ["plots=('attention_heads',)"]))
+    registry.check("attention_heads", experiment.Experiment(configuration.load("quickstart")))
 
 
 def test_beam_tree_has_a_node_for_each_beginning_and_no_crossing(tmp_path):
@@ -432,5 +434,5 @@ def test_beam_tree_has_a_node_for_each_beginning_and_no_crossing(tmp_path):
   assert {w for w, t in words.items() if t.get_weight() == "bold"} == {"<s>", "b", "e"}
   heights = {w: t.get_position()[1] for w, t in words.items()}
   assert heights["d"] == heights["a"] < heights["c"] < heights["e"]  # children under their own parents
-  with pytest.raises(ValueError, match="extends none of the beginnings"):
+  with pytest.raises(ValueError, match="extends none"):
     plots.beam_tree([[("a",)], [("b", "c")]], ("a",))

@@ -1,0 +1,73 @@
+"""Counts the multiply-adds of a traced function and the parameters of a model."""
+
+import math
+from collections.abc import Callable
+
+import jax
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+from zoo import compat
+
+
+def count_macs(function: Callable, *args) -> int:
+  """Multiply-adds of all matmuls and convolutions of a function, over all devices; nothing is run or allocated.
+
+  Operations that no output depends on are not counted, as XLA removes them. A scan counts its body once for each
+  iteration, a `cond` its most expensive branch, rematerialisation every recomputation. Of a platform-dependent branch
+  the default is counted, not the CPU's. A `while` loop, whose length is unknown, counts its body once. The zeros that
+  the gradient of a strided convolution inserts are not counted.
+
+  Args:
+    function: traceable by JAX.
+    *args: its arguments, arrays or `jax.ShapeDtypeStruct`.
+
+  Returns:
+    the exact number; FLOPs are twice as many.
+  """
+  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+  needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _macs(needed)
+
+
+def _macs(jaxpr: core.Jaxpr) -> int:
+  return sum(map(_equation_macs, jaxpr.eqns))
+
+
+def _equation_macs(eqn: core.JaxprEqn) -> int:
+  name, params = eqn.primitive.name, eqn.params
+  if name == "dot_general":
+    (contracted, _), _ = params["dimension_numbers"]
+    return math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+  if name == "conv_general_dilated":
+    kernel = eqn.invars[1].aval.shape
+    out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
+    zeros = math.prod(params["lhs_dilation"])
+    return math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // out_features // zeros
+  inner = [_macs(j) for value in params.values() for j in _jaxprs(value)]
+  if name == "cond":
+    platforms = params.get("branches_platforms") or ()
+    return inner[platforms.index(None)] if None in platforms else max(inner)
+  if name == "scan":
+    return sum(inner) * params["length"]
+  if name == "shard_map":  # its body is the program of one device
+    return sum(inner) * math.prod(params["mesh"].shape[axis] for axis in compat.manual_axes(params))
+  if name == "pallas_call":
+    return sum(inner) * math.prod(params["grid_mapping"].grid)
+  return sum(inner)
+
+
+def _jaxprs(value) -> list[core.Jaxpr]:
+  """The jaxprs in a primitive's parameter."""
+  if isinstance(value, core.ClosedJaxpr):
+    return [value.jaxpr]
+  if isinstance(value, core.Jaxpr):
+    return [value]
+  if isinstance(value, (tuple, list)):
+    return [j for v in value for j in _jaxprs(v)]
+  return []
+
+
+def count_parameters(params) -> int:
+  """The number of elements of a tree of arrays or shapes."""
+  return sum(math.prod(p.shape) for p in jax.tree.leaves(params))
