@@ -52,6 +52,6 @@ def test_who_only_looks_changes_nothing(tmp_path):
 
 def test_settings_that_cannot_be(tmp_path):
   with pytest.raises(ValueError, match="mode is 'mac'; did you mean 'max'"):
-    Checkpoints(tmp_path, mode="mac")
+    Checkpoints(tmp_path, best_mode="mac")
   with pytest.raises(ValueError, match="max_to_keep is 0; wanted at least 1"):
     Checkpoints(tmp_path, max_to_keep=0)

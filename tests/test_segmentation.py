@@ -425,7 +425,7 @@ def test_scores_are_of_every_pixel_once_on_any_devices(scenes, way):
   made.parallel = dict(name="jit", data=-1, fsdp=1, tensor=1) if way == "jit" else dict(name="pmap")
   run = experiment.Experiment(made)
   rng = np.random.default_rng(0)
-  variables = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(np.float32), run.make_variables())
+  variables = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(np.float32), run.init_variables())
   batch = next(run.data.eval_batches(19))
   image = normalise(batch["image"], run.objective.mean, run.objective.std)
   found = np.asarray(jax.jit(run.model.apply)(variables, image)[0]).argmax(-1)
