@@ -12,7 +12,7 @@ sublayers (pre-norm), which makes that rate stable. Masked tokens are the only t
 
 The pooler is not pretrained. To fine-tune:
 
-    zoo train glue:mnli init.path=runs/bert_base_24h data.vocabulary=data/corpus/wiki_packed128/1.0.0 \
+    zoo train glue:mnli init.path=runs/bert_base_24h data.vocab_file=data/corpus/wiki_packed128/1.0.0 \
       model.max_length=128 model.mask_token_id=4 model.norm_position=pre "init.reinit=('head/.*', 'pooler/.*')"
 
 The compiler's prediction for a chip (`zoo plan bert_base_24h --tpu v5e:1x1`): 109,220,922 parameters, 5.97 of 15.75

@@ -14,7 +14,7 @@ tokens, and there is an embedding table of two token types of which one is used.
 
 The pooler is not pretrained. To fine-tune:
 
-    zoo train glue:mnli init.path=runs/bert_base_roberta data.vocabulary=data/corpus/wiki_sentences512/1.0.0 \
+    zoo train glue:mnli init.path=runs/bert_base_roberta data.vocab_file=data/corpus/wiki_sentences512/1.0.0 \
       model.vocab_size=50265 model.mask_token_id=4 "init.reinit=('head/.*', 'pooler/.*')"
 
 The compiler's prediction for 64 chips (`zoo plan bert_base_roberta --tpu v5e:8x8`): 124,696,665 parameters, 8.58 GiB of

@@ -10,9 +10,9 @@ It continues with the parameters of `bert_phase1`, which says what is published:
 
 To fine-tune:
 
-    zoo train glue:mnli init.path=runs/bert_phase2_base data.vocabulary=data/corpus/wiki512/1.0.0
+    zoo train glue:mnli init.path=runs/bert_phase2_base data.vocab_file=data/corpus/wiki512/1.0.0
     zoo train glue:mnli model.name=bert/large init.path=runs/bert_phase2_large \
-      data.vocabulary=data/corpus/wiki512/1.0.0
+      data.vocab_file=data/corpus/wiki512/1.0.0
 
 The compiler's predictions, of each chip's 15.75 GiB, and the time of a step at the chips' peak; the hours of all steps
 are at 40 % of the peak, which is a guess. Not measured: we have no TPU.

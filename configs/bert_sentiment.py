@@ -4,11 +4,11 @@ The snippets may not be redistributed here: PyPI has them (`train/datasets/vader
 
     pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 -d FOLDER
     zoo prepare vader_movies --source FOLDER --data-dir data
-    zoo train bert_sentiment data.vocabulary=VOCABULARY model.vocab_size=SIZE
+    zoo train bert_sentiment data.vocab_file=VOCABULARY model.vocab_size=SIZE
 
 and from pretrained weights of any size, ours or published:
 
-    zoo train bert_sentiment init.path=PRETRAINED data.vocabulary=PRETRAINED model.name=bert/minilm
+    zoo train bert_sentiment init.path=PRETRAINED data.vocab_file=PRETRAINED model.name=bert/minilm
 """
 
 from train.config import defaults
@@ -28,7 +28,7 @@ def get_config():
     name="sequence_classification",
     dataset="vader_movies",
     data_dir="data",
-    vocabulary="",
+    vocab_file="",
     text="text",
     eval_split="val",
     length=64,

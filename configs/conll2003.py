@@ -8,7 +8,7 @@ pretraining run may replace it, in both places. A folder with CoNLL's own files 
 data.token=0 data.tag=-1.
 
     zoo prepare conll2003/conll2003 --data-dir data
-    zoo train conll2003 init.path=bert-base-cased data.vocabulary=bert-base-cased data.data_dir=data
+    zoo train conll2003 init.path=bert-base-cased data.vocab_file=bert-base-cased data.data_dir=data
 
 `configs/_bert_finetune.py` has the predicted memory and time.
 """
@@ -23,7 +23,7 @@ def get_config():
     name="token_classification",
     dataset="conll2003/conll2003",
     data_dir="data",
-    vocabulary="bert-base-cased",
+    vocab_file="bert-base-cased",
     token="tokens",
     tag="ner",
     eval_split="dev",

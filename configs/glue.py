@@ -21,12 +21,12 @@ The paper leaves WNLI out: its splits make predicting the most frequent class, 6
 pretraining run may replace it, in both places.
 
     zoo prepare glue/mnli --data-dir data
-    zoo train glue:mnli init.path=bert-base-uncased data.vocabulary=bert-base-uncased data.data_dir=data
+    zoo train glue:mnli init.path=bert-base-uncased data.vocab_file=bert-base-uncased data.data_dir=data
 
 TFDS does not have the labels of GLUE's diagnostic set (AX). A folder that contains its file `diagnostic-full.tsv` is
 evaluated by
 
-    zoo eval runs/glue_mnli glue data.dataset=FOLDER data.text=Premise data.text2=Hypothesis data.label=Label \
+    zoo eval runs/glue_mnli glue data.dataset=FOLDER data.text=Premise data.text_pair=Hypothesis data.label=Label \
       "data.classes=('entailment', 'neutral', 'contradiction')" "evals.glue.metrics=('matthews_correlation',)" \
       data.train_split=diagnostic-full data.eval_split=diagnostic-full
 
@@ -45,7 +45,7 @@ def get_config(task):
     name="sequence_classification",
     dataset=f"glue/{task}",
     data_dir="data",
-    vocabulary="bert-base-uncased",
+    vocab_file="bert-base-uncased",
     eval_split="validation_matched" if task == "mnli" else "validation",
     length=128,
   )

@@ -34,7 +34,7 @@ VARIANTS = dict(b16={}, l16={}, h14=dict(remat="dots_with_no_batch_dims_saveable
 def get_config(size):
   config = imagenet(area=(0.2, 1.0), interpolation="bicubic")
   config.model = dict(name=f"mae/{size}", scan=True, dtype="bfloat16", **VARIANTS[size])
-  config.objective = dict(name="mae", mask_ratio=0.75, normalise_patches=True, **PIXELS)
+  config.objective = dict(name="mae", mask_ratio=0.75, norm_pix_loss=True, **PIXELS)
   config.batch_size = 4096
   config.epochs = 1600.0
   config.optimizer = dict(

@@ -13,7 +13,7 @@ from configs import translate_en_es
 def get_config():
   config = translate_en_es.get_config()
   config.init.path = "runs/translate_en_es"
-  config.objective = dict(name="minimum_risk", samples=8, sharpness=0.05)
+  config.objective = dict(name="minimum_risk", num_samples=8, sharpness=0.05)
   config.data.batching = "bucket"  # one pair a row: its samples are translations of it
   config.batch_size = 16
   config.steps = 500

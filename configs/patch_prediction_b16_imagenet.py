@@ -21,7 +21,9 @@ from configs._imagenet import imagenet
 def get_config():
   config = imagenet()
   config.model = dict(name="patch_prediction/b16", scan=True, dtype="bfloat16")
-  config.objective = dict(name="patch_prediction", share=0.5, masked=0.8, swapped=0.1, mean=(0.5,), std=(0.5,))
+  config.objective = dict(
+    name="patch_prediction", mask_prob=0.5, mask_token_prob=0.8, random_patch_prob=0.1, mean=(0.5,), std=(0.5,)
+  )
   config.batch_size = 4096
   config.steps = 1_000_000
   config.optimizer = dict(name="adamw", learning_rate=2e-4, warmup=10_000)

@@ -20,7 +20,7 @@ def get_config():
     crop=dict(name="pad_crop", padding=2),
     augment=(dict(name="flip"),),
   )
-  config.objective = dict(name="mae", mask_ratio=0.75, normalise_patches=False, mean=(0.286,), std=(0.353,))
+  config.objective = dict(name="mae", mask_ratio=0.75, norm_pix_loss=False, mean=(0.286,), std=(0.353,))
   config.batch_size = 64
   config.epochs = 20.0
   config.optimizer = dict(name="adamw", learning_rate=2e-3, warmup=0.1, weight_decay=0.05, b2=0.95)

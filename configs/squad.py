@@ -11,9 +11,9 @@ pretraining run may replace it, in both places. A folder with SQuAD's own files 
 data.train_split=train-v1.1 data.eval_split=dev-v1.1 (or train-v2.0 and dev-v2.0).
 
     zoo prepare squad/v1.1 --data-dir data
-    zoo train squad:v1 init.path=bert-base-uncased data.vocabulary=bert-base-uncased data.data_dir=data
+    zoo train squad:v1 init.path=bert-base-uncased data.vocab_file=bert-base-uncased data.data_dir=data
     zoo prepare squad/v2.0 --data-dir data
-    zoo train squad:v2 init.path=bert-base-uncased data.vocabulary=bert-base-uncased data.data_dir=data
+    zoo train squad:v2 init.path=bert-base-uncased data.vocab_file=bert-base-uncased data.data_dir=data
 
 `v1` fits on one TPU chip of 16 GB, `v2` with grad_accum_steps=2: `configs/_bert_finetune.py` has the predictions.
 """
@@ -31,10 +31,10 @@ def get_config(version):
     name="question_answering",
     dataset=f"squad/{release}",
     data_dir="data",
-    vocabulary="bert-base-uncased",
+    vocab_file="bert-base-uncased",
     length=384,
-    stride=128,
-    question_length=64,
+    doc_stride=128,
+    max_query_length=64,
   )
   config.objective = dict(name="question_answering")
   config.batch_size = batch_size

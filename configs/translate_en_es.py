@@ -7,7 +7,7 @@ Ten minutes on 2 cores of an AMD EPYC CPU (Zen 5): 25.7 BLEU on the test chapter
 With words as tokens, and a copy mechanism for source words that are not among the 8,000 most frequent (See et al. 2017,
 2.2); they are mostly names, of which few are spelt alike in both languages:
 
-    zoo train translate_en_es data.words=8000 model.vocab_size=8000 data.copy_slots=16 \
+    zoo train translate_en_es data.word_vocab_size=8000 model.vocab_size=8000 data.copy_slots=16 \
       model.head=copy model.copy_slots=16 --workdir runs/copying
 """
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from train.data import transforms
+from train.data.transforms import decoding, filters
 
 
 def picture(height=96, width=128, channels=3, seed=0):
@@ -55,8 +56,8 @@ def test_random_resized_crop_of_an_impossible_shape_is_the_largest_central_one()
 def test_evaluation_is_resize_and_central_crop_as_in_pillow(format, interpolation, channels):
   # 256 / 224 = 64 / 56: the short side to 64, then the central 56.
   file = encoded(picture(96, 144, channels), format)
-  crop = functools.partial(transforms.center_crop, rng=None, size_YX=(56, 56), fraction=56 / 64)
-  ours = transforms.cut(file, crop, (56, 56), channels, interpolation)
+  crop = functools.partial(transforms.center_crop, rng=None, size=(56, 56), fraction=56 / 64)
+  ours = transforms.decode_crop(file, crop, (56, 56), channels, interpolation)
   resized = Image.open(io.BytesIO(file)).resize((96, 64), transforms.RESAMPLING[interpolation])
   theirs = np.asarray(resized.crop((20, 4, 76, 60))).reshape(56, 56, channels)
   assert ours.shape == (56, 56, channels) and ours.dtype == np.uint8
@@ -66,8 +67,8 @@ def test_evaluation_is_resize_and_central_crop_as_in_pillow(format, interpolatio
 
 def test_evaluation_of_a_picture_of_the_size_wanted_is_the_picture():
   image = picture(28, 28, 1)
-  crop = functools.partial(transforms.center_crop, rng=None, size_YX=(28, 28))
-  np.testing.assert_array_equal(transforms.cut(encoded(image), crop, (28, 28), 1, "bicubic"), image)
+  crop = functools.partial(transforms.center_crop, rng=None, size=(28, 28))
+  np.testing.assert_array_equal(transforms.decode_crop(encoded(image), crop, (28, 28), 1, "bicubic"), image)
 
 
 @pytest.mark.parametrize("size", [75, 100])
@@ -75,25 +76,23 @@ def test_the_fast_cut_is_the_same_place_as_the_exact_one(size):
   # 75 of 360 pixels: decoded at a quarter; 100: at a half.
   file = encoded(picture(400, 600), "JPEG", quality=95)
   box = transforms.Box(20, 132, 360, 400)
-  fast = transforms.cut(file, lambda shape: box, (size, size), 3, "fast").astype(int)
-  exact = transforms.cut(file, lambda shape: box, (size, size), 3, "bilinear").astype(int)
-  other = transforms.cut(file, lambda shape: box._replace(left=142), (size, size), 3, "bilinear").astype(int)
+  fast = transforms.decode_crop(file, lambda shape: box, (size, size), 3, "fast").astype(int)
+  exact = transforms.decode_crop(file, lambda shape: box, (size, size), 3, "bilinear").astype(int)
+  other = transforms.decode_crop(file, lambda shape: box._replace(left=142), (size, size), 3, "bilinear").astype(int)
   assert np.abs(fast - exact).mean() < 4 < np.abs(other - exact).mean()
 
 
 def test_the_fast_cut_decodes_less(monkeypatch):
   file, shapes = encoded(picture(400, 600), "JPEG"), []
   real = transforms.resize
-  monkeypatch.setattr(
-    transforms, "resize", lambda image, *args: (shapes.append(image.shape[:2]), real(image, *args))[1]
-  )
+  monkeypatch.setattr(decoding, "resize", lambda image, *args: (shapes.append(image.shape[:2]), real(image, *args))[1])
   for size in (30, 100, 150, 250):
-    transforms.cut(file, lambda shape: transforms.Box(0, 0, 400, 400), (size, size), 3, "fast")
+    transforms.decode_crop(file, lambda shape: transforms.Box(0, 0, 400, 400), (size, size), 3, "fast")
   assert shapes == [(50, 75), (100, 150), (200, 300), (400, 600)]
 
   shapes.clear()  # large enough one way is not enough
   for box in (transforms.Box(0, 0, 120, 400), transforms.Box(0, 0, 400, 120)):
-    transforms.cut(file, lambda shape, box=box: box, (100, 100), 3, "fast")
+    transforms.decode_crop(file, lambda shape, box=box: box, (100, 100), 3, "fast")
   assert shapes == [(400, 600)] * 2
 
 
@@ -125,8 +124,8 @@ def test_a_box_beyond_the_picture_is_resized_with_its_border(interpolation):
 def test_every_kind_of_file_becomes_grey_or_rgb(format, mode, channels):
   file = io.BytesIO()
   Image.fromarray(picture(64, 64)).convert(mode).save(file, format)
-  crop = functools.partial(transforms.whole, rng=None, size_YX=(64, 64))
-  ours = transforms.cut(file.getvalue(), crop, (64, 64), channels, "bicubic")
+  crop = functools.partial(transforms.whole, rng=None, size=(64, 64))
+  ours = transforms.decode_crop(file.getvalue(), crop, (64, 64), channels, "bicubic")
   theirs = Image.open(io.BytesIO(file.getvalue())).convert("RGB").convert("L" if channels == 1 else "RGB")
   difference = np.abs(ours.astype(int) - np.asarray(theirs).reshape(64, 64, channels))
   assert difference.mean() < (5 if mode == "CMYK" else 1.5)
@@ -135,10 +134,10 @@ def test_every_kind_of_file_becomes_grey_or_rgb(format, mode, channels):
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 def test_files_that_are_cut_off_are_corrupt(format):
   file = encoded(picture(200, 200), format)
-  crop = functools.partial(transforms.whole, rng=None, size_YX=(8, 8))
+  crop = functools.partial(transforms.whole, rng=None, size=(8, 8))
   for wrong in (file[: len(file) // 2], file[:20], b"", b"no image at all"):
     with pytest.raises(transforms.CorruptImage):
-      transforms.cut(wrong, crop, (8, 8), 3, "fast")
+      transforms.decode_crop(wrong, crop, (8, 8), 3, "fast")
 
 
 def test_rotations_in_exif_are_ignored_whoever_decodes():
@@ -147,16 +146,16 @@ def test_rotations_in_exif_are_ignored_whoever_decodes():
   for options in ({}, dict(progressive=True)):
     file = encoded(picture(30, 50), "JPEG", exif=exif, **options)
     assert transforms.decode(file, 3).shape == (30, 50, 3)
-    assert np.abs(transforms.decode(file, 3).astype(int) - transforms._decode_jpeg(file, "RGB")).max() <= 2
+    assert np.abs(transforms.decode(file, 3).astype(int) - transforms.decode_jpeg(file, "RGB")).max() <= 2
 
 
 @pytest.mark.parametrize("where", ["header", "scans"])
 def test_bytes_that_belong_nowhere_do_no_harm(where):
   file = encoded(picture(64, 64), "JPEG", progressive=True)
   place = 20 if where == "header" else file.rindex(b"\xff\xda")  # before the last scan
-  crop = functools.partial(transforms.whole, rng=None, size_YX=(64, 64))
+  crop = functools.partial(transforms.whole, rng=None, size=(64, 64))
   expected, got = (
-    transforms.cut(f, crop, (64, 64), 3, "bicubic") for f in (file, file[:place] + b"\x12\x34" + file[place:])
+    transforms.decode_crop(f, crop, (64, 64), 3, "bicubic") for f in (file, file[:place] + b"\x12\x34" + file[place:])
   )
   np.testing.assert_array_equal(got, expected)
 
@@ -295,7 +294,7 @@ def test_color_jitter_stays_in_its_range_and_changes_all_it_should():
   levels = [transforms.color_jitter(grey, rng(i), brightness=0.4)[0, 0, 0] for i in range(500)]
   assert 59 <= min(levels) < 65 and 135 < max(levels) <= 140
   red = np.zeros((8, 8, 3), np.uint8) + np.array([200, 0, 0], np.uint8)
-  np.testing.assert_allclose(transforms._hue(red, 1 / 3)[0, 0], [0, 200, 0], atol=6)
+  np.testing.assert_allclose(filters.hue(red, 1 / 3)[0, 0], [0, 200, 0], atol=6)
   np.testing.assert_array_equal(transforms.color_jitter(red, rng()), red)  # nothing asked for, nothing done
   np.testing.assert_array_equal(transforms.color_jitter(red, rng(), brightness=0.9, probability=0.0), red)
 

@@ -3,15 +3,17 @@
 import pytest
 from test_prepare import content, folder, prepared, small  # noqa: F401  (fixtures)
 
-from train.data.text import prepare
+from train.data.text import prepare_corpus
 
 OPTIONS = ["direct_num_workers=2", "direct_running_mode=multi_threading"]
 
 
 def test_a_runner_makes_what_one_process_makes(tmp_path, folder, small, monkeypatch):  # noqa: F811
   wanted = prepared(tmp_path, "one", folder, processes=1)
-  made, make = [], prepare.make_chunk
-  monkeypatch.setattr(prepare, "make_chunk", lambda job, number, chunk: (made.append(number), make(job, number, chunk)))
+  made, make = [], prepare_corpus.make_chunk
+  monkeypatch.setattr(
+    prepare_corpus, "make_chunk", lambda job, number, chunk: (made.append(number), make(job, number, chunk))
+  )
   found = prepared(tmp_path, "two", folder, runner="DirectRunner", beam_option=OPTIONS)
   assert content(found) == content(wanted) and len(set(made)) > 5
 

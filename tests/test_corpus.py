@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from train.data.text import documents as documents_to_tokens
 from train.data.text import masked_lm_rows
-from train.data.text.masked_lm_rows import Documents, Encoder, make_rows
+from train.data.text.documents import Documents, Encoder
+from train.data.text.masked_lm_rows import make_rows
 from train.data.text.vocabulary import SPECIAL, Vocabulary, load_vocabulary, train_vocabulary
 
 STRANGE = (
@@ -36,7 +38,7 @@ def words(chapters):
 def numbered(chapters, words):
   """The chapters, of which each token is another number: so a row tells where it is from."""
   encoded = Encoder(words)(chapters)
-  return dataclasses.replace(encoded, token_N=np.arange(len(encoded.token_N)))
+  return dataclasses.replace(encoded, tokens=np.arange(len(encoded.tokens)))
 
 
 def rows(documents, seed=0, **kwargs):
@@ -64,11 +66,11 @@ def every(made):
 
 
 def sentence_of(documents, token):
-  return np.searchsorted(documents.start_S, token, "right") - 1
+  return np.searchsorted(documents.sentence_starts, token, "right") - 1
 
 
 def document_of(documents, token):
-  return np.searchsorted(documents.start_S[documents.first_D], token, "right") - 1
+  return np.searchsorted(documents.sentence_starts[documents.document_starts], token, "right") - 1
 
 
 def lengths(*counts):
@@ -107,15 +109,15 @@ def test_words_one_by_one_are_the_text(chapters, kind, lowercase, monkeypatch):
   for _ in range(2):  # the second time all words are known
     found = encoder(documents)
     wanted = [words.encode(document) for document in documents]
-    assert found.token_N.tolist() == [i for document in wanted for ids in document for i in ids]
-    assert np.diff(found.start_S).tolist() == [len(ids) for document in wanted for ids in document if ids]
-    assert np.diff(found.first_D).tolist() == [sum(map(bool, document)) for document in wanted]
+    assert found.tokens.tolist() == [i for document in wanted for ids in document for i in ids]
+    assert np.diff(found.sentence_starts).tolist() == [len(ids) for document in wanted for ids in document if ids]
+    assert np.diff(found.document_starts).tolist() == [sum(map(bool, document)) for document in wanted]
   # One that remembers too many forgets them.
   known = len(encoder._words)
-  monkeypatch.setattr(masked_lm_rows, "REMEMBERED", 100)
+  monkeypatch.setattr(documents_to_tokens, "CACHED_WORDS", 100)
   again = encoder(documents[::-1][:3]), encoder(documents[:1])
   assert len(encoder._words) < known / 2
-  assert again[1].token_N.tolist() == [i for ids in words.encode(documents[0]) for i in ids]
+  assert again[1].tokens.tolist() == [i for ids in words.encode(documents[0]) for i in ids]
 
 
 def test_another_tokenizer_encodes_whole_sentences(tmp_path):
@@ -125,7 +127,7 @@ def test_another_tokenizer_encodes_whole_sentences(tmp_path):
   tokenizer.model.unk_token = "[UNK]"
   words = Vocabulary(tokenizer)
   assert not words.separable
-  assert Encoder(words)([["a b,c", "c"], [], [","]]).token_N.tolist() == [5, 6, 6]
+  assert Encoder(words)([["a b,c", "c"], [], [","]]).tokens.tolist() == [5, 6, 6]
 
 
 def test_special_tokens_stand_anywhere_and_none_may_be_missing(tmp_path):
@@ -208,20 +210,20 @@ def test_pairs_of_real_text_are_as_published(numbered):
     if follows:
       assert 0 < b[0] - a[-1] < 128  # what was cut is between
   # A is as often cut in front as behind.
-  uncut = numbered.start_S
+  uncut = numbered.sentence_starts
   cut = [(a[0] not in uncut, a[-1] + 1 not in uncut) for a, _, _ in every(made)]
   front, behind = np.mean(cut, 0)
   assert 0.2 < front < 0.8 and abs(front - behind) < 0.05
 
 
-def test_sentences_of_one_token_are_never_cut_so_all_can_be_told():
+def test_sentences_of_one_token_are_never_cut_so_all_can_be_predicted():
   documents = lengths(*[[1] * n for n in (20_000, 1, 3000, 2, 7000)])
   made = every(rows(documents, length=64))
   followed = [b for _, b, follows in made if follows]
   assert all(b[0] == a[-1] + 1 for a, b, follows in made if follows)
   # Every sentence once: those that made room for a random B were put back.
-  told = np.concatenate([*(a for a, _, _ in made), *followed])
-  assert np.array_equal(np.sort(told), documents.token_N)
+  used = np.concatenate([*(a for a, _, _ in made), *followed])
+  assert np.array_equal(np.sort(used), documents.tokens)
   assert 0.45 < 1 - len(followed) / len(made) < 0.55
   # One in ten wants less than there is room for, and then any length.
   total = np.array([len(a) + len(b) for a, b, follows in made if follows])
@@ -271,9 +273,9 @@ def test_the_longer_is_cut_and_nothing_becomes_empty():
 @pytest.mark.parametrize("pack", [False, True])
 def test_without_pairs_all_text_is_there_once(numbered, pack):
   made = rows(numbered, pairs=False, pack=pack)
-  told = np.concatenate([a for a, _, _ in every(made)])
+  used = np.concatenate([a for a, _, _ in every(made)])
   assert {follows for _, _, follows in every(made)} == {-1}
-  assert np.array_equal(np.sort(told[told >= 0]), numbered.token_N)
+  assert np.array_equal(np.sort(used[used >= 0]), numbered.tokens)
   assert max(len(row["input_ids"]) for row in made) == 128
 
 
@@ -308,21 +310,21 @@ def test_packed_rows_are_full(numbered, kwargs):
 
 
 def test_packing_changes_where_a_sequence_is_and_little_else(numbered, monkeypatch):
-  def told(made):
+  def used(made):
     return Counter((tuple(a), tuple(b), follows) for a, b, follows in every(made))
 
-  alone, packed = told(rows(numbered)), told(rows(numbered, pack=True))
+  alone, packed = used(rows(numbered)), used(rows(numbered, pack=True))
   assert (alone & packed).total() > 0.93 * alone.total() == 0.93 * packed.total()
   monkeypatch.setattr(masked_lm_rows, "SLACK", 1000)  # nothing may be cut
-  assert told(rows(numbered, pack=True)) == alone
+  assert used(rows(numbered, pack=True)) == alone
 
 
 def test_draws_are_of_the_seed(numbered):
   part = numbered.part(range(10, 40))
-  assert np.array_equal(part.token_N, numbered.token_N[np.isin(document_of(numbered, numbered.token_N), range(10, 40))])
+  assert np.array_equal(part.tokens, numbered.tokens[np.isin(document_of(numbered, numbered.tokens), range(10, 40))])
   first, again, other = (make_rows(part, MARKS, np.random.default_rng(seed), pack=True) for seed in (3, 3, 4))
   assert all(np.array_equal(x, vars(again)[name]) for name, x in vars(first).items())
-  assert not np.array_equal(first.token_N, other.token_N)
+  assert not np.array_equal(first.tokens, other.tokens)
   once, twice = (every(rows(part, dupe_factor=copies)) for copies in (1, 2))
   assert all(map(np.array_equal, once[0], twice[0])) and 1.8 < len(twice) / len(once) < 2.2
   assert not np.array_equal(twice[0][0], twice[len(once)][0]) or not np.array_equal(twice[0][1], twice[len(once)][1])

@@ -51,7 +51,7 @@ def test_a_batch_says_where_everything_is(fields):
   for batch in batches(kind, 5):
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {k: (s.shape, s.dtype) for k, s in shapes.items()}
     for i, number in enumerate(batch["example"]):
-      row = kind.rows("val")[number]
+      row = kind.examples("val")[number]
       token, segment = batch["input_ids"][i], batch["segment_ids"][i]
       assert (token[segment == 0] == words.pad).all() and (segment > 0).sum() == len(row.input_ids)
       start = 0
@@ -105,16 +105,16 @@ def test_what_is_behind_a_special_token_begins_a_word():
   whole = words.encode(["the"])[0][0]
   token = np.array([words.cls, rest, rest, words.sep, rest, whole, rest, words.sep])
   row = Row(token, np.array([8]), np.array([4]), np.array([1]))
-  batch = masked_lm.collate(words, [row, None], [0, 1], 10, 1, 0)
+  batch = masked_lm.collate(words, [row, None], [0, 1], 10, 1)
   assert batch["word_ids"].tolist() == [[0, 1, 1, 0, 2, 3, 3, 0, 0, 0], [0] * 10]
-  assert batch["valid"].tolist() == [True, False]
+  assert not batch["segment_ids"][1].any()
 
 
 def test_copies_are_drawn_anew_but_not_in_evaluation():
   once, twice = verses(), verses(dupe_factor=2)
   assert 1.8 * once.num_train < twice.num_train < 2.2 * once.num_train and once.num_eval() == twice.num_eval()
-  first = {tuple(row.input_ids) for row in (once.rows("val")[i] for i in range(once.num_train))}
-  assert sum(tuple(twice.rows("val")[i].input_ids) in first for i in range(twice.num_train)) < 1.2 * once.num_train
+  first = {tuple(row.input_ids) for row in (once.examples("val")[i] for i in range(once.num_train))}
+  assert sum(tuple(twice.examples("val")[i].input_ids) in first for i in range(twice.num_train)) < 1.2 * once.num_train
 
 
 def test_a_file_has_documents_for_validation(book):
@@ -144,7 +144,7 @@ def test_fields_that_make_no_sense(fields, words):
 @pytest.mark.parametrize(
   "model, fields, words",
   [
-    (dict(), {}, r"29 words, the vocabulary 900: set model.vocab_size=900"),
+    (dict(), {}, r"29, .* 900 tokens: set model\.vocab_size=900"),
     (dict(), {}, r"model's max_length is 16"),
     (
       dict(vocab_size=900, max_length=48, mask_token_id=7),

@@ -18,7 +18,7 @@ import train.objectives
 import zoo
 from train import cli, loop
 from train import config as configuration
-from train.data import array_record
+from train.data import image_classification, prepare
 from train.data.transforms import decode
 from zoo import partitioning, registry
 
@@ -58,7 +58,7 @@ def installed(tmp_path_factory):
 def image_files(tmp_path_factory):
   """A folder with FOLDER, one folder a class of real images in it, and with data/, where they are prepared."""
   here = tmp_path_factory.mktemp("plots")
-  source = array_record.make_source("fashion_mnist_small", "test[:120]")
+  source = image_classification.make_source("fashion_mnist_small", "test[:120]")
   for i, (encoded, label) in enumerate(source):
     file = here / "FOLDER" / source.class_names[label].replace("/", " or ") / f"{i:03}.{('png', 'JPG')[i % 2]}"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def test_the_objective_turns_each_image_by_its_id():
 
 
 def test_model_and_objective_train_together(tmp_path):
-  config = tiny_config(60, TINY | dict(num_classes=4), dict(name="rotate"), evals__test__every=0)
+  config = tiny_config(60, TINY | dict(num_classes=4), dict(name="rotate"), evals__test__every_steps=0)
   config.data.eval_split = "test[:500]"
   result = loop.train(config, tmp_path)
   curve = losses(tmp_path)
@@ -192,7 +192,7 @@ def test_the_objective_says_how_many_classes_it_wants(tmp_path):
 
 
 def test_the_data_set_holds_what_the_folder_holds(image_files):
-  source = array_record.make_source("image_folder", "train", str(image_files / "data"))
+  source = image_classification.make_source("image_folder", "train", str(image_files / "data"))
   files = sorted(image_files.glob("FOLDER/*/*"))
   assert len(source) == len(files) == 120 and source.num_classes == 10
   assert source.class_names == sorted({file.parent.name for file in files})
@@ -203,13 +203,13 @@ def test_the_data_set_holds_what_the_folder_holds(image_files):
 
 def test_a_folder_without_images_is_an_error(tmp_path):
   with pytest.raises(ValueError, match=r"image_folder.*no CLASS/NAME with one of \.jpg"):
-    array_record.prepare("image_folder", str(tmp_path / "data"), str(tmp_path))
+    prepare.prepare("image_folder", str(tmp_path / "data"), str(tmp_path))
   with pytest.raises(ValueError, match="--source FOLDER"):
-    array_record.prepare("image_folder", str(tmp_path / "data"))
+    prepare.prepare("image_folder", str(tmp_path / "data"))
 
 
 def test_the_data_set_trains(image_files, tmp_path):
-  config = tiny_config(2, TINY, dict(name="image_classification"), evals__test__every=0)
+  config = tiny_config(2, TINY, dict(name="image_classification"), evals__test__every_steps=0)
   config.data.update(
     dataset="image_folder", data_dir=str(image_files / "data"), channels=1, train_split="train[:90%]",
     eval_split="train[90%:]",

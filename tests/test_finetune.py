@@ -86,8 +86,8 @@ def test_labels_are_learned(tmp_path, vocabulary, task):
     )
   for name, part in dict(train=rows[:128], val=rows[128:]).items():
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-  kind = dict(dataset=str(tmp_path), vocabulary=vocabulary, eval_split="val", length=16, text="x")
-  kind |= dict(number=dict(number=True), choice=dict(text="text", choices=("x", "y"))).get(task, {})
+  kind = dict(dataset=str(tmp_path), vocab_file=vocabulary, eval_split="val", length=16, text="x")
+  kind |= dict(number=dict(regression=True), choice=dict(text="text", choices=("x", "y"))).get(task, {})
   head = dict(head="multiple_choice") if task == "choice" else dict(num_classes=1 + (task == "class"))
   config = tiny("sequence_classification", kind, **dict(head="sequence_classification") | head)
   config.evals = dict(val=dict(name="loss"), labels=dict(name="sequence_classification", batch_size=24))
@@ -109,7 +109,7 @@ def test_tags_are_learned(tmp_path, vocabulary):
     kind = lambda word: {"ann": "B-PER", "bob": "B-PER", "paris": "B-LOC"}.get(word, "O")  # noqa: E731
     lines.append("".join(f"{word} x {kind(word)}\n" for word in words))
   (tmp_path / "train.txt").write_text("\n".join(lines))
-  options = dict(dataset=str(tmp_path), vocabulary=vocabulary, length=16, train_split="train[:128]")
+  options = dict(dataset=str(tmp_path), vocab_file=vocabulary, length=16, train_split="train[:128]")
   config = tiny(
     "token_classification", options | dict(eval_split="train[128:]"), head="token_classification", num_classes=3
   )
@@ -127,7 +127,7 @@ def test_answers_are_learned(tmp_path, vocabulary):
     rows.append((str(i), "is", " ".join(words), [("paris", begin)] if there else []))
   write_squad(tmp_path / "train.json", rows[:192])
   write_squad(tmp_path / "val.json", rows[192:])
-  options = dict(dataset=str(tmp_path), vocabulary=vocabulary, length=10, stride=3, question_length=2)
+  options = dict(dataset=str(tmp_path), vocab_file=vocabulary, length=10, doc_stride=3, max_query_length=2)
   config = tiny("question_answering", options | dict(eval_split="val"), head="question_answering", steps=100)
   config.evals = dict(val=dict(name="loss"), answers=dict(name="question_answering"))
   result = loop.train(config, tmp_path / "run")
@@ -142,7 +142,7 @@ def test_answers_are_learned(tmp_path, vocabulary):
 
 def test_an_evaluation_of_another_kind_of_data_is_told(tmp_path, vocabulary):
   write_tsv(tmp_path / "train.tsv", [("a", 0), ("b", 1)] * 8)
-  kind = dict(dataset=str(tmp_path), vocabulary=vocabulary, text="text", length=16, eval_split="train")
+  kind = dict(dataset=str(tmp_path), vocab_file=vocabulary, text="text", length=16, eval_split="train")
   config = tiny("sequence_classification", kind, head="sequence_classification", num_classes=2)
   for evaluation, message in (
     (

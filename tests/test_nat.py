@@ -188,11 +188,11 @@ def test_the_sum_over_rows_is_the_whole_whatever_the_padding(length):
 def test_what_does_not_fit():
   pairs = data.make("translation", dataset="verses_en_es", batching="pack", source_length=16, target_length=16)
   config = zoo.create("nat/test", vocab_size=4000).config
-  with pytest.raises(ValueError, match=r"data\.batching='pack' puts several pairs into a row, the objective wants one"):
+  with pytest.raises(ValueError, match=r"data\.batching='pack'"):
     pairs.check_fit(config, nat.Objective())
   pairs.check_fit(config, seq2seq.Objective())
   model = zoo.create("transformer/test")
-  with pytest.raises(ValueError, match="objective 'nat' is for models that say all tokens at once"):
+  with pytest.raises(ValueError, match="objective 'nat'"):
     nat.Objective()(model, {}, batch())
   with pytest.raises(ValueError, match="length_prediction is 'cutt'"):
     zoo.create("nat/test", length_prediction="cutt")

@@ -109,7 +109,7 @@ def test_what_stands_in_the_place_of_a_patch():
   assert (np.asarray(aux["source"]) != np.arange(15)).any() and aux["masked"].any()
 
 
-def test_the_corrupted_are_told_and_only_they():
+def test_the_corrupted_are_predicted_and_only_they():
   model, variables, image, noise = draw()
   logits, aux = model.apply(variables, image, noise)
   assert logits.shape == (2, 8, 512) and aux["chosen"].shape == (2, 8)
@@ -189,7 +189,9 @@ class Teller:
 
 def test_loss_by_hand():
   model = Teller()
-  loss = objective.Objective(share=0.4, masked=0.7, swapped=0.2, mean=(0.2,), std=(0.3,))(model, {}, BATCH)
+  loss = objective.Objective(mask_prob=0.4, mask_token_prob=0.7, random_patch_prob=0.2, mean=(0.2,), std=(0.3,))(
+    model, {}, BATCH
+  )
   assert model.shares == dict(share=0.4, masked=0.7, swapped=0.2) and model.rngs == {}
   np.testing.assert_allclose(model.image, (BATCH["image"] / 255 - 0.2) / 0.3, atol=1e-5)
   colours, total, right = np.asarray(objective.mean_colours(BATCH["image"], 2, 3)), 0.0, 0.0
@@ -217,12 +219,12 @@ def test_corruption_belongs_to_the_example_and_not_to_its_place():
 
 
 def test_a_negative_share():
-  with pytest.raises(ValueError, match=r"config.objective: masked is -0.1; wanted at least 0"):
-    objective.Objective(masked=-0.1)
+  with pytest.raises(ValueError, match=r"config.objective: mask_token_prob is -0.1"):
+    objective.Objective(mask_token_prob=-0.1)
 
 
 def test_a_share_that_corrupts_nothing():
   model, variables, _, _ = draw()
   batch = dict(image=np.zeros((2, 20, 12, 3), np.uint8), valid=np.ones(2, bool), id=np.arange(2))
-  with pytest.raises(ValueError, match=r"share 0.02 corrupts none of 15 patches; wanted at least one"):
-    objective.Objective(share=0.02)(model, variables, batch)
+  with pytest.raises(ValueError, match=r"mask_prob 0.02 corrupts none of 15 patches; wanted at least one"):
+    objective.Objective(mask_prob=0.02)(model, variables, batch)

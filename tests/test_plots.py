@@ -189,7 +189,7 @@ def test_a_perfect_prediction_is_the_image(standardise, channels):
   model = zoo.create("mae/test", num_channels=channels)
   image = images(model)
   noise = jax.random.uniform(jax.random.key(0), (2, 15))
-  kwargs = dict(normalise_patches=standardise, mean=(0.3,) * channels, std=(0.2,) * channels)
+  kwargs = dict(norm_pix_loss=standardise, mean=(0.3,) * channels, std=(0.2,) * channels)
   result, hidden = plots.reconstruct(Oracle(model, standardise), {}, image, noise, mask_ratio=0.5, **kwargs)
   np.testing.assert_array_equal(result, image)
   np.testing.assert_array_equal(hidden[:, ::4, ::4, 0].reshape(2, 15), noise > 0.5)
@@ -207,7 +207,7 @@ def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, optio
   model, variables = model_and_variables(name, **fields)
   image = images(model, 1)
   noise = jax.random.uniform(jax.random.key(1), (1, count))
-  predict = functools.partial(plots.reconstruct, model, variables, noise=noise, normalise_patches=False, **options)
+  predict = functools.partial(plots.reconstruct, model, variables, noise=noise, norm_pix_loss=False, **options)
   result, hidden = predict(image)
   np.testing.assert_array_equal(predict(np.where(hidden, 0, image).astype(np.uint8))[0], result)
   assert (predict(np.where(hidden, image, 0).astype(np.uint8))[0] != result).any()
@@ -384,7 +384,7 @@ def bert_run(book, kind):
     made.vocabulary.save(book)
     size |= dict(head="sequence_classification", num_classes=2, vocab_size=made.vocabulary.size)
     rows = [f"model={dict(name='bert/nano') | size}"]
-    rows += [f"data.dataset={book}", f"data.vocabulary={book / 'tokenizer.json'}", "data.length=16"]
+    rows += [f"data.dataset={book}", f"data.vocab_file={book / 'tokenizer.json'}", "data.length=16"]
     rows += ["evals={}", "batch_size=8"]
   run = experiment.Experiment(configuration.load("bert_sentiment" if kind == "labels" else "bert_quickstart", rows))
   return run, run.model.init(jax.random.key(0), np.zeros((1, 8), np.int32))

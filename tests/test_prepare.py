@@ -12,8 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from train import cli
-from train.data import array_record
-from train.data.text import corpora, prepare
+from train.data import array_record, prepare
+from train.data.text import corpora, prepare_corpus
 from train.data.text.corpora import TextFiles, TextRecords, make_source, split_sentences
 from train.data.text.vocabulary import SPECIAL, load_vocabulary
 
@@ -167,7 +167,7 @@ OPTIONS = dict(vocab_size=600, validation=0.1)
 
 
 def prepared(tmp_path, where, folder, **kwargs):
-  return Path(prepare.prepare_corpus("corpus/bible", str(tmp_path / where), str(folder), **OPTIONS | kwargs))
+  return Path(prepare_corpus.prepare_corpus("corpus/bible", str(tmp_path / where), str(folder), **OPTIONS | kwargs))
 
 
 def content(folder):
@@ -227,7 +227,7 @@ def test_whole_chunks_are_for_validation_where_there_are_many(tmp_path, folder, 
   path = prepared(tmp_path, "one", folder, processes=1)
   splits = tfds.builder_from_directory(path).info.splits
   chunks = json.loads((path / "preparation.json").read_text())["chunks"]
-  assert len(splits["val"].shard_lengths) == round(0.1 * chunks) >= prepare.WHOLE
+  assert len(splits["val"].shard_lengths) == round(0.1 * chunks) >= prepare_corpus.WHOLE
   assert len(splits["val"].shard_lengths) + len(splits["train"].shard_lengths) == chunks
   none = prepared(tmp_path, "two", folder, processes=1, validation=0.0)
   assert set(tfds.builder_from_directory(none).info.splits) == {"train"}
@@ -240,17 +240,17 @@ def test_two_processes_make_what_one_makes(tmp_path, folder, small):
 
 KILLED = """
 import os, signal, sys
-from train.data.text import documents, prepare
+from train.data.text import corpora, prepare_corpus
 corpora.CHUNK = 20_000
-done, close = [], prepare._replace
+done, close = [], prepare_corpus._replace
 def replace(path, text):
   done.append(path.name)
   if sum(name.startswith("chunk") for name in done) == 3:
     path.with_name("chunk-00002.json.1.tmp").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
   close(path, text)
-prepare._replace = replace
-prepare.prepare_corpus("corpus/bible", sys.argv[1], sys.argv[2], vocab_size=600, validation=0.1, processes=1)
+prepare_corpus._replace = replace
+prepare_corpus.prepare_corpus("corpus/bible", sys.argv[1], sys.argv[2], vocab_size=600, validation=0.1, processes=1)
 """
 
 
@@ -260,15 +260,17 @@ def test_who_was_killed_goes_on(tmp_path, folder, small, monkeypatch):
   assert done.returncode == -signal.SIGKILL, done.stderr
   left = tmp_path / "two/corpus/bible/1.0.0.incomplete"
   assert {p.name for p in left.glob("chunk-*.json")} == {"chunk-00000.json", "chunk-00001.json"}
-  with pytest.raises(ValueError, match=r"begun with other arguments: length was 128, is 64\. To begin anew, delete"):
+  with pytest.raises(ValueError, match=r"length was 128, is 64"):
     prepared(tmp_path, "two", folder, processes=1, length=64)
-  made, make = [], prepare.make_chunk
-  monkeypatch.setattr(prepare, "make_chunk", lambda job, number, chunk: (made.append(number), make(job, number, chunk)))
+  made, make = [], prepare_corpus.make_chunk
+  monkeypatch.setattr(
+    prepare_corpus, "make_chunk", lambda job, number, chunk: (made.append(number), make(job, number, chunk))
+  )
   assert content(prepared(tmp_path, "two", folder, processes=1)) == content(wanted)
   assert made[0] == 2 and not left.exists()
 
 
-def test_an_error_in_a_process_is_told(tmp_path, folder, small):
+def test_an_error_in_a_process_is_raised(tmp_path, folder, small):
   (folder / "c").write_bytes(b"abc \xe9")
   (tmp_path / "vocab.txt").write_text("\n".join([*(text for text, _ in SPECIAL.values()), "the"]))
   with pytest.raises(ValueError, match="text/c is not UTF-8: byte 4 is 0xe9"):
@@ -278,7 +280,7 @@ def test_an_error_in_a_process_is_told(tmp_path, folder, small):
 def test_what_cannot_be_prepared(tmp_path, folder, capsys):
   def fails(message, name="corpus/bible", **kwargs):
     with pytest.raises(ValueError, match=message):
-      array_record.prepare(name, str(tmp_path), **dict(source=str(folder)) | kwargs)
+      prepare.prepare(name, str(tmp_path), **dict(source=str(folder)) | kwargs)
 
   fails("no name for a corpus; wanted corpus/NAME", name="corpus")
   fails("no name for a corpus", name="corpus/a/b")
@@ -300,4 +302,4 @@ def test_what_cannot_be_prepared(tmp_path, folder, capsys):
   assert cli.main([*command, "--processes", "1", "--vocab-size", "500", "--no-pairs", "--pack"]) == 0
   assert capsys.readouterr().out.strip() == str(tmp_path / "corpus/x/1.0.0")
   assert json.loads((tmp_path / "corpus/x/1.0.0/preparation.json").read_text())["pairs"] is False
-  assert cli.main(command) == 2 and "is there already" in capsys.readouterr().err
+  assert cli.main(command) == 2 and "1.0.0 exists" in capsys.readouterr().err

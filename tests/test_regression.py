@@ -63,11 +63,11 @@ def test_the_bundled_points_are_engels_and_what_their_script_makes(tmp_path):
 
 def test_splits_have_every_point_once_and_the_seed_chooses(file):
   points = data.make("regression", dataset=file)
-  train, test = points.rows("train"), points.rows("test")
+  train, test = points.examples("train"), points.examples("test")
   assert (len(train), len(test)) == (points.num_train, points.num_eval()) == (24, 6)
   assert sorted([*train, *test]) == list(range(30))
-  np.testing.assert_array_equal(data.make("regression", dataset=file).rows("test"), test)
-  assert (data.make("regression", dataset=file, split_seed=1).rows("test") != test).any()
+  np.testing.assert_array_equal(data.make("regression", dataset=file).examples("test"), test)
+  assert (data.make("regression", dataset=file, split_seed=1).examples("test") != test).any()
   np.testing.assert_array_equal(points.split("test"), [X[test], Y[test]])
   assert points.table.names == ("day", "level")
 
@@ -105,11 +105,11 @@ def test_evaluation_has_every_point_once_and_pads(file, split, count):
 def test_a_point_is_not_among_its_own_keys(file):
   points = data.make("regression", dataset=file)
   for batch in (take(points.train_batches(24, 0), 1)[0], next(points.eval_batches(24, "train"))):
-    assert batch["seen"].shape == (24, 24) and (batch["seen"].sum(1) == 23).all()
-    np.testing.assert_array_equal(batch["keys"][~batch["seen"]], batch["x"])
-    np.testing.assert_array_equal(batch["values"][~batch["seen"]], batch["y"])
+    assert batch["attention_mask"].shape == (24, 24) and (batch["attention_mask"].sum(1) == 23).all()
+    np.testing.assert_array_equal(batch["keys"][~batch["attention_mask"]], batch["x"])
+    np.testing.assert_array_equal(batch["values"][~batch["attention_mask"]], batch["y"])
   test = next(points.eval_batches(6))
-  assert test["seen"].all() and test["keys"].shape == (6, 24)
+  assert test["attention_mask"].all() and test["keys"].shape == (6, 24)
   np.testing.assert_allclose(test["x"] + points.origin, points.split("test")[0], rtol=1e-5)
   shapes = data.kind("regression").shapes(dict(name="regression", dataset=file), None, 6)
   assert {k: (s.shape, s.dtype) for k, s in shapes.items()} == {k: (a.shape, a.dtype) for k, a in test.items()}
@@ -160,7 +160,7 @@ def test_what_cannot_be_says_so(file):
   points = data.make("regression", dataset=file)
   with pytest.raises(ValueError, match="no split 'tset'; did you mean 'test'"):
     points.eval_batches(8, "tset")
-  with pytest.raises(ValueError, match=r"batch_size=25, but .* has 24 points to train on"):
+  with pytest.raises(ValueError, match=r"batch_size=25, but .* has 24 points"):
     points.train_batches(25, 0)
   points.check_fit(zoo.create("kernel_regression/test").config, None)
   for name in ("vit/test", "transformer/test"):

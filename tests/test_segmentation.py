@@ -14,7 +14,7 @@ from PIL import Image
 
 from train import config as configuration
 from train import data, experiment, loop, plots
-from train.data import array_record, transforms
+from train.data import prepare, transforms
 from train.data.semantic_segmentation import IGNORE_INDEX, decode
 from train.datasets import fashion_scenes
 from train.evaluation import registry as evaluations
@@ -96,17 +96,17 @@ def test_a_mask_goes_where_its_image_goes(tmp_path, crop):
   batch = {key: np.concatenate(parts) for key, parts in _joined(next(batches) for _ in range(8))}
   batches.close()
   assert batch["mask"].shape == (48, 24, 32) and batch["mask"].dtype == np.uint8 and batch["valid"].all()
-  told = batch["mask"] != IGNORE_INDEX
+  labelled = batch["mask"] != IGNORE_INDEX
   # Where an image is interpolated between two classes, and at a border, it shows neither.
-  same = (shown(batch) == batch["mask"])[told]
+  same = (shown(batch) == batch["mask"])[labelled]
   assert same.mean() > 0.8 and (same.reshape(-1).mean() < 1 or crop["name"] in ("whole", "pad_crop"))
   if crop["name"] in ("random_scale_crop", "pad_crop"):
-    assert 0.02 < (~told).mean() < 0.6 and (batch["image"][~told] == 0).mean() > 0.9
+    assert 0.02 < (~labelled).mean() < 0.6 and (batch["image"][~labelled] == 0).mean() > 0.9
   else:
-    assert told.all()
+    assert labelled.all()
   assert {0, 1, 2} <= set(np.unique(batch["mask"]))
   # Another crop's masks fit no better than chance.
-  assert (np.roll(shown(batch), 1, 0) == batch["mask"])[told].mean() < 0.6
+  assert (np.roll(shown(batch), 1, 0) == batch["mask"])[labelled].mean() < 0.6
 
 
 def _joined(batches):
@@ -127,13 +127,13 @@ def test_at_its_own_size_a_mask_is_exact_and_flips_with_its_image(tmp_path):
     assert 0 < sum((batch["mask"] == evaluated["mask"][i]).all((1, 2)).any() for i in range(8)) < 8  # some are flipped
 
 
-def test_padding_is_not_told_and_shapes_are_told_without_the_set(tmp_path):
+def test_padding_has_no_class_and_shapes_need_no_data(tmp_path):
   folder = write(tmp_path, [(file(image), file(mask)) for image, mask in pictures(3)])
   batch = next(masks(folder).eval_batches(4))
   assert batch["valid"].tolist() == [True] * 3 + [False] and (batch["mask"][3] == IGNORE_INDEX).all()
   model = type("Config", (), dict(num_channels=3))
-  told = data.kind("semantic_segmentation").shapes(dict(dataset="nowhere", image_size=(24, 32)), model, 4)
-  assert {key: (a.shape, a.dtype) for key, a in told.items()} == {k: (a.shape, a.dtype) for k, a in batch.items()}
+  labelled = data.kind("semantic_segmentation").shapes(dict(dataset="nowhere", image_size=(24, 32)), model, 4)
+  assert {key: (a.shape, a.dtype) for key, a in labelled.items()} == {k: (a.shape, a.dtype) for k, a in batch.items()}
 
 
 def test_processes_threads_and_workers_make_the_same_batch(tmp_path):
@@ -145,7 +145,7 @@ def test_processes_threads_and_workers_make_the_same_batch(tmp_path):
     np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), value)
 
 
-def test_numbers_below_the_offset_and_255_are_not_told(tmp_path):
+def test_numbers_below_the_offset_and_255_have_no_class(tmp_path):
   stored = np.array([[0, 1, 2, 3], [255, 3, 2, 1]], np.uint8).repeat(12, 0).repeat(8, 1)
   folder = write(tmp_path, [(file(np.zeros((24, 32, 3), np.uint8)), file(stored, mode)) for mode in ("L", "P")])
   batch = next(masks(folder, offset=1).eval_batches(2))
@@ -161,7 +161,7 @@ def test_the_set_tells_its_classes_where_it_can(tmp_path):
   made = masks(named, classes=0)
   assert made.num_classes == 3 and made.class_names == ["ground", "sea", "sky"]
   folder = write(tmp_path / "plain", examples)
-  with pytest.raises(ValueError, match=r"does not tell how many classes.*data\.classes"):
+  with pytest.raises(ValueError, match=r"data\.classes"):
     _ = masks(folder, classes=0).num_classes
   assert (
     masks(folder).class_names == ["0", "1", "2"] and masks(folder, names=("a", "b", "c"), classes=0).num_classes == 3
@@ -265,7 +265,7 @@ def write_panoptic(folder, examples):
 
 
 def test_panoptic_masks_are_the_labels_of_their_segments(tmp_path):
-  """Two segments of a label are one class; what is no segment is not told."""
+  """Two segments of a label are one class; what is no segment is not labelled."""
   ids = np.array([300, 7, 70_000, 0, 12])  # also two and three bytes long
   labels = {7: 132, 12: 0, 70_000: 5, 300: 5}
   places = np.random.default_rng(0).integers(0, 5, (24, 32))
@@ -334,7 +334,7 @@ def test_scenes_need_nothing_from_elsewhere_and_are_the_same_everywhere(tmp_path
   monkeypatch.setattr(fashion_scenes, "COUNTS", dict(train=20, test=10))
   found = []
   for name in "ab":
-    array_record.prepare("fashion_scenes", str(tmp_path / name))
+    prepare.prepare("fashion_scenes", str(tmp_path / name))
     made = data.make("semantic_segmentation", dataset="fashion_scenes", data_dir=str(tmp_path / name), image_size=64)
     found.append([next(made.eval_batches(size, split)) for split, size in (("train", 20), ("test", 10))])
   for key in ("image", "mask"):
@@ -347,7 +347,7 @@ def test_scenes_need_nothing_from_elsewhere_and_are_the_same_everywhere(tmp_path
   assert len({image.tobytes() for batch in found[0] for image in batch["image"]}) == 30
 
 
-def test_the_photographs_are_small_and_their_origin_is_told():
+def test_the_photographs_are_small_and_their_origin_is_documented():
   folder = Path(fashion_scenes.__file__).with_name("photographs")
   names = [name for split in fashion_scenes.PHOTOGRAPHS.values() for name in split]
   assert sorted(names) == sorted(path.stem for path in folder.glob("*.webp")) and len(set(names)) == len(names)
@@ -374,7 +374,7 @@ def test_the_photographs_are_made_by_their_script(tmp_path):
 # ---- Objective and evaluation
 
 
-def test_the_loss_is_of_the_pixels_that_are_told():
+def test_the_loss_is_of_the_labelled_pixels():
   rng = np.random.default_rng(0)
   logits, mask = rng.normal(size=(3, 4, 5, 6)), rng.integers(0, 6, (3, 4, 5)).astype(np.uint8)
   mask[0, :2] = IGNORE_INDEX
@@ -406,7 +406,7 @@ def scenes(tmp_path_factory):
   folder = str(tmp_path_factory.mktemp("scenes"))
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(fashion_scenes, "COUNTS", dict(train=24, test=19))
-    array_record.prepare("fashion_scenes", folder)
+    prepare.prepare("fashion_scenes", folder)
   return folder
 
 

@@ -223,7 +223,7 @@ def test_from_a_teacher_to_a_student(tmp_path, capsys):
   of_init = f"init.path={teacher} init.ignore=params/decoder/.* init.reinit=('decoder/.*','length/.*')".split()
   words = [
     "optimizer.learning_rate=0.0",
-    "data.too_long=cut",
+    "data.too_long=truncate",
     f"data.train_targets={lines}",
     *of_init,
     "--workdir",

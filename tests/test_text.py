@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models
 
 from train import cli, data, loop
 from train import config as configuration
-from train.data import array_record
-from train.data.text import pair_batches as text_batches
+from train.data import image_classification, order, prepare
+from train.data.text import seq2seq
 from train.data.text import tokenizers as tokenizers
 from train.data.text import translation as text_pairs
 from train.data.text.translation import Translation
@@ -166,7 +166,7 @@ def test_the_bundled_tokenizer_is_what_its_text_makes(verses):
 
 def test_words_that_a_source_has_are_in_its_target(tmp_path):
   """By name in the texts, by number in the batch; what was cut off the source cannot be copied."""
-  copying = small(words=1500, copy_slots=3, source_length=20, target_length=40)
+  copying = small(word_vocab_size=1500, copy_slots=3, source_length=20, target_length=40)
   assert copying.vocab_size == 1500 and tokenizers.is_word_level(copying.tokenizer)
   texts = copying.references("val[:90]")
   batch = next(copying.eval_batches(90))
@@ -184,11 +184,11 @@ def test_words_that_a_source_has_are_in_its_target(tmp_path):
   model = types.SimpleNamespace(
     vocab_size=4000, max_length=128, pad_token_id=0, bos_token_id=2, eos_token_id=3, copy_slots=3
   )
-  with pytest.raises(ValueError, match=r"to a tokenizer of bytes no word is unknown.*data\.words"):
+  with pytest.raises(ValueError, match=r"to a tokenizer of bytes no word is unknown.*data\.word_vocab_size"):
     small(copy_slots=3).check_fit(model, None)
 
 
-@pytest.mark.parametrize("batching", text_batches.BATCHING)
+@pytest.mark.parametrize("batching", seq2seq.BATCHING)
 def test_every_epoch_has_every_pair_once_whole_and_beside_its_translation(batching):
   pairs = small(batching=batching, source_length=64, target_length=72)
   expected = sorted(corpus_pairs(pairs.corpus()))
@@ -209,7 +209,7 @@ def test_every_epoch_has_every_pair_once_whole_and_beside_its_translation(batchi
 
 
 def test_the_tokens_are_those_of_the_texts():
-  pairs = small(source="es", target="en", too_long="cut")
+  pairs = small(source="es", target="en", too_long="truncate")
   texts = pairs.references("train[:700]")
   assert texts[0] == ("EN el principio crió Dios los cielos y la tierra.", texts[0][1])
   decode = pairs.tokenizer.decode
@@ -221,7 +221,7 @@ def test_the_tokens_are_those_of_the_texts():
 
 def test_packing_fills_rows_and_buckets_waste_less_than_padding():
   share, rows = {}, {}
-  for batching in text_batches.BATCHING:
+  for batching in seq2seq.BATCHING:
     pairs = small(batching=batching)
     share[batching], rows[batching] = pairs.padding_share(32, seed=3, epoch=1), pairs.num_train
     steps = -(-pairs.num_train // 32)
@@ -238,8 +238,8 @@ def test_packing_fills_rows_and_buckets_waste_less_than_padding():
 def test_a_row_takes_pairs_while_both_sides_have_room(monkeypatch):
   rng = np.random.default_rng(0)
   lengths = rng.integers(1, 30, (2, 500))
-  monkeypatch.setattr(text_batches, "OPEN_ROWS", 7)
-  pairs, ends = text_batches.pack(*lengths, 40, 50)
+  monkeypatch.setattr(seq2seq, "OPEN_ROWS", 7)
+  pairs, ends = seq2seq.pack(*lengths, 40, 50)
   rows = np.split(pairs, ends[:-1])
   assert sorted(pairs) == list(range(500)) and all(len(row) for row in rows)
   for row in rows:
@@ -259,7 +259,7 @@ def test_bucket_edges_are_the_cheapest():
   rng = np.random.default_rng(0)
   for buckets in (1, 2, 3, 9):
     counts = np.concatenate([[0], rng.integers(0, 20, 7)])
-    edges = text_batches.cheapest_edges(counts, buckets)
+    edges = order.cheapest_edges(counts, buckets)
 
     def cost(edges, counts=counts):
       return sum(n * min(e for e in edges if e >= size) for size, n in enumerate(counts))
@@ -270,7 +270,7 @@ def test_bucket_edges_are_the_cheapest():
   assert len(shapes) == 3 and shapes[-1] == (100, 50) and shapes == sorted(shapes)
 
 
-@pytest.mark.parametrize("batching", text_batches.BATCHING)
+@pytest.mark.parametrize("batching", seq2seq.BATCHING)
 def test_any_number_of_processes_makes_the_same_batch_from_any_step_on(batching):
   pairs = small(batching=batching)
   steps = -(-pairs.num_train // 24) + 3  # into the second epoch, through a batch that is not full
@@ -297,8 +297,8 @@ def test_evaluation_sees_every_pair_once_in_order_over_all_processes(batch_size,
   assert len(expected) == (limit or pairs.num_eval()) == (limit or len(pairs.references()))
 
 
-@pytest.mark.parametrize("batching", text_batches.BATCHING)
-def test_shapes_are_told_without_reading(batching, tmp_path):
+@pytest.mark.parametrize("batching", seq2seq.BATCHING)
+def test_shapes_need_no_reading(batching, tmp_path):
   config = dict(name="translation", dataset="verses_en_es", batching=batching, source_length=40, target_length=56)
   shapes = Translation.shapes(config | dict(dataset="nowhere", data_dir=str(tmp_path)), None, 8)
   pairs = data.make(**config)
@@ -353,33 +353,33 @@ def test_texts_of_ones_own_are_prepared_and_bad_pairs_are_counted(tmp_path, kind
   assert (
     full[2][1].startswith(decode(batch["target_ids"][2])) and decode(batch["source_ids"][3]) == "日本語 is Japanese."
   )
-  cut = data.make("translation", dataset=pairs.dataset, data_dir=pairs.data_dir, too_long="cut")
+  cut = data.make("translation", dataset=pairs.dataset, data_dir=pairs.data_dir, too_long="truncate")
   assert cut.counts() == {"pairs": 4, "empty": 2, "too_long": 1}
   assert pairs.vocab_size <= 300
   # Once trained, a tokenizer stays.
   digest = pairs.tokenizer_digest
-  array_record.prepare("parallel_text/en-es", pairs.data_dir)
+  prepare.prepare("parallel_text/en-es", pairs.data_dir)
   assert data.make("translation", dataset=pairs.dataset, data_dir=pairs.data_dir).tokenizer_digest == digest
-  with pytest.raises(ValueError, match=r"tokenizer\.json is there already"):
-    array_record.prepare("parallel_text/en-es", pairs.data_dir, None, 400)
+  with pytest.raises(ValueError, match=r"tokenizer\.json"):
+    prepare.prepare("parallel_text/en-es", pairs.data_dir, None, 400)
   # Nor are other files taken for those that it was made of.
-  with pytest.raises(ValueError, match=r"parallel_text/en-es/1\.0\.0 is there already"):
-    array_record.prepare("parallel_text/en-es", pairs.data_dir, str(folder))
+  with pytest.raises(ValueError, match=r"parallel_text/en-es/1\.0\.0"):
+    prepare.prepare("parallel_text/en-es", pairs.data_dir, str(folder))
   # What cannot be is told before anything is written; what was interrupted goes on.
   for options, message in (((100,), "wanted more than 260"), ((None, "wordpiece"), "unknown tokenizer 'wordpiece'")):
     with pytest.raises(ValueError, match=message):
-      array_record.prepare("parallel_text/en-es", str(tmp_path / "other"), str(folder), *options)
+      prepare.prepare("parallel_text/en-es", str(tmp_path / "other"), str(folder), *options)
   assert not (tmp_path / "other").exists()
   written = Path(pairs._builder.data_path) / "tokenizer.json"
   written.unlink()
-  array_record.prepare("parallel_text/en-es", pairs.data_dir, str(folder), 300)
+  prepare.prepare("parallel_text/en-es", pairs.data_dir, str(folder), 300)
   assert written.exists()
 
 
 def test_files_that_are_not_parallel_are_named(tmp_path):
   def fault(folder, name="parallel_text/en-es"):
     with pytest.raises(ValueError) as error:
-      array_record.prepare(name, str(tmp_path / "data"), str(folder))
+      prepare.prepare(name, str(tmp_path / "data"), str(folder))
     return str(error.value)
 
   folder = write(tmp_path / "one", lines={"en": ["a"] * 1234, "es": ["a"] * 1233})
@@ -403,7 +403,7 @@ def test_files_that_are_not_parallel_are_named(tmp_path):
 
 def _no_tokenizer_for_images():
   builder = types.SimpleNamespace(
-    info=array_record.make_source("fashion_mnist_small", "test").builder.info, data_path="."
+    info=image_classification.make_source("fashion_mnist_small", "test").builder.info, data_path="."
   )
   with pytest.raises(ValueError) as error:
     text_pairs.prepare_tokenizer("fashion_mnist", None, builder, 500, None)
@@ -439,7 +439,7 @@ def test_wmt_is_prepared_without_tensorflow(tmp_path, monkeypatch):
   monkeypatch.setattr(wmt.SubDataset, "get_url", lambda self, source: ["https://host/file"])
   folder = str(tmp_path / "data")
   (tmp_path / "data" / "downloads" / "manual").mkdir(parents=True)
-  array_record.prepare("wmt14_translate/de-en", folder, vocab_size=300)
+  prepare.prepare("wmt14_translate/de-en", folder, vocab_size=300)
   pairs = data.make(
     "translation", dataset="wmt14_translate/de-en", data_dir=folder, source="en", target="de", eval_split="test"
   )
@@ -508,7 +508,7 @@ def test_a_wrong_config_is_an_error_that_helps(kwargs, words):
 
 def test_batches_that_cannot_be_made_are_refused_at_once():
   pairs = small(train_split="train[:50]")
-  with pytest.raises(ValueError, match=r"batch_size=64, but 'verses_en_es' 'train\[:50\]' has 50 rows"):
+  with pytest.raises(ValueError, match=r"batch_size=64, but 'verses_en_es' 'train\[:50\]' has 50"):
     pairs.train_batches(64, 0)
   with pytest.raises(ValueError, match="batch_size=6 cannot be shared by 4 processes"):
     pairs.eval_batches(6, process_count=4)

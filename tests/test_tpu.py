@@ -36,7 +36,7 @@ HEADS = {
     "sequence_classification",
   ),
   "token_classification": (dict(num_classes=5), dict(name="token_classification"), "token_classification"),
-  "question_answering": ({}, dict(name="question_answering", stride=4, question_length=5), "question_answering"),
+  "question_answering": ({}, dict(name="question_answering", doc_stride=4, max_query_length=5), "question_answering"),
 }
 # Fewer layers, since to compile takes as long as the program has lines: still more than one, or, where encoder and
 # decoder could be confused, another number of each; a pair of windows in each stage, of which Swin has two.
@@ -89,7 +89,7 @@ def compiled(name, mesh_name, **overrides):
   if head:
     more, data, objective = HEADS[head]
     config.model.update(head=head, depth=1, **more)
-    config.data = dict(dataset="any", vocabulary="any", length=16, **data)
+    config.data = dict(dataset="any", vocab_file="any", length=16, **data)
     config.objective = dict(name=objective)
   config.optimizer = dict(name="adamw", learning_rate=1e-3, weight_decay=0.1, grad_clip_norm=1.0)
   config.batch_size = LOCAL * way.data_devices

@@ -123,6 +123,7 @@ def eval(run, evaluations, overrides, json):
 def translate(run, text, file, split, out, beam_size, length_penalty, plot, json, overrides):
   """Translate texts, the lines of a file or a split with a trained run."""
   from train import experiment, plots
+  from train.data.text.seq2seq import Seq2Seq
   from train.inference.translate import Translator, align, translate_lines
 
   if sum(map(bool, (text, file, split))) != 1:
@@ -133,7 +134,7 @@ def translate(run, text, file, split, out, beam_size, length_penalty, plot, json
     text = _read_lines(file)
   opened, variables, _ = experiment.open_run(run, overrides)
   data = opened.data
-  if not hasattr(data, "tokenizer"):
+  if not isinstance(data, Seq2Seq):
     raise ValueError(f"{run} does not translate: it was trained on {opened.config.data.name}")
   if split:
     text = [source for source, _ in data.texts(split)]
@@ -160,10 +161,12 @@ def translate(run, text, file, split, out, beam_size, length_penalty, plot, json
 def fill_mask(run, text, top_k, json, overrides):
   """Predict the most probable tokens for every [MASK] of a text, with a run pretrained on masked tokens."""
   from train import experiment
+  from train.data.text.labelled import LabelledText
+  from train.data.text.masked_lm import TokenRows
   from train.inference.fill_mask import fill_mask
 
   opened, variables, _ = experiment.open_run(run, overrides)
-  if not hasattr(opened.data, "vocabulary"):
+  if not isinstance(opened.data, TokenRows | LabelledText):
     raise ValueError(f"{run} does not predict masked tokens: it was trained on {opened.config.data.name}")
   predictions = fill_mask(opened.model, variables, opened.data.vocabulary, text, top_k)
   table = Table("text", "token", "probability", box=None)
@@ -241,9 +244,9 @@ def plan(config, overrides, tpu, json):
 
 def prepare(name, data_dir, source, vocab_size, tokenizer, **corpus):
   """Build a data set as ArrayRecord files: any TFDS name, a local one, or a text to pretrain on as corpus/NAME."""
-  from train.data import array_record
+  from train.data import prepare
 
-  print(array_record.prepare(name, data_dir, source, vocab_size, tokenizer, **corpus))
+  print(prepare.prepare(name, data_dir, source, vocab_size, tokenizer, **corpus))
 
 
 def configs(json):

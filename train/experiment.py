@@ -148,9 +148,7 @@ class Experiment:
       f"on {len(devices)} x {devices[0].device_kind}",
       f"{self.total_steps:,} steps of {self.batch_size:,} {self.data.unit}",
     ]
-    if hasattr(self.data, "about"):
-      parts.append(self.data.about(self.batch_size, self.config.seed))
-    return "; ".join(parts)
+    return "; ".join(filter(None, [*parts, self.data.about(self.batch_size, self.config.seed)]))
 
 
 def open_run(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Experiment, dict, int]:

@@ -138,7 +138,7 @@ def bench_step(options) -> None:
 
 def bench_packing(options) -> None:
   """As many rows of 128 on both sides: ours full of verses, theirs with one each."""
-  from train.data.text.pair_batches import pack
+  from train.data.text.seq2seq import pack
   from train.data.text.translation import Translation
 
   lengths = Translation("verses_en_es").corpus("test").source.lengths + 2  # [CLS] and [SEP], less </s>

@@ -24,7 +24,7 @@ from pathlib import Path
 import timing
 
 from train.data.text import corpora as sources
-from train.data.text import prepare, vocabulary
+from train.data.text import prepare_corpus, vocabulary
 from train.data.text.corpora import TextFiles, TextRecords
 
 LENGTH, SHORT = 128, 0.1
@@ -97,11 +97,11 @@ def run_port(vocab_size: str, file: str) -> int:
 def run_ours(file: str, folder: str, words: vocabulary.Vocabulary, processes: int) -> int:
   """Makes a file's chunks into shards; returns the number of rows."""
   chunks = TextFiles(file).chunks()
-  job = prepare.Job(TextFiles(file), folder, words.digest, len(chunks), dict(length=LENGTH))
+  job = prepare_corpus.Job(TextFiles(file), folder, words.digest, len(chunks), dict(length=LENGTH))
   for number in range(len(chunks)):
     job.note(number).unlink(missing_ok=True)
-  vars(prepare._HERE).clear()
-  prepare._run_here(job, [*enumerate(chunks)], processes)
+  vars(prepare_corpus._HERE).clear()
+  prepare_corpus._run_here(job, [*enumerate(chunks)], processes)
   return sum(json.loads(job.note(i).read_text())["train_rows"] for i in range(len(chunks)))
 
 

@@ -54,8 +54,8 @@ def photos(folder: str | None) -> list[bytes]:
 
 def here(encoded: bytes, rng: np.random.Generator, interpolation: str) -> np.ndarray:
   """Our pipeline: uint8, to be normalised on the device."""
-  crop = functools.partial(transforms.random_resized_crop, rng=rng, size_YX=SIZE)
-  return transforms.flip(transforms.cut(encoded, crop, SIZE, 3, interpolation), rng)
+  crop = functools.partial(transforms.random_resized_crop, rng=rng, size=SIZE)
+  return transforms.flip(transforms.decode_crop(encoded, crop, SIZE, 3, interpolation), rng)
 
 
 def here_normalised(encoded: bytes, rng: np.random.Generator, interpolation: str) -> np.ndarray:

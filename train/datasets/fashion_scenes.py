@@ -1,4 +1,4 @@
-"""Scenes composed of real pictures: clothes of Fashion-MNIST pasted on grey photographs, with masks of their classes.
+"""Scenes composed of real images: clothes of Fashion-MNIST pasted on grey photographs, with masks of their classes.
 
 No photograph shows these scenes: an honest exercise in segmentation that needs no download, not a benchmark. A scene
 is a random part of a photograph with one to four images of `fashion_mnist_small` on it, scaled and placed at random;
@@ -15,13 +15,13 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from train.data.array_record import make_source
+from train.data.image_classification import make_source
 from train.data.transforms import decode
 from train.datasets import fashion_mnist
 
 SIZE = 64
 COUNTS = {"train": 8000, "test": 1000}
-# In `photographs/`, whose ORIGIN.md tells where they are from.
+# In `photographs/`, whose ORIGIN.md names their sources.
 PHOTOGRAPHS = {
   "train": ("astronaut", "brick", "camera", "coffee", "grass", "hubble_deep_field", "rocket"),
   "test": ("chelsea", "clock_motion", "gravel"),
@@ -35,22 +35,22 @@ PART = (64, 192)  # rows and columns of the part of a photograph
 LEAST_LIGHT, LEAST_PIECE, LEAST_HOLE = 16, 12, 20
 
 
-def outline(image_YX: np.ndarray) -> np.ndarray:
+def outline(image: np.ndarray) -> np.ndarray:
   """Where an image of clothes shows them, bool [Y, X]: where it is not black, without specks and small holes.
 
   Large holes, as below the handle of a bag, are background.
   """
-  shown = cv2.morphologyEx((image_YX >= LEAST_LIGHT).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+  shown = cv2.morphologyEx((image >= LEAST_LIGHT).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
   for value, least, connectivity in ((1, LEAST_PIECE, 8), (0, LEAST_HOLE, 4)):
-    _, pieces_YX, stats, _ = cv2.connectedComponentsWithStats((shown == value).astype(np.uint8), connectivity)
+    _, pieces, stats, _ = cv2.connectedComponentsWithStats((shown == value).astype(np.uint8), connectivity)
     for piece in np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < least):
       if piece:  # 0 is all the rest
-        shown[pieces_YX == piece] = 1 - value
+        shown[pieces == piece] = 1 - value
   return shown.astype(bool)
 
 
 def compose(
-  rng: np.random.Generator, photographs: list[np.ndarray], images_BYX: np.ndarray, labels_B: np.ndarray
+  rng: np.random.Generator, photographs: list[np.ndarray], images: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """A scene and its mask, both uint8 [SIZE, SIZE]: classes 1, 2, ... of objects, 0 where there is none."""
   photograph = photographs[rng.integers(len(photographs))]
@@ -60,8 +60,8 @@ def compose(
   part = part[:, ::-1] if rng.random() < 0.5 else part
   scene = cv2.resize(np.ascontiguousarray(part), (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(np.float32)
   mask = np.zeros((SIZE, SIZE), np.uint8)
-  for index in rng.integers(len(images_BYX), size=rng.integers(*OBJECTS, endpoint=True)):
-    image = images_BYX[index]
+  for index in rng.integers(len(images), size=rng.integers(*OBJECTS, endpoint=True)):
+    image = images[index]
     alpha = outline(image).astype(np.float32)
     side = int(rng.integers(*SIDES, endpoint=True))
     how = cv2.INTER_AREA if side < len(image) else cv2.INTER_LINEAR
@@ -72,7 +72,7 @@ def compose(
     rows, columns = (slice(max(0, first), min(SIZE, first + side)) for first in (top, left))
     own = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
     scene[rows, columns] = light[own] + (1 - alpha[own]) * scene[rows, columns]
-    mask[rows, columns][alpha[own] >= 0.5] = labels_B[index] + 1
+    mask[rows, columns][alpha[own] >= 0.5] = labels[index] + 1
   return np.clip(scene + 0.5, 0, 255).astype(np.uint8), mask
 
 

@@ -24,12 +24,12 @@ class Builder(fashion_mnist.Builder, skip_registration=True):
   VERSION = tfds.core.Version("1.0.0")
 
   def _generate_examples(self, folder, split: str) -> Iterator[tuple[int, dict]]:
-    images_BYX, labels_B = fashion_mnist.read_idx(folder, split)
-    firsts = [np.flatnonzero(labels_B == label)[: PER_CLASS[split]] for label in range(len(fashion_mnist.CLASSES))]
+    images, labels = fashion_mnist.read_idx(folder, split)
+    firsts = [np.flatnonzero(labels == label)[: PER_CLASS[split]] for label in range(len(fashion_mnist.CLASSES))]
     for i in np.sort(np.concatenate(firsts)).tolist():
       # Lossless WebP is an eighth smaller than the best PNG of such small images.
-      image = fashion_mnist.encode(images_BYX[i], "webp", lossless=True, quality=100, method=6)
-      yield i, {"image": image, "label": int(labels_B[i])}
+      image = fashion_mnist.encode(images[i], "webp", lossless=True, quality=100, method=6)
+      yield i, {"image": image, "label": int(labels[i])}
 
 
 def make(source: str, output: str | Path) -> Path:

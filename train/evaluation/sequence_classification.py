@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from train.data.text.sequence_classification import told
+from train.data.text.sequence_classification import has_label
 from train.evaluation import text_metrics
 from train.evaluation.base import Evaluation, check_data, map_examples
 from train.objectives.sequence_classification import scores_of_labels
@@ -27,7 +27,7 @@ def sequence_classification(
   """
   check_data(experiment, "sequence_classification")
   names = tuple(metrics) or experiment.data.scores
-  text_metrics.check_scores(names, experiment.data.number)
+  text_metrics.check_scores(names, experiment.data.regression)
 
   def predict(variables, batch):
     output, _ = scores_of_labels(experiment.model, variables, batch)
@@ -38,7 +38,7 @@ def sequence_classification(
   def evaluate(variables) -> dict[str, float]:
     batches = predict_split(variables, split, batch_size)
     predictions, labels = map(np.concatenate, zip(*batches, strict=True))
-    known = told(labels)
+    known = has_label(labels)
     return text_metrics.score_labels(predictions[known], labels[known], names)
 
   return Evaluation(every_steps, evaluate)

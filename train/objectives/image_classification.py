@@ -55,8 +55,8 @@ def mix(key, image_BYXC, target_BV, weight_B, mixup: float, cutmix: float):
   """Mixes every example with its neighbour in the batch, by mixup or cutmix.
 
   One mixing share is drawn for the batch: mixup blends all pixels, cutmix pastes one box whose area is the other
-  share, and the targets are mixed by the same share. A pair with a padded example counts for nothing. Neighbours
-  are on one device where its part of the batch is even, so no image moves.
+  share, and the targets are mixed by the same share. A pair with a padded example has weight 0. Neighbours
+  are on one device where its part of the batch is even, so no image is communicated.
 
   Args:
     key: for the share and the box.

@@ -14,16 +14,16 @@ from zoo.shapes import expect
 
 @dataclass(frozen=True)
 class Objective:
-  """Reconstruction of what was hidden.
+  """Reconstruction of masked patches.
 
   Attributes:
-    mask_ratio: share of patches to hide.
-    normalise_patches: predict each patch less its own mean, over its own deviation (3, "Reconstruction target").
+    mask_ratio: share of patches to mask.
+    norm_pix_loss: predict each patch less its own mean, over its own deviation (3, "Reconstruction target").
     mean, std: of the pixels, 0 to 1, per channel; one value for all channels, or one each.
   """
 
   mask_ratio: float = 0.75
-  normalise_patches: bool = True
+  norm_pix_loss: bool = True
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.5,)
 
@@ -36,22 +36,22 @@ class Objective:
     patches = (image_BYXC.shape[1] // model.config.patch_size) * (image_BYXC.shape[2] // model.config.patch_size)
     noise_BP = rng.per_patch(key, batch["id"], patches)
     pixels_BPF, aux = model.apply(variables, image_BYXC, noise_BP, mask_ratio=self.mask_ratio, rngs=rngs)
-    loss_B = reconstruction_loss(pixels_BPF, image_BYXC, aux["masked"], model.config.patch_size, self.normalise_patches)
+    loss_B = reconstruction_loss(pixels_BPF, image_BYXC, aux["masked"], model.config.patch_size, self.norm_pix_loss)
     weight_B = batch["valid"].astype(jnp.float32)
     return Loss((weight_B * loss_B).sum(), weight_B.sum(), {}, {})
 
 
 def reconstruction_loss(
-  pixels_BPF: jax.Array, image_BYXC: jax.Array, masked_BP: jax.Array, patch_size: int, normalise_patches: bool
+  pixels_BPF: jax.Array, image_BYXC: jax.Array, masked_BP: jax.Array, patch_size: int, norm_pix_loss: bool
 ) -> jax.Array:
   """Mean squared error over the masked patches of each image.
 
   Args:
     pixels_BPF: predictions; F = patch * patch * C.
     image_BYXC: the normalised images.
-    masked_BP: bool, True = was hidden.
+    masked_BP: bool, True = masked.
     patch: side of a patch in pixels.
-    normalise_patches: compare with each patch's own standardised pixels (variance with Bessel's correction, + 1e-6
+    norm_pix_loss: compare with each patch's own standardised pixels (variance with Bessel's correction, + 1e-6
       under the root, as in the released code).
 
   Returns:
@@ -59,7 +59,7 @@ def reconstruction_loss(
   """
   expect(pixels_BPF=pixels_BPF, masked_BP=masked_BP)
   target_BPF = patchify(image_BYXC, patch_size).reshape(pixels_BPF.shape)
-  if normalise_patches:
+  if norm_pix_loss:
     mean = target_BPF.mean(-1, keepdims=True)
     variance = target_BPF.var(-1, keepdims=True, ddof=1)
     target_BPF = (target_BPF - mean) * jax.lax.rsqrt(variance + 1e-6)

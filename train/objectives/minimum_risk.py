@@ -1,4 +1,4 @@
-"""Minimum-risk training (Shen et al. 2016): the model's own translations, by what they are worth in BLEU."""
+"""Minimum-risk training (Shen et al. 2016): the expected BLEU of the model's own translations."""
 
 from dataclasses import dataclass
 
@@ -22,25 +22,25 @@ class Objective:
 
       Q(y) = P(y)^alpha / (sum of P(y')^alpha over the candidates),    risk = sum of Q(y) (1 - BLEU(y)),
 
-  and the gradient goes through Q. For models that are trained already (`config.init`): what is drawn from a new one is
-  worth nothing. The decoder reads a batch of `samples` + 1 times as many rows, so batches have to be smaller.
+  and the gradient goes through Q. For trained models (`config.init`): samples of an untrained one have no BLEU. The
+  decoder reads a batch of `num_samples` + 1 times as many rows, so batches have to be smaller.
 
   Attributes:
-    samples: drawn for each source, as long as its row of targets at most.
+    num_samples: drawn for each source, as long as its row of targets at most.
     sharpness: alpha; small values make all candidates alike (0.005 in 5.1.1).
     reference: whether the true target is a candidate too (5.1.2).
   """
 
-  samples: int = 8
+  num_samples: int = 8
   sharpness: float = 5e-3
   reference: bool = True
-  one_pair_a_row = True  # what the data must not pack
+  one_pair_per_row = True  # so the data must not be packed
 
   def __post_init__(self):
-    if self.samples < 1 or self.samples + self.reference < 2 or self.sharpness <= 0:
+    if self.num_samples < 1 or self.num_samples + self.reference < 2 or self.sharpness <= 0:
       raise ValueError(
-        f"config.objective: samples is {self.samples} and sharpness {self.sharpness}; wanted sharpness > 0 and at "
-        "least two candidates, of which reference=True is one"
+        f"config.objective: num_samples is {self.num_samples} and sharpness {self.sharpness}; wanted sharpness > 0 and "
+        "at least two candidates, of which reference=True is one"
       )
 
   def __call__(self, model, variables, batch, key=None) -> Loss:
@@ -58,7 +58,7 @@ class Objective:
     same_BNN = (candidate_BNT[:, :, None] == candidate_BNT[:, None]).all(-1)
     first_BN = ~jnp.tril(same_BNN, -1).any(-1)
 
-    # All candidates as rows: their probabilities, by teacher forcing, and what they are worth.
+    # All candidates as rows: their probabilities, by teacher forcing, and their BLEU.
     candidate_RT = candidate_BNT.reshape(-1, T)
     words_R = length_before(candidate_RT, c.eos_token_id)
     real_RT = jnp.arange(T) <= words_R[:, None]  # with `eos_token_id`
@@ -76,7 +76,7 @@ class Objective:
 
     risk_B = (masked_softmax(self.sharpness * score_BN, first_BN) * (1 - bleu_BN)).sum(1)
     weight_B = batch["valid"].astype(jnp.float32)
-    metrics = {"bleu": bleu_BN[:, -self.samples :].mean(1), "candidates": first_BN.sum(1)}
+    metrics = {"bleu": bleu_BN[:, -self.num_samples :].mean(1), "candidates": first_BN.sum(1)}
     sums = {name: (weight_B * value_B).sum() for name, value_B in metrics.items()}
     return Loss((weight_B * risk_B).sum(), weight_B.sum(), sums, rest)
 
@@ -85,8 +85,8 @@ class Objective:
     c, (B, T) = model.config, batch["target_ids"].shape
     parts = decoding.decode_step_of(model, jax.lax.stop_gradient(variables), batch["source_ids"], T)
     step, memory, cache = parts
-    memory, cache = jax.tree.map(lambda a: jnp.repeat(a, self.samples, 0), (memory, cache))
-    keys_BN = jax.vmap(lambda key: jax.random.split(key, self.samples))(rng.per_example(key, batch["id"]))
+    memory, cache = jax.tree.map(lambda a: jnp.repeat(a, self.num_samples, 0), (memory, cache))
+    keys_BN = jax.vmap(lambda key: jax.random.split(key, self.num_samples))(rng.per_example(key, batch["id"]))
     special = dict(bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id, max_length=T)
     return decoding.sample(step, memory, cache, keys_BN.reshape(-1), **special).sequences_BNT.reshape(B, -1, T)
 

@@ -152,7 +152,7 @@ def _choose(priority_BT: jax.Array, unit_BT: jax.Array, segment_BT: jax.Array, o
   size_BT = (unit_BT[:, :, None] == unit_BT[:, None, :]).sum(-1)
   chosen_BT = jnp.zeros_like(unit_BT, bool)
   # A pass chooses words up to the first that does not fit; the next pass goes on behind it. Single pieces need one
-  # pass; of whole words four passes leave next to nothing.
+  # pass; of whole words four passes leave almost none.
   for _ in range(4 if objective.whole_words else 1):
     left_BT = budget_BT - (same_BTT & chosen_BT[:, None]).sum(-1)
     open_BT = (unit_BT > 0) & ~chosen_BT & (size_BT <= left_BT)

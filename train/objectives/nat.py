@@ -15,18 +15,18 @@ from zoo.models.nat import length_class
 class Objective:
   """Minus the logarithm of a target's probability, p(T | x) p(y_1 | x, T) ... p(y_T | x, T) (Gu et al. 2018, eq. 3).
 
-  The model is told the true length. One that cuts (`zoo.models.nat`, length_prediction="none") learns to say
-  `eos_token_id` at every place after the target's end: were those places left to themselves, then a sentence whose
-  `eos_token_id` is missed would go on with words from nowhere, while so the next place ends it.
+  The model is given the true length. One with length_prediction="none" (`zoo.models.nat`) learns to predict
+  `eos_token_id` at every position after the target's end, so that a sentence whose first end is missed ends at the next
+  position.
 
   Attributes:
     label_smoothing: share of the target spread over all tokens (Vaswani et al. 2017, 5.4).
-    length_weight: of the length's cross-entropy; 1 for the likelihood as it is.
+    length_weight: of the length's cross-entropy; 1 for the likelihood.
   """
 
   label_smoothing: float = 0.0
   length_weight: float = 1.0
-  one_pair_a_row = True  # what the data must not pack
+  one_pair_per_row = True  # so the data must not be packed
 
   def __post_init__(self):
     check_fields(self, {0: ("length_weight",)}, ("label_smoothing",))
@@ -34,20 +34,20 @@ class Objective:
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the target tokens; `key=None` evaluates: no smoothing or dropout.
 
-    The metric length_accuracy is the share of target tokens whose sentence's length is told right.
+    The metric length_accuracy is the share of target tokens whose sentence's length is predicted right.
 
     Raises:
-      ValueError: a model that reads the target, which would tell it what to say.
+      ValueError: a model that reads the target, and so would copy it.
     """
     if not hasattr(model, "decode_lengths"):
-      raise ValueError("objective 'nat' is for models that say all tokens at once, such as nat/base; not for this one")
+      raise ValueError("objective 'nat' is for non-autoregressive models, such as nat/base")
     source, target = rows(batch)
     weight_BT = token_weights(batch)
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     (logits_BTV, aux), rest = apply(
       model, variables, batch["source_ids"], batch["target_ids"], source, target, rngs=rngs
     )
-    # A model that cuts has more places than the row: beyond the target's end it is to say `eos_token_id`.
+    # Without a predicted length the model has more positions than the row: beyond the target's end it predicts `eos`.
     beyond = ((0, 0), (0, logits_BTV.shape[1] - weight_BT.shape[1]))
     target_BT, weight_BT = jnp.pad(batch["target_ids"], beyond), jnp.pad(weight_BT, beyond)
     end_BT = ~jnp.pad(target.segment_ids_BT > 0, beyond)

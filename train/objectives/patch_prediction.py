@@ -18,19 +18,20 @@ class Objective:
   """Prediction of what colour the corrupted patches were.
 
   Attributes:
-    share: of the patches to corrupt.
-    masked, swapped: shares of these to hide and to replace with another patch; the rest is left as it is.
+    mask_prob: share of the patches to corrupt.
+    mask_token_prob, random_patch_prob: shares of these that are replaced by the mask token and by another patch; the
+      rest is unchanged.
     mean, std: of the pixels, 0 to 1, per channel; one value for all channels, or one each.
   """
 
-  share: float = 0.5
-  masked: float = 0.8
-  swapped: float = 0.1
+  mask_prob: float = 0.5
+  mask_token_prob: float = 0.8
+  random_patch_prob: float = 0.1
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.5,)
 
   def __post_init__(self):
-    check_fields(self, {0: ("share", "masked", "swapped")}, ())
+    check_fields(self, {0: ("mask_prob", "mask_token_prob", "random_patch_prob")}, ())
 
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the valid images; `key=None` evaluates, with the same corruption every time."""
@@ -39,10 +40,12 @@ class Objective:
     rngs = {} if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     patches = colour_BP.shape[1]
     noise_BP = rng.per_patch(key, batch["id"], patches)
-    shares = dict(share=self.share, masked=self.masked, swapped=self.swapped)
+    shares = dict(share=self.mask_prob, masked=self.mask_token_prob, swapped=self.random_patch_prob)
     logits_BTV, aux = model.apply(variables, image_BYXC, noise_BP, **shares, rngs=rngs)
     if not logits_BTV.shape[1]:
-      raise ValueError(f"config.objective: share {self.share} corrupts none of {patches} patches; wanted at least one")
+      raise ValueError(
+        f"config.objective: mask_prob {self.mask_prob} corrupts none of {patches} patches; wanted at least one"
+      )
     target_BT = jnp.take_along_axis(colour_BP, aux["chosen"], axis=1)
     loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, target_BT).mean(1)
     right_B = (logits_BTV.argmax(-1) == target_BT).mean(1)

@@ -1,4 +1,4 @@
-"""Extractive question answering: where in a text the answer begins, and where it ends."""
+"""Extractive question answering: the start and the end of the answer in a text."""
 
 from dataclasses import dataclass
 
@@ -12,25 +12,25 @@ from train.objectives.sequence_classification import read
 
 @dataclass(frozen=True)
 class Objective:
-  """The mean of the cross-entropies of beginning and end, each a softmax over a row's tokens (Devlin et al. 2019, 4.2).
+  """The mean of the cross-entropies of start and end, each a softmax over a row's tokens (Devlin et al. 2019, 4.2).
 
-  A row that has no answer in it is to say so with its first token, [CLS], as beginning and end (4.3).
+  For a row without an answer, start and end are the first token, [CLS] (4.3).
   """
 
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the valid rows; `key=None` evaluates: no dropout."""
     logits_BT2, rest = span_logits(model, variables, batch, key)
     weight_B = batch["valid"].astype(jnp.float32)
-    place_B2 = jnp.stack([batch["start_positions"], batch["end_positions"]], 1)
-    loss_B2 = optax.softmax_cross_entropy_with_integer_labels(logits_BT2, place_B2, axis=1)
-    exact_B = (logits_BT2.argmax(1) == place_B2).all(1)
+    position_B2 = jnp.stack([batch["start_positions"], batch["end_positions"]], 1)
+    loss_B2 = optax.softmax_cross_entropy_with_integer_labels(logits_BT2, position_B2, axis=1)
+    exact_B = (logits_BT2.argmax(1) == position_B2).all(1)
     return Loss((weight_B * loss_B2.mean(1)).sum(), weight_B.sum(), {"exact": (weight_B * exact_B).sum()}, rest)
 
 
 def span_logits(model, variables: dict, batch: dict, key: jax.Array | None = None) -> tuple[jax.Array, dict]:
-  """Beginning and end [B, T, 2], and the collections other than parameters; padding can be neither.
+  """Logits of start and end [B, T, 2], and the collections other than parameters; padding can be neither.
 
-  The released code lets padding be an answer, so that a row's loss depends on how far it is filled up.
+  The released code allows padding as an answer, so that a row's loss depends on its padding.
   """
   (logits_BT2, _), rest = read(model, variables, batch, key)
   return jnp.where((batch["segment_ids"] > 0)[..., None], logits_BT2, -1e9), rest

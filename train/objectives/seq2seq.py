@@ -13,15 +13,15 @@ from zoo.shapes import expect
 
 @dataclass(frozen=True)
 class Objective:
-  """Cross-entropy by teacher forcing: what the decoder reads is the true target.
+  """Cross-entropy by teacher forcing: the decoder reads the true target.
 
   Attributes:
     label_smoothing: share of the target spread over all tokens (Vaswani et al. 2017, 5.4).
     scheduled_sampling: share of the tokens that the decoder reads, in training, which are its own instead of the true
-      ones (Bengio et al. 2015); how it finds them is for the model to say (`scheduled_sampling_inputs`). No gradient
-      goes through the choice.
+      ones (Bengio et al. 2015); the model computes them (`scheduled_sampling_inputs`). No gradient goes
+      through the choice.
     guided_attention: weight of a loss on attention far from the diagonal (Tachibana et al. 2018, 4.1).
-    guided_width: how far is near, as a share of the lengths; g in their eq. 7.
+    guided_width: the width of the diagonal, as a share of the lengths; g in their eq. 7.
   """
 
   label_smoothing: float = 0.0
@@ -46,7 +46,7 @@ class Objective:
 
     if self.scheduled_sampling and key is not None:
       own_BT = jax.random.bernoulli(keys["sampling"], self.scheduled_sampling, inputs_BT.shape)
-      own_BT &= target.position_ids_BT > 0  # what a sequence begins with is nobody's choice
+      own_BT &= target.position_ids_BT > 0  # the first token is always `bos`
       fixed, first = jax.lax.stop_gradient(variables), {"dropout": keys["first_dropout"]}
       mixed = batch["source_ids"], inputs_BT, own_BT, source, target
       inputs_BT, _ = apply(model, fixed, *mixed, rngs=first, method="scheduled_sampling_inputs")
@@ -63,7 +63,7 @@ class Objective:
 
 
 def rows(batch: dict) -> tuple[SequenceInfo, SequenceInfo]:
-  """Where the sequences of a batch are: in its sources, in its targets."""
+  """Segments and positions of a batch's sources and targets."""
   return tuple(
     SequenceInfo(batch[f"{side}_segment_ids"], batch[f"{side}_position_ids"]) for side in ("source", "target")
   )
@@ -87,7 +87,7 @@ def cross_entropy(
   target_logit_BT = jnp.take_along_axis(logits_BTV, target_BT[..., None], -1)[..., 0]
   nll_BT = loss_BT = total_BT - target_logit_BT
   if smoothing:
-    # Over the vocabulary's words alone: places for words outside of it are mostly impossible.
+    # Over the vocabulary alone: tokens that are copied are mostly impossible.
     uniform_BT = total_BT - logits_BTV[..., :vocab_size].mean(-1)
     loss_BT = (1 - smoothing) * nll_BT + smoothing * uniform_BT
   hit_BT = target_logit_BT == logits_BTV.max(-1)  # argmax takes a pass of its own, three times as long
@@ -95,13 +95,14 @@ def cross_entropy(
 
 
 def shift(target_BT: jax.Array, position_BT: jax.Array, bos: int) -> jax.Array:
-  """What the decoder reads when it says the target: the token before, `bos_token_id` where a sequence begins."""
+  """The decoder's inputs: the target shifted by one, `bos` where a sequence begins."""
   expect(target_BT=target_BT, position_BT=position_BT)
   return jnp.where(position_BT == 0, bos, jnp.roll(target_BT, 1, 1))
 
 
 def off_diagonal(source: SequenceInfo, target: SequenceInfo, width: float) -> jax.Array:
-  """How far from the diagonal each pair of places is: 1 - exp(-(t/T - s/S)^2 / (2 g^2)) (Tachibana et al. 2018, eq. 7).
+  """Distance of each pair of positions from the diagonal: 1 - exp(-(t/T - s/S)^2 / (2 g^2)) (Tachibana et al. 2018, eq.
+    7).
 
   Args:
     source, target: rows, each of one or several sequences.
@@ -112,7 +113,7 @@ def off_diagonal(source: SequenceInfo, target: SequenceInfo, width: float) -> ja
   """
 
   def share(row: SequenceInfo) -> jax.Array:
-    """A token's place in its sequence, from 0 to 1."""
+    """A token's relative position in its sequence, from 0 to 1."""
     same_BTT = row.segment_ids_BT[:, :, None] == row.segment_ids_BT[:, None, :]
     return row.position_ids_BT / same_BTT.sum(-1)
 

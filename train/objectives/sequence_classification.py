@@ -1,4 +1,4 @@
-"""Texts with a label: which class one or two of them have, which number, or which of several choices is right."""
+"""Sequence classification and regression: a class, a number, or one of several choices for one text or two."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from zoo.layers.sequence_info import SequenceInfo
 
 @dataclass(frozen=True)
 class Objective:
-  """The loss that fits the label (Devlin et al. 2019, 4.1 and 4.4), which the data says.
+  """The loss for the kind of label that the data has (Devlin et al. 2019, 4.1 and 4.4).
 
   A class: cross-entropy of the softmax over the model's classes. A number: its squared error; the model has one class.
   One of several choices, each of which the model gives a number: cross-entropy of the softmax over the choices.
@@ -46,7 +46,7 @@ class Objective:
 
 
 def scores_of_labels(model, variables: dict, batch: dict, key: jax.Array | None = None) -> tuple[jax.Array, dict]:
-  """What the label is compared with, and the collections other than parameters.
+  """The predictions of labels, and the collections other than parameters.
 
   [B, V] for classes, [B] for numbers, [B, C] for choices, each of which is a row of its own for the model.
   """
@@ -57,7 +57,7 @@ def scores_of_labels(model, variables: dict, batch: dict, key: jax.Array | None 
 
 
 def read(model, variables: dict, batch: dict, key: jax.Array | None = None) -> tuple[tuple, dict]:
-  """What the model says of the rows of a batch (`train.data.text.labelled`), with aux; and the other collections.
+  """The model's output for the rows of a batch (`train.data.text.labelled`), with aux; and the other collections.
 
   Args:
     model, variables: to apply.

@@ -1,4 +1,4 @@
-"""Masked image modelling: absolute error of the hidden pixels (Xie et al. 2022, 3.4)."""
+"""Masked image modelling: absolute error of the masked pixels (Xie et al. 2022, 3.4)."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ from zoo.shapes import expect
 
 @dataclass(frozen=True)
 class Objective:
-  """Telling the pixels of hidden squares.
+  """Prediction of the pixels of masked squares.
 
   Attributes:
     mask_patch_size: side of a square in pixels.
-    mask_ratio: share of squares to hide.
+    mask_ratio: share of squares to mask.
     mean, std: of the pixels, 0 to 1, per channel; one value for all channels, or one each.
   """
 
@@ -45,12 +45,12 @@ class Objective:
 
 
 def absolute_error(pixels_BYXC: jax.Array, image_BYXC: jax.Array, masked_BHW: jax.Array) -> jax.Array:
-  """Mean absolute error of the hidden pixels of each image.
+  """Mean absolute error of the masked pixels of each image.
 
   Args:
     pixels_BYXC: predictions.
     image_BYXC: the normalised images.
-    masked_BHW: bool of each patch, True = was hidden; at least one of each image.
+    masked_BHW: bool of each patch, True = masked; at least one of each image.
 
   Returns:
     [B] float32

@@ -1,4 +1,4 @@
-"""Tagging: cross-entropy of the tag of each word, at its first piece."""
+"""Token classification: cross-entropy of the tag of each word, at its first piece."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from train.objectives.sequence_classification import read
 
 @dataclass(frozen=True)
 class Objective:
-  """Cross-entropy over the tokens that have a tag, each told by itself (Devlin et al. 2019, 5.3)."""
+  """Cross-entropy over the tokens that have a tag, each by itself (Devlin et al. 2019, 5.3)."""
 
   def __call__(self, model, variables, batch, key=None) -> Loss:
     """Sums over the tokens whose "label" is not -1; `key=None` evaluates: no dropout."""

@@ -27,7 +27,7 @@ def reconstruct(
   noise,
   *,
   mask_ratio=0.75,
-  normalise_patches=True,
+  norm_pix_loss=True,
   mean=(0.5,),
   std=(0.5,),
   mask_patch_size=None,
@@ -38,7 +38,7 @@ def reconstruct(
     model: of the family `mae` or `simmim`. variables: its parameters.
     images: uint8 [batch, height, width, channels].
     noise: [batch, patches] selects what is masked (`zoo.models.mae.random_mask`).
-    mask_ratio, normalise_patches, mean, std: as in `train.objectives.mae`. A model trained on standardised
+    mask_ratio, norm_pix_loss, mean, std: as in `train.objectives.mae`. A model trained on standardised
       patches does not predict their mean and variance: these are taken from the image.
     mask_patch_size: side of the squares that are masked; a patch if None.
 
@@ -55,7 +55,7 @@ def reconstruct(
     pixels, aux = model.apply(variables, normalised, noise, **options)
     target = patchify(normalised, patch)
     predicted = patchify(pixels, patch) if pixels.ndim == 4 else pixels.reshape(target.shape)
-    if normalise_patches:
+    if norm_pix_loss:
       std_of_patch = jnp.sqrt(target.var(-1, keepdims=True, ddof=1) + 1e-6)
       predicted = predicted * std_of_patch + target.mean(-1, keepdims=True)
     masked = jnp.broadcast_to(aux["masked"].reshape(*target.shape[:3], 1), (*target.shape[:3], patch**2))
@@ -72,7 +72,7 @@ def reconstructions(
   images: np.ndarray,
   *,
   mask_ratio: float = 0.75,
-  normalise_patches: bool = True,
+  norm_pix_loss: bool = True,
   mean: Sequence[float] = (0.5,),
   std: Sequence[float] = (0.5,),
   mask_patch_size: int | None = None,
@@ -95,7 +95,7 @@ def reconstructions(
     images,
     noise,
     mask_ratio=mask_ratio,
-    normalise_patches=normalise_patches,
+    norm_pix_loss=norm_pix_loss,
     mean=mean,
     std=std,
     mask_patch_size=mask_patch_size,
@@ -113,7 +113,7 @@ def reconstructions(
       show_image(axis, image)
   visible = parts - int(masked[0].sum()) // side**2
   note = "mean and variance of each patch are the original's"
-  if not normalise_patches:
+  if not norm_pix_loss:
     note = "all pixels are predicted; the loss is of the masked ones"
   heading(figure, f"Reconstructed from {visible} of {parts} {'squares' if mask_patch_size else 'patches'}", note)
   return figure

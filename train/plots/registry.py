@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 import zoo
 from train import plots
-from train.data.text.labelled import Labelled
 from train.data.transforms import decode
 from train.evaluation.image_metrics import score_confusion
 from train.inference import translate
@@ -78,7 +77,7 @@ def check(name: str, experiment) -> None:
 def examples(data, count: int = 8) -> np.ndarray:
   """The first images of the evaluation split that are of different classes, at most `count`."""
   found: dict[int, np.ndarray] = {}
-  source = data.source(data.eval_split)
+  source = data.examples(data.eval_split)
   for batch in data.eval_batches(64, limit=min(len(source), 4096)):
     for image, label, valid in zip(batch["image"], batch["label"], batch["valid"], strict=True):
       if valid and len(found) < count:
@@ -121,7 +120,7 @@ def _position_similarity(experiment, variables, workdir, images, *, path):
 
 
 def _reconstructions(experiment, variables, workdir, images, *, path):
-  options = dict(normalise_patches=False) | dataclasses.asdict(experiment.objective)
+  options = dict(norm_pix_loss=False) | dataclasses.asdict(experiment.objective)
   return plots.reconstructions(experiment.model, variables, images, **options, path=path)
 
 
@@ -152,7 +151,7 @@ def _segmentations(experiment, variables, workdir, images, *, path):
 def predict(experiment, variables: dict, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Predictions of a regression at these x, in the units of its file; and attention weights [queries, keys]."""
   data = experiment.data
-  example = data.collate("train", np.zeros(1, int))
+  example = next(data.eval_batches(1, "train", limit=1))
   inputs = (x - data.origin).astype(np.float32)[None]
   y, aux = jax.jit(experiment.model.apply)(variables, inputs, example["keys"], example["values"])
   return np.asarray(y[0]), np.asarray(aux["weights"][0])
@@ -160,7 +159,7 @@ def predict(experiment, variables: dict, x: np.ndarray) -> tuple[np.ndarray, np.
 
 def width_errors(data, split: str, widths: np.ndarray) -> np.ndarray:
   """The root mean squared error of kernel regression with each of these widths on a split."""
-  batch = next(data.eval_batches(min(len(data.rows(split)), MAX_POINTS), split))
+  batch = next(data.eval_batches(min(len(data.examples(split)), MAX_POINTS), split))
   model = zoo.create("kernel_regression/learned", bandwidth=1.0)  # one program for all widths
 
   def error(width):
@@ -230,7 +229,7 @@ def _sequence(data) -> tuple[np.ndarray, np.ndarray]:
 def _attention_heads(experiment, variables, workdir, images, *, path):
   data = experiment.data
   if experiment.config.data.name in ROWS:
-    vocabulary = data.words if isinstance(data, Labelled) else data.vocabulary
+    vocabulary = data.vocabulary
     tokens, types = _sequence(data)
     names = token_attention.token_names(vocabulary, tokens)
     weights = token_attention.attention_of_tokens(experiment.model, variables, tokens, types)

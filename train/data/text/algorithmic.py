@@ -1,4 +1,4 @@
-"""Tasks that a model of sequences has to get right without a fault: to copy, reverse or sort a row of symbols."""
+"""Algorithmic tasks: to copy, reverse or sort a sequence of symbols."""
 
 import dataclasses
 import functools
@@ -10,14 +10,14 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from train.data.text import tokenizers as tokenizers
-from train.data.text.pair_batches import TokenPairs
+from train.data.text.seq2seq import Seq2Seq
 from zoo.errors import nearest
 
 TASKS = {"copy": list, "reverse": lambda symbols: symbols[::-1], "sort": sorted}
 
 
 @dataclasses.dataclass(frozen=True)
-class Algorithmic(TokenPairs):
+class Algorithmic(Seq2Seq):
   """Random sequences of symbols: what `config.data = dict(name="algorithmic", ...)` makes.
 
   All are different, and those of the split "eval" are not in the split "train". A text is the symbols with spaces
@@ -26,10 +26,10 @@ class Algorithmic(TokenPairs):
   Attributes:
     task: what becomes of a sequence, one of `TASKS`.
     symbols: how many there are in the vocabulary.
-    unseen: how many more there are, which the vocabulary has not: to say them a model has to copy them.
+    unseen: how many symbols are not in the vocabulary: a model can only copy them.
     min_length, max_length: symbols in a sequence; every length is as frequent.
     train_size, eval_size: sequences in a split.
-    sequence_seed: which sequences they are; the run's seed says their order.
+    sequence_seed: of the sequences; their order depends on the run's seed.
     copy_slots: see `train.data.text.translation.Translation`.
 
   Raises:
@@ -55,7 +55,7 @@ class Algorithmic(TokenPairs):
     self._check_numbers(dict(symbols=1, unseen=0, min_length=1, train_size=1, eval_size=1, sequence_seed=0))
     self._check_numbers(dict(max_length=self.min_length))
     if self.task == "sort" and self.unseen:
-      raise ValueError(f"data.unseen is {self.unseen}, but who sorts has to know all symbols: wanted 0")
+      raise ValueError(f"data.unseen is {self.unseen}, but sorting needs all symbols in the vocabulary: wanted 0")
     # Half of all at most, or drawing new ones would take long.
     possible = sum((self.symbols + self.unseen) ** n for n in range(self.min_length, self.max_length + 1)) // 2
     if (wanted := self.train_size + self.eval_size) > possible:

@@ -22,7 +22,7 @@ KNOWN = {"verses_en_es": dict(feature="translation/en", document="reference", se
 
 _BLANK = re.compile(r"\n\s*\n")
 _BLANK_BYTES = re.compile(rb"\n[ \t\r\f\v]*\n")
-# A full stop and what may stand between it and the space; or a full stop of Chinese and Japanese, which has no space.
+# A full stop, what may follow it, and the space; or a full stop of Chinese and Japanese, which has no space.
 _STOP = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？][」』”’）]*\s*")
 _OPENING = "\"'“‘«¿¡([—- "
 _ABBREVIATIONS = r"Mr|Mrs|Ms|Dr|St|Prof|Gen|Rev|Col|Capt|Lt|cf|vs|e\.g|i\.e|vol|pp"
@@ -74,7 +74,7 @@ class Source:
     raise NotImplementedError
 
   def read(self, chunk: Chunk) -> list[list[str]]:
-    """The documents of a chunk; words stand between single spaces."""
+    """The documents of a chunk; words are separated by single spaces."""
     raise NotImplementedError
 
   def describe(self) -> dict:
@@ -88,7 +88,7 @@ class Source:
 
 @dataclass(frozen=True)
 class TextFiles(Source):
-  """A text file, or all files of a folder and of those in it, in the order of their paths; without hidden ones.
+  """A text file, or all files of a folder and of those in it, in the order of their paths; without dot files.
 
   Attributes:
     path: of the file or folder.
@@ -148,7 +148,7 @@ class TextFiles(Source):
     return found
 
   def _cut(self, file: Path, at: int) -> int:
-    """The first place at or after this one where the file can be cut."""
+    """The first position from this one on where the file can be cut."""
     with file.open("rb") as raw:
       raw.seek(at)
       text, more = b"", 2**16
@@ -179,7 +179,7 @@ class TextFiles(Source):
       text = text.removeprefix("\ufeff") if not begin else text
       texts = _BLANK.split(text) if self.documents == "blank" else [text]
       found = [_sentences(one, self.sentences) for one in texts]
-      # What is between blank lines is no document, but a file with nothing else is an empty one.
+      # An empty text between blank lines is no document, but an empty file is an empty document.
       documents += [one for one in found if one] or ([] if begin else [[]])
     return documents
 
@@ -226,7 +226,7 @@ class TextRecords(Source):
 
   @functools.cached_property
   def _builder(self):
-    from train.data import array_record  # which is much to import for those who read files
+    from train.data import array_record  # slow to import, and not needed for files
 
     return array_record.open_builder(self.dataset, self.data_dir)
 
@@ -293,7 +293,7 @@ def _text_features(features, prefix: str = "") -> Iterator[str]:
 
 def _check_word(what: str, word: str, known: Sequence[str]) -> None:
   if word not in known:
-    from zoo.errors import nearest  # with which comes JAX, that many processes here have no need of
+    from zoo.errors import nearest  # imports JAX, which worker processes do not need
 
     raise ValueError(f"{what} is {word!r}{nearest(str(word), known)}")
 

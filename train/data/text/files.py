@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def lines(file: Path) -> Iterator[str]:
-  """The lines of a UTF-8 file. Only a line feed ends a line: Unicode has other separators, which stand in texts.
+  """The lines of a UTF-8 file. Only a line feed ends a line: Unicode has other separators, which occur in texts.
 
   Raises:
     ValueError: a line that is not UTF-8; its number is named.

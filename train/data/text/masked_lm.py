@@ -1,15 +1,11 @@
-"""Text for BERT to read: rows of tokens, each of one sequence or, packed, of several; a pure function of (seed, step).
+"""Text to pretrain BERT on: rows of tokens, each of one sequence or, packed, of several.
 
-As with images, the batch of step s is the rows [s*B, (s+1)*B) of one endless stream, shuffled anew every epoch, and
-process p of P has the slice [s*B + p*B/P, s*B + (p+1)*B/P) of it.
-
-A batch is a dict of arrays. Of tokens, int32 [B, T]: "input_ids"; "segment_ids", which sequence of the row a token
+A batch (`train.data.base`) has, of tokens, int32 [B, T]: "input_ids"; "segment_ids", which sequence of the row a token
 belongs to, 1, 2, ..., and 0 for padding; "position_ids", which start at 0 in each sequence; "token_type_ids", 1 in the
 second text of a pair, 0 elsewhere; "word_ids", which word of the row a token is a piece of, 1, 2, ..., and 0 for
 special tokens and padding. Of the first K sequences, int32 [B, K]: "cls_positions", where each begins;
 "next_sentence_label", 1 where the second text follows the first in the corpus, 0 where it is random, and -1 where there
-is none. Of rows [B]: "valid", bool; "id", the place in the batch of all processes; "example", the number in the split.
-No token is masked yet: the objective does it.
+is none. Of rows int32 [B]: "example", the number in the split. No token is masked yet: the objective does it.
 """
 
 import dataclasses
@@ -25,9 +21,12 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
-from train.data import array_record, pipeline
-from train.data.text import masked_lm_rows, prepare
+from train.data import array_record
+from train.data.base import Dataset
+from train.data.pipeline import Batch
+from train.data.text import masked_lm_rows, prepare_corpus
 from train.data.text.corpora import Source, make_source
+from train.data.text.documents import Encoder
 from train.data.text.vocabulary import KINDS, Vocabulary, load_vocabulary, train_vocabulary
 from zoo.errors import nearest
 
@@ -47,57 +46,8 @@ class Row(NamedTuple):
   next_sentence_label: np.ndarray
 
 
-def collate(
-  vocabulary: Vocabulary, rows: Sequence[Row | None], numbers: Sequence[int], length: int, sequences: int, first_id: int
-) -> pipeline.Batch:
-  """Arrays of rows; see the top of this file.
-
-  Args:
-    vocabulary: tells words from their pieces.
-    rows: None for one that holds nothing.
-    numbers: of the rows in the split.
-    length: T. sequences: K.
-    first_id: the first row's place in the batch of all processes.
-  """
-  token, segment, position, kind = np.zeros((4, len(rows), length), np.int32)
-  token[:] = vocabulary.pad
-  first, follows = np.zeros((2, len(rows), sequences), np.int32)
-  follows[:] = -1
-  for i, row in enumerate(rows):
-    if row is None:
-      continue
-    n, sizes = len(row.input_ids), np.diff(row.ends, prepend=0)
-    starts = row.ends - sizes
-    token[i, :n] = row.input_ids
-    segment[i, :n] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
-    position[i, :n] = np.arange(n) - np.repeat(starts, sizes)
-    kind[i, :n] = np.arange(n) >= np.repeat(row.second_starts, sizes)
-    told = min(len(sizes), sequences)
-    first[i, :told], follows[i, :told] = starts[:told], row.next_sentence_label[:told]
-  special = np.isin(token, [vocabulary.pad, vocabulary.cls, vocabulary.sep])
-  # What comes after a special token begins a word, even if it looks like the rest of one that was cut.
-  behind = np.pad(special[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-  begins = ~special & (vocabulary.begins_word[token] | behind)
-  return {
-    "input_ids": token,
-    "segment_ids": segment,
-    "position_ids": position,
-    "token_type_ids": kind,
-    "word_ids": np.where(special, 0, np.cumsum(begins, 1)).astype(np.int32),
-    "cls_positions": first,
-    "next_sentence_label": follows,
-    "valid": np.array([row is not None for row in rows]),
-    "id": np.arange(first_id, first_id + len(rows), dtype=np.int32),
-    "example": np.asarray(numbers, np.int32),
-  }
-
-
-class TokenRows:
-  """Batches of rows, wherever those come from: that is up to a subclass, a frozen dataclass.
-
-  It has `dataset`, the name under which errors speak of it, `train_split` and `eval_split`, `length` (T), `sequences`
-  (K), `pairs`, `vocabulary` and `rows`.
-  """
+class TokenRows(Dataset):
+  """Rows of tokens. A subclass has as fields or properties `length` (T), `sequences` (K), `pairs` and `vocabulary`."""
 
   dataset: str
   train_split: str
@@ -107,18 +57,13 @@ class TokenRows:
   pairs: bool
   vocabulary: Vocabulary
 
-  skip_corrupt = False  # a damaged file is an error: a text that cannot be read cannot be left out by itself
-  unit = "rows"  # what the speed of training is counted in
-
-  def rows(self, split: str) -> Sequence[Row]:
-    """The rows of a split. Raises ValueError where there is none of that name."""
-    raise NotImplementedError
+  unit = "rows"
 
   @classmethod
   def shapes(cls, config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch that `config.data` makes, without reading anything."""
     del model_config
-    fields = cls(**{key: value for key, value in config.items() if key != "name"})
+    fields = cls.from_config(config)
     sizes = dict.fromkeys(("input_ids", "segment_ids", "position_ids", "token_type_ids", "word_ids"), (fields.length,))
     sizes |= dict.fromkeys(("cls_positions", "next_sentence_label"), (fields.sequences,)) | dict.fromkeys(
       ("id", "example"), ()
@@ -127,12 +72,14 @@ class TokenRows:
     return arrays | {"valid": jax.ShapeDtypeStruct((batch_size,), bool)}
 
   def check_fit(self, model_config, objective) -> None:
-    """Raises ValueError where a model has not the words, the length, the special tokens or the head for these rows."""
+    """Raises ValueError where a model has not the vocabulary, length, special tokens or head for these rows."""
     del objective
     c, faults = model_config, []
     if c.vocab_size < self.vocabulary.size:
       words = self.vocabulary.size
-      faults.append(f"the model has {c.vocab_size} words, the vocabulary {words}: set model.vocab_size={words}")
+      faults.append(
+        f"the model's vocab_size is {c.vocab_size}, the vocabulary has {words} tokens: set model.vocab_size={words}"
+      )
     if c.max_length < self.length:
       faults.append(
         f"rows have up to {self.length} tokens, the model's max_length is {c.max_length}: set model.max_length or "
@@ -148,83 +95,64 @@ class TokenRows:
       faults.append(f"model.head is {c.head!r}; wanted 'pretraining', or 'masked_lm' without pairs")
     elif c.head == "pretraining" and not self.pairs:
       faults.append(
-        "model.head='pretraining' tells whether B follows A, and rows have no pairs: set model.head='masked_lm'"
+        "model.head='pretraining' predicts whether B follows A, but rows have no pairs: set model.head='masked_lm'"
       )
     if self.pairs and c.type_vocab_size < 2:
       faults.append(f"pairs have tokens of two types, the model has {c.type_vocab_size}: set model.type_vocab_size=2")
     if faults:
       raise ValueError("\n".join(faults))
 
-  @property
-  def num_train(self) -> int:
-    """Rows in the training split."""
-    return len(self.rows(self.train_split))
+  def collate(self, rows: Sequence[Row | None], numbers: np.ndarray, length: None) -> Batch:
+    """Arrays of rows; see the top of this file."""
+    del length
+    return collate(self.vocabulary, rows, numbers, self.length, self.sequences)
 
-  def num_eval(self, split: str | None = None) -> int:
-    """Rows in a split, by default the evaluation split. Raises ValueError where there is none of that name."""
-    return len(self.rows(split or self.eval_split))
 
-  def train_batches(
-    self, batch_size: int, seed: int, first_step: int = 0, process_index: int = 0, process_count: int = 1
-  ) -> pipeline.Batches:
-    """The part of one process of an endless row of batches.
+def collate(
+  vocabulary: Vocabulary, rows: Sequence[Row | None], numbers: Sequence[int], length: int, sequences: int
+) -> Batch:
+  """Arrays of rows; see the top of this file.
 
-    Args:
-      batch_size: rows of all processes together.
-      seed: of the order.
-      first_step: the step of the first batch.
-      process_index: which process this is.
-      process_count: of how many.
+  Args:
+    vocabulary: separates words from their pieces.
+    rows: None for padding.
+    numbers: of the rows in the split.
+    length: T. sequences: K.
+  """
+  input_ids, segments, positions, types = np.zeros((4, len(rows), length), np.int32)
+  input_ids[:] = vocabulary.pad
+  cls_positions, follows = np.zeros((2, len(rows), sequences), np.int32)
+  follows[:] = -1
+  for i, row in enumerate(rows):
+    if row is None:
+      continue
+    n, sizes = len(row.input_ids), np.diff(row.ends, prepend=0)
+    starts = row.ends - sizes
+    input_ids[i, :n] = row.input_ids
+    segments[i, :n] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+    positions[i, :n] = np.arange(n) - np.repeat(starts, sizes)
+    types[i, :n] = np.arange(n) >= np.repeat(row.second_starts, sizes)
+    kept = min(len(sizes), sequences)
+    cls_positions[i, :kept], follows[i, :kept] = starts[:kept], row.next_sentence_label[:kept]
+  return {
+    "input_ids": input_ids,
+    "segment_ids": segments,
+    "position_ids": positions,
+    "token_type_ids": types,
+    "word_ids": number_words(input_ids, vocabulary),
+    "cls_positions": cls_positions,
+    "next_sentence_label": follows,
+    "example": np.asarray(numbers, np.int32),
+  }
 
-    Raises:
-      ValueError: a batch size that the processes cannot share, or larger than the split.
-    """
-    pipeline.check_share(batch_size, process_index, process_count)
-    rows, part = self.rows(self.train_split), batch_size // process_count
-    if batch_size > len(rows):
-      raise ValueError(f"batch_size={batch_size}, but {self.dataset!r} {self.train_split!r} has {len(rows)} rows")
-    order = pipeline.endless_order(len(rows), seed)
 
-    def make(step: int) -> pipeline.Batch:
-      first = step * batch_size + process_index * part
-      numbers = [int(order[place]) for place in range(first, first + part)]
-      return self._collate([rows[number] for number in numbers], numbers, process_index * part)
-
-    return pipeline.prefetch(make, first_step)
-
-  def eval_batches(
-    self,
-    batch_size: int,
-    split: str | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    limit: int | None = None,
-  ) -> pipeline.Batches:
-    """The part of one process of batches that hold every row of a split once; the last is padded, valid=False.
-
-    Args:
-      batch_size: of all processes together; all get equally many batches.
-      split: by default `eval_split`.
-      process_index: which process this is.
-      process_count: of how many.
-      limit: only so many rows, the first ones.
-
-    Raises:
-      ValueError: see `train_batches`.
-    """
-    pipeline.check_share(batch_size, process_index, process_count)
-    rows, part = self.rows(split or self.eval_split), batch_size // process_count
-    end = len(rows) if limit is None else min(limit, len(rows))
-
-    def make(step: int) -> pipeline.Batch:
-      first = step * batch_size + process_index * part
-      numbers = range(first, first + part)
-      return self._collate([rows[i] if i < end else None for i in numbers], numbers, process_index * part)
-
-    return pipeline.prefetch(make, 0, -(-end // batch_size))
-
-  def _collate(self, rows: Sequence[Row | None], numbers: Sequence[int], first_id: int) -> pipeline.Batch:
-    return collate(self.vocabulary, rows, numbers, self.length, self.sequences, first_id)
+def number_words(input_ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+  """Which word of its row each token is a piece of, 1, 2, ...; 0 for special tokens and padding; int32."""
+  special = np.isin(input_ids, [vocabulary.pad, vocabulary.cls, vocabulary.sep])
+  # The token after a special token begins a word, even where it is the rest of a truncated one.
+  behind = np.pad(special[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+  begins = ~special & (vocabulary.begins_word[input_ids] | behind)
+  return np.where(special, 0, np.cumsum(begins, 1)).astype(np.int32)
 
 
 class _Records(array_record.Records):
@@ -243,13 +171,13 @@ class MaskedLMCorpus(TokenRows):
     dataset: "corpus/NAME".
     length: T, at least that of the preparation.
     pairs: whether rows are of pairs of texts, as the preparation made them.
-    sequences: K; of a packed row, the head that tells of pairs reads so many. All words are read.
+    sequences: K; of a packed row, next sentence prediction covers the first K sequences, masked tokens all of it.
     train_split: what to train on.
     eval_split: what to evaluate on.
     data_dir: where prepared sets are; by default where TFDS keeps them.
 
   Raises:
-    ValueError: numbers that make no sense; later, another preparation than these fields say.
+    ValueError: numbers that make no sense; later, fields that differ from the preparation.
   """
 
   dataset: str
@@ -269,34 +197,34 @@ class MaskedLMCorpus(TokenRows):
   def _opened(self) -> tuple[tfds.core.DatasetBuilder, dict]:
     """The set, and what it was made with and has in it."""
     builder = array_record.open_builder(self.dataset, self.data_dir)
-    path = Path(builder.data_path) / prepare.ARGUMENTS
+    path = Path(builder.data_path) / prepare_corpus.ARGUMENTS
     if not path.exists():
       raise ValueError(
         f"{self.dataset!r} is no prepared corpus: there is no {path.name} in {path.parent}. To make one of it: "
         f"zoo prepare corpus/NAME --source {self.dataset} --data-dir DIR"
       )
-    told = json.loads(path.read_text(encoding="utf-8"))
+    arguments = json.loads(path.read_text(encoding="utf-8"))
     faults = []
-    if told["length"] > self.length:
-      faults.append(f"rows of {told['length']} tokens, data.length is {self.length}")
-    if told["pairs"] != self.pairs:
+    if arguments["length"] > self.length:
+      faults.append(f"rows of {arguments['length']} tokens, data.length is {self.length}")
+    if arguments["pairs"] != self.pairs:
       kinds = {True: "rows of pairs", False: "rows without pairs"}
-      faults.append(f"{kinds[told['pairs']]}, data.pairs is {self.pairs}")
+      faults.append(f"{kinds[arguments['pairs']]}, data.pairs is {self.pairs}")
     if faults:
       raise ValueError(f"{self.dataset!r} was prepared with " + "; and ".join(faults))
-    return builder, told
+    return builder, arguments
 
   @functools.cached_property
   def vocabulary(self) -> Vocabulary:
     """The one that was prepared with the corpus."""
     return load_vocabulary(self._opened[0].data_path)
 
-  def rows(self, split: str) -> Sequence[Row]:
-    """The rows of a split. Raises ValueError where there is none of that name."""
-    return _Records(self.dataset, split, self.data_dir, self._opened[0])
+  def examples(self, split: str | None = None) -> Sequence[Row]:
+    """The rows of a split, by default the training split."""
+    return _Records(self.dataset, split or self.train_split, self.data_dir, self._opened[0])
 
   def about(self, batch_size: int, seed: int) -> str:
-    """What is trained on, in a line for the log."""
+    """The tokens, the rows and their padding."""
     del batch_size, seed
     counts = self._opened[1]["counts"]
     return _about(counts["train_tokens"], counts["train_rows"], self.length)
@@ -313,8 +241,10 @@ class _Made(Sequence):
 
   def __getitem__(self, index: int) -> Row:
     rows = self.made
-    tokens, sequences = (slice(*ends[index : index + 2]) for ends in (rows.row_R, rows.first_R))
-    return Row(rows.token_N[tokens], rows.end_Q[sequences], rows.split_Q[sequences], rows.next_Q[sequences])
+    tokens, sequences = (slice(*ends[index : index + 2]) for ends in (rows.row_starts, rows.first_sequences))
+    return Row(
+      rows.tokens[tokens], rows.ends[sequences], rows.second_starts[sequences], rows.next_sentence_label[sequences]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,7 +258,7 @@ class MaskedLM(TokenRows):
     dataset: a text file, a folder of them, "verses_en_es" (bundled) or a prepared set of TFDS.
     length: T.
     pairs, pack, dupe_factor: what is in a row, see `train.data.text.masked_lm_rows.make_rows`.
-    sequences: K; of a packed row, the head that tells of pairs reads so many. All words are read.
+    sequences: K; of a packed row, next sentence prediction covers the first K sequences, masked tokens all of it.
     documents, sentences, feature: where documents and sentences end, and which text of a data set; see
       `train.data.text.corpora`. Empty for what fits most.
     train_split: what to train on.
@@ -409,10 +339,11 @@ class MaskedLM(TokenRows):
   def _splits(self) -> dict[str, _Made]:
     return {}
 
-  def rows(self, split: str) -> Sequence[Row]:
-    """The rows of a split, made once. Raises ValueError where there is none of that name."""
+  def examples(self, split: str | None = None) -> "_Made":
+    """The rows of a split, by default the training split; made once."""
+    split = split or self.train_split
     if split not in self._splits:
-      read = masked_lm_rows.Encoder(self.vocabulary)(self._documents(split))
+      read = Encoder(self.vocabulary)(self._documents(split))
       rng = np.random.default_rng([self.seed, zlib.crc32(split.encode())])
       # An evaluation reads its text once.
       copies = self.dupe_factor if split == self.train_split else 1
@@ -423,10 +354,10 @@ class MaskedLM(TokenRows):
     return self._splits[split]
 
   def about(self, batch_size: int, seed: int) -> str:
-    """What is trained on, in a line for the log."""
+    """The tokens, the rows and their padding."""
     del batch_size, seed
-    rows = self.rows(self.train_split).made
-    return _about(len(rows.token_N), len(rows), self.length)
+    rows = self.examples().made
+    return _about(len(rows.tokens), len(rows), self.length)
 
 
 def _about(tokens: int, rows: int, length: int) -> str:

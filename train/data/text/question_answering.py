@@ -10,10 +10,10 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from train.data.text import tables
-from train.data.text.labelled import Labelled, RowBuilder, Rows
+from train.data.text.labelled import LabelledText, RowBuilder, Rows
 
 COLUMNS = ("id", "question", "context", "answers/text", "answers/answer_start")
-# An answer that is not where the file says is looked for so many letters before and after.
+# An answer that is not at its position is searched so many characters before and after.
 NEAR = 2
 
 
@@ -30,7 +30,7 @@ def read_squad(path: Path) -> list[Question]:
   """The questions of a file in SQuAD's format (1.1 or 2.0), in order.
 
   Raises:
-    ValueError: it is no such file; what is wrong is told, with the question.
+    ValueError: it is no such file; the question and what is wrong are named.
   """
   where, questions = "", []
   try:
@@ -40,7 +40,7 @@ def read_squad(path: Path) -> list[Question]:
         context = paragraph["context"]
         for entry in paragraph["qas"]:
           where = f", question {entry['id']!r}"
-          # 2.0 tells plausible answers of questions without one; those are elsewhere.
+          # The plausible answers of 2.0 to questions without one are elsewhere.
           given = [(answer["text"], int(answer["answer_start"])) for answer in entry["answers"]]
           questions.append(Question(str(entry["id"]), entry["question"], context, tuple(given)))
   except (OSError, ValueError, KeyError, TypeError) as error:
@@ -55,13 +55,13 @@ class Window(NamedTuple):
   Attributes:
     question: number of the question.
     first: which of the context's tokens is the window's first. count: how many there are.
-    place: where in the row it stands.
+    position: of its first token in the row.
   """
 
   question: int
   first: int
   count: int
-  place: int
+  position: int
 
 
 def windows(length: int, room: int, stride: int) -> list[tuple[int, int]]:
@@ -77,7 +77,7 @@ def windows(length: int, room: int, stride: int) -> list[tuple[int, int]]:
 
 
 def best_context(spans: Sequence[tuple[int, int]], length: int) -> np.ndarray:
-  """Which window shows each token of a context best: with most tokens on the side that has fewer (`run_squad.py`).
+  """The window in which each token of a context has most context on the shorter side (`run_squad.py`).
 
   Args:
     spans: of `windows`.
@@ -86,10 +86,10 @@ def best_context(spans: Sequence[tuple[int, int]], length: int) -> np.ndarray:
   Returns:
     int [length], a number of a window
   """
-  place = np.arange(length)
+  token = np.arange(length)
   left, right = (
     np.stack([side(first, count) for first, count in spans])
-    for side in (lambda first, count: place - first, lambda first, count: first + count - 1 - place)
+    for side in (lambda first, count: token - first, lambda first, count: first + count - 1 - token)
   )
   size = np.array([count for _, count in spans])[:, None]
   score = np.minimum(left, right) + 0.01 * size
@@ -97,7 +97,7 @@ def best_context(spans: Sequence[tuple[int, int]], length: int) -> np.ndarray:
 
 
 def find_answer(context: str, text: str, start: int) -> tuple[int, int] | None:
-  """The first letter of an answer and the one after its last, which is at `start` or very near; None if it is not."""
+  """From which character to which an answer is, at `start` or very near; None if it is not there."""
   for shift in sorted(range(-NEAR, NEAR + 1), key=abs):
     if text and start + shift >= 0 and context.startswith(text, start + shift):
       return start + shift, start + shift + len(text)
@@ -105,7 +105,7 @@ def find_answer(context: str, text: str, start: int) -> tuple[int, int] | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionAnswering(Labelled):
+class QuestionAnswering(LabelledText):
   """Questions about texts: what `config.data = dict(name="question_answering", ...)` makes.
 
   A row is "[CLS] question [SEP] window [SEP]". Besides the arrays of `train.data.text.labelled`, a batch has
@@ -115,13 +115,13 @@ class QuestionAnswering(Labelled):
   Attributes:
     dataset: "squad/v1.1" or "squad/v2.0" of TFDS, or another with the same features; or the path of a folder of SQuAD's
       files, whose names are the splits: "train-v1.1", "dev-v1.1".
-    vocabulary: its file or folder, or the work directory of the run that pretrained the model.
+    vocab_file: the vocabulary's file or folder, or the work directory of the run that pretrained the model.
     train_split, eval_split: what to train and to evaluate on.
     data_dir: where prepared sets are; by default where TFDS keeps them.
-    lowercase: whether the vocabulary is of lower-case text; None: as its file says.
+    lowercase: whether the vocabulary is uncased; None: as its file specifies.
     length: tokens in a row at most.
-    stride: from a window to the next, in tokens.
-    question_length: tokens of a question at most.
+    doc_stride: from a window to the next, in tokens.
+    max_query_length: tokens of a question at most.
     buckets: how many lengths of batches there are; each is a program to compile.
 
   Raises:
@@ -129,14 +129,14 @@ class QuestionAnswering(Labelled):
   """
 
   dataset: str
-  vocabulary: str = ""
+  vocab_file: str = ""
   train_split: str = "train"
   eval_split: str = "validation"
   data_dir: str | None = None
   lowercase: bool | None = None
   length: int = 384
-  stride: int = 128
-  question_length: int = 64
+  doc_stride: int = 128
+  max_query_length: int = 64
   buckets: int = 2
 
   unit = "windows"
@@ -145,8 +145,8 @@ class QuestionAnswering(Labelled):
 
   def __post_init__(self):
     super().__post_init__()
-    room = self.length - self.question_length - 3
-    for key, most in dict(question_length=self.length - 4, stride=room).items():
+    room = self.length - self.max_query_length - 3
+    for key, most in dict(max_query_length=self.length - 4, doc_stride=room).items():
       value = getattr(self, key)
       if not isinstance(value, int) or not 1 <= value <= most:
         raise ValueError(
@@ -159,60 +159,62 @@ class QuestionAnswering(Labelled):
     return _questions(self.dataset, split or self.eval_split, self.data_dir)
 
   def windows(self, split: str | None = None) -> tuple[list[Window], list[np.ndarray]]:
-    """The windows of a split in order, and for each question where its context's tokens are, letters [n, 2]."""
+    """The windows of a split in order, and for each question the characters of its context's tokens [n, 2]."""
     return _windows(self, split or self.eval_split)
 
   def encoded(self, questions: Sequence[Question]) -> Iterator[tuple[list[int], "Context"]]:
-    """The tokens of each question, cut, and of its context, which is encoded once for all of its questions."""
+    """The tokens of each question, truncated, and of its context, which is encoded once for all of its questions."""
     unique = list(dict.fromkeys(question.context for question in questions))
     contexts = {}
     for begin in range(0, len(unique), 512):
       texts = unique[begin : begin + 512]
-      for text, found in zip(texts, self.words.tokenizer.encode_batch(texts, add_special_tokens=False), strict=True):
+      for text, found in zip(
+        texts, self.vocabulary.tokenizer.encode_batch(texts, add_special_tokens=False), strict=True
+      ):
         offsets = np.array(found.offsets, np.int32).reshape(-1, 2)
         contexts[text] = Context(np.array(found.ids, np.int32), offsets)
-    encoded = self.words.encode([question.question for question in questions])
-    for question, asked in zip(questions, encoded, strict=True):
-      yield asked[: self.question_length], contexts[question.context]
+    encoded = self.vocabulary.encode([question.question for question in questions])
+    for question, query in zip(questions, encoded, strict=True):
+      yield query[: self.max_query_length], contexts[question.context]
 
-  def spans(self, asked: Sequence[int], context: "Context") -> list[tuple[int, int]]:
+  def spans(self, query: Sequence[int], context: "Context") -> list[tuple[int, int]]:
     """The windows over the context of a question."""
-    return windows(len(context.ids), self.length - len(asked) - 3, self.stride)
+    return windows(len(context.ids), self.length - len(query) - 3, self.doc_stride)
 
   def read(self, split: str, train: bool) -> Rows:
-    """The windows of a split in tokens, with their answers; of several right answers, the first.
+    """The windows of a split in tokens, with their answers; of several correct answers, the first.
 
     Raises:
       ValueError: see `questions`.
     """
-    builder, questions = RowBuilder(self.words, self.length), self.questions(split)
-    places, lost = [], 0
-    for question, (asked, context) in zip(questions, self.encoded(questions), strict=True):
+    builder, questions = RowBuilder(self.vocabulary, self.length), self.questions(split)
+    positions, lost = [], 0
+    for question, (query, context) in zip(questions, self.encoded(questions), strict=True):
       span = find_answer(question.context, *question.answers[0]) if question.answers else None
       tokens = None if span is None else context.tokens(*span)
       if question.answers and tokens is None:
         lost += 1
-        if train:  # as published: not learned from
+        if train:  # as published: not trained on
           continue
-      for first, count in self.spans(asked, context):
-        builder.add(asked, context.ids[first : first + count].tolist())
+      for first, count in self.spans(query, context):
+        builder.add(query, context.ids[first : first + count].tolist())
         inside = tokens is not None and first <= tokens[0] and tokens[1] < first + count
-        shift = len(asked) + 2 - first
-        places.append((tokens[0] + shift, tokens[1] + shift) if inside else (0, 0))
+        shift = len(query) + 2 - first
+        positions.append((tokens[0] + shift, tokens[1] + shift) if inside else (0, 0))
     note = f"of {len(questions):,} questions"
-    note += f", {lost:,} answers are not where they should be" if lost else ""
-    start, end = np.array(places, np.int32).reshape(-1, 2).T
+    note += f", {lost:,} answers are not at their positions" if lost else ""
+    start, end = np.array(positions, np.int32).reshape(-1, 2).T
     return builder.finish(labels={"start_positions": start, "end_positions": end}, note=note)
 
 
 class Context(NamedTuple):
-  """Tokens [n], and the letters that each stands for, from and to [n, 2]."""
+  """Tokens [n], and the characters of each, from and to [n, 2]."""
 
   ids: np.ndarray
   offsets: np.ndarray
 
   def tokens(self, start: int, end: int) -> tuple[int, int] | None:
-    """The first and last token that have any of these letters; None if none has."""
+    """The first and last token that overlap these characters; None if none does."""
     inside = np.flatnonzero((self.offsets[:, 1] > start) & (self.offsets[:, 0] < end))
     return (int(inside[0]), int(inside[-1])) if len(inside) else None
 
@@ -230,15 +232,15 @@ def _questions(dataset: str, split: str, data_dir: str | None) -> list[Question]
 @functools.lru_cache(maxsize=2)
 def _windows(data: QuestionAnswering, split: str) -> tuple[list[Window], list[np.ndarray]]:
   found, offsets = [], []
-  for number, (asked, context) in enumerate(data.encoded(data.questions(split))):
-    for first, count in data.spans(asked, context):
-      found.append(Window(number, first, count, len(asked) + 2))
+  for number, (query, context) in enumerate(data.encoded(data.questions(split))):
+    for first, count in data.spans(query, context):
+      found.append(Window(number, first, count, len(query) + 2))
     offsets.append(context.offsets)
   return found, offsets
 
 
 class Answer(NamedTuple):
-  """An answer: its text, how good it is (the sum of two logits), and how much better it is that there is none."""
+  """An answer: its text, its score (the sum of two logits), and how much better the score of no answer is."""
 
   text: str
   score: float
@@ -250,35 +252,35 @@ def choose(
   placed: Sequence[Window],
   offsets: np.ndarray,
   context: str,
-  n_best: int = 20,
-  longest: int = 30,
+  n_best_size: int = 20,
+  max_answer_length: int = 30,
 ) -> Answer:
   """The best answer to one question out of all its windows (Devlin et al. 2019, 4.2 and 4.3; `run_squad.py`).
 
   Args:
     logits: of each window, beginning and end [T, 2].
     placed: the question's windows.
-    offsets: letters of the context's tokens [n, 2].
+    offsets: characters of the context's tokens [n, 2].
     context: the text.
-    n_best: how many beginnings and ends of each window are tried with each other.
-    longest: tokens of an answer at most.
+    n_best_size: how many beginnings and ends of each window are tried with each other.
+    max_answer_length: tokens of an answer at most.
   """
   best = best_context([(w.first, w.count) for w in placed], len(offsets)) if len(offsets) else np.zeros(0, int)
   found, null = (-np.inf, 0, 0), np.inf
   for number, window in enumerate(placed):
-    logits_T2 = logits[number]
-    null = min(null, float(logits_T2[0].sum()))
-    inside_T2 = logits_T2[window.place : window.place + window.count]
-    start_P, end_P = (np.argsort(-side, kind="stable")[:n_best] for side in inside_T2.T)
-    # A beginning counts in the window that shows it best.
-    start_P = start_P[best[window.first + start_P] == number]
-    if not len(start_P):
+    row = logits[number]
+    null = min(null, float(row[0].sum()))
+    inside = row[window.position : window.position + window.count]
+    starts, ends = (np.argsort(-side, kind="stable")[:n_best_size] for side in inside.T)
+    # A start counts in the window with most context around it.
+    starts = starts[best[window.first + starts] == number]
+    if not len(starts):
       continue
-    size_PP = end_P[None] - start_P[:, None] + 1
-    score_PP = inside_T2[start_P, 0][:, None] + inside_T2[end_P, 1][None]
-    score_PP = np.where((size_PP >= 1) & (size_PP <= longest), score_PP, -np.inf)
-    start, end = np.unravel_index(score_PP.argmax(), score_PP.shape)
-    found = max(found, (float(score_PP[start, end]), window.first + start_P[start], window.first + end_P[end]))
+    sizes = ends[None] - starts[:, None] + 1
+    scores = inside[starts, 0][:, None] + inside[ends, 1][None]
+    scores = np.where((sizes >= 1) & (sizes <= max_answer_length), scores, -np.inf)
+    start, end = np.unravel_index(scores.argmax(), scores.shape)
+    found = max(found, (float(scores[start, end]), window.first + starts[start], window.first + ends[end]))
   score, first, last = found
   if score == -np.inf:
     return Answer("", score, np.inf)

@@ -1,4 +1,4 @@
-"""Sentences and pairs of them with a class, a number, or one of several choices as label; GLUE's tasks by name."""
+"""Texts and pairs of texts with a class, a number or one of several choices as label; GLUE's tasks by name."""
 
 import dataclasses
 import functools
@@ -9,18 +9,18 @@ from typing import NamedTuple
 import numpy as np
 
 from train.data.text import tables
-from train.data.text.labelled import Labelled, RowBuilder, Rows
+from train.data.text.labelled import LabelledText, RowBuilder, Rows
 from zoo.errors import nearest
 
 
 class Task(NamedTuple):
-  """A task of GLUE (Wang et al. 2019, table 1): its texts, and what it is scored by."""
+  """A task of GLUE (Wang et al. 2019, table 1): the columns of its texts, and its metrics."""
 
   texts: tuple[str, ...]
   scores: tuple[str, ...] = ("accuracy",)
 
 
-# By the names that TFDS has for their features, the label's is "label".
+# By the names of their features in TFDS; that of the label is "label".
 GLUE = {
   "cola": Task(("sentence",), ("matthews_correlation", "accuracy")),
   "sst2": Task(("sentence",)),
@@ -51,27 +51,27 @@ def glue_task(dataset: str) -> Task | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceClassification(Labelled):
+class SequenceClassification(LabelledText):
   """Texts, or pairs of them, with a label each: what `config.data = dict(name="sequence_classification", ...)` makes.
 
-  A batch has "label" beside what `train.data.text.labelled` tells: int32 [B], a class, or the choice that is right, and
-  -1
-  where it is not told; or float32 [B], a number, and NaN. Of pairs that are too long the longer text is cut.
+  Besides the arrays of `train.data.text.labelled`, a batch has "label": int32 [B], a class or the correct choice, and
+  -1 where it is unknown; or float32 [B], a number, and NaN. Of pairs that are too long, the longer text is truncated.
 
   Attributes:
     dataset: any set of TFDS, such as "glue/mnli" or "imdb_reviews"; or the path of a folder with `train.tsv`, .csv or
       .jsonl, and others for other splits.
-    vocabulary: its file or folder, or the work directory of the run that pretrained the model.
-    text: the column of the text (a feature of TFDS); numbers from 0 for files without a heading. GLUE's are known.
-    text2: that of the second text, "" if there is none.
+    vocab_file: the vocabulary's file or folder, or the work directory of the run that pretrained the model.
+    text: the column of the text (a feature of TFDS); numbers from 0 for files without a header. Those of GLUE are built
+      in.
+    text_pair: that of the second text, "" if there is none.
     label: that of the label.
-    choices: columns of the texts of which one is right; the label says which, from 0. "a/0" is the first of several
-      that column a has. Each is the second text of a pair, after `text2` if there is one.
-    classes: names of the classes, in their order, of labels that are words. TFDS knows its own.
-    number: whether the label is a number, to be told by a model with num_classes=1.
+    choices: columns of the texts of which one is correct; the label is its number, from 0. "a/0" is the first of
+      several that column a has. Each is the second text of a pair, after `text_pair` if there is one.
+    classes: names of the classes, in their order, where labels are words; TFDS has its own.
+    regression: whether the label is a number, predicted by a model with num_classes=1.
     train_split, eval_split: what to train and to evaluate on.
     data_dir: where prepared sets are; by default where TFDS keeps them.
-    lowercase: whether the vocabulary is of lower-case text; None: as its file says.
+    lowercase: whether the vocabulary is uncased; None: as its file specifies.
     length: tokens in a row at most, [CLS] and [SEP] included.
     buckets: how many lengths of batches there are; each is a program to compile.
 
@@ -80,13 +80,13 @@ class SequenceClassification(Labelled):
   """
 
   dataset: str
-  vocabulary: str = ""
+  vocab_file: str = ""
   text: str = ""
-  text2: str = ""
+  text_pair: str = ""
   label: str = "label"
   choices: tuple[str, ...] = ()
   classes: tuple[str, ...] = ()
-  number: bool = False
+  regression: bool = False
   train_split: str = "train"
   eval_split: str = "validation"
   data_dir: str | None = None
@@ -98,14 +98,14 @@ class SequenceClassification(Labelled):
     super().__post_init__()
     task = glue_task(self.dataset)
     if task and not self.text:
-      texts = dict(zip(("text", "text2"), task.texts, strict=False))
-      for key, value in (texts | {"number": "pearson" in task.scores}).items():
+      texts = dict(zip(("text", "text_pair"), task.texts, strict=False))
+      for key, value in (texts | {"regression": "pearson" in task.scores}).items():
         object.__setattr__(self, key, value)
     faults = [] if self.text else ["data.text is empty; wanted the column of the text"]
     if len(self.choices) == 1:
       faults.append(f"data.choices is {self.choices}; wanted at least two columns")
-    if self.number and (self.choices or self.classes):
-      faults.append("data.number says that labels are numbers, which have neither data.choices nor data.classes")
+    if self.regression and (self.choices or self.classes):
+      faults.append("data.regression is for labels that are numbers, which have neither data.choices nor data.classes")
     if self.choices and self.classes:
       faults.append("data.classes names classes, but data.choices has others for each example: wanted one of them")
     if len(set(self.classes)) < len(self.classes):
@@ -116,7 +116,7 @@ class SequenceClassification(Labelled):
   @property
   def row_labels(self) -> Mapping[str, type]:
     """The type of the label."""
-    return {"label": np.float32 if self.number else np.int32}
+    return {"label": np.float32 if self.regression else np.int32}
 
   @property
   def head(self) -> str:
@@ -126,22 +126,22 @@ class SequenceClassification(Labelled):
   @property
   def type_vocab_size(self) -> int:
     """Kinds of segments: two if there are pairs."""
-    return 2 if self.text2 or self.choices else 1
+    return 2 if self.text_pair or self.choices else 1
 
   @property
   def scores(self) -> tuple[str, ...]:
-    """What these labels are scored by, names in `train.evaluation.text_metrics.LABEL_SCORES`."""
+    """Metrics of these labels, by their names in `train.evaluation.text_metrics.LABEL_SCORES`."""
     if task := glue_task(self.dataset):
       return task.scores
-    return ("pearson", "spearmanr") if self.number else ("accuracy",)
+    return ("pearson", "spearmanr") if self.regression else ("accuracy",)
 
   @functools.cached_property
   def class_names(self) -> list[str]:
-    """What the classes are called, in their order; nothing where labels are numbers, or no names are known."""
+    """Names of the classes, in their order; empty where labels are numbers, or no names are known."""
     return [*self.classes] or self._table(self.train_split).class_names.get(self.label, [])
 
   def _table(self, split: str) -> tables.Table:
-    columns = [c for c in (self.text, self.text2) if c] + [*self.choices, self.label]
+    columns = [c for c in (self.text, self.text_pair) if c] + [*self.choices, self.label]
     return _table(self.dataset, split, self.data_dir, tuple(columns))
 
   def read(self, split: str, train: bool) -> Rows:
@@ -152,10 +152,10 @@ class SequenceClassification(Labelled):
     """
     table = self._table(split)
     labels = np.array([self._label(values[-1], table, i, train) for i, values in enumerate(table.rows)])
-    builder, iterator = RowBuilder(self.words, self.length), iter(enumerate(table.rows))
+    builder, iterator = RowBuilder(self.vocabulary, self.length), iter(enumerate(table.rows))
     while chunk := list(itertools.islice(iterator, 4096)):
       texts = [[*map(self._text, values[:-1], itertools.repeat(table), itertools.repeat(i))] for i, values in chunk]
-      every = iter(self.words.encode([text for row in texts for text in self._rows_of(row)]))
+      every = iter(self.vocabulary.encode([text for row in texts for text in self._rows_of(row)]))
       for row in texts:
         # The first text of choices is encoded once.
         one, *others = itertools.islice(every, len(self._rows_of(row)))
@@ -168,7 +168,7 @@ class SequenceClassification(Labelled):
     """The first text, and what follows it in each row."""
     if not self.choices:
       return list(texts)
-    begin = texts[1] + " " if self.text2 else ""
+    begin = texts[1] + " " if self.text_pair else ""
     return [texts[0], *(begin + choice for choice in texts[-len(self.choices) :])]
 
   @staticmethod
@@ -178,58 +178,62 @@ class SequenceClassification(Labelled):
     return value
 
   def _label(self, value: tables.Value, table: tables.Table, index: int, train: bool) -> int | float:
-    """A label as the model is to tell it."""
+    """A label as the model predicts it."""
     names = self.classes or table.class_names.get(self.label, ())
-    known, hidden = len(self.choices) or len(names), False
-    if not known and not train and not self.number:  # what is to be told is what was learned
+    known, missing = len(self.choices) or len(names), False
+    if not known and not train and not self.regression:  # the classes are those of the training split
       known = self.num_classes
     if isinstance(value, str) and value in names:
       return names.index(value)
     try:
-      found = float(value) if self.number else int(value)
+      found = float(value) if self.regression else int(value)
     except (TypeError, ValueError):
-      if self.number:
+      if self.regression:
         what = "is no number"
       elif names:
         what = f"is none of the classes{nearest(str(value), names)}"
       else:
         what = "is no class by number; names of classes go into data.classes"
       raise ValueError(f"{table.where(index)}: label {value!r} {what}") from None
-    if self.number:
+    if self.regression:
       # The similarities of STS-B are 0 to 5.
-      hidden = not np.isfinite(found) or (glue_task(self.dataset) is not None and found < 0)
+      missing = not np.isfinite(found) or (glue_task(self.dataset) is not None and found < 0)
     else:
-      hidden = found == -1
+      missing = found == -1
       if found != value and not isinstance(value, str):
-        raise ValueError(f"{table.where(index)}: label {value!r} is no whole number; data.number=True tells numbers")
+        raise ValueError(
+          f"{table.where(index)}: label {value!r} is no whole number; data.regression=True predicts numbers"
+        )
       if (isinstance(value, str) and self.classes) or found < -1 or (known and found >= known):
         wanted = f"0 to {known - 1}" if known else "0, 1, ..."
         wanted = f"one of {', '.join(names)}" if names else wanted
         raise ValueError(f"{table.where(index)}: label {value!r}; wanted {wanted}")
-    if hidden and train:
-      raise ValueError(f"{table.where(index)}: label {value!r} is not told, and so nothing can be learned from it")
-    return float("nan") if hidden and self.number else found
+    if missing and train:
+      raise ValueError(f"{table.where(index)}: label {value!r} is no label to train on")
+    return float("nan") if missing and self.regression else found
 
   def num_eval(self, split: str | None = None) -> int:
-    """Examples in a split. Raises ValueError where there is none of that name, or where no label is told."""
-    labels = self.rows(split or self.eval_split).labels["label"]
-    if not told(labels).any():
-      raise ValueError(f"{self.dataset!r} {split or self.eval_split!r} does not tell its labels, as GLUE's test splits")
+    """Examples in a split. Raises ValueError where there is none of that name, or where all labels are unknown."""
+    labels = self.examples(split or self.eval_split).labels["label"]
+    if not has_label(labels).any():
+      raise ValueError(
+        f"{self.dataset!r} {split or self.eval_split!r} has no labels, like GLUE's test splits; wanted one with labels"
+      )
     return len(labels)
 
   @property
   def num_classes(self) -> int:
     """Labels of the training split are below it; 1 for numbers and choices, each of which the model gives a number."""
-    if self.number or self.choices:
+    if self.regression or self.choices:
       return 1
-    return len(self.class_names) or int(self.rows().labels["label"].max()) + 1
+    return len(self.class_names) or int(self.examples().labels["label"].max()) + 1
 
   def faults(self, model_config) -> list[str]:
-    """Says that the model has another number of classes."""
+    """A model with another number of classes."""
     given = model_config.num_classes
     if self.choices:
       return []
-    if self.number:
+    if self.regression:
       return [] if given == 1 else [f"the model has {given} classes, the labels are numbers: set model.num_classes=1"]
     if given >= self.num_classes:
       return []
@@ -238,15 +242,15 @@ class SequenceClassification(Labelled):
       f"model.num_classes={self.num_classes}"
     ]
     if not self.class_names:
-      labels = self.rows().labels["label"]
+      labels = self.examples().labels["label"]
       first = int(np.argmax(labels >= given))
       where = self._table(self.train_split).where(first)
-      faults.append(f"the first label that the model cannot tell: {where}: {labels[first]}")
+      faults.append(f"the first label above the model's classes: {where}: {labels[first]}")
     return faults
 
 
-def told(labels: np.ndarray) -> np.ndarray:
-  """Which labels are there."""
+def has_label(labels: np.ndarray) -> np.ndarray:
+  """Which labels are known."""
   return np.isfinite(labels) if np.issubdtype(labels.dtype, np.floating) else labels >= 0
 
 

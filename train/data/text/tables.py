@@ -27,7 +27,7 @@ class Table(NamedTuple):
 
   Attributes:
     rows: a tuple of values for each example; a column that holds several has a list.
-    where: file and place of the example of a number, for error messages.
+    where: from the number of an example to its file and line, for error messages.
     class_names: of the columns that are TFDS's class labels, by the columns' names.
   """
 
@@ -121,7 +121,7 @@ class Fields(array_record.Records):
       found = [value.decode() for value in found]
     if place is not None:
       if place >= len(found):
-        raise ValueError(f"{name!r} has {len(found)} values, and {name}/{place} was asked for")
+        raise ValueError(f"{name!r} has {len(found)} values; {name}/{place} needs more")
       return found[place]
     return found if name in self._several else found[0]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train.data.text import files, tables
-from train.data.text.labelled import Labelled, RowBuilder, Rows
+from train.data.text.labelled import LabelledText, RowBuilder, Rows
 from zoo.errors import nearest
 
 ENDINGS = (".txt", ".conll", ".bio", ".iob", ".tsv", ".train", ".testa", ".testb")
@@ -59,25 +59,24 @@ def read_conll(path: Path, token: int, tag: int) -> Iterator[Sentence]:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenClassification(Labelled):
+class TokenClassification(LabelledText):
   """Words with a tag each: what `config.data = dict(name="token_classification", ...)` makes.
 
-  A batch has "label" beside what `train.data.text.labelled` tells: int32 [B, T], the tag of a word at its first piece,
-  and
-  -1 elsewhere (Devlin et al. 2019, 5.3).
+  Besides the arrays of `train.data.text.labelled`, a batch has "label" int32 [B, T]: the tag of a word at its first
+  piece, and -1 elsewhere (Devlin et al. 2019, 5.3).
 
   Attributes:
     dataset: the path of a folder of CoNLL files (`train.txt`, ...), whose names are the splits; or a set of TFDS, such
       as "conll2003".
-    vocabulary: its file or folder, or the work directory of the run that pretrained the model.
+    vocab_file: the vocabulary's file or folder, or the work directory of the run that pretrained the model.
     token, tag: the columns of words and tags: numbers of a file's, from 0, or from -1 backwards; names of features
       of TFDS, such as "tokens" and "ner".
     tags: all tags, in the order of the classes; () for those of the training split, in alphabetical order. TFDS may
       know its own.
     train_split, eval_split: what to train and to evaluate on.
     data_dir: where prepared sets are; by default where TFDS keeps them.
-    lowercase: whether the vocabulary is of lower-case text; None: as its file says.
-    length: tokens in a row at most. The words beyond it are not learned from, and are told to be "O".
+    lowercase: whether the vocabulary is uncased; None: as its file specifies.
+    length: tokens in a row at most. The words beyond it are not trained on, and count as "O" in evaluation.
     buckets: how many lengths of batches there are; each is a program to compile.
 
   Raises:
@@ -85,7 +84,7 @@ class TokenClassification(Labelled):
   """
 
   dataset: str
-  vocabulary: str = ""
+  vocab_file: str = ""
   token: int | str = "0"
   tag: int | str = "-1"
   tags: tuple[str, ...] = ()
@@ -142,7 +141,7 @@ class TokenClassification(Labelled):
     """
     del train
     number = {tag: i for i, tag in enumerate(self.class_names)}
-    sentences, builder, labels = self.sentences(split), RowBuilder(self.words, self.length), []
+    sentences, builder, labels = self.sentences(split), RowBuilder(self.vocabulary, self.length), []
     faults = [
       f"{where}: tag {tag!r} is none of data.tags{nearest(tag, number)}"
       for sentence in sentences
@@ -151,7 +150,7 @@ class TokenClassification(Labelled):
     ]
     if faults:
       raise ValueError("\n".join(faults[:10]))
-    pieces_of = self.words.encode_words([sentence.words for sentence in sentences])
+    pieces_of = self.vocabulary.encode_words([sentence.words for sentence in sentences])
     for sentence, pieces in zip(sentences, pieces_of, strict=True):
       kept, _ = builder.add([piece for word in pieces for piece in word])
       tags = [[number[tag], *[-1] * (len(word) - 1)] for word, tag in zip(pieces, sentence.tags, strict=True)]
@@ -159,7 +158,7 @@ class TokenClassification(Labelled):
     return builder.finish(token_labels={"label": np.concatenate(labels)} if labels else {})
 
   def faults(self, model_config) -> list[str]:
-    """Says that the model has fewer tags."""
+    """A model with fewer classes than tags."""
     given = model_config.num_classes
     if given >= self.num_classes:
       return []

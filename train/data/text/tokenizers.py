@@ -5,13 +5,13 @@ NFC: spaces are part of the tokens, as in SentencePiece (Kudo and Richardson 201
 every byte is a token. Of words, too, but for those that are unknown: a model may copy them (`encode`, `decode`).
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from unittest import mock
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -54,12 +54,26 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, kind: str = "bpe") ->
   tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Prepend(" ")])
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-  # One thread: sums of floats depend on who adds what.
-  with mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false"):
+  # One thread: sums of floats depend on the order of additions.
+  with single_threaded():
     tokenizer.train_from_iterator(lines, trainer)
   if kind == "unigram":
     tokenizer.model = _in_order(tokenizer)
   return _finished(tokenizer, f"the trained {kind} tokenizer")
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[None]:
+  """Within it, the library uses one thread."""
+  name = "TOKENIZERS_PARALLELISM"
+  before, os.environ[name] = os.environ.get(name), "false"
+  try:
+    yield
+  finally:
+    if before is None:
+      del os.environ[name]
+    else:
+      os.environ[name] = before
 
 
 def check(vocab_size: int, kind: str) -> None:
@@ -76,7 +90,7 @@ def check(vocab_size: int, kind: str) -> None:
 def word_tokenizer(words: Iterable[str] = ()) -> Tokenizer:
   """A tokenizer of these words, in this order; all others are <unk>.
 
-  Letters, digits and underscores make words, and all that stands between two words is one token too, spaces included;
+  Letters, digits and underscores make words, and everything between two words is one token too, spaces included;
   but a single space is none: it is what belongs between two words.
   """
   ids = {word: i for i, word in enumerate([*SPECIAL, *words])}
@@ -123,10 +137,10 @@ def encode(
     texts: to encode.
     slots: how many unknown words of a text get a number, the first ones; the others stay <unk>.
     limit: only words among so many tokens of a text, the first ones, get one.
-    unknown: for each text the words that have a number, where it is not for the text to say: those of its source.
+    unknown: for each text the words that have a number, where its source determines them.
 
   Returns:
-    tokens, and for each text the words that V, V + 1, ... stand for.
+    tokens, and for each text the words of V, V + 1, ...
   """
   if not slots:
     return [e.ids for e in tokenizer.encode_batch_fast(texts)], [[] for _ in texts]
@@ -179,7 +193,7 @@ def load(path: str | Path) -> Tokenizer:
   path = Path(path)
   try:
     tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-  except Exception as error:  # the library raises nothing more exact
+  except Exception as error:  # the library raises no subclass
     raise ValueError(f"{path} is no tokenizer: {error}") from error
   return _checked(tokenizer, str(path))
 

@@ -1,4 +1,4 @@
-"""Parallel text on disk: its languages, its tokenizer, and its pairs, for `train.data.text.pair_batches`."""
+"""Parallel text on disk: its languages, its tokenizer, and its pairs, for `train.data.text.seq2seq`."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from train.data import array_record
 from train.data.text import files
 from train.data.text import tokenizers as tokenizers
-from train.data.text.pair_batches import TokenPairs
+from train.data.text.seq2seq import Seq2Seq
 from zoo.errors import nearest
 
 # A tokenizer learns from at most so many pairs, evenly spread over the training split: more change it little.
@@ -32,7 +32,7 @@ def languages(features: tfds.features.FeatureConnector) -> dict[str, str]:
 
 
 class Lines(array_record.Records):
-  """A split of a translation set: `lines[i]` is the text in each of the languages asked for, as UTF-8."""
+  """A split of a translation set: `lines[i]` is the text in each of the wanted languages, as UTF-8."""
 
   def __init__(
     self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder, wanted: Sequence[str]
@@ -70,24 +70,24 @@ def lacks_tokenizer(builder: tfds.core.DatasetBuilder) -> bool:
 def prepare_tokenizer(
   dataset: str, data_dir: str | None, builder: tfds.core.DatasetBuilder, vocab_size: int | None, kind: str | None
 ) -> None:
-  """Gives a translation set its tokenizer, trained on all its languages; one that is there stays.
+  """Trains the tokenizer of a translation set on all its languages; an existing one is kept.
 
   Args:
     dataset: its name. data_dir: where it is. builder: of it; a set without translations needs no tokenizer.
     vocab_size: None: 32,000. kind: None: "bpe".
 
   Raises:
-    ValueError: a size or kind is asked for, and the set has no translations or has a tokenizer already.
+    ValueError: a size or kind is given, and the set has no translations or has a tokenizer already.
   """
-  asked, known = (vocab_size, kind) != (None, None), languages(builder.info.features)
+  given, known = (vocab_size, kind) != (None, None), languages(builder.info.features)
   path = Path(builder.data_path) / tokenizers.FILE
   if not known:
-    if asked:
+    if given:
       raise ValueError(f"{dataset!r} has no translations, so it has no tokenizer")
     return
   if path.exists():
-    if asked:
-      raise ValueError(f"{path} is there already; who wants another one deletes it first")
+    if given:
+      raise ValueError(f"{path} exists already; delete it to make another one")
     return
   lines = Lines(dataset, "train", data_dir, builder, list(known))
   texts = itertools.chain.from_iterable(lines.texts(max(1, -(-len(lines) // SAMPLE))))
@@ -95,7 +95,7 @@ def prepare_tokenizer(
 
 
 @dataclasses.dataclass(frozen=True)
-class Translation(TokenPairs):
+class Translation(Seq2Seq):
   """Pairs of texts that translate each other: what `config.data = dict(name="translation", ...)` makes.
 
   A pair with no text on one side is left out, in training and in evaluation; see `counts`.
@@ -112,9 +112,11 @@ class Translation(TokenPairs):
     batching: what is in a row in training. "pad": one pair and padding. "bucket": the same, but pairs of similar
       length are together in a batch, which is cut to one of a few lengths. "pack": as many pairs as there is room for.
     buckets: how many lengths there are; each is a program to compile.
-    too_long: "drop" leaves training pairs above the limits out, "cut" cuts them. In evaluation they are cut.
+    too_long: "drop" leaves training pairs above the limits out, "truncate" truncates them. In evaluation they are
+      truncated.
     lowercase: make all text lower-case, references too.
-    words: tokens of a word-level tokenizer, trained on the training split, in place of the set's own; 0 for that.
+    word_vocab_size: tokens of a word-level tokenizer, trained on the training split, in place of the set's own; 0 for
+      that.
     copy_slots: how many words of a source that are none of a word-level tokenizer's get a token of their own, from V
       on, by their first occurrence; in the target too. For a model that copies them (`zoo.layers.pointer`).
     train_targets: a file with a line for each example of the training split, in the order on disk, to be learned in
@@ -137,13 +139,13 @@ class Translation(TokenPairs):
   buckets: int = 4
   too_long: str = "drop"
   lowercase: bool = False
-  words: int = 0
+  word_vocab_size: int = 0
   copy_slots: int = 0
   train_targets: str = ""
 
   def __post_init__(self):
     super().__post_init__()
-    self._check_numbers(dict(words=0))
+    self._check_numbers(dict(word_vocab_size=0))
     if self.source == self.target:
       raise ValueError(f"data.source and data.target are both {self.source!r}; wanted two languages")
 
@@ -153,9 +155,11 @@ class Translation(TokenPairs):
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
-    """The tokenizer of the set, which `zoo prepare` trained, or the one that `words` asks for."""
-    if self.words:
-      return tokenizers.train_tokenizer(itertools.chain.from_iterable(self.texts(self.train_split)), self.words, "word")
+    """The tokenizer of the set, which `zoo prepare` trained, or a word-level one, where `word_vocab_size` is set."""
+    if self.word_vocab_size:
+      return tokenizers.train_tokenizer(
+        itertools.chain.from_iterable(self.texts(self.train_split)), self.word_vocab_size, "word"
+      )
     wanted = Lines(self.dataset, self.train_split, self.data_dir, self._builder, (self.source, self.target))
     path = Path(self._builder.data_path) / tokenizers.FILE
     if not path.exists():
@@ -179,7 +183,7 @@ class Translation(TokenPairs):
     """(source, target) of every training example, in the order on disk, with the targets of `train_targets`.
 
     Raises:
-      ValueError: the file cannot be read, or has not a line for each example; both numbers are told.
+      ValueError: the file cannot be read, or has not a line for each example; both numbers are named.
     """
     pairs = self.texts(self.train_split)
     if not self.train_targets:

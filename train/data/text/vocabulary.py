@@ -1,7 +1,6 @@
 """Text to the tokens of BERT and back: WordPiece or byte-level BPE, trained here or published.
 
-As `train/data/text/tokenizers.py` is for translation; with other special tokens, which stand anywhere, and words can be
-told.
+`train/data/text/tokenizers.py` is for translation; here the special tokens may have any ids, and words are separable.
 """
 
 import functools
@@ -90,21 +89,21 @@ class Vocabulary:
   @functools.cached_property
   def begins_word(self) -> np.ndarray:
     """Bool [V]."""
-    begins_V = np.zeros(self.size, bool)
+    begins = np.zeros(self.size, bool)
     if isinstance(self.tokenizer.model, models.WordPiece):
       prefix = self.tokenizer.model.continuing_subword_prefix
       for token, i in self.tokenizer.get_vocab().items():
-        begins_V[i] = not token.startswith(prefix)
+        begins[i] = not token.startswith(prefix)
     else:
       for token, i in self.tokenizer.get_vocab().items():
-        begins_V[i] = token.startswith(SPACES)
-    begins_V[[*self.special]] = True
-    begins_V.flags.writeable = False
-    return begins_V
+        begins[i] = token.startswith(SPACES)
+    begins[[*self.special]] = True
+    begins.flags.writeable = False
+    return begins
 
   @functools.cached_property
   def separable(self) -> bool:
-    """Whether a text's tokens are those of its words, split at single spaces: no rule looks beyond a space."""
+    """Whether a text's tokens are those of its words, split at single spaces: no rule crosses a space."""
     parts = json.loads(self.tokenizer.to_str())
     normalizer, splitter = parts["normalizer"] or {"type": None}, parts["pre_tokenizer"] or {"type": None}
     if splitter["type"] == "BertPreTokenizer":
@@ -113,7 +112,7 @@ class Vocabulary:
     return known and normalizer["type"] in (None, "Lowercase")
 
   def encode(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-    """Ids of each text, without [CLS] and [SEP]; `special`: where a text says "[MASK]", that token is meant."""
+    """Ids of each text, without [CLS] and [SEP]; `special`: "[MASK]" in a text is that token."""
     self.tokenizer.encode_special_tokens = not special
     try:
       return [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -121,7 +120,7 @@ class Vocabulary:
       self.tokenizer.encode_special_tokens = True
 
   def encode_words(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-    """Ids of each word of each text; a word of which nothing is left, such as a control character, is [UNK]."""
+    """Ids of each word of each text; a word without a token, such as a control character, is [UNK]."""
     mark = " " if isinstance(self.tokenizer.model, models.BPE) else ""
     flat = [mark + word if i else word for words in texts for i, word in enumerate(words)]
     ids = iter(self.encode(flat))
@@ -150,7 +149,7 @@ def load_vocabulary(path: str | Path, lowercase: bool | None = None) -> Vocabula
     path: `vocab.txt`, as published: a WordPiece token a line, its id is the number of the line from 0; or
       `tokenizer.json`, ours or another of the library; or a folder with one of them.
     lowercase: of a `vocab.txt`, whether texts are made lower-case and lose their accents (an "uncased" model).
-      None: what a `tokenizer_config.json` beside it says, else whether no token has an upper-case letter.
+      None: as a `tokenizer_config.json` beside it specifies, else whether no token has an upper-case letter.
 
   Raises:
     ValueError: no such file, no vocabulary, a special token is missing; `lowercase` of a `tokenizer.json`.
@@ -160,15 +159,15 @@ def load_vocabulary(path: str | Path, lowercase: bool | None = None) -> Vocabula
     found = [path / name for name in FILES if (path / name).exists()]
     if not found:
       raise ValueError(f"{path} has no vocabulary; wanted {' or '.join(FILES)} in it")
-    # A choice that only the list leaves open asks for the list.
+    # `lowercase` is an option of the list alone.
     path = found[0] if lowercase is None else found[-1]
   if path.suffix != ".json":
     return _from_list(path, lowercase)
   if lowercase is not None:
-    raise ValueError(f"lowercase={lowercase} is for a vocab.txt; {path} says itself what becomes of a text")
+    raise ValueError(f"lowercase={lowercase} is for a vocab.txt; {path} has its own normalizer")
   try:
     tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-  except Exception as error:  # the library raises nothing more exact
+  except Exception as error:  # the library raises no subclass
     raise ValueError(f"{path} is no tokenizer: {error}") from error
   return Vocabulary(tokenizer, str(path))
 
@@ -180,12 +179,12 @@ def _from_list(path: Path, lowercase: bool | None) -> Vocabulary:
     raise ValueError(f"cannot read the vocabulary {path}: {error.strerror}") from error
   config = path.with_name("tokenizer_config.json")
   if lowercase is None and config.exists():
-    told = json.loads(config.read_text(encoding="utf-8"))
-    if "do_lower_case" in told:
-      lowercase = told["do_lower_case"]
+    options = json.loads(config.read_text(encoding="utf-8"))
+    if "do_lower_case" in options:
+      lowercase = options["do_lower_case"]
   if lowercase is None:
     lowercase = not any(token != token.lower() for token in tokens if not token.startswith(("[", "<")))
-  # Of a token that is there twice the last id counts, as where such lists are from.
+  # Of a token that is listed twice the last id counts, as in the released code.
   return Vocabulary(_wordpiece({token: i for i, token in enumerate(tokens)}, lowercase), str(path))
 
 
@@ -206,7 +205,7 @@ def train_vocabulary(
     lines: texts. Those that can be gone through twice are not held in memory.
     size: tokens at most, special ones and characters included.
     kind: "wordpiece" as BERT's (Schuster and Nakajima 2012; merges by frequency, as in BPE, since how the published
-      ones were chosen is not), or "bpe" over bytes, as RoBERTa's (Radford et al. 2019, 2.2), where nothing is unknown.
+      ones were chosen is not), or "bpe" over bytes, as RoBERTa's (Radford et al. 2019, 2.2), where no text is unknown.
     lowercase: whether texts are made lower-case, and for WordPiece lose their accents. None: WordPiece's are.
 
   Raises:
@@ -249,7 +248,7 @@ def train_vocabulary(
 def check(size: int, kind: str) -> None:
   """Raises ValueError for an unknown kind, or no room for anything but special tokens."""
   if kind not in KINDS:
-    from zoo.errors import nearest  # with which comes JAX, that many processes here have no need of
+    from zoo.errors import nearest  # imports JAX, which worker processes do not need
 
     raise ValueError(f"unknown kind of vocabulary {kind!r}{nearest(str(kind), KINDS)}")
   _check_size(size, len(SPECIAL), "the special tokens")

@@ -1,8 +1,8 @@
 """A corpus of text to rows of training on disk: `zoo prepare corpus/NAME --source SOURCE --data-dir DIR`.
 
 Each chunk of the text (`train.data.text.corpora`) becomes a shard of its own, drawn from (seed, number of the chunk)
-alone. So the processes, or the workers of Apache Beam, share nothing; however many they are, the files are the same to
-the bit; and a preparation that was killed goes on with the chunks that are missing.
+alone. So the processes, or the workers of Apache Beam, share nothing; however many they are, the files are
+bit-identical; and a preparation that was killed goes on with the chunks that are missing.
 """
 
 import functools
@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 from array_record.python import array_record_module
@@ -26,7 +25,9 @@ from array_record.python import array_record_module
 from train.data.text import corpora as sources
 from train.data.text import masked_lm_rows, vocabulary
 from train.data.text.corpora import Chunk, Source
-from train.data.text.masked_lm_rows import Encoder, Rows
+from train.data.text.documents import Encoder
+from train.data.text.masked_lm_rows import Rows
+from train.data.text.tokenizers import single_threaded
 
 DATASET = "corpus"
 VERSION = "1.0.0"
@@ -47,7 +48,7 @@ class Job:
   Attributes:
     source: what the chunks are of.
     folder: where the shards go.
-    vocabulary: digest of the one that is there.
+    vocabulary: digest of the one in `folder`.
     chunks: how many there are.
     rows: keyword arguments of `masked_lm_rows.make_rows`.
     validation: share of the documents that is for validation.
@@ -79,7 +80,7 @@ class Job:
     return {s: Path(self.folder) / f"{DATASET}-{s}.array_record-{i:05}-of-{n:05}" for s, (i, n) in splits.items()}
 
   def note(self, number: int) -> Path:
-    """The file that tells that a chunk is done, and what was in it."""
+    """The file that marks a chunk as done, with its counts."""
     return Path(self.folder) / f"chunk-{number:05}.json"
 
 
@@ -101,8 +102,8 @@ def make_chunk(job: Job, number: int, chunk: Chunk) -> None:
   encoder = _encoder(job.folder, job.vocabulary)
   rng = np.random.default_rng((job.seed, number))
   found = encoder(job.source.read(chunk))
-  counts = dict(documents=len(found), empty_documents=found.empty, text_tokens=len(found.token_N))
-  counts["unknown_tokens"] = int((found.token_N == encoder.vocabulary.unk).sum())
+  counts = dict(documents=len(found), empty_documents=found.empty, text_tokens=len(found.tokens))
+  counts["unknown_tokens"] = int((found.tokens == encoder.vocabulary.unk).sum())
   files = job.shards(number)
   parts = {split: found for split in files}
   if len(files) == 2:
@@ -115,8 +116,8 @@ def make_chunk(job: Job, number: int, chunk: Chunk) -> None:
     _write_shard(path, rows)
     counts |= {
       f"{split}_rows": len(rows),
-      f"{split}_sequences": len(rows.end_Q),
-      f"{split}_tokens": len(rows.token_N),
+      f"{split}_sequences": len(rows.ends),
+      f"{split}_tokens": len(rows.tokens),
     }
   _replace(job.note(number), json.dumps(counts))
 
@@ -172,14 +173,14 @@ def prepare_corpus(
   runner: str = "local",
   beam_option: Sequence[str] = (),
 ) -> str:
-  """Makes a corpus of text into rows, with a vocabulary; returns the folder. What is there of it already is kept.
+  """Makes rows and a vocabulary of a text corpus; returns the folder. An interrupted preparation is continued.
 
   Args:
     name: "corpus/NAME".
     data_dir: where it goes, and where a source of TFDS is; with a runner, a folder that all its workers see.
     source: a file, a folder or a data set of TFDS, see `train.data.text.corpora`; also `documents`, `sentences`,
       `feature` and `split`.
-    vocab: a vocabulary that is there, see `vocabulary.load_vocabulary`. None: one is trained on the text.
+    vocab: an existing vocabulary, see `vocabulary.load_vocabulary`. None: one is trained on the text.
     vocab_size: of the one that is trained, in tokens; None: 30,522.
     tokenizer: its kind, "wordpiece" (None) or "bpe".
     lowercase: see `vocabulary`.
@@ -192,27 +193,18 @@ def prepare_corpus(
     beam_option: options of the runner, "NAME=VALUE" or "NAME".
 
   Raises:
-    ValueError: an argument that makes no sense; text that is not UTF-8; no text; it is there already; it was begun
-      with other arguments.
+    ValueError: an argument that makes no sense; text that is not UTF-8; no text; the corpus exists already; it was
+      begun with other arguments.
   """
   config = name.partition("/")[2]
-  if not re.fullmatch(r"[A-Za-z][\w-]*", config):
-    raise ValueError(f"{name!r} is no name for a corpus; wanted corpus/NAME, of letters, digits, - and _")
-  if vocab is not None and (vocab_size, tokenizer) != (None, None):
-    raise ValueError("vocab_size and tokenizer are for a vocabulary that is trained, but vocab names one that is there")
-  if beam_option and runner == "local":
-    raise ValueError(f"beam_option is {[*beam_option]}, but the runner is 'local'; wanted a runner of Apache Beam")
-  if not 0 <= validation < 1:
-    raise ValueError(f"validation is {validation}; wanted a share, 0 <= validation < 1")
-  if processes is not None and processes < 1:
-    raise ValueError(f"processes is {processes}; wanted at least 1")
+  _check_arguments(name, vocab, vocab_size, tokenizer, validation, processes, runner, beam_option)
   kind, size = tokenizer or "wordpiece", vocab_size or VOCABULARY
   vocabulary.check(size, kind)
   rows = dict(length=length, pairs=pairs, short_seq_prob=short_seq_prob, pack=pack, dupe_factor=dupe_factor)
   masked_lm_rows.check(**rows)
   final = Path(data_dir) / DATASET / config / VERSION
   if final.exists():
-    raise ValueError(f"{final} is there already; who wants another one deletes it first")
+    raise ValueError(f"{final} exists already; delete it to make another one")
   read = sources.make_source(source, documents, sentences, feature, split, data_dir)
   given = vocabulary.load_vocabulary(vocab, lowercase) if vocab is not None else None
   chunks = read.chunks()
@@ -241,6 +233,20 @@ def prepare_corpus(
   return str(final)
 
 
+def _check_arguments(name, vocab, vocab_size, tokenizer, validation, processes, runner, beam_option) -> None:
+  """Raises ValueError for arguments of `prepare_corpus` that make no sense, before anything is read."""
+  if not re.fullmatch(r"[A-Za-z][\w-]*", name.partition("/")[2]):
+    raise ValueError(f"{name!r} is no name for a corpus; wanted corpus/NAME, of letters, digits, - and _")
+  if vocab is not None and (vocab_size, tokenizer) != (None, None):
+    raise ValueError("vocab_size and tokenizer are for a vocabulary that is trained, but vocab names an existing one")
+  if beam_option and runner == "local":
+    raise ValueError(f"beam_option is {[*beam_option]}, but the runner is 'local'; wanted a runner of Apache Beam")
+  if not 0 <= validation < 1:
+    raise ValueError(f"validation is {validation}; wanted a share, 0 <= validation < 1")
+  if processes is not None and processes < 1:
+    raise ValueError(f"processes is {processes}; wanted at least 1")
+
+
 def _begin(folder: Path, arguments: Mapping) -> None:
   """Notes the arguments; those of a preparation that goes on have to be the same."""
   path = folder / ARGUMENTS
@@ -252,7 +258,7 @@ def _begin(folder: Path, arguments: Mapping) -> None:
   after = json.loads(json.dumps(arguments))
   if changed := [key for key in after if key not in before or before[key] != after[key]]:
     was = "; ".join(f"{key} was {before.get(key)!r}, is {after[key]!r}" for key in changed)
-    raise ValueError(f"{folder} was begun with other arguments: {was}. To begin anew, delete it")
+    raise ValueError(f"{folder} was begun with other arguments: {was}. To begin again, delete it")
 
 
 class _Sentences:
@@ -277,10 +283,10 @@ def _vocabulary(folder, given, lines, size, kind, lowercase) -> vocabulary.Vocab
 
 def _run_here(job: Job, missing: Sequence[tuple[int, Chunk]], processes: int) -> None:
   if processes <= 1:
-    with mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false"):
+    with single_threaded():
       for done, (number, chunk) in enumerate(missing, 1):
         make_chunk(job, number, chunk)
-        _tell(job, len(missing) - done)
+        _report(job, len(missing) - done)
     return
   context = multiprocessing.get_context("spawn")
   with futures.ProcessPoolExecutor(processes, context, _start) as pool:
@@ -293,11 +299,11 @@ def _run_here(job: Job, missing: Sequence[tuple[int, Chunk]], processes: int) ->
           first = ready.pop()
           running |= ready
           first.result()
-          _tell(job, len(missing) - done - 1)
+          _report(job, len(missing) - done - 1)
         if item := next(left, None):
           running.add(pool.submit(make_chunk, job, *item))
     except futures.process.BrokenProcessPool as error:
-      raise ValueError("a process was killed, perhaps since memory ran out; the same command goes on") from error
+      raise ValueError("a process was killed, perhaps out of memory; the same command continues") from error
     except BaseException:
       pool.shutdown(wait=False, cancel_futures=True)
       raise
@@ -306,12 +312,12 @@ def _run_here(job: Job, missing: Sequence[tuple[int, Chunk]], processes: int) ->
 def _start() -> None:
   """In a new process: one thread, as there is a process for each core; and it ends when the one that began it does."""
   os.environ["TOKENIZERS_PARALLELISM"] = "false"
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that began it is interrupted too, and tells
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and reports it
   parent = multiprocessing.parent_process()
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _tell(job: Job, left: int) -> None:
+def _report(job: Job, left: int) -> None:
   if sys.stderr.isatty():
     print(f"\r{job.chunks - left} of {job.chunks} chunks", end="" if left else "\n", file=sys.stderr, flush=True)
 
@@ -338,7 +344,7 @@ def _make_item(job: Job, item: tuple[int, Chunk]) -> None:
 
 
 def _finish(job: Job, config: str, arguments: Mapping) -> None:
-  """Tells TFDS what is there, and people what was in the text."""
+  """Writes the metadata of TFDS and the counts."""
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
@@ -378,5 +384,6 @@ def _finish(job: Job, config: str, arguments: Mapping) -> None:
   info.set_splits(tfds.core.splits.SplitDict(splits))
   info.write_to_directory(job.folder)
   _replace(Path(job.folder) / ARGUMENTS, json.dumps({**arguments, "counts": counts}, indent=2))
-  for path in (*map(job.note, range(job.chunks)), *Path(job.folder).glob("*.tmp")):  # the latter of who was killed
+  leftover = Path(job.folder).glob("*.tmp")  # of processes that were killed
+  for path in (*map(job.note, range(job.chunks)), *leftover):
     path.unlink()
