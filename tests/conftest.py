@@ -1,7 +1,9 @@
 """What every test runs on: eight simulated CPU devices; and what is left out where an extra is not installed."""
 
+import gc
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 
@@ -29,10 +31,31 @@ collect_ignore = [
 ]
 
 
+# GiB of memory that a process may have when the next file of tests begins.
+_MEMORY = 1.25
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+  """Drops what was compiled for earlier files once it takes much memory: the next file shares little of it."""
+  yield
+  statm = Path("/proc/self/statm")  # of Linux
+  if not statm.exists() or int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _MEMORY * 2**30:
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
-def as_users_have_it():
-  """The environment of another process that sees one device, whose machine code is optimised."""
-  return os.environ | dict(JAX_DISABLE_MOST_OPTIMIZATIONS="false", JAX_NUM_CPU_DEVICES="1")
+def as_users_have_it(tmp_path_factory):
+  """The environment of other processes: one device, optimised machine code, and a compilation cache they share."""
+  return os.environ | dict(
+    JAX_DISABLE_MOST_OPTIMIZATIONS="false",
+    JAX_NUM_CPU_DEVICES="1",
+    JAX_COMPILATION_CACHE_DIR=str(tmp_path_factory.mktemp("cache")),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+  )
 
 
 @pytest.fixture(scope="module")
