@@ -67,6 +67,28 @@ def test_what_is_imported_is_declared(package):
   )
 
 
+def public_functions(node, public=True):
+  """The public functions and methods under a node of a syntax tree, with `__call__`, and whether each is a method."""
+  for child in ast.iter_child_nodes(node):
+    if isinstance(child, ast.ClassDef):
+      yield from ((function, True) for function, _ in public_functions(child, public and child.name[0] != "_"))
+    elif isinstance(child, ast.FunctionDef) and public and (child.name[0] != "_" or child.name == "__call__"):
+      yield child, False
+
+
+@pytest.mark.parametrize("package", ["zoo"])
+def test_public_parameters_are_annotated(package):
+  missing = []
+  for file in (ROOT / package).rglob("*.py"):
+    if file.name in ("cli.py", "linear.py") or "datasets" in file.parts:  # options by name, and what TFDS calls
+      continue
+    for function, method in public_functions(ast.parse(file.read_text(encoding="utf-8"))):
+      arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+      names = [a.arg for a in arguments if a.annotation is None and not (method and a.arg in ("self", "cls"))]
+      missing += [f"{file.relative_to(ROOT)}:{function.lineno} {name}" for name in names]
+  assert missing == []
+
+
 def test_importing_the_zoo_imports_nothing_for_training():
   code = "import sys, zoo; print(*sys.modules)"
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -3,17 +3,17 @@
 import dataclasses
 import typing
 from collections.abc import Mapping
-from types import ModuleType
+from typing import Any
 
 from zoo.errors import nearest, type_fault
 
 
-def fields(family: ModuleType) -> dict[str, type]:
+def fields(family: Any) -> dict[str, Any]:
   """The fields of a family's `Config`, with their types."""
   return {f.name: f.type for f in dataclasses.fields(family.Config)}
 
 
-def make(family: ModuleType, name: str, overrides: Mapping):
+def make(family: Any, name: str, overrides: Mapping):
   """The `Config` of a variant of a family.
 
   Args:

@@ -1,6 +1,7 @@
 """Recurrent networks: cells, scanned over rows that may hold several sequences, and a (bidirectional) encoder."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,20 @@ from zoo.partitioning import replicate, shard_batch
 CELLS = {"gru": nn.GRUCell, "lstm": nn.OptimizedLSTMCell}  # Cho et al. 2014, eq. 5 to 8; Hochreiter & Schmidhuber 1997
 
 
-def make_cell(cell: str, width: int, dtype: jnp.dtype, name: str) -> nn.RNNCellBase:
+def make_cell(cell: str, width: int, dtype: DTypeLike, name: str) -> nn.RNNCellBase:
   """The recurrent cell `(state, x) -> (state, output)`: a state is h [B, D] of a GRU, (c, h) of an LSTM."""
   return CELLS[cell](width, kernel_init=initializers.dense, dtype=dtype, name=name)
 
 
 def scan_positions(
-  step: Callable, module: nn.Module, initial, inputs, segment_ids_BT: jax.Array, shared=None, *, reverse: bool = False
+  step: Callable,
+  module: nn.Module,
+  initial: Any,
+  inputs: Any,
+  segment_ids_BT: jax.Array,
+  shared: Any = None,
+  *,
+  reverse: bool = False,
 ) -> tuple:
   """Scans a recurrent module over the positions of rows, which may hold several sequences, and padding anywhere.
 
@@ -52,7 +60,7 @@ def scan_positions(
     position,
     variable_broadcast="params",
     split_rngs={"params": False, "dropout": True},
-    in_axes=(1, nn.broadcast),
+    in_axes=(1, nn.broadcast),  # pyright: ignore[reportArgumentType] (Linen declares int)
     out_axes=1,
     reverse=reverse,
   )

@@ -1,6 +1,7 @@
 """What sequence-to-sequence models share: embeddings, output head, and the call that encodes and decodes."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,9 @@ from zoo.partitioning import shard_batch, under
 Aux = dict[str, jax.Array]
 
 
-def special_token_faults(config, names: Iterable[str] = ("pad_token_id", "bos_token_id", "eos_token_id")) -> list[str]:
+def special_token_faults(
+  config: Any, names: Iterable[str] = ("pad_token_id", "bos_token_id", "eos_token_id")
+) -> list[str]:
   """For each special token that is not in the vocabulary a line of an error."""
   values = {name: getattr(config, name) for name in names}
   return [
@@ -35,7 +38,7 @@ class EncoderDecoder(nn.Module):
       embeddings, `embed_dim`.
   """
 
-  config: object
+  config: Any
 
   def setup(self):
     c = self.config
@@ -88,7 +91,7 @@ class EncoderDecoder(nn.Module):
       input_ids_BT = jnp.where(input_ids_BT < c.vocab_size, input_ids_BT, 1)
     return getattr(self, f"{side}_embed")(input_ids_BT)
 
-  def logits(self, x_BTR: jax.Array, source_BS: jax.Array, weights_BTS: jax.Array | None) -> jax.Array:
+  def logits(self, x_BTR: jax.Array, source_BS: jax.Array, weights_BTS: Any) -> jax.Array:
     """Logits [B, T, V] of the heads "vocab" and "copy"; the latter mixes with the attention weights to the source."""
     c = self.config
     if c.tie_embeddings == "none":

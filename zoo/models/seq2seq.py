@@ -161,9 +161,9 @@ class EncoderOutput(NamedTuple):
 
   source_BS: jax.Array
   segment_ids_BS: jax.Array
-  states: list | None
-  memory_BSM: jax.Array | None
-  keys_BSA: jax.Array | None
+  states: Any
+  memory_BSM: Any
+  keys_BSA: Any
 
 
 class Decoder(nn.Module):

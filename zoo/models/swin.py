@@ -185,8 +185,8 @@ class Config:
 
   def trained_window(self, stage: int) -> tuple[int, int]:
     """Rows and columns of the windows that a stage's continuous bias was trained with."""
-    if self.pretrained_window_sizes and self.pretrained_window_sizes[stage]:
-      return (self.pretrained_window_sizes[stage],) * 2
+    if self.pretrained_window_sizes and (side := self.pretrained_window_sizes[stage]):
+      return side, side
     stride = self.patch_size * 2**stage
     Y, X = (-(-side // stride) for side in self.image_size)
     return self.windows((Y, X)).window

@@ -146,7 +146,7 @@ class EncoderOutput(NamedTuple):
 
   source_BS: jax.Array
   segment_ids_BS: jax.Array
-  memory: jax.Array | list[jax.Array]
+  memory: Any
 
 
 class Stack(nn.Module):
@@ -201,7 +201,6 @@ class Model(EncoderDecoder):
     c = self.config
     if c.position_embedding == "learned":
       table = functools.partial(nn.Embed, c.max_length, c.width, embedding_init=nn.initializers.normal(0.02))
-    if c.position_embedding == "learned":
       self.source_position, self.target_position = table(name="source_position"), table(name="target_position")
     if c.position_embedding == "t5":
       self.source_bias = RelativeBias(c.num_heads, name="source_bias")

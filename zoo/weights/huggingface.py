@@ -36,7 +36,7 @@ def describe(path: str | Path, source: Source, name: str | None, overrides: Mapp
   if unequal := [(a, b) for a, b in theirs.HUGGINGFACE["equal"].items() if c.get(a) != c.get(b)]:
     faults = [f"config.json has {a} {c.get(a)} and {b} {c.get(b)}; ours have one for both" for a, b in unequal]
     raise WeightsError(str(path), faults)
-  fields = fields_of(theirs, source) | overrides
+  fields = fields_of(theirs, source) | dict(overrides)
   sizes = {k: v for k, v in fields.items() if _SIZES.fullmatch(k) and k not in overrides}
   if name is None:
     return _variant(path, theirs.__name__.rpartition(".")[2], sizes, overrides), fields

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from zoo import registry
@@ -14,12 +15,12 @@ from zoo.weights import tables
 from zoo.weights.rules import Rule, Transform, WeightsError, matcher
 
 
-def family_name(model) -> str:
+def family_name(model: nn.Module) -> str:
   """The name of a model's family."""
   return registry.family_of(model).__name__.rpartition(".")[2]
 
 
-def shapes_of(model) -> dict:
+def shapes_of(model: nn.Module) -> dict:
   """Shapes of a model's variables."""
   rngs = {stream: jax.random.key(0) for stream in ("params", "mask")}
   return jax.eval_shape(model.init, rngs, *registry.family_of(model).inputs(model.config, 1))
@@ -30,14 +31,14 @@ def unrolled(shapes: Mapping) -> dict:
   return jax.eval_shape(lambda tree: {collection: unstack_params(v) for collection, v in tree.items()}, shapes)
 
 
-def stacked_as(like: Mapping, variables: Mapping) -> dict:
+def stacked_as(like: Mapping, variables: Mapping) -> Mapping:
   """Variables with blocks stacked where they are stacked in `like`."""
   if not any(STACKED in path for path in flatten_dict(like)):
     return variables
   return {collection: stack_params(v) for collection, v in variables.items()}
 
 
-def layouts_of(model, template: Mapping) -> dict[str, tuple[Rule, ...]]:
+def layouts_of(model: nn.Module, template: Mapping) -> dict[str, tuple[Rule, ...]]:
   """The tables of the model's family by layout, and "zoo", the identity on our own paths."""
   ours = tuple(
     Rule(re.escape(path), path, _OUR_POSITIONS if _RESAMPLED.search(path) else _OURS)
@@ -63,7 +64,7 @@ def for_layout(layout: str, table: Sequence[Rule], variables: Mapping) -> dict:
 def likely_layout(tensors: Mapping, layouts: Mapping, layout: str | None = None) -> str:
   """For an error: the layout that most keys match, if that is another than the one given."""
   fits = {name: sum(map(bool, map(matcher(table), tensors))) for name, table in layouts.items()}
-  best = max(fits, key=fits.get)
+  best = max(fits, key=lambda name: fits[name])
   return f"; its keys look like {best!r}" if best != layout and fits[best] > fits.get(layout, 0) else ""
 
 

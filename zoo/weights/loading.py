@@ -133,7 +133,7 @@ def _described(path, source: Source, name: str | None, overrides: Mapping) -> tu
     return huggingface.describe(path, source, name, overrides)
   if name is None and source.model is None:
     raise WeightsError(str(path), ["the file does not specify its model: pass its name, and layout=..."])
-  if name in (None, source.model):
+  if source.model is not None and name in (None, source.model):
     return source.model, dict(source.overrides) | dict(overrides)
   return str(name), dict(overrides)
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -44,7 +45,7 @@ def save(path: str | Path, model_name: str, overrides: Mapping, variables: Mappi
   layouts = layouts_of(model, template)
   if layout not in layouts:
     raise ValueError(f"unknown layout {layout!r}{nearest(layout, layouts)}")
-  ours = flatten_dict({k: unstack_params(v) for k, v in variables.items() if v}, sep="/")
+  ours: Any = flatten_dict({k: unstack_params(v) for k, v in variables.items() if v}, sep="/")
   variables = convert(ours, layouts["zoo"], template, about=f"these variables are not those of {model_name}")
   metadata = {"format": "pt"}
   if layout == "zoo":
@@ -81,12 +82,13 @@ def average(run: str | Path, path: str | Path, *, last: int) -> list[int]:
     fault = f"there are {there}; wanted 1 <= last <= {len(steps)}, and last is {last}; see checkpoint.max_to_keep"
     raise WeightsError(str(run), [fault])
   sums: dict[str, np.ndarray] = {}
+  source = read(steps[-1])
   for step in steps[-last:]:
     source = read(step)
     # In float64 the sum is exact, so that the mean of equal numbers is the number.
     sums = {key: sums.get(key, 0) + np.asarray(tensor, np.float64) for key, tensor in source.tensors.items()}
   variables = unflatten_dict({key: value / last for key, value in sums.items()}, sep="/")
-  save(path, source.model, source.overrides, variables)
+  save(path, str(source.model), source.overrides, variables)
   return [int(step.name) for step in steps[-last:]]
 
 

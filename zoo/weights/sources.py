@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,11 +33,11 @@ class Source(NamedTuple):
     config: the `config.json` of a Hugging Face directory.
   """
 
-  tensors: Mapping[str, np.ndarray]
+  tensors: Mapping[str, Any]
   layout: str | None = None
   model: str | None = None
   overrides: Mapping = {}
-  config: Mapping | None = None
+  config: Any = None
 
 
 def check_exists(path: str | Path, advice: str = "") -> None:
@@ -121,7 +121,7 @@ def read_run(directory: str | Path, average: bool = False) -> Source:
   model = dict(meta["model"] if "model" in meta else meta["config"]["model"])
   variables = {"params": state["ema_params" if average else "params"], **(state["model_state"] or {})}
   tensors = flatten_dict({k: unstack_params(v) for k, v in variables.items()}, sep="/")
-  return Source(tensors, "zoo", model.pop("name"), model)
+  return Source(dict(tensors), "zoo", model.pop("name"), model)
 
 
 def _restore(step: Path, average: bool) -> tuple[dict, dict]:
