@@ -37,7 +37,7 @@ def imagenet(
     data_dir="data",
     eval_split="validation",
     image_size=image_size,
-    num_channels=3,
+    channels=3,
     crop=dict(name="random_resized_crop", area=area),
     augment=(dict(name="flip"), *augment),
     interpolation=interpolation,

@@ -44,7 +44,7 @@ def upernet(backbone: str, ignore: str, norm: str, **options) -> ConfigDict:
     offset=1,
     names=("pet", "background", "outline"),
     image_size=512,
-    num_channels=3,
+    channels=3,
     crop=dict(name="random_scale_crop", scale=(0.5, 2.0)),
     augment=(dict(name="flip"), dict(name="color_jitter", brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)),
     workers=8,
