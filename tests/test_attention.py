@@ -10,8 +10,8 @@ from zoo.layers import attention_masks
 from zoo.layers.attention import (
   Attention,
   additive_scores,
-  attend,
   attention_pool,
+  dot_product_attention,
   dot_product_scores,
   dot_scores,
   gaussian_scores,
@@ -45,7 +45,7 @@ def naive(q, k, v, mask=None, bias=None):
   return out, weights
 
 
-@pytest.mark.parametrize("heads", [4, 2, 1], ids=["multi-head", "grouped", "multi-query"])
+@pytest.mark.parametrize("num_heads", [4, 2, 1], ids=["multi-head", "grouped", "multi-query"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 def test_attend_is_the_formula(num_heads, masked, biased):
@@ -53,12 +53,12 @@ def test_attend_is_the_formula(num_heads, masked, biased):
   mask = draw(B, 1, T, S) > 0 if masked else None
   bias = draw(N, T, S) if biased else None
   wanted, wanted_weights = naive(q, k, v, mask, bias)
-  out, weights = attend(q, k, v, mask=mask, bias=bias)
+  out, weights = dot_product_attention(q, k, v, mask=mask, bias=bias)
   np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(weights, wanted_weights, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("heads", [4, 2, 1], ids=["multi-head", "grouped", "multi-query"])
+@pytest.mark.parametrize("num_heads", [4, 2, 1], ids=["multi-head", "grouped", "multi-query"])
 def test_attend_is_jax_s(num_heads):
   """`jax.nn.dot_product_attention`, by every way to say who sees whom."""
   q, k, v = draw(B, T, N, H), draw(B, S, num_heads, H, seed=1), draw(B, S, num_heads, H, seed=2)
@@ -72,7 +72,7 @@ def test_attend_is_jax_s(num_heads):
   ]
   for ours, theirs in cases:
     wanted = jax.nn.dot_product_attention(q, k, v, **theirs)
-    np.testing.assert_allclose(attend(q, k, v, **ours)[0], wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dot_product_attention(q, k, v, **ours)[0], wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("cross", [False, True])
@@ -102,15 +102,15 @@ def test_the_layer_is_linen_s(cross):
 def test_masked_is_removed():
   q, k, v = draw(B, T, N, H), draw(B, S, N, H, seed=1), draw(B, S, N, H, seed=2)
   keep = np.array([0, 2, 3, 6])
-  out, _ = attend(q, k, v, mask=jnp.isin(jnp.arange(S), keep))
-  without, _ = attend(q, k[:, keep], v[:, keep])
+  out, _ = dot_product_attention(q, k, v, mask=jnp.isin(jnp.arange(S), keep))
+  without, _ = dot_product_attention(q, k[:, keep], v[:, keep])
   np.testing.assert_allclose(out, without, rtol=1e-5, atol=1e-6)
 
 
 def test_causal_attention_passes_no_gradient_from_the_future():
   q, k, v = draw(1, T, N, H), draw(1, T, N, H, seed=1), draw(1, T, N, H, seed=2)
   mask = attention_masks.causal(T, T)
-  jacobian = jax.jit(jax.jacobian(lambda k, v: attend(q, k, v, mask=mask)[0].sum((0, 2, 3)), (0, 1)))
+  jacobian = jax.jit(jax.jacobian(lambda k, v: dot_product_attention(q, k, v, mask=mask)[0].sum((0, 2, 3)), (0, 1)))
   of_k, of_v = jacobian(k, v)  # [T, 1, S, N, H]
   for gradient in (of_k, of_v):
     size_TS = np.abs(gradient).sum((1, 3, 4))
@@ -124,10 +124,10 @@ def test_a_query_that_sees_nothing_gets_zero_and_finite_gradients():
   mask[..., 2, :] = False
 
   def loss(q, k, v):
-    out, weights = attend(q, k, v, mask=mask)
+    out, weights = dot_product_attention(q, k, v, mask=mask)
     return jnp.square(out).sum() + jnp.square(weights).sum()
 
-  out, weights = attend(q, k, v, mask=mask)
+  out, weights = dot_product_attention(q, k, v, mask=mask)
   assert (out[:, 2] == 0).all() and (weights[:, :, 2] == 0).all()
   grads = jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
   assert all(np.isfinite(g).all() for g in grads)
@@ -142,26 +142,26 @@ def test_softmax_of_large_scores_is_finite():
 def test_softmax_is_float32_whatever_it_gets():
   assert masked_softmax(jnp.zeros((2, 3), jnp.bfloat16)).dtype == jnp.float32
   q = jnp.ones((B, T, N, H), jnp.bfloat16)
-  out, weights = attend(q, q, q)
+  out, weights = dot_product_attention(q, q, q)
   assert (out.dtype, weights.dtype) == (jnp.bfloat16, jnp.float32)
 
 
 def test_dropout_keeps_the_mean_and_drops_its_share():
   q, k, v = draw(1, T, N, H), draw(1, S, N, H, seed=1), draw(1, S, N, H, seed=2)
-  draws = jax.jit(jax.vmap(lambda key: attend(q, k, v, dropout_rate=0.3, dropout_key=key)))
+  draws = jax.jit(jax.vmap(lambda key: dot_product_attention(q, k, v, dropout_rate=0.3, dropout_key=key)))
   outs, weights = draws(jax.random.split(jax.random.key(0), 1000))
-  wanted, _ = attend(q, k, v)
+  wanted, _ = dot_product_attention(q, k, v)
   spread = np.asarray(outs).std(0) / np.sqrt(len(outs))
   assert (np.abs(outs.mean(0) - wanted) < 5 * spread + 1e-6).all()
   np.testing.assert_array_equal(weights[0], weights[1])  # the weights are those before dropout
   # A value that is all ones comes out as the kept weight over its share: never 1, but 1 on average.
-  ones, _ = attend(q, k, jnp.ones_like(v), dropout_rate=0.3, dropout_key=jax.random.key(1))
+  ones, _ = dot_product_attention(q, k, jnp.ones_like(v), dropout_rate=0.3, dropout_key=jax.random.key(1))
   assert (ones != 1).any()
 
 
 def test_no_dropout_without_a_key():
   q = draw(B, T, N, H)
-  np.testing.assert_array_equal(attend(q, q, q, dropout_rate=0.5)[0], attend(q, q, q)[0])
+  np.testing.assert_array_equal(dot_product_attention(q, q, q, dropout_rate=0.5)[0], dot_product_attention(q, q, q)[0])
 
 
 def test_heads_that_cannot_be_shared():
@@ -171,7 +171,7 @@ def test_heads_that_cannot_be_shared():
 
 def test_disagreeing_shapes():
   with pytest.raises(ShapeError, match=r"H is 4 in k_BSKH but 3 before it.*q_BTNH \(2, 5, 4, 3\)"):
-    attend(draw(B, T, N, H), draw(B, S, N, 4), draw(B, S, N, H))
+    dot_product_attention(draw(B, T, N, H), draw(B, S, N, 4), draw(B, S, N, H))
 
 
 def test_values_whose_heads_cannot_be_shared():

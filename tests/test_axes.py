@@ -13,7 +13,12 @@ from zoo.layers.block import BLOCK_AXES
 from zoo.layers.pointer import COPY_AXES
 from zoo.layers.pooling import ATTENTION_POOL_AXES, POOLING_AXES, WINDOW_DENSE_AXES, Pooling, WindowDense
 from zoo.layers.pooling import KINDS as POOLINGS
-from zoo.layers.position_embeddings import BUCKET_BIAS_AXES, POSITION_AXES, WINDOW_BIAS_AXES, RelativeBias
+from zoo.layers.position_embeddings import (
+  BUCKET_BIAS_AXES,
+  POSITION_AXES,
+  WINDOW_BIAS_AXES,
+  BucketedRelativePositionBias,
+)
 
 VIT, SWIN = (zoo.family(name).LOGICAL_AXES for name in ("vit", "swin"))
 
@@ -109,7 +114,7 @@ LAYERS = {
   **{
     kind: (Pooling(kind, hidden=5), POOLING_AXES, [shape(2, 3, 4), shape(2, 6, 4), shape(2, 6, 7)]) for kind in POOLINGS
   },
-  "relative_bias": (RelativeBias(3), BUCKET_BIAS_AXES, [jax.ShapeDtypeStruct((1, 4), np.int32)] * 2),
+  "relative_bias": (BucketedRelativePositionBias(3), BUCKET_BIAS_AXES, [jax.ShapeDtypeStruct((1, 4), np.int32)] * 2),
   "window": (WindowDense(5, window=2), WINDOW_DENSE_AXES, [shape(2, 3, 4)]),
 }
 

@@ -140,7 +140,7 @@ def test_scan_is_loop_and_remat_changes_nothing(scan, remat):
   assert jax.tree.structure(found) == jax.tree.structure(wanted)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, wanted)
   assert all_blocks == 3 and blocks == (2 if scan else 3)  # one a stage, written once
-  assert "remat" not in plain and "remat" in program
+  assert program.count("remat") > plain.count("remat")
 
 
 @pytest.mark.parametrize("scan", [False, True])

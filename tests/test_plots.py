@@ -79,9 +79,9 @@ def test_attention_that_places_receive():
   for stage, (found, last) in enumerate(zip(maps, (0, 1), strict=True)):
     weights = np.asarray(aux[f"stage_{stage}/block_{last:02d}/shifted/weights"]).mean(1)
     _, Y, X = found.shape
-    windows = model.config.windows((Y, X), shifted=True)
+    windows = model.config.window_layout((Y, X), shifted=True)
     places = np.arange(1, Y * X + 1).reshape(1, Y, X, 1)
-    numbers = np.asarray(windows.cut(places))[..., 0]  # of what stands at each place of each window; 0 is padding
+    numbers = np.asarray(windows.window_partition(places))[..., 0]  # 0 is padding
     wanted = np.zeros((2, Y * X + 1))
     for window, number_T in enumerate([*numbers] * 2):
       for t in np.flatnonzero(number_T):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from zoo.layers import attention_masks
-from zoo.layers.attention import attend
+from zoo.layers.attention import dot_product_attention
 from zoo.layers.position_embeddings import (
   RESAMPLINGS,
-  RelativeBias,
+  BucketedRelativePositionBias,
   alibi_bias,
   alibi_slopes,
-  relative_bucket,
+  relative_position_bucket,
   relative_scores,
   resample,
   rotary,
@@ -142,7 +142,7 @@ def test_rotary_packed_and_cached_is_rotary_of_each_sequence():
 
   @jax.jit
   def run(q, k, v, query, key, mask):
-    return attend(rotary(q, query), rotary(k, key), v, mask=mask)[0]
+    return dot_product_attention(rotary(q, query), rotary(k, key), v, mask=mask)[0]
 
   alone = []
   for start, stop in ((0, 3), (3, 7)):
@@ -187,7 +187,7 @@ def test_alibi_bias_falls_with_the_distance():
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_buckets(bidirectional):
   offset = np.arange(-200, 201)
-  bucket = np.asarray(relative_bucket(jnp.asarray(offset), 32, 128, bidirectional))
+  bucket = np.asarray(relative_position_bucket(jnp.asarray(offset), 32, 128, bidirectional))
   ahead = 16 if bidirectional else 32
   before = bucket[offset <= 0][::-1]  # by distance
   np.testing.assert_array_equal(before[: ahead // 2], np.arange(ahead // 2))  # a bucket each
@@ -203,17 +203,17 @@ def test_buckets(bidirectional):
 
 def test_buckets_too_few():
   with pytest.raises(ValueError, match="2 buckets up to distance 128: wanted at least 4 buckets"):
-    relative_bucket(jnp.arange(3), 2)
+    relative_position_bucket(jnp.arange(3), 2)
   with pytest.raises(ValueError, match=r"32 buckets up to distance 8: .* above 8"):
-    relative_bucket(jnp.arange(3), 32, 8)
+    relative_position_bucket(jnp.arange(3), 32, 8)
 
 
 def test_relative_bias_is_its_table():
-  layer = RelativeBias(num_heads=3, buckets=8, max_distance=20)
+  layer = BucketedRelativePositionBias(num_heads=3, buckets=8, max_distance=20)
   query, key = jnp.array([[0, 4], [30, 2]]), jnp.array([[0, 1, 2], [9, 3, 0]])
   variables = layer.init(jax.random.key(0), query, key)
   bias, table = np.asarray(layer.apply(variables, query, key)), np.asarray(variables["params"]["buckets"])
   assert bias.shape == (2, 3, 2, 3) and table.shape == (8, 3)
-  bucket = np.asarray(relative_bucket(key[:, None] - query[:, :, None], 8, 20))
+  bucket = np.asarray(relative_position_bucket(key[:, None] - query[:, :, None], 8, 20))
   for b, n, t, s in np.ndindex(*bias.shape):
     assert bias[b, n, t, s] == table[bucket[b, t, s], n]

@@ -225,7 +225,7 @@ def test_places_of_a_word_count_together():
     wanted[b, t, source[b, s]] += weights[b, t, s]
   close(np.exp(found), wanted)
   assert np.abs(weights[:, 0] - weights[:, 1]).max() > 1e-3  # it has read the token it pointed to
-  gradient = jax.grad(lambda w: pointer.copied(w, source, 29)[..., 9].sum())(jnp.asarray(weights))
+  gradient = jax.grad(lambda w: pointer.copy_log_probs(w, source, 29)[..., 9].sum())(jnp.asarray(weights))
   assert (gradient == 0).all()  # of a word that is nowhere: not nan
 
 

@@ -14,9 +14,9 @@ import zoo
 from train.plan.macs import count_macs
 from train.plan.models import describe_models
 from zoo.layers.attention import Attention, cosine, dot_product_scores
-from zoo.layers.position_embeddings import OffsetMlp, OffsetTable, resample
+from zoo.layers.position_embeddings import ContinuousRelativePositionBias, WindowRelativePositionBias, resample
 from zoo.layers.stack import stack_params
-from zoo.layers.windows import Windows, msa_macs, shift_ratio, wmsa_macs
+from zoo.layers.windows import WindowLayout, msa_macs, shift_ratio, wmsa_macs
 from zoo.models import swin
 from zoo.weights import WeightsError
 
@@ -56,15 +56,17 @@ def attention():
   shapes = jax.eval_shape(layer.init, jax.random.key(0), normal(1, 1, WIDTH))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda s: rng.normal(0, 0.5, s.shape).astype(np.float32), shapes)
-  table = OffsetTable(HEADS, 9)
+  table = WindowRelativePositionBias(HEADS, 9)
   scores = {"params": {"table": normal(17, 17, HEADS)}}
   return layer, params, lambda window: table.apply(scores, window)[None]
 
 
 def in_windows(windows, x_BYXD):
   layer, params, bias = attention()
-  y, *_ = layer.apply(params, windows.cut(x_BYXD), mask=windows.mask(len(x_BYXD)), bias=bias(windows.window))
-  return windows.join(y)
+  y, *_ = layer.apply(
+    params, windows.window_partition(x_BYXD), mask=windows.mask(len(x_BYXD)), bias=bias(windows.window_size)
+  )
+  return windows.window_reverse(y)
 
 
 def in_full(x_BYXD, mask):
@@ -82,7 +84,7 @@ def test_windows_are_full_attention_with_a_mask(case, shifted, method):
   size, window = SIZES[case]
   shift = tuple(side // 2 for side in window) if shifted else (0, 0)
   x_BYXD = normal(2, *size, WIDTH)
-  windows = Windows(size, window, shift, method)
+  windows = WindowLayout(size, window, shift, method)
   wanted = jax.jit(in_full)(x_BYXD, together(size, window, shift))
   found = jax.jit(functools.partial(in_windows, windows))(x_BYXD)
   np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
@@ -97,9 +99,9 @@ def test_padding_that_is_attended_to_is_a_map_of_zeros_around(shifted):
   whole[:, :7, :5] = x_BYXD
   wanted = jax.jit(in_full)(whole, together((9, 6), window, shift))[:, :7, :5]
   for method in ("roll", "pad"):
-    found = in_windows(Windows(size, window, shift, method, mask_padding=False), x_BYXD)
+    found = in_windows(WindowLayout(size, window, shift, method, mask_padding=False), x_BYXD)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
-  masked = in_windows(Windows(size, window, shift), x_BYXD)
+  masked = in_windows(WindowLayout(size, window, shift), x_BYXD)
   assert np.abs(masked - wanted).max() > 0.01
 
 
@@ -107,15 +109,15 @@ def test_no_gradient_crosses_a_border():
   size, window, shift = (7, 5), (3, 3), (1, 1)
 
   def run(x_PD):
-    return in_windows(Windows(size, window, shift), x_PD.reshape(1, *size, WIDTH)).reshape(-1, WIDTH).sum(-1)
+    return in_windows(WindowLayout(size, window, shift), x_PD.reshape(1, *size, WIDTH)).reshape(-1, WIDTH).sum(-1)
 
   jacobian = jax.jit(jax.jacobian(run))(normal(35, WIDTH))  # [P, P, D]
   np.testing.assert_array_equal(np.abs(jacobian).max(-1) > 0, together(size, window, shift))
 
 
 def test_what_fits_needs_no_mask_and_the_rest_a_small_constant():
-  assert Windows((6, 9), (3, 3)).mask(2) is None
-  for windows in (Windows((6, 9), (3, 3), (1, 1)), Windows((5, 9), (3, 3))):
+  assert WindowLayout((6, 9), (3, 3)).mask(2) is None
+  for windows in (WindowLayout((6, 9), (3, 3), (1, 1)), WindowLayout((5, 9), (3, 3))):
     mask = windows.mask(2)
     assert mask.shape == (2 * windows.count, 1, 9, 9) and mask.dtype == bool and not mask.all()
     # Two numbers a token, and none a pair of tokens: the mask is made where it is used.
@@ -126,10 +128,10 @@ def test_what_fits_needs_no_mask_and_the_rest_a_small_constant():
 @pytest.mark.parametrize("method", ["roll", "pad"])
 def test_join_is_the_inverse_of_cut(method):
   x = normal(2, 7, 5, 3)
-  windows = Windows((7, 5), (3, 4), (1, 2), method)
-  cut = windows.cut(x)
+  windows = WindowLayout((7, 5), (3, 4), (1, 2), method)
+  cut = windows.window_partition(x)
   assert cut.shape == (2 * windows.count, 12, 3)
-  np.testing.assert_array_equal(windows.join(cut), x)
+  np.testing.assert_array_equal(windows.window_reverse(cut), x)
 
 
 @pytest.mark.parametrize("windows", [1, 2, 5])
@@ -166,8 +168,8 @@ def in_model(model):
 )
 def test_windows_of_small_maps(shrink, size, window, shift):
   c = zoo.create("swin/t", clamp_window=shrink).config
-  assert c.windows(size) == Windows(size, window)
-  assert c.windows(size, shifted=True) == Windows(size, window, shift)
+  assert c.window_layout(size) == WindowLayout(size, window)
+  assert c.window_layout(size, shifted=True) == WindowLayout(size, window, shift)
 
 
 # ---- Any size ----
@@ -223,7 +225,7 @@ def test_a_part_of_an_image_that_has_its_own_windows_is_seen_alone():
 
 def test_a_table_of_offsets_by_hand():
   table_YXN = normal(5, 5, 2)
-  layer = OffsetTable(2, 3)
+  layer = WindowRelativePositionBias(2, 3)
   for window in ((3, 3), (2, 3), (1, 2)):
     bias_NTT = layer.apply({"params": {"table": table_YXN}}, window)
     for (t, query), (s, key) in itertools.product(enumerate(places(window)), repeat=2):
@@ -235,7 +237,7 @@ def test_a_table_of_offsets_by_hand():
 
 def test_continuous_offsets_by_hand():
   """V2, eq. 4, with the released code's -8 to 8; the same offset in another window has the same score."""
-  layer = OffsetMlp(2, (4, 3), hidden=5)
+  layer = ContinuousRelativePositionBias(2, (4, 3), hidden=5)
   params = {"up": {"kernel": normal(2, 5), "bias": normal(5)}, "down": {"kernel": normal(5, 2)}}
   for window in ((4, 3), (2, 2), (7, 5)):
     bias_NTT = layer.apply({"params": params}, window)
@@ -405,10 +407,10 @@ def macs_of_attention(side, width, window):
   params = jax.eval_shape(layer.init, jax.random.key(0), spec(1, 1, width))
   if not window:
     return count_macs(lambda p, x: layer.apply(p, x)[0], params, spec(1, side * side, width))
-  windows = Windows((side, side), (window, window), (window // 2, window // 2))
+  windows = WindowLayout((side, side), (window, window), (window // 2, window // 2))
 
   def run(p, x_BYXD):
-    return windows.join(layer.apply(p, windows.cut(x_BYXD), mask=windows.mask(1))[0])
+    return windows.window_reverse(layer.apply(p, windows.window_partition(x_BYXD), mask=windows.mask(1))[0])
 
   return count_macs(run, params, spec(1, side, side, width))
 

@@ -171,7 +171,7 @@ def test_copies_are_a_mixture_of_two_distributions():
   words, state = rng.normal(size=(2, 3, 5)).astype(np.float32), rng.normal(size=(2, 3, 4)).astype(np.float32)
   source = np.array([[1, 6, 1, 4], [0, 0, 5, 2]])  # 5 and 6 are outside the vocabulary
   weights = np.asarray(jax.nn.softmax(rng.normal(size=(2, 3, 4)).astype(np.float32)))
-  layer = pointer.Copies(slots=2)
+  layer = pointer.PointerGenerator(slots=2)
   variables = layer.init(jax.random.key(0), words, weights, source, state)
   mixed = np.exp(layer.apply(variables, words, weights, source, state))
   np.testing.assert_allclose(mixed.sum(-1), 1, rtol=1e-5)

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from train import plots
 from train.plan.macs import count_macs
-from zoo.layers.attention import attend
+from zoo.layers.attention import dot_product_attention
 
 LENGTHS = (64, 128, 256, 512, 1024)
 
@@ -30,7 +30,7 @@ LENGTHS = (64, 128, 256, 512, 1024)
 def self_attention(x_TD: jax.Array, kernel: int) -> jax.Array:
   """Every position reads all; without the projections before and after, 4 n d^2, which the paper's table leaves out."""
   x_1T1D = x_TD[None, :, None]
-  return attend(x_1T1D, x_1T1D, x_1T1D)[0][0, :, 0]
+  return dot_product_attention(x_1T1D, x_1T1D, x_1T1D)[0][0, :, 0]
 
 
 def restricted_attention(x_TD: jax.Array, kernel: int) -> jax.Array:
@@ -39,7 +39,7 @@ def restricted_attention(x_TD: jax.Array, kernel: int) -> jax.Array:
   place_TS = np.arange(length)[:, None] + np.arange(-side, side + 1)
   near_TS1D = x_TD[np.clip(place_TS, 0, length - 1)][:, :, None]
   mask_T11S = ((place_TS >= 0) & (place_TS < length))[:, None, None]
-  return attend(x_TD[:, None, None], near_TS1D, near_TS1D, mask=mask_T11S)[0][:, 0, 0]
+  return dot_product_attention(x_TD[:, None, None], near_TS1D, near_TS1D, mask=mask_T11S)[0][:, 0, 0]
 
 
 def recurrent(x_TD: jax.Array, kernel: int) -> jax.Array:

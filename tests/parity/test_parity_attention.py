@@ -8,7 +8,7 @@ import torch
 from test_golden import relative_error
 
 from zoo.layers import attention_masks
-from zoo.layers.attention import Attention, attend, attention_pool, dot_scores, general_scores
+from zoo.layers.attention import Attention, attention_pool, dot_product_attention, dot_scores, general_scores
 from zoo.weights import convert, torch_layouts
 
 pytestmark = pytest.mark.parity
@@ -43,7 +43,7 @@ def test_scaled_dot_product_attention(num_heads, mask):
   torch.sin(theirs).sum().backward()
 
   def loss(q, k, v):
-    out, _ = attend(q, k, v, mask=MASKS[mask])
+    out, _ = dot_product_attention(q, k, v, mask=MASKS[mask])
     return jnp.sin(out).sum(), out
 
   gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*inputs)

@@ -10,7 +10,13 @@ from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from zoo.layers.position_embeddings import RelativeBias, alibi_bias, alibi_slopes, relative_bucket, rotary
+from zoo.layers.position_embeddings import (
+  BucketedRelativePositionBias,
+  alibi_bias,
+  alibi_slopes,
+  relative_position_bucket,
+  rotary,
+)
 
 pytestmark = pytest.mark.parity
 
@@ -26,7 +32,7 @@ SIZES = [(32, 128, True), (32, 128, False), (16, 64, True), (10, 37, True), (7, 
 def test_buckets_are_those_of_t5(buckets, max_distance, bidirectional):
   offset = np.arange(-3000, 3001)
   theirs = T5Attention._relative_position_bucket(torch.tensor(offset), bidirectional, buckets, max_distance)
-  ours = relative_bucket(jnp.asarray(offset), buckets, max_distance, bidirectional)
+  ours = relative_position_bucket(jnp.asarray(offset), buckets, max_distance, bidirectional)
   np.testing.assert_array_equal(ours, theirs)
 
 
@@ -36,7 +42,7 @@ def test_relative_bias_is_that_of_t5(decoder):
   theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0)
   table = draw(32, 3)
   theirs.relative_attention_bias.weight.data = torch.tensor(table)
-  ours = RelativeBias(num_heads=3, bidirectional=not decoder)
+  ours = BucketedRelativePositionBias(num_heads=3, bidirectional=not decoder)
   bias = ours.apply({"params": {"buckets": table}}, jnp.arange(50)[None], jnp.arange(70)[None])
   np.testing.assert_array_equal(bias, theirs.compute_bias(50, 70).detach())
 

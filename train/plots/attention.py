@@ -67,10 +67,10 @@ def attention_received(model, variables: dict, images, *, mean=(0.5,), std=(0.5,
     maps = {}
     for stage, depth in enumerate(c.depths):
       batch, rows, columns, _ = aux[f"stage_{stage}"].shape
-      windows = c.windows((rows, columns), shifted=True)
+      windows = c.window_layout((rows, columns), shifted=True)
       weights = aux[f"stage_{stage}/block_{depth // 2 - 1:02d}/shifted/weights"]
-      not_padding = windows.cut(jnp.ones((batch, rows, columns, 1)))  # padded tokens are queries too
-      maps[stage] = windows.join((weights.mean(1) * not_padding).sum(1)[..., None])[..., 0]
+      not_padding = windows.window_partition(jnp.ones((batch, rows, columns, 1)))  # padded tokens are queries too
+      maps[stage] = windows.window_reverse((weights.mean(1) * not_padding).sum(1)[..., None])[..., 0]
     return maps
 
   return [*_intermediates(model, variables, images, choose, mean=mean, std=std).values()]

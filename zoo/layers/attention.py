@@ -1,19 +1,17 @@
-"""Attention, said once: scores, a masked softmax over the keys, a weighted sum of the values.
+"""Attention: scores, a masked softmax over the keys, a weighted sum of the values.
 
-Pure functions of queries, keys and values. A score function says how well a query and a key fit, as [B, N, T, S];
-`attention_pool` makes weights of scores and sums the values by them, whatever the scores were made of:
+Pure functions of queries, keys and values. A score function gives [B, N, T, S];
+`attention_pool` turns scores of any kind into weights, and sums the values by them:
 
-    scaled dot product  `dot_product_scores`  many heads; what Transformers have, with `attend` for the whole
+    scaled dot product  `dot_product_scores`  many heads; `dot_product_attention` in full
     dot product         `dot_scores`          Luong et al. 2015, "dot"
     bilinear            `general_scores`      Luong et al. 2015, "general"
     additive            `additive_scores`     Bahdanau et al. 2015
     Gaussian kernel     `gaussian_scores`     Nadaraya 1964 and Watson 1964: regression by the neighbours
     none                `uniform_scores`      average pooling: every key is as good as any other
 
-All but the first have one head, N = 1, so that masks and weights have the same axes everywhere. Layers that hold
-parameters are in `zoo/layers/` and `zoo/layers/pooling.py`; fused TPU kernels go behind `attend`, whose plain form here
-is
-what they are tested against.
+All but the first have one head, N = 1, so that masks and weights have the same axes everywhere. Modules with
+parameters are `Attention` below and those of `zoo/layers/pooling.py`.
 """
 
 from collections.abc import Callable
@@ -26,41 +24,12 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from zoo.layers import initializers, position_embeddings
-from zoo.layers.broadcast import spread
-from zoo.layers.dropout import drop
-from zoo.layers.linear import Dense
+from zoo.layers.dropout import dropout
 from zoo.shapes import expect
 
 
-def masked_exp(scores: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-  """The two halves of a softmax over the last axis, over the places where `mask` is True.
-
-  Args:
-    scores: [..., S], any float type; computed in float32.
-    mask: bool, broadcastable to `scores`, True = may attend; None for all.
-
-  Returns:
-    numerators [..., S] and their sum [..., 1], float32. Where the mask is all False the numerators are 0 and the
-    sum is 1, so that the quotient and its gradient are 0 too.
-  """
-  scores = scores.astype(jnp.float32)
-  if mask is not None:
-    # A finite floor instead of -inf keeps the gradient of a fully masked row finite: 0 and not nan.
-    floor = jnp.finfo(jnp.float32).min
-    scores = jnp.where(mask, scores, floor)
-  # The softmax does not change with the shift, so no gradient needs to pass through it.
-  shift = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
-  if mask is None:
-    numerators = jnp.exp(scores - shift)
-    return numerators, numerators.sum(-1, keepdims=True)
-  # A fully masked row is shifted by half of the floor, which leaves it far below 0: its exponentials are 0, not 1.
-  numerators = jnp.exp(scores - jnp.maximum(shift, floor / 2))
-  total = numerators.sum(-1, keepdims=True)
-  return numerators, jnp.where(total > 0, total, 1.0)
-
-
 def masked_softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-  """Softmax over the last axis, over the places where `mask` is True.
+  """Softmax over the last axis, over the entries where `mask` is True.
 
   Args:
     scores: [..., S], any float type; computed in float32.
@@ -69,8 +38,12 @@ def masked_softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Arra
   Returns:
     [..., S] float32. A row whose mask is all False is all 0, and so are its gradients.
   """
-  numerators, total = masked_exp(scores, mask)
-  return numerators / total
+  if mask is None:
+    return jax.nn.softmax(scores.astype(jnp.float32))
+  # A finite floor instead of -inf, so that a row whose mask is all False has a finite gradient. In the type of the
+  # scores, so that a TPU keeps no masked copy of them in float32.
+  scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+  return jnp.where(mask, jax.nn.softmax(scores.astype(jnp.float32)), 0)
 
 
 def check_shared_heads(num_heads: int, key_heads: int) -> None:
@@ -87,7 +60,7 @@ def dot_product_scores(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
   2023) and K = 1 multi-query attention (Shazeer 2019).
 
   Returns:
-    [B, N, T, S] float32
+    [B, N, T, S] in the type of q
 
   Raises:
     ValueError: N is no multiple of K.
@@ -95,10 +68,10 @@ def dot_product_scores(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
   sizes = expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH)
   q_BTNH = q_BTNH * sizes["H"] ** -0.5  # on q, the smaller operand, rather than on the scores
   if sizes["N"] == sizes["K"]:
-    return jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSKH, preferred_element_type=jnp.float32)
+    return jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, k_BSKH)
   check_shared_heads(sizes["N"], sizes["K"])
   q_BTKGH = q_BTNH.reshape(*q_BTNH.shape[:2], sizes["K"], -1, sizes["H"])
-  scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+  scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH)
   return scores.reshape(sizes["B"], sizes["N"], sizes["T"], sizes["S"])
 
 
@@ -118,7 +91,7 @@ def cosine(q_BTNH: jax.Array, k_BSKH: jax.Array, log_scale_N: jax.Array) -> tupl
     log_scale_N: log(1 / tau), learned for each head; tau is never below 0.01.
 
   Returns:
-    queries and keys for `attend` and `dot_product_scores`
+    queries and keys for `dot_product_attention` and `dot_product_scores`
   """
   sizes = expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, log_scale_N=log_scale_N)
   scale_N = jnp.exp(jnp.minimum(log_scale_N, np.log(100.0))) * sizes["H"] ** 0.5  # by whose inverse they will be scaled
@@ -209,7 +182,7 @@ def attention_pool(
   """Weights from scores, and the values summed by them (Vaswani et al. 2017, eq. 1; Bahdanau et al. 2015, eq. 5, 6).
 
   Args:
-    scores_BNTS: from any score function.
+    scores_BNTS: scores, from any score function.
     v_BSKH: values; K divides N.
     mask: bool, broadcastable to [B, N, T, S], True = may attend.
     dropout_rate: share of the weights set to 0 (the rest grows to keep the mean); needs `dropout_key`.
@@ -224,22 +197,16 @@ def attention_pool(
   """
   sizes = expect(scores_BNTS=scores_BNTS, v_BSKH=v_BSKH)
   check_shared_heads(sizes["N"], sizes["K"])
-  numerators_BNTS, total_BNT1 = masked_exp(scores_BNTS, mask)
-  kept_BNTS = drop(numerators_BNTS, dropout_rate, dropout_key).astype(v_BSKH.dtype)
+  weights_BNTS = masked_softmax(scores_BNTS, mask)
+  kept_BNTS = dropout(weights_BNTS.astype(v_BSKH.dtype), dropout_rate, dropout_key)
   if sizes["N"] == sizes["K"]:
-    sums_BNTH = jnp.einsum("BNTS,BSNH->BNTH", kept_BNTS, v_BSKH)
-  else:
-    kept_BKGTS = kept_BNTS.reshape(sizes["B"], sizes["K"], -1, sizes["T"], sizes["S"])
-    sums_BNTH = jnp.einsum("BKGTS,BSKH->BKGTH", kept_BKGTS, v_BSKH).reshape(
-      sizes["B"], sizes["N"], sizes["T"], sizes["H"]
-    )
-  # Divided after the sum, which has H columns where the weights have S (as in Dao et al. 2022): less to divide, and
-  # a shorter backward pass.
-  out_BNTH = (sums_BNTH / total_BNT1).astype(v_BSKH.dtype)
-  return out_BNTH.swapaxes(1, 2), numerators_BNTS / total_BNT1
+    return jnp.einsum("BNTS,BSNH->BTNH", kept_BNTS, v_BSKH), weights_BNTS
+  kept_BKGTS = kept_BNTS.reshape(sizes["B"], sizes["K"], -1, sizes["T"], sizes["S"])
+  out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", kept_BKGTS, v_BSKH)
+  return out_BTKGH.reshape(sizes["B"], sizes["T"], sizes["N"], sizes["H"]), weights_BNTS
 
 
-def attend(
+def dot_product_attention(
   q_BTNH: jax.Array,
   k_BSKH: jax.Array,
   v_BSKH: jax.Array,
@@ -265,7 +232,7 @@ def attend(
   expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
   scores_BNTS = dot_product_scores(q_BTNH, k_BSKH)
   if bias is not None:
-    scores_BNTS = scores_BNTS + spread(bias, scores_BNTS.shape)
+    scores_BNTS = scores_BNTS + bias
   return attention_pool(scores_BNTS, v_BSKH, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)
 
 
@@ -284,6 +251,10 @@ class Cache(NamedTuple):
 
   k_BKSH: jax.Array
   v_BKSH: jax.Array
+
+  def updated(self, new: "Cache", index: jax.Array) -> "Cache":
+    """The cache with the keys and values of `new` from position `index` on."""
+    return Cache(*(jax.lax.dynamic_update_slice_in_dim(a, b, index, 2) for a, b in zip(self, new, strict=True)))
 
 
 class Attention(nn.Module):
@@ -324,11 +295,11 @@ class Attention(nn.Module):
     """Attends; `y_BSD=None` is self-attention.
 
     Args:
-      x_BTD: what asks.
-      y_BSD: what is looked at.
-      mask, bias: see `attention.attend`.
+      x_BTD: input of the queries.
+      y_BSD: input of the keys and values.
+      mask, bias: see `attention.dot_product_attention`.
       position_BT: of the tokens of `x_BTD`, for `rotary`, which is for self-attention.
-      cache: keys and values from before, in place of those of `y_BSD`.
+      cache: keys and values, used instead of projections of `y_BSD`.
       index: where in the cache to put the keys and values of `x_BTD` first, for decoding token by token.
 
     Returns:
@@ -340,22 +311,22 @@ class Attention(nn.Module):
 
     def project(name: str, num_heads: int, tokens: jax.Array) -> jax.Array:
       features, bias = (num_heads, width // self.num_heads), name != "k" or not self.cosine
-      dense = Dense(features, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
+      dense = nn.DenseGeneral(features, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
       return dense(tokens)
 
-    q_BTNH = project("q", self.num_heads, x_BTD)
-    if self.rotary:
-      q_BTNH = position_embeddings.rotary(q_BTNH, position_BT)
+    def rotate(x_BTNH: jax.Array) -> jax.Array:
+      if not self.rotary:
+        return x_BTNH
+      if position_BT is None:
+        raise ValueError("rotary attention needs position_BT")
+      return position_embeddings.rotary(x_BTNH, position_BT)
+
+    q_BTNH = rotate(project("q", self.num_heads, x_BTD))
     if cache is None or index is not None:
       y_BSD = x_BTD if y_BSD is None else y_BSD
-      k_BSKH, v_BSKH = project("k", num_kv_heads, y_BSD), project("v", num_kv_heads, y_BSD)
-      if self.rotary:
-        k_BSKH = position_embeddings.rotary(k_BSKH, position_BT)
+      k_BSKH, v_BSKH = rotate(project("k", num_kv_heads, y_BSD)), project("v", num_kv_heads, y_BSD)
       new = Cache(k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2))
-      if cache is None:
-        cache = new
-      else:
-        cache = jax.tree.map(lambda old, n: jax.lax.dynamic_update_slice_in_dim(old, n, index, 2), cache, new)
+      cache = new if cache is None or index is None else cache.updated(new, index)
     if self.relative_length:
       table = self.param("relative", initializers.position, (2 * self.relative_length - 1, width // self.num_heads))
       scores = position_embeddings.relative_scores(q_BTNH, table)
@@ -365,10 +336,10 @@ class Attention(nn.Module):
     if self.cosine:
       log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (self.num_heads,))
       q_BTNH, k_BSKH = cosine(q_BTNH, k_BSKH, log_scale_N)
-    out_BTNH, weights = attend(
+    out_BTNH, weights = dot_product_attention(
       q_BTNH, k_BSKH, v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout_rate, dropout_key=key
     )
-    out = Dense(width, axes=2, kernel_init=self.kernel_init, dtype=self.dtype, name="out")
+    out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out")
     return out(out_BTNH), weights, cache
 
 

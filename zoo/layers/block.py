@@ -1,4 +1,4 @@
-"""A Transformer block: attention, cross-attention and MLP, each with a norm and a residual connection."""
+"""A Transformer block: self-attention, optional cross-attention and an MLP, each in a residual branch."""
 
 import functools
 from collections.abc import Callable
@@ -16,14 +16,18 @@ from zoo.layers.mlp import MLP_AXES, Mlp
 from zoo.partitioning import shard_batch, under
 
 
-class Context(NamedTuple):
-  """What a block may look at beside its input; each may be missing.
+class BlockInputs(NamedTuple):
+  """The inputs of a block beside the tokens; each may be None.
 
   Attributes:
-    mask: who may attend to whom, as in `attention.attend`. bias: added to the scores.
-    memory: [B, S, D] for cross-attention. memory_mask: which of it is real.
-    cache: (`Cache` of the block's own tokens, `Cache` of the memory). index: of the new tokens in the first of them.
-    position: [B, T], for rotary attention. real: [B, T] bool, False for padding, for norms over all tokens.
+    mask: of self-attention, bool, broadcastable to [B, N, T, S], True = may attend.
+    bias: added to the scores of self-attention, broadcastable to [B, N, T, S].
+    memory: [B, S, D], keys and values of cross-attention.
+    memory_mask: of cross-attention, like `mask`.
+    cache: (`Cache` of self-attention, `Cache` of cross-attention).
+    index: position of the new tokens in the first of them.
+    position: [B, T] int, positions for rotary attention.
+    padding_mask: [B, T] bool, False for padding; for norms with statistics over all tokens.
   """
 
   mask: jax.Array | None = None
@@ -33,15 +37,29 @@ class Context(NamedTuple):
   cache: tuple[Cache, Cache] | None = None
   index: jax.Array | None = None
   position: jax.Array | None = None
-  real: jax.Array | None = None
+  padding_mask: jax.Array | None = None
+
+  def updated(self, other: "BlockInputs | None") -> "BlockInputs":
+    """These inputs, with those of `other` that are not None in their place."""
+    given = {} if other is None else other._asdict()
+    return self._replace(**{name: value for name, value in given.items() if value is not None})
 
 
 class Block(nn.Module):
-  """A Transformer block: [B, T, D] to [B, T, D]. Every sublayer's output is added to its input.
+  """A Transformer block: [B, T, D] to [B, T, D].
 
-  A "pre"-norm block normalises what goes into a sublayer (ViT, Dosovitskiy et al. 2021, eq. 2 and 3), a "post"-norm
-  block the sum (Vaswani et al. 2017, 3.1). With `cross` it also attends to a memory, between the two. `dropout` is of
-  the sublayers' outputs and, if `hidden_dropout`, within the MLP.
+  A "pre"-norm block normalises the input of each branch (ViT, Dosovitskiy et al. 2021, eq. 2 and 3), a "post"-norm
+  block the sum of input and branch (Vaswani et al. 2017, 3.1).
+
+  Attributes:
+    num_heads: N. mlp_dim: F. num_kv_heads: K, 0 for N.
+    activation: of the MLP, one of `zoo.layers.activations.ACTIVATIONS`.
+    norm: one of `zoo.layers.norms.KINDS`. norm_eps: its epsilon. norm_position: "pre" or "post".
+    dropout_rate: of the branches' outputs and, with `hidden_dropout`, of the MLP's hidden units.
+    attention_dropout_rate: of the attention weights.
+    relative_length: T of learned relative positions in self-attention; 0 for none. rotary: rotary positions there.
+    cross: attend to `BlockInputs.memory` between self-attention and MLP.
+    kernel_init: of every dense kernel. dtype: compute type.
   """
 
   num_heads: int
@@ -64,53 +82,70 @@ class Block(nn.Module):
   def __call__(
     self,
     x_BTD: jax.Array,
-    drop_path: float | jax.Array | None = None,
-    shared: Context | None = None,
-    own: Context | None = None,
+    drop_path_rate: float | jax.Array | None = None,
+    shared_inputs: BlockInputs | None = None,
+    block_inputs: BlockInputs | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the output and, in a dict, the attention weights [B, N, T, S] and the caches.
+    """Runs the block.
 
     Args:
-      x_BTD: the input.
-      drop_path: rate of stochastic depth.
-      shared, own: what all blocks look at, and what only this one does.
+      x_BTD: the tokens.
+      drop_path_rate: rate of stochastic depth; None for none.
+      shared_inputs: what all blocks of a stack get. block_inputs: what this block alone gets.
+
+    Returns:
+      the output, and aux: "weights" of self-attention [B, N, T, S]; with `cross` also "cross_weights" [B, N, T, S] and
+      "cache", a pair as in `BlockInputs`.
     """
-    given = Context(*(a if b is None else b for a, b in zip(shared or Context(), own or Context(), strict=True)))
-    own_cache, memory_cache = given.cache or (None, None)
+    inputs = BlockInputs().updated(shared_inputs).updated(block_inputs)
+    self_cache, memory_cache = inputs.cache or (None, None)
+    pre = self.norm_position == "pre"
+    make_norm = functools.partial(norms.norm, self.norm, self.norm_eps, self.dtype)
+    attention = functools.partial(
+      Attention,
+      self.num_heads,
+      self.attention_dropout_rate,
+      num_kv_heads=self.num_kv_heads,
+      kernel_init=self.kernel_init,
+      dtype=self.dtype,
+    )
+    x_BTD, aux = shard_batch(x_BTD), {}
 
-    def attention(name: str) -> Attention:
-      of_itself = name == "attn"
-      relative, rotary = self.relative_length if of_itself else 0, self.rotary and of_itself
-      sizes = self.num_heads, self.attention_dropout_rate, relative, self.dtype, self.num_kv_heads, rotary
-      return Attention(*sizes, kernel_init=self.kernel_init, name=name)
+    norm = functools.partial(make_norm(name="norm1"), padding_mask=inputs.padding_mask)
+    y_BTD, aux["weights"], self_cache = attention(
+      relative_length=self.relative_length, rotary=self.rotary, name="attn"
+    )(
+      norm(x_BTD) if pre else x_BTD,
+      mask=inputs.mask,
+      bias=inputs.bias,
+      position_BT=inputs.position,
+      cache=self_cache,
+      index=inputs.index,
+    )
+    x_BTD = x_BTD + self._drop(y_BTD, "attn", drop_path_rate)
+    x_BTD = x_BTD if pre else norm(x_BTD)
 
-    def add(x: jax.Array, sublayer: Callable, name: str, norm: str) -> tuple[jax.Array, tuple]:
-      """Residual, norm, dropout and stochastic depth around a sublayer; also what else that returns."""
-      norm = functools.partial(norms.norm(self.norm, self.norm_eps, self.dtype, norm), real=given.real)
-      y, *rest = sublayer(norm(x) if self.norm_position == "pre" else x)
-      y = Dropout(self.dropout_rate, name=f"{name}_dropout")(y)
-      x = x + DropPath(name=f"{name}_drop_path")(y, drop_path)
-      return (x if self.norm_position == "pre" else norm(x)), rest
-
-    def attend_self(x):
-      where = dict(position_BT=given.position, cache=own_cache, index=given.index)
-      return attention("attn")(x, mask=given.mask, bias=given.bias, **where)
-
-    def attend_memory(x):
-      return attention("cross")(x, given.memory, mask=given.memory_mask, cache=memory_cache)
-
-    def transform(x):
-      dropout = self.dropout_rate if self.hidden_dropout else 0.0
-      return (Mlp(self.mlp_dim, self.activation, dropout, self.dtype, self.kernel_init, name="mlp")(x),)
-
-    x_BTD, (weights, own_cache) = add(shard_batch(x_BTD), attend_self, "attn", "norm1")
-    aux = {"weights": weights}
     if self.cross:
-      x_BTD, (aux["cross_weights"], memory_cache) = add(x_BTD, attend_memory, "cross", "cross_norm")
-      aux["cache"] = (own_cache, memory_cache)
-    x_BTD, _ = add(x_BTD, transform, "mlp", "norm2")
-    x_BTD = shard_batch(x_BTD)
-    return x_BTD, {"": x_BTD, **aux}
+      norm = functools.partial(make_norm(name="cross_norm"), padding_mask=inputs.padding_mask)
+      y_BTD, aux["cross_weights"], memory_cache = attention(name="cross")(
+        norm(x_BTD) if pre else x_BTD, inputs.memory, mask=inputs.memory_mask, cache=memory_cache
+      )
+      x_BTD = x_BTD + self._drop(y_BTD, "cross", drop_path_rate)
+      x_BTD = x_BTD if pre else norm(x_BTD)
+      aux["cache"] = (self_cache, memory_cache)
+
+    norm = functools.partial(make_norm(name="norm2"), padding_mask=inputs.padding_mask)
+    hidden_dropout_rate = self.dropout_rate if self.hidden_dropout else 0.0
+    mlp = Mlp(self.mlp_dim, self.activation, hidden_dropout_rate, self.dtype, self.kernel_init, name="mlp")
+    y_BTD = mlp(norm(x_BTD) if pre else x_BTD)
+    x_BTD = x_BTD + self._drop(y_BTD, "mlp", drop_path_rate)
+    x_BTD = x_BTD if pre else norm(x_BTD)
+    return shard_batch(x_BTD), aux
+
+  def _drop(self, y_BTD: jax.Array, branch: str, drop_path_rate: float | jax.Array | None) -> jax.Array:
+    """Dropout and stochastic depth of a branch's output."""
+    y_BTD = Dropout(self.dropout_rate, name=f"{branch}_dropout")(y_BTD)
+    return DropPath(name=f"{branch}_drop_path")(y_BTD, drop_path_rate)
 
 
 # Logical axes of the parameters (`zoo.partitioning`).

@@ -1,55 +1,43 @@
-"""Dropout (Srivastava et al. 2014), of 16 random bits a value.
-
-Random bits are much of what dropout costs: a generator that makes 32 at a time serves two values by them. A rate is
-then a multiple of 2^-16, which is nearer to it than any run can tell.
-"""
-
-import math
+"""Dropout (Srivastava et al. 2014) and stochastic depth (Huang et al. 2016)."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-_STEPS = 2**16
+_LEVELS = 2**8
 
 
-def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-  """Sets a share `rate` of the values to 0, and lets the others grow so that the mean is kept.
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """Sets a share `rate` of the values to 0 and divides the others by 1 - rate (Srivastava et al. 2014).
+
+  Draws 8 random bits a value: the rate is rounded to a multiple of 1/256, but not to 0 or 1, and the mean is exact for
+  the rounded rate. On a TPU v5e attention with dropout takes a fifth less time than with the 32 bits of
+  `jax.random.bernoulli`.
 
   Args:
     x: any shape.
     rate: 0 <= rate < 1.
-    key: None for evaluation, in which nothing is dropped.
+    key: None for evaluation, which drops nothing.
 
   Returns:
-    as `x`
+    like `x`
   """
-  dropped = min(round(rate * _STEPS), _STEPS - 1)
-  if not dropped or key is None:
+  if not rate or key is None:
     return x
-  return jnp.where(_random_16_bits(key, x.shape) >= dropped, x / (1 - dropped / _STEPS), 0)
-
-
-def _random_16_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """uint32 below 2^16."""
-  if len(shape) < 3:
-    return jax.random.bits(key, shape, jnp.uint32) >> 16
-  # Halves are put side by side along the axis before the last, of tokens or queries: no mesh cuts it, and on a TPU it
-  # is not the one of the lanes.
-  *outer, size, inner = shape
-  both = jax.random.bits(key, (*outer, math.ceil(size / 2), inner), jnp.uint32)
-  return jnp.concatenate([both & (_STEPS - 1), both >> 16], -2)[..., :size, :]
+  dropped = min(max(round(rate * _LEVELS), 1), _LEVELS - 1)
+  keep = jax.random.bits(key, x.shape, jnp.uint8) >= dropped
+  return jnp.where(keep, x / (1 - dropped / _LEVELS), 0)
 
 
 class Dropout(nn.Module):
-  """Sets a share `rate` of the values to 0, in training only (Srivastava et al. 2014)."""
+  """`dropout` with a key of the rng stream "dropout"; without that stream (evaluation) the identity."""
 
   rate: float
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    return drop(x, self.rate, self.make_rng("dropout") if self.rate and self.has_rng("dropout") else None)
+    return dropout(x, self.rate, self.make_rng("dropout") if self.rate and self.has_rng("dropout") else None)
 
 
 class DropPath(nn.Module):
@@ -57,7 +45,7 @@ class DropPath(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, rate: float | jax.Array | None) -> jax.Array:
-    """`rate` is a number or a scalar array; None leaves the branch as it is."""
+    """`rate` is a number or a scalar array; None returns `x` unchanged."""
     if rate is None or not self.has_rng("dropout"):
       return x
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)

@@ -9,7 +9,7 @@ from flax import linen as nn
 # Glorot & Bengio 2010, eq. 16: every dense kernel of ViT (Dosovitskiy et al. 2021) and MAE (He et al. 2022, A.1).
 dense = nn.initializers.xavier_uniform()
 
-# ViT's released code gives the MLP biases a whisper of noise; all other biases start at zero.
+# ViT's released code draws the MLP biases with a deviation of 1e-6; all other biases start at zero.
 mlp_bias = nn.initializers.normal(1e-6)
 
 # MAE, A.1: class and mask tokens. A plain normal: `truncated_normal(0.02)` would have deviation 0.0176.
@@ -38,6 +38,6 @@ head = nn.initializers.zeros
 def bert(deviation: float = 0.02) -> nn.initializers.Initializer:
   """BERT (Devlin et al. 2019; released code): every matrix, table and head.
 
-  Drawn anew beyond two deviations, which makes the deviation 0.88 of what it says.
+  Truncated at two deviations, so that the deviation of what is drawn is 0.88 times `deviation`.
   """
   return nn.initializers.truncated_normal(deviation)

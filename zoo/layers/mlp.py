@@ -11,7 +11,6 @@ from jax.typing import DTypeLike
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
 from zoo.layers.dropout import Dropout
-from zoo.layers.linear import Dense
 
 
 class Mlp(nn.Module):
@@ -25,7 +24,7 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    dense = functools.partial(Dense, kernel_init=self.kernel_init, bias_init=initializers.mlp_bias, dtype=self.dtype)
+    dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, bias_init=initializers.mlp_bias, dtype=self.dtype)
     hidden = ACTIVATIONS[self.activation](dense(self.hidden, name="up")(x))
     hidden = Dropout(self.dropout_rate, name="hidden_dropout")(hidden)
     return dense(x.shape[-1], name="down")(hidden)

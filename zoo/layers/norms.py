@@ -1,13 +1,10 @@
-"""Norms: what makes the features of a token, or of all tokens together, of one size.
+"""Normalisation layers.
 
-All are called `norm(x, real=None)` with tokens `[..., D]`; `real` is bool `[...]`, False for padding. `LayerNorm` and
-`RMSNorm` look at one token at a time and do not need it; `BatchNorm` and `PowerNorm` take their statistics over all
-real tokens. Those keep running statistics in the collection "batch_stats", and train where it is mutable. All compute
-in float32 whatever they get, and give the type `dtype`.
+All are called `norm(x, padding_mask=None)` with tokens `[..., D]`; `padding_mask` is bool `[...]`, False for padding.
+`LayerNorm` and `RMSNorm` normalise each token by itself and ignore it; `BatchNorm` and `PowerNorm` take their
+statistics over all real tokens, keep running statistics in the collection "batch_stats", and train where it is mutable.
+All compute in float32 and return the type `dtype`.
 """
-
-import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +12,6 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from zoo.errors import nearest
-from zoo.layers.broadcast import sum_of_first
 
 STATISTICS = "batch_stats"  # the collection of running statistics; Flax's own name for it
 # Statistics of the backward pass: the gradient of the loss with respect to one is its change, which the training step
@@ -23,70 +19,25 @@ STATISTICS = "batch_stats"  # the collection of running statistics; Flax's own n
 BACKWARD_STATISTICS = "backward_stats"
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.LayerNorm):
   """Layer normalisation (Ba et al. 2016, eq. 3), statistics in float32 whatever the compute type.
 
-  The variance is the mean of the squared deviations: E[x^2] - E[x]^2, Linen's default, loses digits that the
-  comparison with published implementations needs.
-
-  Its backward pass keeps the input and two numbers of each token, and computes the rest anew.
-
-  Attributes:
-    epsilon: added to the variance. dtype: of the output. scale_init: of the scale.
+  The variance is the mean of the squared deviations: E[x^2] - E[x]^2, Linen's default, loses digits that parity with
+  published implementations needs.
   """
 
-  epsilon: float = 1e-6
-  dtype: DTypeLike = jnp.float32
-  scale_init: Callable = nn.initializers.ones
+  use_fast_variance: bool = False
 
-  @nn.compact
-  def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
-    """Tokens [..., D] to [..., D]; each by itself, so it does not matter which are `real`."""
-    features = x.shape[-1:]
-    scale, bias = self.param("scale", self.scale_init, features), self.param("bias", nn.initializers.zeros, features)
-    return _layer_norm(self.epsilon, self.dtype, x, scale, bias)
-
-
-def _mean(x: jax.Array) -> jax.Array:
-  """Over the features, [..., D] to [..., 1]; by a product on a CPU, which before a sum writes out scale and rate."""
-
-  def product(x):
-    D = x.shape[-1]
-    return (x.reshape(-1, D) @ jnp.full((D, 1), 1 / D, x.dtype)).reshape(*x.shape[:-1], 1)
-
-  return jax.lax.platform_dependent(x, cpu=product, default=lambda x: x.mean(-1, keepdims=True))
-
-
-def _layer_norm_forward(epsilon: float, dtype: jnp.dtype, x: jax.Array, scale: jax.Array, bias: jax.Array):
-  wide = x.astype(jnp.float32)
-  mean = wide.mean(-1, keepdims=True)
-  rate = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
-  return ((wide - mean) * rate * scale + bias).astype(dtype), (x, mean[..., 0], rate[..., 0], scale)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer_norm(epsilon: float, dtype: jnp.dtype, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-  return _layer_norm_forward(epsilon, dtype, x, scale, bias)[0]
-
-
-def _layer_norm_backward(epsilon: float, dtype: jnp.dtype, kept: tuple, dy: jax.Array):
-  # Without the barrier the compiler recognises what the forward pass has computed, and keeps that.
-  (x, mean, rate, scale), dy = jax.lax.optimization_barrier((kept, dy))
-  rate, dy, axes = rate[..., None], dy.astype(jnp.float32), x.ndim - 1
-  y = (x.astype(jnp.float32) - mean[..., None]) * rate
-  of_y = dy * scale
-  dx = rate * (of_y - _mean(of_y) - y * _mean(of_y * y))
-  return dx.astype(x.dtype), sum_of_first(dy * y, axes), sum_of_first(dy, axes)
-
-
-_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+  def __call__(self, x: jax.Array, padding_mask: jax.Array | None = None) -> jax.Array:
+    """Tokens [..., D] to [..., D]; each by itself, so it does not matter what `padding_mask` is."""
+    return super().__call__(x)
 
 
 class RMSNorm(nn.RMSNorm):
   """A token divided by its root mean square, and scaled (Zhang & Sennrich 2019, eq. 4); no mean, no bias."""
 
-  def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
-    """Tokens [..., D] to [..., D]; each by itself, so it does not matter which are `real`."""
+  def __call__(self, x: jax.Array, padding_mask: jax.Array | None = None) -> jax.Array:
+    """Tokens [..., D] to [..., D]; each by itself, so it does not matter what `padding_mask` is."""
     return super().__call__(x)
 
 
@@ -100,9 +51,9 @@ class BatchNorm(nn.BatchNorm):
   momentum: float = 0.9
   use_fast_variance: bool = False
 
-  def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, padding_mask: jax.Array | None = None) -> jax.Array:
     """Tokens [..., D] to [..., D]."""
-    mask = None if real is None else real[..., None]
+    mask = None if padding_mask is None else padding_mask[..., None]
     return super().__call__(x, use_running_average=not self.is_mutable_collection(STATISTICS), mask=mask)
 
 
@@ -133,7 +84,7 @@ class PowerNorm(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, padding_mask: jax.Array | None = None) -> jax.Array:
     """Tokens [..., D] to [..., D]."""
     features = x.shape[-1:]
     scale = self.param("scale", nn.initializers.ones, features)
@@ -142,9 +93,9 @@ class PowerNorm(nn.Module):
     gradient = self.variable(BACKWARD_STATISTICS, "gradient", jnp.zeros, features)  # nu
     x = x.astype(jnp.float32)
     if self.is_mutable_collection(STATISTICS) and not self.is_initializing():
-      batch_square = token_mean(jnp.square(x), real)
+      batch_square = token_mean(jnp.square(x), padding_mask)
       normal = power_normalise(
-        x, real, square.value + self.epsilon, batch_square + self.epsilon, gradient.value, 1 - self.momentum
+        x, padding_mask, square.value + self.epsilon, batch_square + self.epsilon, gradient.value, 1 - self.momentum
       )
       square.value = self.momentum * square.value + (1 - self.momentum) * batch_square
     else:
@@ -152,17 +103,22 @@ class PowerNorm(nn.Module):
     return (normal * scale + bias).astype(self.dtype)
 
 
-def token_mean(x: jax.Array, real: jax.Array | None = None) -> jax.Array:
-  """The mean over all tokens [..., D], or those that are `real` [...] (0 if there are none): [D]."""
+def token_mean(x: jax.Array, padding_mask: jax.Array | None = None) -> jax.Array:
+  """The mean over all tokens [..., D], or those where `padding_mask` [...] is True (0 if there are none): [D]."""
   tokens = tuple(range(x.ndim - 1))
-  if real is None:
+  if padding_mask is None:
     return x.mean(tokens)
-  return jnp.where(real[..., None], x, 0).sum(tokens) / jnp.maximum(jnp.sum(real), 1)
+  return jnp.where(padding_mask[..., None], x, 0).sum(tokens) / jnp.maximum(jnp.sum(padding_mask), 1)
 
 
 @jax.custom_vjp
 def power_normalise(
-  x: jax.Array, real: jax.Array | None, square: jax.Array, batch_square: jax.Array, gradient: jax.Array, rate: float
+  x: jax.Array,
+  padding_mask: jax.Array | None,
+  square: jax.Array,
+  batch_square: jax.Array,
+  gradient: jax.Array,
+  rate: float,
 ) -> jax.Array:
   """x_hat = x / psi with the approximate backward pass of PowerNorm (Shen et al. 2020, alg. 2).
 
@@ -174,7 +130,7 @@ def power_normalise(
 
   Args:
     x: tokens [..., D], float32.
-    real: bool [...]; None for all.
+    padding_mask: bool [...]; None for all.
     square: psi^2 [D], the running quadratic mean that x is divided by; as a constant.
     batch_square: psi_B^2 [D], of this batch, that the gradient is divided by; as a constant.
     gradient: nu [D]. Its "gradient" is what is to be added to it.
@@ -186,17 +142,19 @@ def power_normalise(
   return x * jax.lax.rsqrt(square)
 
 
-def _forward(x, real, square, batch_square, gradient, rate):
-  normal = power_normalise(x, real, square, batch_square, gradient, rate)
-  return normal, (normal, real, batch_square, gradient, rate)
+def _forward(x, padding_mask, square, batch_square, gradient, rate):
+  normal = power_normalise(x, padding_mask, square, batch_square, gradient, rate)
+  return normal, (normal, padding_mask, batch_square, gradient, rate)
 
 
 def _backward(kept, of_normal):
-  normal, real, batch_square, gradient, rate = kept
-  if real is not None:
-    normal = jnp.where(real[..., None], normal, 0)  # padding is in no mean, so none of its gradient comes through one
+  normal, padding_mask, batch_square, gradient, rate = kept
+  if padding_mask is not None:
+    normal = jnp.where(
+      padding_mask[..., None], normal, 0
+    )  # padding is in no mean, so none of its gradient comes through one
   corrected = of_normal - gradient * normal
-  change = rate * token_mean(corrected * normal, real)
+  change = rate * token_mean(corrected * normal, padding_mask)
   return corrected * jax.lax.rsqrt(batch_square), None, None, None, change, None
 
 

@@ -45,17 +45,17 @@ def unpatchify(patches: jax.Array, patch: int) -> jax.Array:
   return x.swapaxes(2, 3).reshape(B, rows * patch, columns * patch, -1)
 
 
-def choose_tokens(x_BPD: jax.Array, index_BT: jax.Array) -> jax.Array:
-  """Picks tokens of each example by their index: [B, P, D] and [B, T] to [B, T, D]."""
+def take_tokens(x_BPD: jax.Array, index_BT: jax.Array) -> jax.Array:
+  """Gathers tokens of each example by index: [B, P, D] and [B, T] to [B, T, D]."""
   expect(x_BPD=x_BPD, index_BT=index_BT)
   return jnp.take_along_axis(x_BPD, index_BT[..., None], axis=1)
 
 
-def patch_noise(module: nn.Module, batch: int, patches: int, purpose: str) -> jax.Array:
-  """Uniform noise [B, P] that decides which patches are hidden, from the module's rng `mask`.
+def random_masking_noise(module: nn.Module, batch: int, patches: int, purpose: str) -> jax.Array:
+  """Uniform noise [B, P] whose order decides which patches are masked (MAE), from the module's rng `mask`.
 
   Raises:
-    ValueError: there is no such rng; `purpose` says what it is for.
+    ValueError: there is no such rng; `purpose` is part of the message.
   """
   if not module.has_rng("mask"):
     raise ValueError(f'{purpose}: rngs={{"mask": key}}, or noise_BP')

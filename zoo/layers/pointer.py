@@ -1,5 +1,5 @@
-"""Copying: a distribution over the places of the source, as one over words (Vinyals et al. 2015, eq. 3), or mixed with
-one over all words (See et al. 2017, 2.2).
+"""Pointer networks: attention to the source as a distribution over tokens (Vinyals et al. 2015, eq. 3), alone or mixed
+with one over the vocabulary (See et al. 2017, 2.2).
 """
 
 import jax
@@ -10,8 +10,8 @@ from zoo.layers import initializers
 from zoo.shapes import expect
 
 
-def copied(weights_BTS: jax.Array, source_BS: jax.Array, size: int) -> jax.Array:
-  """A distribution over places as one over tokens: all places of a token count together (Kadlec et al. 2016, eq. 3).
+def copy_log_probs(weights_BTS: jax.Array, source_BS: jax.Array, size: int) -> jax.Array:
+  """A distribution over source positions, summed over each token's positions (Kadlec et al. 2016, eq. 3).
 
   Args:
     weights_BTS: attention to the source; a row of them sums to 1.
@@ -19,22 +19,22 @@ def copied(weights_BTS: jax.Array, source_BS: jax.Array, size: int) -> jax.Array
     size: how many tokens there are.
 
   Returns:
-    [B, T, size] float32, the logarithms of the probabilities; -87 for a token that is nowhere.
+    [B, T, size] float32, log-probabilities; -87 for a token that is not in the source.
   """
   expect(weights_BTS=weights_BTS, source_BS=source_BS)
-  # Scattered by a matrix product, which a TPU does faster than adding into places.
-  places_BSV = jax.nn.one_hot(source_BS, size, dtype=jnp.float32)
-  sums_BTV = jnp.einsum("BTS,BSV->BTV", weights_BTS.astype(jnp.float32), places_BSV)
-  # A floor, so that the gradient of a token that is nowhere is 0 and no nan.
+  # A matrix product, which is faster on a TPU than a scatter-add.
+  one_hot_BSV = jax.nn.one_hot(source_BS, size, dtype=jnp.float32)
+  sums_BTV = jnp.einsum("BTS,BSV->BTV", weights_BTS.astype(jnp.float32), one_hot_BSV)
+  # A floor, so that the gradient of a token that is not in the source is 0 instead of nan.
   return jnp.log(jnp.maximum(sums_BTV, jnp.finfo(jnp.float32).tiny))
 
 
-class Copies(nn.Module):
-  """Lets a decoder copy tokens of the source, also such as its vocabulary does not have.
+class PointerGenerator(nn.Module):
+  """Lets a decoder copy tokens of the source, also those outside its vocabulary.
 
   Attributes:
-    slots: how many source words outside the vocabulary a batch may tell apart; the source has them as tokens V,
-      V + 1, ..., and the output gets as many places more.
+    slots: number of source words outside the vocabulary that a batch may contain; they are the tokens V, V + 1, ... of
+      the source, and the output is as much wider.
   """
 
   slots: int = 0
@@ -43,23 +43,23 @@ class Copies(nn.Module):
   def __call__(
     self, logits_BTV: jax.Array, weights_BTS: jax.Array, source_BS: jax.Array, state_BTD: jax.Array
   ) -> jax.Array:
-    """Mixes the two distributions (eq. 9): p_gen softmax(logits) + (1 - p_gen) (attention on each token's places).
+    """Mixes the two distributions (eq. 9): p_gen softmax(logits) + (1 - p_gen) (attention summed by token).
 
     Args:
-      logits_BTV: of the words.
+      logits_BTV: logits of the vocabulary.
       weights_BTS: attention to the source; a row of them sums to 1.
       source_BS: tokens, below V + slots.
-      state_BTD: what decides between the two (eq. 8; a Transformer's state has seen context and input).
+      state_BTD: input of the gate (eq. 8; a Transformer's state depends on context and input).
 
     Returns:
-      [B, T, V + slots] float32, the logarithms of the mixed probabilities.
+      [B, T, V + slots] float32, log-probabilities of the mixture.
     """
     sizes = expect(logits_BTV=logits_BTV, weights_BTS=weights_BTS, source_BS=source_BS, state_BTD=state_BTD)
     gate = nn.Dense(1, kernel_init=initializers.dense, name="gate")(state_BTD.astype(jnp.float32))
-    words = jax.nn.log_softmax(logits_BTV.astype(jnp.float32)) + jax.nn.log_sigmoid(gate)
-    words = jnp.pad(words, ((0, 0), (0, 0), (0, self.slots)), constant_values=-jnp.inf)
-    places = copied(weights_BTS, source_BS, sizes["V"] + self.slots) + jax.nn.log_sigmoid(-gate)
-    return jnp.logaddexp(words, places)
+    generated = jax.nn.log_softmax(logits_BTV.astype(jnp.float32)) + jax.nn.log_sigmoid(gate)
+    generated = jnp.pad(generated, ((0, 0), (0, 0), (0, self.slots)), constant_values=-jnp.inf)
+    copied = copy_log_probs(weights_BTS, source_BS, sizes["V"] + self.slots) + jax.nn.log_sigmoid(-gate)
+    return jnp.logaddexp(generated, copied)
 
 
 # Logical axes of the parameters (`zoo.partitioning`).

@@ -98,9 +98,8 @@ class Pooling(nn.Module):
 class WindowDense(nn.Module):
   """A fixed window of neighbours, concatenated, through a dense layer: tokens [B, T, D] to [B, T, features].
 
-  How a token saw its neighbours before attention (Bengio et al. 2003, eq. 1, with the words before it; Collobert et
-  al. 2011, 3.3.1, with those on both sides): the weights belong to the places in the window, whatever stands there,
-  and nothing from outside comes in.
+  The context of a token before attention (Bengio et al. 2003, eq. 1, with the words before it; Collobert et al. 2011,
+  3.3.1, with those on both sides): each position in the window has its own weights, whatever token is there.
 
   Attributes:
     features: width of the output.
@@ -116,13 +115,13 @@ class WindowDense(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, real_BT: jax.Array | None = None) -> jax.Array:
-    """`real_BT` is bool, False for padding, which counts as 0, like what is beyond the ends."""
-    sizes = expect(x_BTD=x_BTD, real_BT=real_BT)
+  def __call__(self, x_BTD: jax.Array, padding_mask_BT: jax.Array | None = None) -> jax.Array:
+    """`padding_mask_BT` is bool, False for padding, which counts as 0, like what is beyond the ends."""
+    sizes = expect(x_BTD=x_BTD, padding_mask_BT=padding_mask_BT)
     if self.window < 1:
       raise ValueError(f"a window of {self.window} tokens; wanted at least 1, the token itself")
-    if real_BT is not None:
-      x_BTD = jnp.where(real_BT[..., None], x_BTD, 0)
+    if padding_mask_BT is not None:
+      x_BTD = jnp.where(padding_mask_BT[..., None], x_BTD, 0)
     before, after = self.window - 1, 0 if self.causal else self.window - 1
     padded = jnp.pad(x_BTD, ((0, 0), (before, after), (0, 0)))
     shifted = [padded[:, i : i + sizes["T"]] for i in range(before + 1 + after)]

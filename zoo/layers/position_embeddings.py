@@ -1,4 +1,4 @@
-"""Where a token stands: tables to add, rotations, scores for relative offsets, and resampling to another grid."""
+"""Position embeddings: absolute tables, rotations, biases by relative position, and resampling to another grid."""
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +150,7 @@ def relative_scores(q_BTNH: jax.Array, table_OH: jax.Array) -> jax.Array:
     table_OH: one key for each offset -(T-1) .. T-1, so O = 2 T - 1.
 
   Returns:
-    [B, N, T, T] float32, scaled by 1 / sqrt(H)
+    [B, N, T, T] in the type of q, scaled by 1 / sqrt(H)
 
   Raises:
     ValueError: the table is for another length; offsets along a flattened grid have no resampling.
@@ -164,12 +164,11 @@ def relative_scores(q_BTNH: jax.Array, table_OH: jax.Array) -> jax.Array:
     )
   offset_TT = np.arange(length) - np.arange(length)[:, None] + length - 1
   keys_TTH = table_OH[offset_TT].astype(q_BTNH.dtype)
-  scores = jnp.einsum("BTNH,TSH->BNTS", q_BTNH, keys_TTH, preferred_element_type=jnp.float32)
-  return scores * sizes["H"] ** -0.5
+  return jnp.einsum("BTNH,TSH->BNTS", q_BTNH * sizes["H"] ** -0.5, keys_TTH)
 
 
-def window_offsets(window: tuple[int, int]) -> np.ndarray:
-  """How many rows and columns a query is after a key, for all pairs of places in a window, row by row.
+def relative_coordinates(window: tuple[int, int]) -> np.ndarray:
+  """Row and column offsets from key to query, for all pairs of positions in a window, row by row.
 
   Returns:
     [T, T, 2] int, T = rows x columns of the window
@@ -180,11 +179,11 @@ def window_offsets(window: tuple[int, int]) -> np.ndarray:
 
 def _spread(table_YXN: jax.Array, window: tuple[int, int]) -> jax.Array:
   """A score for each offset, [2 rows - 1, 2 columns - 1, N], as one for each query and key, [N, T, T]."""
-  rows, columns = np.moveaxis(window_offsets(window) + np.array(window) - 1, -1, 0)
+  rows, columns = np.moveaxis(relative_coordinates(window) + np.array(window) - 1, -1, 0)
   return jnp.moveaxis(table_YXN[rows, columns], -1, 0)
 
 
-class OffsetTable(nn.Module):
+class WindowRelativePositionBias(nn.Module):
   """A learned score for every offset within a window and every head (Swin, Liu et al. 2021, 3.2, eq. 4).
 
   Attributes:
@@ -197,7 +196,7 @@ class OffsetTable(nn.Module):
 
   @nn.compact
   def __call__(self, window: tuple[int, int]) -> jax.Array:
-    """The scores [N, T, T] of a window of so many rows and columns, float32; a `bias` of `zoo.layers.attention.attend`.
+    """The bias [N, T, T] of `zoo.layers.attention.dot_product_attention` for a window of `window` rows and columns.
 
     Raises:
       ValueError: the window is larger than the table is made for.
@@ -209,7 +208,7 @@ class OffsetTable(nn.Module):
     return _spread(table_YXN[middle], window)
 
 
-class OffsetMlp(nn.Module):
+class ContinuousRelativePositionBias(nn.Module):
   """Scores for offsets by a small network of their logarithms: at any window (Swin V2, Liu et al. 2022, 3.3, eq. 3, 4).
 
   As in the released code: offsets go from -8 to 8 in the window trained with, their logarithms are divided by log(8),
@@ -227,7 +226,7 @@ class OffsetMlp(nn.Module):
 
   @nn.compact
   def __call__(self, window: tuple[int, int]) -> jax.Array:
-    """The scores [N, T, T] of a window of so many rows and columns, float32; a `bias` for `attend`."""
+    """The bias [N, T, T] of `dot_product_attention` for a window of `window` rows and columns, float32."""
     sides = (np.arange(1 - side, side) * 8 / max(of - 1, 1) for side, of in zip(window, self.trained, strict=True))
     offset_YX2 = np.stack(np.meshgrid(*sides, indexing="ij"), -1)
     offset_YX2 = (np.sign(offset_YX2) * np.log2(1 + np.abs(offset_YX2)) / np.log2(8)).astype(np.float32)
@@ -237,12 +236,12 @@ class OffsetMlp(nn.Module):
 
 
 def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, base: float = 10000.0) -> jax.Array:
-  """Turns queries or keys by angles that grow with their position (RoPE; Su et al. 2021, eq. 34).
+  """Rotates queries or keys by angles proportional to their position (RoPE; Su et al. 2021, eq. 34).
 
-  The dot product of a query and a key so turned depends on their positions by the difference alone. Positions are an
+  The dot product of a rotated query and key depends on the difference of their positions alone. Positions are an
   argument, so packed rows and decoding with a cache need nothing special.
 
-  Features i and i + H/2 are a pair, turned by position * base^(-2i / H), as in GPT-NeoX and Llama; the paper pairs
+  Features i and i + H/2 are a pair, rotated by position * base^(-2i / H), as in GPT-NeoX and Llama; the paper pairs
   2i and 2i + 1. The two are one after a permutation of the features of q and k, which weights have to be given when
   they come from the other.
 
@@ -259,18 +258,18 @@ def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, base: float = 10000.0) ->
   """
   width = expect(x_BTNH=x_BTNH)["H"]
   if width % 2:
-    raise ValueError(f"rotary positions turn pairs of features: wanted an even head width, got {width}")
+    raise ValueError(f"rotary positions rotate pairs of features: wanted an even head width, got {width}")
   if positions_BT.shape not in ((1, x_BTNH.shape[1]), x_BTNH.shape[:2]):
     raise ShapeError(f"positions_BT {positions_BT.shape} does not fit x_BTNH {x_BTNH.shape}; B may be 1")
   frequency = (base ** -(np.arange(width // 2, dtype=np.float64) / (width // 2))).astype(np.float32)
   angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency  # so the products are float32 too
   first, second = jnp.split(x_BTNH, 2, -1)
-  turned = (first * jnp.cos(angle) - second * jnp.sin(angle), second * jnp.cos(angle) + first * jnp.sin(angle))
-  return jnp.concatenate(turned, -1).astype(x_BTNH.dtype)
+  rotated = (first * jnp.cos(angle) - second * jnp.sin(angle), second * jnp.cos(angle) + first * jnp.sin(angle))
+  return jnp.concatenate(rotated, -1).astype(x_BTNH.dtype)
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-  """How fast each head forgets with distance: 2^(-8/N), 2^(-16/N), ..., 2^-8 (ALiBi; Press et al. 2022, 3).
+  """The slope of each head: 2^(-8/N), 2^(-16/N), ..., 2^-8 (ALiBi; Press et al. 2022, 3).
 
   Where N is no power of two: the slopes of the next lower power, then every second one of the next higher, from its
   first, as in the paper's released code.
@@ -287,21 +286,21 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 def alibi_bias(num_heads: int, query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
-  """Scores fall linearly with distance, -slope |t - s|, instead of any position in the input (Press et al. 2022, 3).
+  """A bias that falls linearly with distance, -slope |t - s|, without positions in the input (Press et al. 2022, 3).
 
   Args:
     heads: N.
     query_BT, key_BS: int, positions in tokens; B may be 1. The paper's models are causal and never meet t < s.
 
   Returns:
-    [B, N, T, S] float32, the `bias` of `zoo.layers.attention.attend`
+    [B, N, T, S] float32, the `bias` of `zoo.layers.attention.dot_product_attention`
   """
   expect(query_BT=query_BT, key_BS=key_BS)
   distance_BTS = jnp.abs(query_BT[:, :, None] - key_BS[:, None]).astype(jnp.float32)
   return -jnp.asarray(alibi_slopes(num_heads))[:, None, None] * distance_BTS[:, None]
 
 
-def relative_bucket(
+def relative_position_bucket(
   offset: jax.Array, buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
 ) -> jax.Array:
   """The bucket of an offset: one for each small distance, then wider and wider ones (T5; Raffel et al. 2020, 2.1).
@@ -330,7 +329,7 @@ def relative_bucket(
       f"{buckets} buckets up to distance {max_distance}: wanted at least {least} buckets, and a largest distance "
       f"above {exact}, the distances that have a bucket each"
     )
-  # Looked up by distance, from a constant: no device's logarithm decides on which side of a border a distance falls.
+  # A constant table by distance, so that buckets do not depend on the rounding of a device's logarithm.
   distance = np.arange(max_distance + 1)
   logarithm = np.log(np.maximum(distance, exact) / exact) / np.log(max_distance / exact)
   spaced = exact + np.floor(logarithm * (ahead - exact) + 1e-9).astype(int)
@@ -340,12 +339,12 @@ def relative_bucket(
   return bucket + jnp.where(offset > 0, ahead, 0) if bidirectional else bucket
 
 
-class RelativeBias(nn.Module):
+class BucketedRelativePositionBias(nn.Module):
   """A learned score for every bucket of offsets and every head (T5; Raffel et al. 2020, 2.1): [B, N, T, S].
 
   Attributes:
     heads: N.
-    buckets, max_distance, bidirectional: see `relative_bucket`.
+    buckets, max_distance, bidirectional: see `relative_position_bucket`.
   """
 
   num_heads: int
@@ -355,11 +354,11 @@ class RelativeBias(nn.Module):
 
   @nn.compact
   def __call__(self, query_BT: jax.Array, key_BS: jax.Array) -> jax.Array:
-    """From positions in tokens, int; B may be 1. The result is the `bias` of `zoo.layers.attention.attend`, float32."""
+    """From positions in tokens, int (B may be 1), to the float32 `bias` of `dot_product_attention`."""
     expect(query_BT=query_BT, key_BS=key_BS)
     table = self.param("buckets", initializers.position, (self.buckets, self.num_heads))
     offset_BTS = key_BS[:, None] - query_BT[:, :, None]
-    bucket_BTS = relative_bucket(offset_BTS, self.buckets, self.max_distance, self.bidirectional)
+    bucket_BTS = relative_position_bucket(offset_BTS, self.buckets, self.max_distance, self.bidirectional)
     return jnp.moveaxis(table[bucket_BTS], -1, 1)
 
 

@@ -1,8 +1,8 @@
-"""Many blocks in a row: as a Python loop or scanned, with any rematerialisation policy.
+"""A stack of blocks: a Python loop or a scan, with any rematerialisation policy.
 
 A loop gives parameters `block_00`, `block_01`, ...; a scan compiles one block whatever the depth and keeps
-their parameters stacked in `blocks`, on a leading axis L. `stack_params` and `unstack_params` lead from one
-form to the other.
+their parameters stacked in `blocks`, on a leading axis L. `stack_params` and `unstack_params` convert between the
+two.
 """
 
 import functools
@@ -39,23 +39,24 @@ def remat_policy(name: str) -> Callable | None:
 def run_blocks(
   make_block: functools.partial,
   x: jax.Array,
-  shared: Any = None,
+  shared_inputs: Any = None,
   *,
-  per_block: np.ndarray,
-  own: Any = None,
+  drop_path_rates: np.ndarray,
+  block_inputs: Any = None,
   scan: bool = False,
   remat: str = "none",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Runs a block after another; called inside a compact module, whose children the blocks become.
+  """Runs a stack of blocks; called inside a compact module, whose children the blocks become.
 
   Args:
-    make_block: a `functools.partial` of a module class. Its call takes `(x, value, shared, own)` and returns
-      `(x, aux)`.
+    make_block: a `functools.partial` of a module class. Its call takes `(x, drop_path_rate, shared_inputs,
+      block_inputs)` and returns `(x, aux)`.
     x: the input of the first block.
-    shared: a tree of arrays that every block gets whole, such as masks.
-    per_block: [L]; each block gets one value (its stochastic depth rate), None for 0. Or [L, n], where a block is
-      several in a row: it gets n of them.
-    own: a tree of arrays [L, ...], or a list of L trees; each block gets its part, such as the memory it reads.
+    shared_inputs: a tree of arrays that every block gets, such as masks.
+    drop_path_rates: [L], the rate of stochastic depth of each block, which gets None for 0. Or [L, n], where a block
+      has n rates.
+    block_inputs: a tree of arrays [L, ...], or a list of L trees; each block gets its part, such as the memory it
+      reads.
     scan: compile one block and loop over stacked parameters, instead of unrolling.
     remat: what to keep for the backward pass: "none" keeps everything; else the name of a policy in
       `jax.checkpoint_policies`, such as "nothing_saveable" or "dots_with_no_batch_dims_saveable".
@@ -69,27 +70,37 @@ def run_blocks(
     cls = nn.remat(cls, policy=remat_policy(remat), prevent_cse=not scan)
   aux = {}
   if not scan:
-    for i, value in enumerate(per_block.tolist()):
-      part = own[i] if isinstance(own, list) else _slice(own, i)
-      value = [v or None for v in value] if isinstance(value, list) else value or None
-      x, outputs = cls(name=f"block_{i:02d}", **kwargs)(x, value, shared, part)
-      aux |= {f"block_{i:02d}/{k}".rstrip("/"): v for k, v in outputs.items()}
+    for i, rate in enumerate(drop_path_rates.tolist()):
+      own = block_inputs[i] if isinstance(block_inputs, list) else _slice(block_inputs, i)
+      rate = [r or None for r in rate] if isinstance(rate, list) else rate or None
+      x, block_aux = cls(name=f"block_{i:02d}", **kwargs)(x, rate, shared_inputs, own)
+      aux |= _named(i, x, block_aux)
     return x, aux
+
+  def step(block: Any, x: jax.Array, *inputs: Any):
+    x, block_aux = block(x, *inputs)
+    return x, (x, block_aux)
+
   scanned: Any = nn.scan(
-    cls,
+    step,
     variable_axes={"params": 0, STATISTICS: 0, BACKWARD_STATISTICS: 0},
     split_rngs={"params": True, "dropout": True},
     in_axes=(0, nn.broadcast, 0),  # pyright: ignore[reportArgumentType] (Linen declares int)
-    length=len(per_block),
+    length=len(drop_path_rates),
   )
-  # All rates 0: hand over a constant, so that the blocks can leave stochastic depth out of the program.
-  values = jnp.asarray(per_block, jnp.float32) if np.any(per_block) else None
-  if isinstance(own, list):
-    own = jax.tree.map(lambda *parts: jnp.stack(parts), *own)
-  x, outputs = scanned(name=STACKED, **kwargs)(x, values, shared, own)
-  for i in range(len(per_block)):
-    aux |= {f"block_{i:02d}/{k}".rstrip("/"): v for k, v in _slice(outputs, i).items()}
+  # Where all rates are 0, None leaves stochastic depth out of the program.
+  rates = jnp.asarray(drop_path_rates, jnp.float32) if np.any(drop_path_rates) else None
+  if isinstance(block_inputs, list):
+    block_inputs = jax.tree.map(lambda *parts: jnp.stack(parts), *block_inputs)
+  x, outputs = scanned(cls(name=STACKED, **kwargs), x, rates, shared_inputs, block_inputs)
+  for i in range(len(drop_path_rates)):
+    aux |= _named(i, *_slice(outputs, i))
   return x, aux
+
+
+def _named(i: int, x: jax.Array, block_aux: dict) -> dict[str, jax.Array]:
+  """The output of block i and its aux, by the names they have in the aux of the stack."""
+  return {f"block_{i:02d}": x} | {f"block_{i:02d}/{name}": value for name, value in block_aux.items()}
 
 
 def _slice(tree, i: int):

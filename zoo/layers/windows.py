@@ -1,4 +1,4 @@
-"""Windows of a map: how it is cut into them, shifted or not, and what attention within them costs (Liu et al. 2021)."""
+"""Regular and shifted windows of a map, and the cost of attention within them (Liu et al. 2021)."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,8 +13,8 @@ Array = TypeVar("Array", jax.Array, np.ndarray)
 
 
 @dataclass(frozen=True)
-class Windows:
-  """How a map of tokens is cut into windows. All of it is known while tracing, so that masks are constants.
+class WindowLayout:
+  """A partition of a map of tokens into windows. All of it is static, so that masks are constants.
 
   Windows that are shifted begin `shift` rows and columns later, and those at the borders are smaller (figure 2). With
   "roll" the map is rolled instead, so that smaller windows share one of the full size, and are kept apart by the mask
@@ -22,13 +22,13 @@ class Windows:
   the tokens get is the same.
 
   Attributes:
-    size: rows and columns of the map. window: of a window. shift: of the first window; below the window's.
+    size: rows and columns of the map. window_size: of a window. shift: of the first window; below `window_size`.
     method: "roll" or "pad".
     mask_padding: whether what fills the map up to whole windows is never attended to; else it is, as zeros.
   """
 
   size: tuple[int, int]
-  window: tuple[int, int]
+  window_size: tuple[int, int]
   shift: tuple[int, int] = (0, 0)
   method: str = "roll"
   mask_padding: bool = True
@@ -36,13 +36,13 @@ class Windows:
   @property
   def whole(self) -> tuple[int, int]:
     """Rows and columns of the map, filled up to whole windows."""
-    rows, columns = (-(-n // side) * side for n, side in zip(self.size, self.window, strict=True))
+    rows, columns = (-(-n // side) * side for n, side in zip(self.size, self.window_size, strict=True))
     return rows, columns
 
   @property
   def margins(self) -> tuple[tuple[int, int], tuple[int, int]]:
     """What is added before and after the rows, and the columns."""
-    more = [side if s and self.method == "pad" else 0 for side, s in zip(self.window, self.shift, strict=True)]
+    more = [side if s and self.method == "pad" else 0 for side, s in zip(self.window_size, self.shift, strict=True)]
     before = [m - s if m else 0 for m, s in zip(more, self.shift, strict=True)]
     rows, columns = ((b, n + m - b - own) for b, n, m, own in zip(before, self.whole, more, self.size, strict=True))
     return rows, columns
@@ -56,7 +56,7 @@ class Windows:
   @property
   def count(self) -> int:
     """W, the number of windows."""
-    return int(np.prod([n // side for n, side in zip(self.padded, self.window, strict=True)]))
+    return int(np.prod([n // side for n, side in zip(self.padded, self.window_size, strict=True)]))
 
   @property
   def rolled(self) -> tuple[int, int]:
@@ -65,16 +65,16 @@ class Windows:
 
   def segments(self) -> tuple[np.ndarray, np.ndarray]:
     """Numbers [W, T] of queries and of keys: those who may attend to each other have the same; no query has -1."""
-    along = zip(self.size, self.whole, self.window, self.shift, self.margins, self.padded, strict=True)
+    along = zip(self.size, self.whole, self.window_size, self.shift, self.margins, self.padded, strict=True)
     groups, reals = [], []
     for own, whole, side, shift, (before, _), padded in along:
-      place = np.arange(padded) - before
-      groups.append((place - shift) // side + 1)  # which window of the plane, from 0 on
-      reals.append((place >= 0) & (place < (own if self.mask_padding else whole)))
+      position = np.arange(padded) - before
+      groups.append((position - shift) // side + 1)  # number of the window, from 0 on
+      reals.append((position >= 0) & (position < (own if self.mask_padding else whole)))
     group_YX = groups[0][:, None] * (groups[1].max() + 1) + groups[1]
     key_YX = np.where(reals[0][:, None] & reals[1], group_YX, -1)
     both = np.roll([group_YX, key_YX], [-s for s in self.rolled], (1, 2))
-    query_WT, key_WT = partition(both[..., None].astype(np.int32), self.window).reshape(2, self.count, -1)
+    query_WT, key_WT = partition(both[..., None].astype(np.int32), self.window_size).reshape(2, self.count, -1)
     return query_WT, key_WT
 
   def mask(self, batch: int) -> jax.Array | None:
@@ -86,16 +86,16 @@ class Windows:
     every = (jnp.broadcast_to(n_WT, (batch, *n_WT.shape)).reshape(-1, n_WT.shape[1]) for n_WT in (query_WT, key_WT))
     return attention_masks.same_segment(*every)
 
-  def cut(self, x_BYXD: jax.Array) -> jax.Array:
+  def window_partition(self, x_BYXD: jax.Array) -> jax.Array:
     """The windows of each map, one after another: [B W, T, D], T tokens row by row."""
     x_BYXD = jnp.pad(x_BYXD, ((0, 0), *self.margins, (0, 0)))
     if any(self.rolled):
       x_BYXD = jnp.roll(x_BYXD, [-s for s in self.rolled], (1, 2))
-    return partition(x_BYXD, self.window)
+    return partition(x_BYXD, self.window_size)
 
-  def join(self, x_BTD: jax.Array) -> jax.Array:
-    """The inverse of `cut`: [B W, T, D] to [B, Y, X, D]."""
-    (rows, columns), (Y, X) = self.window, self.padded
+  def window_reverse(self, x_BTD: jax.Array) -> jax.Array:
+    """The inverse of `window_partition`: [B W, T, D] to [B, Y, X, D]."""
+    (rows, columns), (Y, X) = self.window_size, self.padded
     x_BYXD = x_BTD.reshape(-1, Y // rows, X // columns, rows, columns, x_BTD.shape[-1])
     x_BYXD = x_BYXD.swapaxes(2, 3).reshape(-1, Y, X, x_BTD.shape[-1])
     if any(self.rolled):
@@ -118,7 +118,9 @@ def shift_ratio(size: tuple[int, int], window: int) -> float:
   Args:
     size: rows and columns of the map. window: side of a window, of at least 2; shifted by half of it.
   """
-  padded, rolled = (Windows(size, (window, window), (window // 2, window // 2), method) for method in ("pad", "roll"))
+  padded, rolled = (
+    WindowLayout(size, (window, window), (window // 2, window // 2), method) for method in ("pad", "roll")
+  )
   return padded.count / rolled.count
 
 

@@ -15,11 +15,11 @@ from zoo.errors import field_faults
 from zoo.layers import attention_masks, initializers
 from zoo.layers.activations import ACTIVATIONS
 from zoo.layers.attention import check_heads
-from zoo.layers.block import BLOCK_AXES, Block, Context
+from zoo.layers.block import BLOCK_AXES, Block, BlockInputs
 from zoo.layers.dropout import Dropout
-from zoo.layers.linear import Dense, tied_logits
+from zoo.layers.linear import tied_logits
 from zoo.layers.norms import NORM_AXES, LayerNorm
-from zoo.layers.patch_embed import choose_tokens
+from zoo.layers.patch_embed import take_tokens
 from zoo.layers.sequence_info import SINGLE_SEQUENCE, SequenceInfo
 from zoo.layers.stack import run_blocks
 from zoo.models.encoder_decoder import special_token_faults
@@ -189,8 +189,8 @@ class Encoder(nn.Module):
       kernel_init=initializers.bert(c.init_std),
     )
     mask = attention_masks.same_segment(segment_ids_BT, segment_ids_BT) & (segment_ids_BT > 0)[:, None, None]
-    context = Context(mask=mask, position=position_ids_BT, real=segment_ids_BT > 0)
-    tokens_BTD, aux = run_blocks(block, x_BTD, context, per_block=np.zeros(c.depth), scan=c.scan, remat=c.remat)
+    context = BlockInputs(mask=mask, position=position_ids_BT, padding_mask=segment_ids_BT > 0)
+    tokens_BTD, aux = run_blocks(block, x_BTD, context, drop_path_rates=np.zeros(c.depth), scan=c.scan, remat=c.remat)
     if c.norm_position == "pre":
       tokens_BTD = norm(name="norm")(tokens_BTD)
     return tokens_BTD, words.embedding, aux | {"embedded": x_BTD}
@@ -204,7 +204,7 @@ class MaskedLMHead(nn.Module):
   @nn.compact
   def __call__(self, x_BPD: jax.Array, table_VD: jax.Array) -> jax.Array:
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    x_BPD = Dense(c.width, kernel_init=initializers.bert(c.init_std), dtype=dtype, name="transform")(x_BPD)
+    x_BPD = nn.Dense(c.width, kernel_init=initializers.bert(c.init_std), dtype=dtype, name="transform")(x_BPD)
     x_BPD = LayerNorm(epsilon=c.norm_eps, dtype=dtype, name="norm")(ACTIVATIONS[c.activation](x_BPD))
     return tied_logits(x_BPD, table_VD) + self.param("bias", nn.initializers.zeros, (c.vocab_size,))
 
@@ -247,7 +247,7 @@ class Model(nn.Module):
     expect(input_ids_BT=input_ids_BT, masked_positions_BP=masked_positions_BP, cls_positions_BK=cls_positions_BK)
     tokens_BTD, table_VD, aux = Encoder(c, name="encoder")(input_ids_BT, token_type_ids_BT, sequence_info)
     aux["tokens"] = tokens_BTD
-    dense = functools.partial(Dense, kernel_init=initializers.bert(c.init_std))
+    dense = functools.partial(nn.Dense, kernel_init=initializers.bert(c.init_std))
     sequence_heads = ("sequence_classification", "multiple_choice")
     if c.head in sequence_heads and c.pool == "mean":
       if cls_positions_BK is not None:
@@ -255,13 +255,13 @@ class Model(nn.Module):
       padding_mask_BT = sequence_info.segments(input_ids_BT, c.pad_token_id) > 0
       aux["pooled"] = shard_batch(mean_pool(tokens_BTD, padding_mask_BT))
     elif c.head in ("pretraining", *sequence_heads) or (c.head == "none" and c.pooler):
-      cls_BKD = tokens_BTD[:, 0] if cls_positions_BK is None else choose_tokens(tokens_BTD, cls_positions_BK)
+      cls_BKD = tokens_BTD[:, 0] if cls_positions_BK is None else take_tokens(tokens_BTD, cls_positions_BK)
       pooler = nn.Dense(c.width, kernel_init=initializers.bert(c.init_std), dtype=jnp.dtype(c.dtype), name="pooler")
       aux["pooled"] = shard_batch(jnp.tanh(pooler(cls_BKD)).astype(jnp.float32))
     if c.head == "pretraining":
       aux["next_sentence"] = shard_batch(dense(2, name="next_sentence")(aux["pooled"]))
     if c.head in ("pretraining", "masked_lm"):
-      masked_BPD = tokens_BTD if masked_positions_BP is None else choose_tokens(tokens_BTD, masked_positions_BP)
+      masked_BPD = tokens_BTD if masked_positions_BP is None else take_tokens(tokens_BTD, masked_positions_BP)
       return shard_batch(MaskedLMHead(c, name="masked_lm")(masked_BPD, table_VD)), aux
     if c.head == "none":
       return tokens_BTD.astype(jnp.float32), aux

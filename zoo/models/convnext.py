@@ -14,11 +14,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from zoo.errors import field_faults
+from zoo.kernels.depthwise_conv import depthwise_conv
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
-from zoo.layers.convolution import depthwise
 from zoo.layers.dropout import DropPath, drop_path_rates
-from zoo.layers.linear import Dense
 from zoo.layers.mlp import MLP_AXES, Mlp
 from zoo.layers.norms import NORM_AXES, LayerNorm
 from zoo.layers.patch_embed import patchify
@@ -123,7 +122,7 @@ class DepthwiseConv(nn.Module):
     bias_D = self.param("bias", nn.initializers.zeros, (width,))
     # If it were sharded along the features, XLA would move the maps, which are larger.
     kernel = replicate(kernel.astype(self.dtype))
-    return depthwise(x_BYXD.astype(self.dtype), kernel) + bias_D.astype(self.dtype)
+    return depthwise_conv(x_BYXD.astype(self.dtype), kernel) + bias_D.astype(self.dtype)
 
 
 class Block(nn.Module):
@@ -136,10 +135,14 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BYXD: jax.Array, drop_path_rate: float | jax.Array | None = None, shared: Any = None, own: Any = None
+    self,
+    x_BYXD: jax.Array,
+    drop_path_rate: float | jax.Array | None = None,
+    shared_inputs: Any = None,
+    block_inputs: Any = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the output, twice; `drop_path_rate` is the rate of stochastic depth, `shared` and `own` are not used."""
-    del shared, own
+    """Returns the output and an empty aux; `drop_path_rate` is the rate of stochastic depth."""
+    del shared_inputs, block_inputs
     width = expect(x_BYXD=x_BYXD)["D"]
     x_BYXD = shard_batch(x_BYXD)
     y_BYXD = DepthwiseConv(KERNEL, self.dtype, name="conv")(x_BYXD)
@@ -149,7 +152,7 @@ class Block(nn.Module):
       scale_D = self.param("layer_scale", nn.initializers.constant(self.initial_scale), (width,))
       y_BYXD = y_BYXD * scale_D.astype(self.dtype)
     x_BYXD = shard_batch(x_BYXD + DropPath(name="drop_path")(y_BYXD, drop_path_rate))
-    return x_BYXD, {"": x_BYXD}
+    return x_BYXD, {}
 
 
 class Stage(nn.Module):
@@ -172,7 +175,7 @@ class Stage(nn.Module):
       x_BYXC = norm(name="input_norm")(x_BYXC)
     rows, columns = (size // patch * patch for size in x_BYXC.shape[1:3])
     patches = patchify(x_BYXC[:, :rows, :columns], patch)
-    x_BYXD = Dense(c.widths[i], kernel_init=initializers.normal, dtype=dtype, name="patch")(patches)
+    x_BYXD = nn.Dense(c.widths[i], kernel_init=initializers.normal, dtype=dtype, name="patch")(patches)
     if not i:
       x_BYXD = norm(name="norm")(x_BYXD)
     block = functools.partial(
@@ -180,7 +183,7 @@ class Stage(nn.Module):
     )
     first = sum(c.depths[:i])
     rates = drop_path_rates(c.drop_path_rate, sum(c.depths))[first : first + c.depths[i]]
-    x_BYXD, aux = run_blocks(block, x_BYXD, per_block=rates, scan=c.scan, remat=c.remat)
+    x_BYXD, aux = run_blocks(block, x_BYXD, drop_path_rates=rates, scan=c.scan, remat=c.remat)
     return x_BYXD, norm(name="feature_norm")(x_BYXD) if c.head == "features" else x_BYXD, aux
 
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 from zoo.layers import initializers
 from zoo.layers.dropout import Dropout
 from zoo.layers.linear import tied_logits
-from zoo.layers.pointer import COPY_AXES, Copies
+from zoo.layers.pointer import COPY_AXES, PointerGenerator
 from zoo.layers.sequence_info import SINGLE_SEQUENCE, SequenceInfo
 from zoo.partitioning import shard_batch, under
 
@@ -58,7 +58,7 @@ class EncoderDecoder(nn.Module):
       elif c.head_bias:
         self.head_bias = self.param("head_bias", nn.initializers.zeros, (c.vocab_size,))
     if c.head == "copy":
-      self.copy_head = Copies(c.copy_slots, name="copy")
+      self.copy_head = PointerGenerator(c.copy_slots, name="copy")
 
   def __call__(
     self,

@@ -130,10 +130,14 @@ class Unit(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BYXC: jax.Array, drop_path_rate: float | jax.Array | None = None, shared: Any = None, own: Any = None
+    self,
+    x_BYXC: jax.Array,
+    drop_path_rate: float | jax.Array | None = None,
+    shared_inputs: Any = None,
+    block_inputs: Any = None,
   ) -> tuple[jax.Array, dict]:
     """Returns the output and an empty aux; the other arguments of a block are not used."""
-    del drop_path_rate, shared, own
+    del drop_path_rate, shared_inputs, block_inputs
     x = shard_batch(x_BYXC)
 
     def convolve(y: jax.Array, features: int, size: int, stride: int, name: str, scale=nn.initializers.ones):
@@ -168,7 +172,7 @@ class Stage(nn.Module):
     x_BYXD, _ = first(stride=2 if i else 1, project=True, name="first", **sizes)(x_BYXC)
     if rest := c.stem_depths[i] - 1:
       unit = functools.partial(Unit, **sizes)
-      x_BYXD, _ = run_blocks(unit, x_BYXD, per_block=np.zeros(rest), scan=c.scan, remat=c.remat)
+      x_BYXD, _ = run_blocks(unit, x_BYXD, drop_path_rates=np.zeros(rest), scan=c.scan, remat=c.remat)
     return x_BYXD
 
 

@@ -14,9 +14,8 @@ from flax import linen as nn
 from zoo.layers import initializers
 from zoo.layers.attention import check_heads
 from zoo.layers.block import BLOCK_AXES, Block
-from zoo.layers.linear import Dense
 from zoo.layers.norms import NORM_AXES, LayerNorm
-from zoo.layers.patch_embed import choose_tokens, patch_noise
+from zoo.layers.patch_embed import random_masking_noise, take_tokens
 from zoo.layers.position_embeddings import sincos_2d
 from zoo.layers.stack import run_blocks
 from zoo.models import vit
@@ -94,12 +93,12 @@ class Decoder(nn.Module):
     c = self.config
     dtype = jnp.dtype(c.dtype)
     width = c.decoder_width
-    x_BTE = Dense(width, kernel_init=initializers.dense, dtype=dtype, name="embed")(x_BTD)
+    x_BTE = nn.Dense(width, kernel_init=initializers.dense, dtype=dtype, name="embed")(x_BTD)
     cls_B1E, x_BTE = (x_BTE[:, :1], x_BTE[:, 1:]) if c.class_token else (x_BTE[:, :0], x_BTE)
     mask_E = self.param("mask", initializers.token, (width,)).astype(dtype)
     num_masked = restore_BP.shape[1] - x_BTE.shape[1]
     x_BPE = jnp.concatenate([x_BTE, jnp.broadcast_to(mask_E, (x_BTE.shape[0], num_masked, width))], axis=1)
-    x_BPE = choose_tokens(x_BPE, restore_BP)
+    x_BPE = take_tokens(x_BPE, restore_BP)
     x_BPE = x_BPE + sincos_2d(grid, width).reshape(1, -1, width).astype(dtype)
     x_BTE = jnp.concatenate([cls_B1E, x_BPE], axis=1)
     block = functools.partial(
@@ -110,9 +109,9 @@ class Decoder(nn.Module):
       norm_eps=c.norm_eps,
       dtype=dtype,
     )
-    x_BTE, aux = run_blocks(block, x_BTE, per_block=np.zeros(c.decoder_depth), scan=c.scan, remat=c.remat)
+    x_BTE, aux = run_blocks(block, x_BTE, drop_path_rates=np.zeros(c.decoder_depth), scan=c.scan, remat=c.remat)
     x_BTE = LayerNorm(epsilon=c.norm_eps, dtype=dtype, name="norm")(x_BTE)
-    pixels = Dense(c.patch_size**2 * c.num_channels, kernel_init=initializers.dense, name="pixels")
+    pixels = nn.Dense(c.patch_size**2 * c.num_channels, kernel_init=initializers.dense, name="pixels")
     x_BPE = x_BTE[:, 1:] if c.class_token else x_BTE
     return shard_batch(pixels(x_BPE.astype(jnp.float32))), aux
 
@@ -141,7 +140,7 @@ class Model(nn.Module):
     B, Y, X, _ = image_BYXC.shape
     grid = Y // c.patch_size, X // c.patch_size
     if noise_BP is None:
-      noise_BP = patch_noise(self, B, grid[0] * grid[1], "an MAE needs the rng `mask`")
+      noise_BP = random_masking_noise(self, B, grid[0] * grid[1], "an MAE needs the rng `mask`")
     visible_BT, masked_BP, restore_BP = random_mask(noise_BP, mask_ratio)
     tokens_BTD, aux = vit.Encoder(c, name="encoder")(image_BYXC, visible_BT)
     pixels, decoder_aux = Decoder(c, name="decoder")(tokens_BTD, restore_BP, grid)

@@ -13,8 +13,7 @@ from flax import linen as nn
 
 from zoo.errors import field_faults
 from zoo.layers import initializers
-from zoo.layers.linear import Dense
-from zoo.layers.patch_embed import choose_tokens, patch_noise
+from zoo.layers.patch_embed import random_masking_noise, take_tokens
 from zoo.models import vit
 from zoo.partitioning import shard_batch
 from zoo.shapes import expect
@@ -125,13 +124,13 @@ class Model(nn.Module):
     c = self.config
     B, Y, X, _ = image_BYXC.shape
     if noise_BP is None:
-      noise_BP = patch_noise(
+      noise_BP = random_masking_noise(
         self, B, (Y // c.patch_size) * (X // c.patch_size), "patch prediction needs the rng `mask`"
       )
     found = corrupt(noise_BP, share, masked, swapped)
     tokens_BTD, aux = vit.Encoder(c, name="encoder")(image_BYXC, corrupted=(found.source_BP, found.masked_BP))
-    chosen_BTD = choose_tokens(tokens_BTD[:, int(c.class_token) :], found.chosen_BT)
-    head = Dense(c.colours, kernel_init=initializers.head, name="head")
+    chosen_BTD = take_tokens(tokens_BTD[:, int(c.class_token) :], found.chosen_BT)
+    head = nn.Dense(c.colours, kernel_init=initializers.head, name="head")
     aux |= {"tokens": tokens_BTD, "chosen": found.chosen_BT, "masked": found.masked_BP, "source": found.source_BP}
     return shard_batch(head(chosen_BTD.astype(jnp.float32))), aux
 

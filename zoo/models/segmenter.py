@@ -22,7 +22,6 @@ from zoo.errors import field_faults, nearest
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
 from zoo.layers.dropout import Dropout
-from zoo.layers.linear import Dense
 from zoo.layers.norms import NORM_AXES, LayerNorm, norm
 from zoo.layers.patch_embed import unpatchify
 from zoo.models import convnext, hybrid, swin, vit
@@ -141,7 +140,7 @@ def resize(x_BYXD: jax.Array, size: tuple[int, ...], method: str = "bilinear") -
   """Maps at another size, without smoothing where that is smaller; pixels have centres (align_corners=False)."""
   if x_BYXD.shape[1:3] == tuple(size):
     return x_BYXD
-  return jax.image.resize(x_BYXD, (len(x_BYXD), *size, x_BYXD.shape[-1]), method, antialias=False)
+  return jax.image.resize(x_BYXD, (x_BYXD.shape[0], *size, x_BYXD.shape[-1]), method, antialias=False)
 
 
 def pool(x_BYXD: jax.Array, bins: int) -> jax.Array:
@@ -179,7 +178,7 @@ class Level(nn.Module):
     for step in range(round(math.log2(self.factor))):
       if step:
         x_BYXD = ACTIVATIONS["gelu"](LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm{step}")(x_BYXD))
-      grow = Dense(4 * width, kernel_init=initializers.dense, dtype=self.dtype, name=f"grow_{step}")
+      grow = nn.Dense(4 * width, kernel_init=initializers.dense, dtype=self.dtype, name=f"grow_{step}")
       x_BYXD = unpatchify(grow(x_BYXD), 2)
     return shard_batch(x_BYXD)
 
@@ -280,7 +279,7 @@ class Model(nn.Module):
     c = self.config
     grid = rows // c.patch_size, columns // c.patch_size
     patches_BPD = tokens_BTD[:, tokens_BTD.shape[1] - grid[0] * grid[1] :]  # without the class token
-    x_BYXD = patches_BPD.reshape(len(tokens_BTD), *grid, -1)
+    x_BYXD = patches_BPD.reshape(tokens_BTD.shape[0], *grid, -1)
     if c.head == "linear":
       return {"stage_0": x_BYXD}
     levels = {f"stage_{i}": c.patch_size / stride for i, stride in enumerate(STRIDES)}

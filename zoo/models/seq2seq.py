@@ -15,8 +15,8 @@ from flax import linen as nn
 from zoo.errors import field_faults
 from zoo.layers import initializers
 from zoo.layers.dropout import Dropout
-from zoo.layers.patch_embed import choose_tokens
-from zoo.layers.pointer import copied
+from zoo.layers.patch_embed import take_tokens
+from zoo.layers.pointer import copy_log_probs
 from zoo.layers.pooling import POOLING_AXES, Pooling
 from zoo.layers.recurrent import BRIDGE_AXES, CELLS, Bridge, RecurrentEncoder, cell_axes, make_cell, scan_positions
 from zoo.layers.sequence_info import SINGLE_SEQUENCE, SequenceInfo
@@ -76,7 +76,7 @@ class Config:
     input_feeding: the attentional state h~ of a position is an input of the next one's cell (Luong, 3.3).
     head: "vocab", a distribution over the vocabulary; "copy", mixed with copies of source tokens
       (`zoo.layers.pointer`); "pointer", over the source alone (Vinyals et al. 2015, eq. 3), summed over the positions
-      of a token (Kadlec et al. 2016, eq. 3). copy_slots: see `zoo.layers.pointer.Copies`.
+      of a token (Kadlec et al. 2016, eq. 3). copy_slots: see `zoo.layers.pointer.PointerGenerator`.
     vocab_size: V. max_length: maximum number of decoded tokens; not a limit in training.
     pad_token_id, bos_token_id, eos_token_id: ids of padding, and of the tokens that begin a target and end a sequence.
     tie_embeddings: "all" shares one matrix between source, target and output, "target" between target and output;
@@ -346,7 +346,7 @@ class Model(EncoderDecoder):
     for i, directions in enumerate(encoded.states):
       # Backward, the last position that is read is the first.
       ends = [
-        jax.tree.map(lambda a, index_BT=index_BT: choose_tokens(a, index_BT), states)
+        jax.tree.map(lambda a, index_BT=index_BT: take_tokens(a, index_BT), states)
         for states, index_BT in zip(directions, (last_BT, first_BT), strict=False)
       ]
       cells.append(self.bridges[i](ends) if c.bidirectional else ends[0])
@@ -360,7 +360,7 @@ class Model(EncoderDecoder):
   def _predict(self, x_BTR: jax.Array, source_BS: jax.Array, weights_BTS: Any) -> jax.Array:
     c = self.config
     if c.head == "pointer":
-      return shard_batch(copied(weights_BTS, source_BS, c.vocab_size + c.copy_slots))
+      return shard_batch(copy_log_probs(weights_BTS, source_BS, c.vocab_size + c.copy_slots))
     return self.logits(x_BTR, source_BS, weights_BTS)
 
 

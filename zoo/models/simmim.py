@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo.layers import initializers
-from zoo.layers.linear import Dense
-from zoo.layers.patch_embed import patch_noise, unpatchify
+from zoo.layers.patch_embed import random_masking_noise, unpatchify
 from zoo.models import swin
 from zoo.models.mae import random_mask
 from zoo.partitioning import shard_batch
@@ -111,12 +110,12 @@ class Model(nn.Module):
     mask_patch_size = c.stride if mask_patch_size is None else mask_patch_size
     rows, columns = mask_grid(c, (sizes["Y"], sizes["X"]), mask_patch_size)
     if noise_BP is None:
-      noise_BP = patch_noise(self, sizes["B"], rows * columns, "a SimMIM needs the rng `mask`")
+      noise_BP = random_masking_noise(self, sizes["B"], rows * columns, "a SimMIM needs the rng `mask`")
     _, masked_BP, _ = random_mask(noise_BP, mask_ratio)
     each = mask_patch_size // c.patch_size
     masked_BYX = masked_BP.reshape(-1, rows, columns).repeat(each, 1).repeat(each, 2)
     tokens_BYXD, aux = swin.Encoder(c, name="encoder")(image_BYXC, masked_BYX)
-    pixels = Dense(c.stride**2 * c.num_channels, kernel_init=initializers.fan_in, name="pixels")(
+    pixels = nn.Dense(c.stride**2 * c.num_channels, kernel_init=initializers.fan_in, name="pixels")(
       tokens_BYXD.astype(jnp.float32)
     )
     return shard_batch(unpatchify(pixels, c.stride)), aux | {"tokens": tokens_BYXD, "masked": masked_BYX}

@@ -7,7 +7,6 @@ neighbouring windows. Between stages 2 x 2 patches are merged into one of twice 
 
 import functools
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +20,17 @@ from zoo.layers.activations import ACTIVATIONS
 from zoo.layers.attention import Attention, check_heads
 from zoo.layers.block import BLOCK_AXES
 from zoo.layers.dropout import Dropout, DropPath, drop_path_rates
-from zoo.layers.linear import Dense
 from zoo.layers.mlp import Mlp
 from zoo.layers.norms import NORM_AXES, LayerNorm
 from zoo.layers.patch_embed import patchify
-from zoo.layers.position_embeddings import RESAMPLINGS, WINDOW_BIAS_AXES, OffsetMlp, OffsetTable
+from zoo.layers.position_embeddings import (
+  RESAMPLINGS,
+  WINDOW_BIAS_AXES,
+  ContinuousRelativePositionBias,
+  WindowRelativePositionBias,
+)
 from zoo.layers.stack import run_blocks
-from zoo.layers.windows import Windows
+from zoo.layers.windows import WindowLayout
 from zoo.partitioning import BIASES_AND_SCALES, BLOCK, shard_batch, under
 from zoo.shapes import expect
 
@@ -172,7 +175,7 @@ class Config:
     """D of a stage, from 0 on."""
     return self.width * 2**stage
 
-  def windows(self, size: tuple[int, int], shifted: bool = False) -> Windows:
+  def window_layout(self, size: tuple[int, int], shifted: bool = False) -> WindowLayout:
     """The window layout of a map of this size."""
     window, half = (self.window_size, self.window_size), self.window_size // 2
     shift = (half, half)
@@ -181,7 +184,7 @@ class Config:
     elif self.clamp_window == "each":
       window = min(size[0], self.window_size), min(size[1], self.window_size)
       shift = half if size[0] > self.window_size else 0, half if size[1] > self.window_size else 0
-    return Windows(size, window, shift if shifted else (0, 0), self.shift, self.mask_padding)
+    return WindowLayout(size, window, shift if shifted else (0, 0), self.shift, self.mask_padding)
 
   def trained_window(self, stage: int) -> tuple[int, int]:
     """Rows and columns of the windows that a stage's continuous bias was trained with."""
@@ -189,7 +192,7 @@ class Config:
       return side, side
     stride = self.patch_size * 2**stage
     Y, X = (-(-side // stride) for side in self.image_size)
-    return self.windows((Y, X)).window
+    return self.window_layout((Y, X)).window_size
 
 
 def inputs(config: Config, batch: int) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -209,39 +212,42 @@ class Block(nn.Module):
     """Returns the output, and the attention weights [B W, N, T, T]."""
     c, dtype, num_heads = self.config, jnp.dtype(self.config.dtype), self.config.num_heads[self.stage]
     B, Y, X, D = x_BYXD.shape
-    windows = c.windows((Y, X), self.shifted)
+    layout = c.window_layout((Y, X), self.shifted)
     post = c.norm_position == "res_post"
 
-    def add(x: jax.Array, sublayer: Callable, name: str, norm_name: str) -> tuple[jax.Array, list]:
-      """A residual branch with norm, dropout and stochastic depth; also returns the sublayer's other outputs."""
-      # In V2's released code blocks are the identity at first: the scale of their norms is 0.
-      scale_init = nn.initializers.zeros if post else nn.initializers.ones
-      norm = LayerNorm(epsilon=c.norm_eps, dtype=dtype, scale_init=scale_init, name=norm_name)
-      y, *rest = sublayer(x if post else norm(x))
-      y = Dropout(c.dropout_rate, name=f"{name}_dropout")(y)
-      return x + DropPath(name=f"{name}_drop_path")(norm(y) if post else y, drop_path_rate), rest
-
-    def attend(x: jax.Array):
-      if c.relative_position_bias == "table":
-        offsets = OffsetTable(num_heads, c.window_size, name="relative_position_bias")
-      else:
-        offsets = OffsetMlp(num_heads, c.trained_window(self.stage), name="relative_position_bias")
-      attention = Attention(
-        num_heads,
-        c.attention_dropout_rate,
-        dtype=dtype,
-        kernel_init=initializers.swin,
-        cosine=c.attention_score == "cosine",
-        name="attn",
+    # V2's released code begins with blocks that are the identity: the norms behind the sublayers start with scale 0.
+    norm = functools.partial(
+      LayerNorm,
+      epsilon=c.norm_eps,
+      dtype=dtype,
+      scale_init=nn.initializers.zeros if post else nn.initializers.ones,
+    )
+    if c.relative_position_bias == "table":
+      position_bias = WindowRelativePositionBias(num_heads, c.window_size, name="relative_position_bias")
+    else:
+      position_bias = ContinuousRelativePositionBias(
+        num_heads, c.trained_window(self.stage), name="relative_position_bias"
       )
-      y, weights, _ = attention(windows.cut(x), mask=windows.mask(B), bias=offsets(windows.window)[None])
-      return windows.join(y), weights
+    attention = Attention(
+      num_heads,
+      c.attention_dropout_rate,
+      dtype=dtype,
+      kernel_init=initializers.swin,
+      cosine=c.attention_score == "cosine",
+      name="attn",
+    )
+    mlp = Mlp(int(c.mlp_ratio * D), c.activation, c.dropout_rate, dtype, initializers.swin, name="mlp")
+    x_BYXD = shard_batch(x_BYXD)
 
-    def transform(x: jax.Array):
-      return (Mlp(int(c.mlp_ratio * D), c.activation, c.dropout_rate, dtype, initializers.swin, name="mlp")(x),)
+    norm1 = norm(name="norm1")
+    windows_BTD = layout.window_partition(x_BYXD if post else norm1(x_BYXD))
+    windows_BTD, weights, _ = attention(windows_BTD, mask=layout.mask(B), bias=position_bias(layout.window_size)[None])
+    y_BYXD = Dropout(c.dropout_rate, name="attn_dropout")(layout.window_reverse(windows_BTD))
+    x_BYXD = x_BYXD + DropPath(name="attn_drop_path")(norm1(y_BYXD) if post else y_BYXD, drop_path_rate)
 
-    x_BYXD, (weights,) = add(shard_batch(x_BYXD), attend, "attn", "norm1")
-    x_BYXD, _ = add(x_BYXD, transform, "mlp", "norm2")
+    norm2 = norm(name="norm2")
+    y_BYXD = Dropout(c.dropout_rate, name="mlp_dropout")(mlp(x_BYXD if post else norm2(x_BYXD)))
+    x_BYXD = x_BYXD + DropPath(name="mlp_drop_path")(norm2(y_BYXD) if post else y_BYXD, drop_path_rate)
     return shard_batch(x_BYXD), weights
 
 
@@ -253,7 +259,7 @@ class Pair(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BYXD: jax.Array, drop_path_rate: Any = None, shared: Any = None, own: Any = None
+    self, x_BYXD: jax.Array, drop_path_rate: Any = None, shared_inputs: Any = None, block_inputs: Any = None
   ) -> tuple[jax.Array, dict]:
     """Returns the output and aux, for `run_blocks`; `drop_path_rate` are two rates, or None."""
     aux = {}
@@ -277,14 +283,16 @@ class Stage(nn.Module):
   stage: int
 
   @nn.compact
-  def __call__(self, x: jax.Array, masked_BYX: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the map that the next stage reads, and aux, with what the head reads as "" where that is another."""
+  def __call__(
+    self, x: jax.Array, masked_BYX: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Returns the map for the next stage, the one for the head (normalised if the head is "features"), and aux."""
     c, dtype, stage = self.config, jnp.dtype(self.config.dtype), self.stage
     norm = functools.partial(LayerNorm, epsilon=c.norm_eps, dtype=dtype)
     aux = {}
     if stage == 0:
       patches = patchify(_pad(x, c.patch_size), c.patch_size)
-      x_BYXD = Dense(c.width, kernel_init=initializers.fan_in, dtype=dtype, name="patch")(patches)
+      x_BYXD = nn.Dense(c.width, kernel_init=initializers.fan_in, dtype=dtype, name="patch")(patches)
       x_BYXD = norm(name="embed_norm")(x_BYXD)
       if masked_BYX is not None:
         mask_D = self.param("mask", initializers.token, (c.width,)).astype(dtype)
@@ -292,16 +300,16 @@ class Stage(nn.Module):
       x_BYXD = aux["embedded"] = Dropout(c.dropout_rate, name="dropout")(x_BYXD)
     else:
       four = patchify(_pad(x, 2), 2)
-      merge = Dense(c.width_of(stage), use_bias=False, kernel_init=initializers.swin, dtype=dtype, name="merge")
+      merge = nn.Dense(c.width_of(stage), use_bias=False, kernel_init=initializers.swin, dtype=dtype, name="merge")
       x_BYXD = (
         norm(name="norm")(merge(four)) if c.norm_position == "res_post" else merge(norm(name="merged_norm")(four))
       )
     first, pairs = sum(c.depths[:stage]), c.depths[stage] // 2
     rates = drop_path_rates(c.drop_path_rate, c.depth)[first : first + 2 * pairs].reshape(pairs, 2)
     pair = functools.partial(Pair, config=c, stage=stage)
-    x_BYXD, block_aux = run_blocks(pair, x_BYXD, per_block=rates, scan=c.scan, remat=c.remat)
-    aux |= block_aux | {"": norm(name="head_norm")(x_BYXD) if c.head == "features" else x_BYXD}
-    return x_BYXD, aux
+    x_BYXD, block_aux = run_blocks(pair, x_BYXD, drop_path_rates=rates, scan=c.scan, remat=c.remat)
+    feature_map_BYXD = norm(name="head_norm")(x_BYXD) if c.head == "features" else x_BYXD
+    return x_BYXD, feature_map_BYXD, aux | block_aux
 
 
 class Encoder(nn.Module):
@@ -321,8 +329,9 @@ class Encoder(nn.Module):
       raise ValueError(f"an image of {size[0]} x {size[1]} pixels is empty; wanted at least 1 each way")
     x, aux = image_BYXC, {}
     for stage in range(len(c.depths)):
-      x, stage_aux = Stage(c, stage, name=f"stage_{stage}")(x, masked_BYX if stage == 0 else None)
-      aux |= {f"stage_{stage}/{key}".rstrip("/"): value for key, value in stage_aux.items()}
+      name = f"stage_{stage}"
+      x, aux[name], stage_aux = Stage(c, stage, name=name)(x, masked_BYX if stage == 0 else None)
+      aux |= {f"{name}/{key}": value for key, value in stage_aux.items()}
     aux["embedded"] = aux.pop("stage_0/embedded")
     if c.head == "features":
       return aux[f"stage_{len(c.depths) - 1}"], aux

@@ -17,9 +17,9 @@ from zoo.errors import field_faults
 from zoo.layers import attention_masks, norms
 from zoo.layers.activations import ACTIVATIONS
 from zoo.layers.attention import Cache, check_heads
-from zoo.layers.block import BLOCK_AXES, Block, Context
+from zoo.layers.block import BLOCK_AXES, Block, BlockInputs
 from zoo.layers.norms import NORM_AXES
-from zoo.layers.position_embeddings import BUCKET_BIAS_AXES, RelativeBias, alibi_bias, sincos_1d
+from zoo.layers.position_embeddings import BUCKET_BIAS_AXES, BucketedRelativePositionBias, alibi_bias, sincos_1d
 from zoo.layers.sequence_info import SINGLE_SEQUENCE, SequenceInfo
 from zoo.layers.stack import run_blocks
 from zoo.models import encoder_decoder
@@ -58,7 +58,8 @@ class Config:
       "none" has three.
     scale_embedding: multiply embeddings by sqrt(D) (3.4). embed_norm: norm of embeddings with positions, as in BART.
     head: "vocab", a distribution over the vocabulary, or "copy", mixed with copies of source tokens
-      (`zoo.layers.pointer`). head_bias: whether the logits have a bias. copy_slots: see `zoo.layers.pointer.Copies`.
+      (`zoo.layers.pointer`). head_bias: whether the logits have a bias.
+    copy_slots: see `zoo.layers.pointer.PointerGenerator`.
     dropout_rate: of embeddings, MLPs and block outputs. attention_dropout_rate: of attention weights.
     activation: one of `zoo.layers.activations.ACTIVATIONS`. norm_eps: of the layer norms.
     scan: compile one block for all. remat: what the backward pass recomputes (`zoo.layers.stack.run_blocks`).
@@ -158,7 +159,7 @@ class Stack(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BTD: jax.Array, shared: Context, own: list[Context] | None = None
+    self, x_BTD: jax.Array, shared_inputs: BlockInputs, block_inputs: list[BlockInputs] | None = None
   ) -> tuple[jax.Array, list[jax.Array], dict[str, jax.Array]]:
     """Returns the output, the outputs of all blocks unless `cross_attention` is "last", and aux."""
     c = self.config
@@ -177,11 +178,19 @@ class Stack(nn.Module):
       rotary=c.position_embedding == "rotary",
       norm=c.norm,
     )
-    x_BTD, aux = run_blocks(block, x_BTD, shared, per_block=np.zeros(self.depth), own=own, scan=c.scan, remat=c.remat)
+    x_BTD, aux = run_blocks(
+      block,
+      x_BTD,
+      shared_inputs,
+      drop_path_rates=np.zeros(self.depth),
+      block_inputs=block_inputs,
+      scan=c.scan,
+      remat=c.remat,
+    )
     outputs = [aux[f"block_{i:02d}"] for i in range(self.depth)] if c.cross_attention != "last" else []
     if c.final_norm:
       norm = norms.norm(c.norm, c.norm_eps, jnp.dtype(c.dtype), "norm")
-      x_BTD, outputs = norm(x_BTD, shared.real), [norm(y) for y in outputs]
+      x_BTD, outputs = norm(x_BTD, shared_inputs.padding_mask), [norm(y) for y in outputs]
     return x_BTD, outputs, aux
 
 
@@ -203,8 +212,8 @@ class Model(EncoderDecoder):
       table = functools.partial(nn.Embed, c.max_length, c.width, embedding_init=nn.initializers.normal(0.02))
       self.source_position, self.target_position = table(name="source_position"), table(name="target_position")
     if c.position_embedding == "t5":
-      self.source_bias = RelativeBias(c.num_heads, name="source_bias")
-      self.target_bias = RelativeBias(c.num_heads, bidirectional=not self.causal, name="target_bias")
+      self.source_bias = BucketedRelativePositionBias(c.num_heads, name="source_bias")
+      self.target_bias = BucketedRelativePositionBias(c.num_heads, bidirectional=not self.causal, name="target_bias")
     if c.embed_norm:
       kind = functools.partial(norms.norm, c.norm, c.norm_eps, jnp.dtype(c.dtype))
       self.source_norm, self.target_norm = kind("source_norm"), kind("target_norm")
@@ -224,7 +233,7 @@ class Model(EncoderDecoder):
     x_BSD = self._embed(source_BS, position_ids_BS, "source", segment_ids_BS > 0)
     mask = attention_masks.same_segment(segment_ids_BS, segment_ids_BS) & (segment_ids_BS > 0)[:, None, None]
     bias = self._bias(position_ids_BS, position_ids_BS, "source")
-    context = Context(mask=mask, bias=bias, position=position_ids_BS, real=segment_ids_BS > 0)
+    context = BlockInputs(mask=mask, bias=bias, position=position_ids_BS, padding_mask=segment_ids_BS > 0)
     memory, outputs, aux = self.encoder(x_BSD, context)
     aux |= {"embedded": x_BSD, "tokens": memory}
     if c.cross_attention == "layer":
@@ -244,19 +253,19 @@ class Model(EncoderDecoder):
     mask = attention_masks.same_segment(segment_ids_BT, segment_ids_BT) & (segment_ids_BT > 0)[:, None, None]
     if self.causal:
       mask &= attention_masks.causal(length, length)
-    shared = Context(
+    shared_inputs = BlockInputs(
       mask=mask,
       bias=self._bias(position_ids_BT, position_ids_BT, "target"),
       memory_mask=attention_masks.same_segment(segment_ids_BT, encoded.segment_ids_BS),
       position=position_ids_BT,
-      real=segment_ids_BT > 0,
+      padding_mask=segment_ids_BT > 0,
     )
-    own = None
+    block_inputs = None
     if isinstance(encoded.memory, list):
-      own = [Context(memory=memory) for memory in encoded.memory]
+      block_inputs = [BlockInputs(memory=memory) for memory in encoded.memory]
     else:
-      shared = shared._replace(memory=encoded.memory)
-    x_BTD, _, aux = self.decoder(x_BTD, shared, own)
+      shared_inputs = shared_inputs._replace(memory=encoded.memory)
+    x_BTD, _, aux = self.decoder(x_BTD, shared_inputs, block_inputs)
     aux["alignment"] = aux[f"block_{self.config.decoder_depth - 1:02d}/cross_weights"].mean(1)
     return self.logits(x_BTD, encoded.source_BS, aux["alignment"]), aux
 
@@ -294,15 +303,15 @@ class Model(EncoderDecoder):
     """
     length, position_11 = cache[0].k_BKSH.shape[2], jnp.full((1, 1), index)
     x_B1D = self._embed(token_B[:, None], position_11, "target")
-    shared = Context(
+    shared_inputs = BlockInputs(
       mask=attention_masks.causal(1, length, index),
       bias=self._bias(position_11, jnp.arange(length)[None], "target"),
       memory_mask=(memory["segment_ids"] > 0)[:, None, None],
       index=index,
       position=position_11,
     )
-    own = [Context(cache=caches) for caches in zip(cache, memory["blocks"], strict=True)]
-    x_B1D, _, aux = self.decoder(x_B1D, shared, own)
+    block_inputs = [BlockInputs(cache=caches) for caches in zip(cache, memory["blocks"], strict=True)]
+    x_B1D, _, aux = self.decoder(x_B1D, shared_inputs, block_inputs)
     new: Any = [aux[f"block_{i:02d}/cache"][0] for i in range(len(cache))]
     weights_BNTS = aux[f"block_{len(cache) - 1:02d}/cross_weights"]
     return self.logits(x_B1D, memory["source"], weights_BNTS.mean(1))[:, 0], new

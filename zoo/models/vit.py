@@ -16,9 +16,8 @@ from zoo.layers.activations import ACTIVATIONS
 from zoo.layers.attention import check_heads
 from zoo.layers.block import BLOCK_AXES, Block
 from zoo.layers.dropout import Dropout, drop_path_rates
-from zoo.layers.linear import Dense
 from zoo.layers.norms import NORM_AXES, STATISTICS, LayerNorm
-from zoo.layers.patch_embed import check_patches, choose_tokens, patchify
+from zoo.layers.patch_embed import check_patches, patchify, take_tokens
 from zoo.layers.pooling import ATTENTION_POOL_AXES, AttentionPool
 from zoo.layers.position_embeddings import KINDS, POSITION_AXES, RESAMPLINGS, Positions
 from zoo.layers.stack import run_blocks
@@ -172,14 +171,14 @@ class Encoder(nn.Module):
     patches = patches.reshape(B, -1, values)
     positions_BPD = positions_YXD.reshape(1, -1, c.width)
     if visible_BT is not None:  # before the projection, so that masked patches are not projected
-      patches = choose_tokens(patches, visible_BT)
+      patches = take_tokens(patches, visible_BT)
       positions_BPD = positions_BPD[0][visible_BT]
     dtype = jnp.dtype(c.dtype)
-    x_BTD = Dense(c.width, kernel_init=initializers.dense, dtype=dtype, name="patch")(patches)
+    x_BTD = nn.Dense(c.width, kernel_init=initializers.dense, dtype=dtype, name="patch")(patches)
     if corrupted is not None:
       source_BP, masked_BP = corrupted
       mask_D = self.param("mask", initializers.token, (c.width,)).astype(dtype)
-      x_BTD = jnp.where(masked_BP[..., None], mask_D, choose_tokens(x_BTD, source_BP))
+      x_BTD = jnp.where(masked_BP[..., None], mask_D, take_tokens(x_BTD, source_BP))
     x_BTD = x_BTD + positions_BPD.astype(dtype)
     if c.class_token:
       cls_D = self.param("cls", initializers.token, (c.width,)) + cls_position_D
@@ -199,7 +198,7 @@ class Encoder(nn.Module):
       dtype=dtype,
     )
     x_BTD, block_aux = run_blocks(
-      block, x_BTD, per_block=drop_path_rates(c.drop_path_rate, c.depth), scan=c.scan, remat=c.remat
+      block, x_BTD, drop_path_rates=drop_path_rates(c.drop_path_rate, c.depth), scan=c.scan, remat=c.remat
     )
     if c.final_norm:
       x_BTD = LayerNorm(epsilon=c.norm_eps, dtype=dtype, name="norm")(x_BTD)

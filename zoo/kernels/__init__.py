@@ -1,0 +1,1 @@
+"""Code for particular hardware, each behind one function, with the plain form that it is tested against."""
