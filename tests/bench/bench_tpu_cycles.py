@@ -53,24 +53,29 @@ def main(name: str, overrides: list[str], topology: str) -> dict:
   """The prediction for a config with overrides."""
   from train import config as configuration
   from train import sharding
-  from train.experiment import Program
-  from train.plan import compiler
+  from train.experiment import Experiment
+  from train.plan.compiler import compile_for, tpu_devices
+  from train.plan.macs import count_macs
+  from train.plan.memory import hbm
+  from train.plan.report import abstract_arguments
+  from zoo import registry
 
   config = configuration.load(name, overrides)
-  chip, devices = compiler.tpu_devices(topology)
-  axes = {axis: config.parallel[axis] for axis in ("data", "fsdp", "tensor")}
-  way = sharding.Jit(sharding.make_mesh(**axes, devices=devices))
-  program = Program(config, config.steps or 10**6)
-  step, arguments = way.compile(program.step()), compiler.abstract_arguments(program, way.mesh)
-  macs, start = compiler.count_macs(step, *arguments) / len(devices), time.time()
-  compiled = compiler.compile_for(step, *arguments)
+  chip, devices = tpu_devices(topology)
+  sizes = {axis: config.parallel[axis] for axis in ("data", "fsdp", "tensor")}
+  axes = registry.family(config.model.name).LOGICAL_AXES
+  parallel = sharding.Jit(sharding.make_mesh(**sizes, devices=devices), axes)
+  experiment = Experiment(config, parallel=parallel, load_data=False)
+  step, arguments = experiment.parallel_step(), abstract_arguments(experiment, parallel.mesh)
+  macs, start = count_macs(step, *arguments) / len(devices), time.time()
+  compiled = compile_for(step, *arguments)
   text = compiled.as_text()
   cycles = hlo_cycles(text)
   return dict(
     mcycles=round(cycles / 1e6, 1),
     mfu=chip.clock and round(2 * macs / chip.peak_flops * chip.clock / cycles, 3),
     kernels=len(re.findall('custom_call_target="tpu_custom_call"', text)),
-    hbm_gib=round(compiler.hbm(compiled, chip).peak / 2**30, 2),
+    hbm_gib=round(hbm(compiled, chip).peak / 2**30, 2),
     compile_s=round(time.time() - start, 1),
   )
 
