@@ -86,10 +86,10 @@ def losses(workdir):
   return [entry["train/loss"] for entry in entries if "train/loss" in entry]
 
 
-def test_an_example_is_a_file_of_less_than_60_lines():
+def test_an_example_is_a_file_of_less_than_70_lines():
   assert [path.rpartition("/")[0] for path in EXAMPLES] == ["zoo/models", "train/objectives", "train/datasets"]
   for path, text in EXAMPLES.items():
-    assert len(text.splitlines()) < 60, path
+    assert len(text.splitlines()) < 70, path
     assert max(map(len, text.splitlines())) <= 120, path
 
 

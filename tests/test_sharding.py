@@ -64,6 +64,12 @@ def test_all_that_cannot_be_cut_in_one_error():
   assert len(lines) == 2 * 9  # kernels and biases of q, k, v; kernels of out, up, down; of two blocks
 
 
+def test_a_mesh_axis_shards_one_axis_of_a_parameter():
+  shapes = {"head": {"kernel": jax.ShapeDtypeStruct((8, 8), np.float32)}}
+  with pytest.raises(ValueError, match=r"head/kernel.*'features', 'embed'.*'fsdp', 'fsdp'"):
+    sharding.param_specs(shapes, sharding.make_mesh(2, 2, 2), {"head/kernel": ("features", "embed")})
+
+
 @pytest.mark.parametrize("optimizer", [optax.adamw(1.0), optax.adafactor(1.0), optax.contrib.muon(1.0)])
 def test_optimiser_state_and_averages_lie_where_their_parameters_do(optimizer):
   mesh = sharding.make_mesh(2, 2, 2)

@@ -62,13 +62,17 @@ def param_specs(params: dict, mesh: Mesh, axes: partitioning.Axes) -> dict:
   for path, names in named:
     path = partitioning.path_name(path)
     matrix = len([name for name in names if name != "layers"]) > 1
-    axes = [MESH_AXES.get(name) if matrix else None for name in names]
-    for size, name, axis in zip(shapes[path].shape, names, axes, strict=True):
+    mesh_axes = [MESH_AXES.get(name) if matrix else None for name in names]
+    for size, name, axis in zip(shapes[path].shape, names, mesh_axes, strict=True):
       if axis and size % mesh.shape[axis]:
         faults.append(
           f"{path}: {name} is {size}, not divisible by the {mesh.shape[axis]} devices on mesh axis {axis!r}"
         )
-    specs[path] = PartitionSpec(*axes)
+    used = [axis for axis in mesh_axes if axis]
+    if len(set(used)) < len(used):
+      faults.append(f"{path}: logical axes {names} map to mesh axes {mesh_axes}; wanted each mesh axis once at most")
+      continue
+    specs[path] = PartitionSpec(*mesh_axes)
   if faults:
     raise ValueError("\n".join(faults))
   return specs

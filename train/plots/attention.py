@@ -131,7 +131,7 @@ def attention_maps(
     max_heads: number of heads to show.
   """
   images = np.asarray(images)
-  if hasattr(model.config, "windows"):
+  if hasattr(model.config, "window_layout"):
     received = attention_received(model, variables, images, mean=mean, std=std)
     maps = {f"stage {stage}": of_stage for stage, of_stage in enumerate(received)}
     title, note = "Attention received within windows", "last block of each stage, all heads"

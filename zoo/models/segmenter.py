@@ -55,8 +55,8 @@ class Config:
   Attributes:
     backbone: name of a model of `BACKBONES`.
     backbone_kwargs: fields of the backbone's config that differ from its variant.
-    head: "linear" tells classes from each place of the backbone's last map, so that the norms of its other maps learn
-      nothing; "fpn" sums a feature pyramid (Kirillov et al. 2019); "upernet" also pools the last map at several sizes
+    head: "linear" classifies each position of the backbone's last map, so that the norms of its other maps are not
+      trained; "fpn" sums a feature pyramid (Kirillov et al. 2019); "upernet" also pools the last map at several sizes
       (Xiao et al. 2018).
     width: D of the head.
     num_classes: V.
