@@ -248,7 +248,7 @@ def test_a_short_batch_counts_its_own_operations(parallel, monkeypatch):
   run = experiment.Experiment(config)
   state, key, macs = run.start(), run.parallel.put(rng.root(0)), {}
   for batch in itertools.islice(run.data.train_batches(8, 0), 25):
-    if (length := batch["source"].shape[1]) not in macs:
+    if (length := batch["source_ids"].shape[1]) not in macs:
       macs[length] = count_macs(run.parallel_step(), state, run.parallel.put_batch(batch), key)
   assert len(macs) > 1 and max(macs) == 96
   # Whoever compiles the step and counts its operations traces it once.
