@@ -235,8 +235,8 @@ class Model(nn.Module):
     Returns:
       float32 output, and aux: "embedded", "block_00", ..., "tokens" [B, T, D], the attention weights
       "block_00/weights" [B, N, T, T], ..., and "pooled" [B, D] or [B, K, D].
-      "pretraining": logits [B, P, V], and aux["next_sentence"] [B, 2] or [B, K, 2], logits of "B follows A" and of
-      "B is another text". "masked_lm": logits [B, P, V]. "sequence_classification": [B, V] or [B, K, V].
+      "pretraining": logits [B, P, V], and in aux "next_sentence" [B, 2] or [B, K, 2], logits of "B follows A" and
+      of "B is another text". "masked_lm": logits [B, P, V]. "sequence_classification": [B, V] or [B, K, V].
       "multiple_choice": [B, 1] or [B, K, 1]. "token_classification": [B, T, V]. "question_answering": [B, T, 2],
       start and end. "none": [B, T, D].
 
