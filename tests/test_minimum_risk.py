@@ -75,9 +75,9 @@ class Bigrams:
 
   def apply(self, variables, *inputs, method=None, rngs=None, mutable=None):
     logits_VV = jnp.where(np.isin(np.arange(6), [EOS, *WORDS]), variables["params"], -1e9)
-    if method == "start":
+    if method == "init_cache":
       return dict(source_ids=inputs[0]), jnp.zeros((len(inputs[0]), 1))
-    if method == "step":
+    if method == "decode_step":
       return logits_VV[inputs[2]], inputs[1]
     out = logits_VV[inputs[1]], {}
     return out if mutable is None else (out, {})
