@@ -69,7 +69,7 @@ def _offsets(config: swin.Config, table: str, network: str, scale: str, path: st
   rules = (Rule(table, f"{path}/relative_position_bias/table", torch.OFFSETS),)
   if config.relative_position_bias == "continuous":
     layers = (("0", "up"), ("2", "down"))
-    rules = tuple(r for a, b in layers for r in torch.dense(rf"{network}\.{a}", f"{path}/offsets/{b}"))
+    rules = tuple(r for a, b in layers for r in torch.dense(rf"{network}\.{a}", f"{path}/relative_position_bias/{b}"))
   return (*rules, Rule(scale, f"{path}/attn/log_scale", torch.SCALE))
 
 
