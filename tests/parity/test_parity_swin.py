@@ -270,7 +270,7 @@ def test_a_table_of_another_window_is_that_of_the_released_code(tmp_path):
     table = theirs.layers[0].blocks[i].attn.relative_position_bias_table
     square = table.detach().T.reshape(1, 2, 13, 13)
     wanted = torch.nn.functional.interpolate(square, size=(23, 23), mode="bicubic")[0].permute(1, 2, 0)
-    found = variables["params"]["encoder"]["stage_0"]["block_00"][name]["offsets"]["table"]
+    found = variables["params"]["encoder"]["stage_0"]["block_00"][name]["relative_position_bias"]["table"]
     assert relative_error(found, wanted) < 1e-5
 
 
