@@ -23,7 +23,9 @@ def draw(name: str):
   shapes = zoo.family(name).inputs(model.config, 2)
   rngs = {"params": jax.random.key(0), "mask": jax.random.key(1)}
   draw, variables = np.random.default_rng(0), jax.eval_shape(functools.partial(model.init, rngs), *shapes)
-  variables = jax.tree.map(lambda s: draw.normal(0.1, 0.1, s.shape).astype(np.float32), variables)
+  # Running statistics are 1: small random variances would make the loss too steep for finite differences.
+  params = jax.tree.map(lambda s: draw.normal(0.1, 0.1, s.shape), variables.get("params", {}))
+  variables = jax.tree.map(lambda s: np.ones(s.shape), variables) | {"params": params}
   inputs = [
     draw.normal(size=s.shape).astype(s.dtype)
     if s.dtype == np.float32
@@ -32,7 +34,7 @@ def draw(name: str):
   ]
   if "noise_BP" in inspect.signature(type(model).__call__).parameters:
     inputs.append(draw.uniform(size=(2, math.prod(model.config.grid))).astype(np.float32))
-  return model, jax.tree.map(np.abs, variables), inputs
+  return model, jax.tree.map(lambda a: np.abs(a).astype(np.float32), variables), inputs
 
 
 def loss(name: str, shift: jax.Array) -> jax.Array:
