@@ -30,7 +30,7 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("heads", [N, 2, 1], ids=["multi-head", "grouped", "multi-query"])
+@pytest.mark.parametrize("num_heads", [N, 2, 1], ids=["multi-head", "grouped", "multi-query"])
 @pytest.mark.parametrize("mask", MASKS)
 def test_scaled_dot_product_attention(num_heads, mask):
   inputs = draw(B, T, N, H), draw(B, S, num_heads, H, seed=1), draw(B, S, num_heads, H, seed=2)

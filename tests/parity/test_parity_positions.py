@@ -67,7 +67,7 @@ def test_the_other_pairing_is_a_permutation_of_features():
   np.testing.assert_allclose(rotary(x[..., order], positions), theirs[..., order], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 20, 112])
+@pytest.mark.parametrize("num_heads", [1, 2, 3, 6, 8, 12, 20, 112])
 def test_alibi_is_that_of_bloom(num_heads):
   theirs = build_alibi_tensor(torch.ones(1, 6, dtype=torch.int64), num_heads, torch.float32)  # [N, 1, S]: slope * s
   np.testing.assert_allclose(alibi_slopes(num_heads), theirs[:, 0, 1], rtol=1e-6)
