@@ -46,7 +46,7 @@ def texts():
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_tokens_are_those_of_bert(folder, texts, lowercase):
   ours = load_vocabulary(folder / "vocab.txt", lowercase)
-  theirs = transformers.BertTokenizer(vocab_size=str(folder / "vocab.txt"), do_lower_case=lowercase)
+  theirs = transformers.BertTokenizer(vocab=str(folder / "vocab.txt"), do_lower_case=lowercase)
   assert ours.encode(texts) == theirs(texts, add_special_tokens=False).input_ids
   marked = ["The [MASK] of it.[SEP] x", "[CLS][PAD]"]
   assert ours.encode(marked, special=True) == theirs(marked, add_special_tokens=False).input_ids
@@ -81,7 +81,7 @@ def test_bytes_are_those_of_roberta(tmp_path, texts):
   model = json.loads(ours.tokenizer.to_str())["model"]
   names = dict(zip(("pad", "unk", "cls", "sep", "mask"), ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), strict=True))
   theirs = transformers.RobertaTokenizer(
-    vocab_size=model["vocab"],
+    vocab=model["vocab"],
     merges=[tuple(pair) for pair in model["merges"]],
     add_prefix_space=True,
     bos_token="[CLS]",
