@@ -136,8 +136,8 @@ def test_the_command_reports(tmp_path, capsys):
   assert cli.main(["models", "vitt*"]) == 2
   assert "no model matches 'vitt*'" in capsys.readouterr().err
   assert cli.main(["models", "segm"]) == 2
-  told = capsys.readouterr().err
-  assert "no model matches 'segm'" in told and "segmenter/fpn" in told and "vit/" not in told
+  printed = capsys.readouterr().err
+  assert "no model matches 'segm'" in printed and "segmenter/fpn" in printed and "vit/" not in printed
   assert cli.main(["doctor", "--json", str(tmp_path / "doctor.json")]) == 0
   assert json.loads((tmp_path / "doctor.json").read_text())["backend"] == "cpu"
 

@@ -43,15 +43,15 @@ def test_recipes_find_all_of_a_pretrained_encoder(name, tmp_path):
   path = tmp_path / "bert.safetensors"
   config = configuration.load(name, [*(f"model.{k}={v}" for k, v in small.items()), f"init.path={path}"])
   pretrained = zoo.create("bert/base", **small)
-  told = jax.jit(pretrained.init)(jax.random.key(0), np.zeros((1, 4), np.int32))
+  pretrained_variables = jax.jit(pretrained.init)(jax.random.key(0), np.zeros((1, 4), np.int32))
   model = zoo.create(config.model.name, **configuration.kwargs(config.model))
   fresh = jax.jit(model.init)(jax.random.key(1), np.zeros((1, 4), np.int32))
   for layout in ("zoo", "huggingface"):
-    zoo.save(path, "bert/base", small, told, layout=layout)
+    zoo.save(path, "bert/base", small, pretrained_variables, layout=layout)
     options = configuration.kwargs(config.init) | ({} if layout == "zoo" else {"layout": layout})
     variables = load_into(model, fresh, **options)
     encoder = flatten(unstack_params(variables["params"]["encoder"]))
-    for key, leaf in flatten(told["params"]["encoder"]).items():
+    for key, leaf in flatten(pretrained_variables["params"]["encoder"]).items():
       np.testing.assert_array_equal(leaf, encoder[key], err_msg=key)
     np.testing.assert_array_equal(variables["params"]["head"]["kernel"], fresh["params"]["head"]["kernel"])
 
@@ -135,8 +135,8 @@ def test_answers_are_learned(tmp_path, vocabulary):
   assert result["answers"]["exact"] > 90 and result["answers"]["NoAns_f1"] > 80
   assert result["answers"]["best_exact"] >= result["answers"]["exact"]
   # The command evaluates the run, and another run takes over its vocabulary.
-  assert cli.main(["eval", str(tmp_path / "run"), "answers", "--json", str(tmp_path / "told.json")]) == 0
-  assert json.loads((tmp_path / "told.json").read_text())["answers"] == pytest.approx(result["answers"])
+  assert cli.main(["eval", str(tmp_path / "run"), "answers", "--json", str(tmp_path / "scores.json")]) == 0
+  assert json.loads((tmp_path / "scores.json").read_text())["answers"] == pytest.approx(result["answers"])
   assert labelled.open_vocabulary(str(tmp_path / "run")).digest == labelled.open_vocabulary(vocabulary).digest
 
 

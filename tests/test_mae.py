@@ -1,4 +1,4 @@
-"""MAE: masks, what the encoder sees of them and what the decoder is told from; what cannot be."""
+"""MAE: masks, the encoder's and the decoder's inputs; invalid arguments."""
 
 import functools
 

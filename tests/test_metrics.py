@@ -155,7 +155,7 @@ def test_a_metric_is_one_number(tmp_path):
 
 
 class Clock:
-  """A perf_counter that passes only when told."""
+  """A perf_counter that advances only on request."""
 
   def __init__(self, monkeypatch):
     self.now = 100.0

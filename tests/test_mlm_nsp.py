@@ -178,8 +178,8 @@ def test_the_loss_is_the_mean_of_words_plus_that_of_pairs():
   pairs = -np.asarray(jax.nn.log_softmax(aux["next_sentence"]))[np.arange(5), np.where(follows, 0, 1)]
   np.testing.assert_allclose(loss.total / loss.weight, nll[chosen].mean() + pairs.mean(), rtol=1e-5)
   np.testing.assert_allclose(loss.metrics["nll"] / loss.weight, nll[chosen].mean(), rtol=1e-5)
-  told = np.asarray(aux["next_sentence"]).argmax(1) == np.where(follows, 0, 1)
-  np.testing.assert_allclose(loss.metrics["next_accuracy"] / loss.weight, told.mean(), rtol=1e-5)
+  predicted = np.asarray(aux["next_sentence"]).argmax(1) == np.where(follows, 0, 1)
+  np.testing.assert_allclose(loss.metrics["next_accuracy"] / loss.weight, predicted.mean(), rtol=1e-5)
   assert loss.weight == chosen.sum() == 10
 
 

@@ -324,11 +324,11 @@ def check_gradients(name, **overrides):
 
   def loss(params):
     output, aux = model.apply(variables | {"params": params}, *inputs)
-    told = [
+    outputs = [
       output,
       *(aux[name] for name in ("length", "next_sentence") if name in aux),
     ]  # a second head's output is in aux
-    return sum(jnp.square(o).mean() for o in told), (output, aux)
+    return sum(jnp.square(o).mean() for o in outputs), (output, aux)
 
   grads, (output, aux) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
   assert np.isfinite(output).all() and output.dtype == jnp.float32

@@ -95,7 +95,7 @@ def test_every_place_reads_every_copied_token(positions):
 
   influence_TV = np.abs(jax.jit(jax.jacobian(read))(variables["params"]["target_embed"]["embedding"])).max(-1)
   assert (influence_TV[:, 4:10] > 1e-6).all() and not influence_TV[:, 10:].any()
-  # Places are told apart on both sides: what stands there turned around gives another result at each.
+  # Positions are distinguished on both sides: what stands there turned around gives another result at each.
   apply = applied(tie_embeddings="none", position_embedding=positions)
   before, after = (np.asarray(apply(s, target)[0]) for s in (source, source[:, ::-1]))
   assert np.abs(before - after[:, ::-1]).max() > 1e-3
@@ -122,7 +122,7 @@ def test_padding_is_not_seen(length):
 
 
 class Model:
-  """Says what it was told to."""
+  """Predicts fixed logits."""
 
   decode_lengths = None
 
@@ -137,7 +137,7 @@ class Model:
 def test_the_loss_is_the_likelihood_of_length_and_tokens():
   rng = np.random.default_rng(0)
   logits, lengths = rng.normal(size=(3, 6, V)).astype("f"), rng.normal(size=(3, 7)).astype("f")
-  lengths[0, 2] = 9  # the first sentence's is told right: one less than the source's
+  lengths[0, 2] = 9  # the first sentence's is predicted correctly: one less than the source's
   pair = batch(valid=(True, True, False))
   loss = nat.Objective()(Model(logits, lengths), {}, pair)
   nll = -sum(log_softmax(logits)[b, t, pair["target_ids"][b, t]] for b, n in ((0, 6), (1, 5)) for t in range(n))
@@ -159,7 +159,7 @@ def test_the_loss_is_the_likelihood_of_length_and_tokens():
 def test_a_model_that_cuts_learns_to_have_ended():
   logits = np.random.default_rng(0).normal(size=(3, MAX, V)).astype("f")
   logits[1, :, EOS] = -9
-  logits[1, 4, EOS] = 9  # so the second sentence's length is told right
+  logits[1, 4, EOS] = 9  # so the second sentence's length is predicted correctly
   logits[0, 0, EOS] = 9  # and the first one's is not
   pair = batch(valid=(True, True, False))
   loss = nat.Objective()(Model(logits, length_prediction="none"), {}, pair)

@@ -51,7 +51,7 @@ NOTEBOOKS = {
   ),
   "bert_from_text.ipynb": Shows(
     7,
-    ("whole words", "hidden words of chapters", "from scratch", "from BERT"),
+    ("whole words", "masked tokens of held-out chapters", "from scratch", "from BERT"),
     "notebook_bert_small",
     ("bert", "scratch", "fine_tuned"),
   ),

@@ -92,7 +92,7 @@ def draw(**overrides):
 
 
 def test_what_stands_in_the_place_of_a_patch():
-  """A learned vector or the embedding of another patch; where it stands, the encoder is told as ever."""
+  """A learned vector or the embedding of another patch; its position embedding is unchanged."""
   model, variables, image, noise = draw()
   _, aux = model.apply(variables, image, noise)
   encoder = variables["params"]["encoder"]

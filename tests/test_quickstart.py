@@ -19,7 +19,7 @@ def test_the_first_command_teaches_an_encoder(tmp_path, as_users_have_it):
   )
   assert done.returncode == 0, done.stderr
   result = json.loads((tmp_path / "result.json").read_text())
-  # What was learned, not what random features give, and both are told.
+  # What was learned, not what random features give, and both are reported.
   assert result["probe"]["gain"] >= 0.02
   assert result["probe"]["accuracy"] - result["probe"]["untrained_accuracy"] == pytest.approx(result["probe"]["gain"])
   assert "untrained_accuracy" in done.stdout

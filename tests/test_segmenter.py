@@ -1,4 +1,4 @@
-"""Heads for segmentation: every backbone and head fits, sizes are those asked for, what is told is told where it is."""
+"""Segmentation heads: every backbone and head fits; output sizes; predictions are at the right positions."""
 
 import functools
 import re
@@ -94,7 +94,7 @@ def test_other_image_sizes():
 
 @pytest.mark.parametrize("head", ["fpn", "upernet"])
 def test_a_pixel_is_told_from_what_is_around_it(head):
-  """What a map shows is where it was: a map that is mirrored is told as the mirror image."""
+  """What a map shows is where it was: a mirrored map gives the mirrored prediction."""
   rng = np.random.default_rng(0)
   given = maps(rng, size=(16, 8))
   config = segmenter.Config(head=head, width=8, num_classes=5, pool_scales=(1, 2))

@@ -68,9 +68,9 @@ def test_each_place_tells_its_own_square():
   pixels, aux = model.apply(variables, image, noise)
   layer = variables["params"]["pixels"]
   for y, x in ((0, 0), (1, 3), (3, 4)):
-    told = np.asarray(aux["tokens"])[:, y, x] @ layer["kernel"] + layer["bias"]
+    predicted = np.asarray(aux["tokens"])[:, y, x] @ layer["kernel"] + layer["bias"]
     square = pixels[:, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8]
-    np.testing.assert_allclose(square, told.reshape(2, 8, 8, 3), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(square, predicted.reshape(2, 8, 8, 3), rtol=1e-4, atol=1e-4)
 
 
 def test_an_rng_is_needed_where_no_noise_is_given():

@@ -365,7 +365,7 @@ def test_texts_of_ones_own_are_prepared_and_bad_pairs_are_counted(tmp_path, kind
   # Nor are other files taken for those that it was made of.
   with pytest.raises(ValueError, match=r"parallel_text/en-es/1\.0\.0"):
     prepare.prepare("parallel_text/en-es", pairs.data_dir, str(folder))
-  # What cannot be is told before anything is written; what was interrupted goes on.
+  # Invalid arguments fail before anything is written; an interrupted preparation continues.
   for options, message in (((100,), "wanted more than 260"), ((None, "wordpiece"), "unknown tokenizer 'wordpiece'")):
     with pytest.raises(ValueError, match=message):
       prepare.prepare("parallel_text/en-es", str(tmp_path / "other"), str(folder), *options)

@@ -9,14 +9,14 @@ from train.evaluation import text_metrics
 def test_scores_of_classes_are_their_closed_forms():
   found, label = np.array([1, 1, 0, 1, 0, 0, 1]), np.array([1, 0, 0, 1, 1, 0, 1])
   right, wrong, missed, rest = 3, 1, 1, 2
-  told = text_metrics.score_labels(found, label, ("accuracy", "f1", "matthews_correlation"))
+  scores = text_metrics.score_labels(found, label, ("accuracy", "f1", "matthews_correlation"))
   precision, recall = right / (right + wrong), right / (right + missed)
   matthews = (right * rest - wrong * missed) / np.sqrt(
     (right + wrong) * (right + missed) * (rest + wrong) * (rest + missed)
   )
-  assert told["accuracy"] == pytest.approx(5 / 7) and told["matthews_correlation"] == pytest.approx(matthews)
-  assert told["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
-  assert told["combined_score"] == pytest.approx(np.mean([5 / 7, told["f1"], matthews]))
+  assert scores["accuracy"] == pytest.approx(5 / 7) and scores["matthews_correlation"] == pytest.approx(matthews)
+  assert scores["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+  assert scores["combined_score"] == pytest.approx(np.mean([5 / 7, scores["f1"], matthews]))
   assert text_metrics.score_labels(found, label, ("accuracy",)) == {"accuracy": pytest.approx(5 / 7)}
   assert (
     text_metrics.matthews_correlation(label, label)
@@ -65,8 +65,8 @@ def test_entities_are_as_conll_finds_them(tags, wanted):
 def test_an_entity_counts_if_it_is_right_as_a_whole():
   wanted = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG"]]
   found = [["B-PER", "O", "O", "B-LOC"], ["B-ORG", "B-ORG"]]
-  told = text_metrics.score_entities(found, wanted)
-  assert told == dict(precision=2 / 4, recall=2 / 3, f1=4 / 7, accuracy=4 / 6)
+  scores = text_metrics.score_entities(found, wanted)
+  assert scores == dict(precision=2 / 4, recall=2 / 3, f1=4 / 7, accuracy=4 / 6)
   assert text_metrics.score_entities([["O"]], [["O"]])["f1"] == 0
   with pytest.raises(ValueError, match="1 tags for a sentence of 2 words"):
     text_metrics.score_entities([["O"]], [["O", "O"]])
@@ -89,12 +89,12 @@ def test_answers_are_compared_as_squad_does():
 def test_answers_that_are_not_there_need_a_threshold():
   found, wanted = ["dog", "cat", "cow", "pig"], [["dog"], [], ["ox"], ["the", "a pig"]]
   null = [-3.0, -1.0, -2.0, 1.0]
-  told = text_metrics.score_answers(found, wanted, null)
-  assert told["exact"] == 25 and told["HasAns_exact"] == pytest.approx(100 / 3) and told["NoAns_exact"] == 0
+  scores = text_metrics.score_answers(found, wanted, null)
+  assert scores["exact"] == 25 and scores["HasAns_exact"] == pytest.approx(100 / 3) and scores["NoAns_exact"] == 0
   assert text_metrics.score_answers(found, wanted, null, 2.0)["exact"] == 50
   assert text_metrics.score_answers(found, wanted, null, -1.5)["exact"] == 50  # dog, and nothing for the second
   best = max(text_metrics.score_answers(found, wanted, null, t)["exact"] for t in (-4, -3, -2, -1, 1, 2))
-  assert (told["best_exact"], told["best_exact_thresh"]) == (best, -3.0)
+  assert (scores["best_exact"], scores["best_exact_thresh"]) == (best, -3.0)
 
 
 def test_no_threshold_is_better_than_the_best():
@@ -102,10 +102,10 @@ def test_no_threshold_is_better_than_the_best():
   for _ in range(30):
     wanted = [[["a x"], []][rng.integers(2)] for _ in range(12)]
     found, null = rng.choice(["a x", "x y", "z", ""], 12).tolist(), rng.normal(size=12).tolist()
-    told = text_metrics.score_answers(found, wanted, null)
+    scores = text_metrics.score_answers(found, wanted, null)
     for name in ("exact", "f1"):
       every = [text_metrics.score_answers(found, wanted, null, t)[name] for t in (-9.0, *null)]
-      assert told[f"best_{name}"] == pytest.approx(max(every))
-      again = text_metrics.score_answers(found, wanted, null, told[f"best_{name}_thresh"])
-      if told[f"best_{name}_thresh"]:  # 0 is told where it is best to say nothing
+      assert scores[f"best_{name}"] == pytest.approx(max(every))
+      again = text_metrics.score_answers(found, wanted, null, scores[f"best_{name}_thresh"])
+      if scores[f"best_{name}_thresh"]:  # 0 where predicting nothing is best
         assert again[name] == pytest.approx(max(every))

@@ -1,4 +1,4 @@
-"""Every text comes back from its tokens; what cannot be a tokenizer is told."""
+"""Every text comes back from its tokens; invalid tokenizers are errors."""
 
 import json
 import re

@@ -33,7 +33,7 @@ OWN = 1  # what the model below would rather read, a token that no target has
 
 
 class Model:
-  """Remembers what it was given, and says what it was told to."""
+  """Remembers what it was given, and returns fixed logits."""
 
   def __init__(self, logits, alignment=None):
     self.config, self.calls, self.logits = zoo.create("transformer/test").config, [], logits

@@ -1,4 +1,4 @@
-"""Weights: layouts and formats there and back to the bit; files whole or not at all; what does not fit is told."""
+"""Weights: layouts and formats there and back to the bit; files whole or not at all; mismatches are errors."""
 
 import json
 import sys

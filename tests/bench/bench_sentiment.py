@@ -67,14 +67,14 @@ def write_text(path: Path, snippets: Path, corpus: Path) -> None:
 
 
 def train(workdir: Path, name: str, *overrides: str) -> dict:
-  """A run by its config's name; if it is done already, what it told then."""
-  told = workdir / "result.json"
-  if not told.exists():
+  """A run by its config's name; if it is done already, its saved result."""
+  result_file = workdir / "result.json"
+  if not result_file.exists():
     result = loop.train(configuration.load(name, overrides), workdir)
     if result["stopped"]:
       raise SystemExit(f"stopped at step {result['step']}; the same command goes on")
-    told.write_text(json.dumps({key: result[key] for key in result if isinstance(result[key], dict)}))
-  return json.loads(told.read_text())
+    result_file.write_text(json.dumps({key: result[key] for key in result if isinstance(result[key], dict)}))
+  return json.loads(result_file.read_text())
 
 
 def main() -> None:

@@ -35,11 +35,13 @@ MASKS = {
 def test_scaled_dot_product_attention(num_heads, mask):
   inputs = draw(B, T, N, H), draw(B, S, num_heads, H, seed=1), draw(B, S, num_heads, H, seed=2)
   tensors = [torch.tensor(x, requires_grad=True) for x in inputs]
-  told = dict(is_causal=True) if mask == "causal" else {}  # as torch makes it: from the first query and key on
+  options = dict(is_causal=True) if mask == "causal" else {}  # as torch makes it: from the first query and key on
   if mask in ("padding", "bool"):
-    told["attn_mask"] = torch.tensor(np.asarray(MASKS[mask]))
+    options["attn_mask"] = torch.tensor(np.asarray(MASKS[mask]))
   q, k, v = (x.transpose(1, 2) for x in tensors)
-  theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, **told, enable_gqa=num_heads < N).transpose(1, 2)
+  theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, **options, enable_gqa=num_heads < N).transpose(
+    1, 2
+  )
   torch.sin(theirs).sum().backward()
 
   def loss(q, k, v):
@@ -75,8 +77,8 @@ def test_multihead_attention(kind):
   real = np.arange(S) < LENGTHS[:, None]
   causal = torch.triu(torch.ones(S, S, dtype=torch.bool), 1) if kind == "causal" else None  # True = may not attend
   mask = attention_masks.valid_length(LENGTHS, S) & (attention_masks.causal(S, S) if kind == "causal" else True)
-  told = dict(key_padding_mask=torch.tensor(~real), attn_mask=causal, average_attn_weights=False)
-  wanted, wanted_weights = theirs(x, y, y, **told)
+  options = dict(key_padding_mask=torch.tensor(~real), attn_mask=causal, average_attn_weights=False)
+  wanted, wanted_weights = theirs(x, y, y, **options)
   torch.sin(wanted).sum().backward()
 
   layer = Attention(N)

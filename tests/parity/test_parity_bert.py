@@ -76,13 +76,13 @@ def test_outputs_of_every_layer_and_head(kind, config, tmp_path):
   theirs = make(kind, **config, **more)
   theirs.save_pretrained(tmp_path)
   token, types, real = batch()
-  told = theirs_of(theirs, token, types, real)
+  expected = theirs_of(theirs, token, types, real)
   wanted = {}
   for ours, key in where.items():
-    wanted[ours] = torch.stack([told[k] for k in key], -1) if isinstance(key, tuple) else told[key]
-  hidden = told["hidden_states"]
+    wanted[ours] = torch.stack([expected[k] for k in key], -1) if isinstance(key, tuple) else expected[key]
+  hidden = expected["hidden_states"]
   wanted |= {"embedded": hidden[0], "tokens": hidden[-1], **{f"block_{i:02d}": h for i, h in enumerate(hidden[1:])}}
-  # Neither a name nor a head is told: the directory's own config.json does.
+  # Neither a name nor a head is expected: the directory's own config.json does.
   model, variables = zoo.load(tmp_path, "bert/test", **OURS)
   output, aux = jax.jit(model.apply)(variables, token, types)
   found = aux | {"output": output}
@@ -121,7 +121,7 @@ def test_gradients():
   token, types, real = batch()
   masked_BP = np.array([[3, 5, 22], [1, 0, 1], [2, 1, 0], [0, 1, 2]])
   words, labels = np.array([[7, 8, 9], [10, 11, 60], [12, 13, 14], [15, 16, 17]]), np.full(token.shape, -100)
-  words[1, 2] = words[1, 0]  # that place is told twice
+  words[1, 2] = words[1, 0]  # that place is expected twice
   np.put_along_axis(labels, masked_BP, words, 1)
   follows = np.array([0, 1, 1, 0])
   arrays = dict(input_ids=token, token_type_ids=types, attention_mask=real.astype(int), labels=labels)
@@ -150,8 +150,8 @@ def test_gradients():
 @pytest.mark.parametrize("kind", HEADS)
 def test_hugging_face_reads_what_we_write(kind, tmp_path):
   more, where = HEADS[kind]
-  told = tables.of("bert").HUGGINGFACE["architectures"][kind]
-  sizes = OURS | dict(head=told["head"]) | (dict(num_classes=more["num_labels"]) if more else {})
+  expected = tables.of("bert").HUGGINGFACE["architectures"][kind]
+  sizes = OURS | dict(head=expected["head"]) | (dict(num_classes=more["num_labels"]) if more else {})
   model = zoo.create("bert/test", **sizes)
   token, types, real = batch(seed=1)
   variables = jax.jit(model.init)(jax.random.key(0), token)

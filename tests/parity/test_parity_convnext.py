@@ -62,17 +62,17 @@ def test_outputs_of_every_stage(kind, size, tmp_path):
   model, variables = zoo.load(tmp_path, "convnext/test", **OURS)
   output, aux = jax.jit(model.apply)(variables, image_BYXC)
   with torch.no_grad():
-    told = theirs(image, output_hidden_states=True)
+    reference = theirs(image, output_hidden_states=True)
   found, wanted = dict(aux), {}
   if kind is ConvNextBackbone:
     assert model.config.head == "features"
-    wanted = {f"stage_{i}": last(m) for i, m in enumerate(told.feature_maps)}
+    wanted = {f"stage_{i}": last(m) for i, m in enumerate(reference.feature_maps)}
     found |= {f"stage_{i}/last": aux[f"stage_{i}/block_{n - 1:02d}"] for i, n in enumerate(model.config.depths)}
-    wanted |= {f"stage_{i}/last": last(m) for i, m in enumerate(told.hidden_states[-4:])}
+    wanted |= {f"stage_{i}/last": last(m) for i, m in enumerate(reference.hidden_states[-4:])}
   else:
-    wanted = {f"stage_{i}": last(m) for i, m in enumerate(told.hidden_states[-4:])}
+    wanted = {f"stage_{i}": last(m) for i, m in enumerate(reference.hidden_states[-4:])}
     found["output"] = output
-    wanted["output"] = told.pooler_output if kind is ConvNextModel else told.logits
+    wanted["output"] = reference.pooler_output if kind is ConvNextModel else reference.logits
   errors = {name: relative_error(found[name], value) for name, value in wanted.items()}
   assert len(errors) >= 5 and max(errors.values()) < 1e-5, errors
 
@@ -128,8 +128,8 @@ def test_gradients():
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_hugging_face_reads_what_we_write(kind, tmp_path):
-  told = ConvNextConfig(**SIZES | KINDS[kind])
-  told.save_pretrained(tmp_path)
+  reference = ConvNextConfig(**SIZES | KINDS[kind])
+  reference.save_pretrained(tmp_path)
   overrides = {
     ConvNextModel: dict(num_classes=0),
     ConvNextForImageClassification: {},

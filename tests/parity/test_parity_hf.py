@@ -42,8 +42,12 @@ def ours(config) -> tuple[str, dict]:
   """The name, and the sizes in which it differs."""
   family = "mae" if "MAE" in config["kind"] else "vit"
   fields = tables.of(family).HUGGINGFACE["fields"]
-  told = dict(patch_size=16) | config
-  sizes = {field: told[key] for field, key in fields.items() if key in told and field not in ("activation", "epsilon")}
+  hf_config = dict(patch_size=16) | config
+  sizes = {
+    field: hf_config[key]
+    for field, key in fields.items()
+    if key in hf_config and field not in ("activation", "epsilon")
+  }
   return f"{family}/test", sizes
 
 
@@ -140,8 +144,8 @@ def test_hugging_face_reads_what_we_write(kind, tmp_path):
     variables["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)
   zoo.save(tmp_path / "model.safetensors", name, sizes, variables, layout="huggingface")
   cls = getattr(transformers, kind)
-  told = cls.config_class(**config, **(dict(num_labels=5) if "Classification" in kind else {}))
-  told.save_pretrained(tmp_path)
+  hf_config = cls.config_class(**config, **(dict(num_labels=5) if "Classification" in kind else {}))
+  hf_config.save_pretrained(tmp_path)
   theirs, report = cls.from_pretrained(tmp_path, output_loading_info=True)
   assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
   kwargs = dict(noise=torch.from_numpy(noise[0])) if noise else {}

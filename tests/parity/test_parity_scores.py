@@ -30,10 +30,10 @@ def test_entities_are_those_of_seqeval():
     assert text_metrics.entities(tags) == set(get_entities(list(tags))), tags
   rng = np.random.default_rng(0)
   wanted, found = (rng.choice(every, (30, 8)).tolist() for _ in range(2))
-  told = text_metrics.score_entities(found, wanted)
+  expected = text_metrics.score_entities(found, wanted)
   references = dict(precision=precision_score, recall=recall_score, f1=f1_score)
   for name, function in references.items():
-    assert told[name] == pytest.approx(function(wanted, found))
+    assert expected[name] == pytest.approx(function(wanted, found))
 
 
 def test_scores_of_masks_are_those_of_scikit_learn():
@@ -44,9 +44,9 @@ def test_scores_of_masks_are_those_of_scikit_learn():
   ours = np.zeros((9, 9), int)
   np.add.at(ours, (wanted, found), 1)
   np.testing.assert_array_equal(ours, confusion)
-  told = score_confusion(confusion, [str(n) for n in range(9)])
+  expected = score_confusion(confusion, [str(n) for n in range(9)])
   each = metrics.jaccard_score(wanted, found, average=None)
-  assert told.keys() == {"miou", "accuracy", *(f"iou/{n}" for n in range(8))}
-  np.testing.assert_allclose([told[f"iou/{n}"] for n in range(8)], each)
-  np.testing.assert_allclose(told["miou"], metrics.jaccard_score(wanted, found, average="macro"))
-  np.testing.assert_allclose(told["accuracy"], metrics.accuracy_score(wanted, found))
+  assert expected.keys() == {"miou", "accuracy", *(f"iou/{n}" for n in range(8))}
+  np.testing.assert_allclose([expected[f"iou/{n}"] for n in range(8)], each)
+  np.testing.assert_allclose(expected["miou"], metrics.jaccard_score(wanted, found, average="macro"))
+  np.testing.assert_allclose(expected["accuracy"], metrics.accuracy_score(wanted, found))

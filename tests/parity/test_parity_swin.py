@@ -68,10 +68,10 @@ def record(model, image, encoder):
     for i, block in enumerate(layer.blocks)
   ]
   with torch.no_grad():
-    told = model(image)
+    expected = model(image)
   for hook in hooks:
     hook.remove()
-  return told, found
+  return expected, found
 
 
 def tokens(found):
@@ -90,9 +90,9 @@ def test_outputs_of_every_block(family, theirs, ours, size, kind, tmp_path):
   model = make(family + kind, **theirs, **more, **(dict(num_labels=5) if kind != "Model" else {}))
   model.save_pretrained(tmp_path)
   image = pixels(size)
-  told, wanted = record(model, image, getattr(model, family.lower(), model).encoder)
-  wanted |= {name: told[key] for name, key in OUTPUTS[kind].items()}
-  # Neither head nor what is attended to is told: the directory's own config.json does.
+  expected, wanted = record(model, image, getattr(model, family.lower(), model).encoder)
+  wanted |= {name: expected[key] for name, key in OUTPUTS[kind].items()}
+  # Neither head nor what is attended to is expected: the directory's own config.json does.
   ours_model, variables = zoo.load(tmp_path, "swin/test", **ours)
   output, aux = jax.jit(ours_model.apply)(variables, by_channel(image))
   found = aux | {"output": output}
@@ -165,12 +165,12 @@ KINDS = ["SwinModel", "SwinForImageClassification", "SwinBackbone", "Swinv2Model
 @pytest.mark.parametrize("kind", KINDS)
 def test_hugging_face_reads_what_we_write(kind, tmp_path):
   v2, size = "v2" in kind, (64, 96) if "v2" in kind or "Backbone" in kind else (224, 224)
-  told = tables.of("swin").HUGGINGFACE["architectures"][kind]
-  sizes = (V2_OURS if v2 else OURS) | dict(mlp_ratio=2.0, mask_padding=False, image_size=size) | told
+  expected = tables.of("swin").HUGGINGFACE["architectures"][kind]
+  sizes = (V2_OURS if v2 else OURS) | dict(mlp_ratio=2.0, mask_padding=False, image_size=size) | expected
   more = dict(num_labels=5) if "Classification" in kind else {}
   if more:
     sizes["num_classes"] = 5
-  if told["head"] == "features":
+  if expected["head"] == "features":
     more["out_features"] = [f"stage{i}" for i in range(1, 5)]
   model = zoo.create("swin/test", **sizes)
   image = pixels(size)
@@ -186,7 +186,7 @@ def test_hugging_face_reads_what_we_write(kind, tmp_path):
   with torch.no_grad():
     out = theirs.eval()(image)
   output, _ = jax.jit(model.apply)(variables, by_channel(image))
-  if told["head"] == "features":
+  if expected["head"] == "features":
     assert relative_error(output, out.feature_maps[-1].permute(0, 2, 3, 1)) < 1e-5
   else:
     assert relative_error(tokens(output), out.logits if more else out.last_hidden_state) < 1e-5
@@ -296,14 +296,14 @@ def test_pixels_and_loss_of_masked_image_modelling(family, side, window, tmp_pat
       config=model.config, apply=lambda *a, **k: found.append(model.apply(*a, **k)) or found[0]
     )
     loss = Objective(mean=(0.4,), std=(0.3,))(recorder, variables, batch)
-    (told, aux), *_ = found
-    return loss.total / loss.weight, told, aux["masked"]
+    (expected, aux), *_ = found
+    return loss.total / loss.weight, expected, aux["masked"]
 
-  loss, told, masked = learn(variables, dict(image=image, valid=np.ones(2, bool), id=np.arange(2)))
+  loss, expected, masked = learn(variables, dict(image=image, valid=np.ones(2, bool), id=np.arange(2)))
   seen = torch.from_numpy(np.array(normalise(image, (0.4,), (0.3,)))).permute(0, 3, 1, 2)
   with torch.no_grad():
     wanted = theirs(seen, bool_masked_pos=torch.from_numpy(np.array(masked).reshape(2, -1)))
-  assert relative_error(told, wanted.reconstruction.permute(0, 2, 3, 1)) < 1e-5
+  assert relative_error(expected, wanted.reconstruction.permute(0, 2, 3, 1)) < 1e-5
   np.testing.assert_allclose(loss, wanted.loss, rtol=1e-5)
   # And back, by their names.
   zoo.save(tmp_path / "w.safetensors", "simmim/test", dataclasses.asdict(model.config), variables, layout="huggingface")

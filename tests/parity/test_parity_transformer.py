@@ -218,8 +218,8 @@ def test_hugging_face(case, tmp_path):
 def test_hugging_face_reads_what_we_write(case, tmp_path):
   theirs = make_theirs(case)
   model, variables = load(theirs, tmp_path)
-  told = {f: v for f, v in vars(model.config).items() if f != "dtype"}
-  zoo.save(tmp_path / "model.safetensors", "transformer/test", told, variables, layout="huggingface")
+  config_fields = {f: v for f, v in vars(model.config).items() if f != "dtype"}
+  zoo.save(tmp_path / "model.safetensors", "transformer/test", config_fields, variables, layout="huggingface")
   again, report = type(theirs).from_pretrained(tmp_path, output_loading_info=True)
   assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
   inputs = dict(input_ids=tensor(SOURCE), attention_mask=torch.from_numpy(REAL_SOURCE))
