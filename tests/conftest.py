@@ -20,9 +20,9 @@ os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 # alone. A variable that says they must run, as in CI, makes its absence a failure.
 _EXTRAS = {
   "parity": ("timm", "ZOO_PARITY"),
-  "test_tpu.py": ("libtpu", "ZOO_PLAN"),
+  "plan/test_tpu.py": ("libtpu", "ZOO_PLAN"),
   "test_notebooks.py": ("nbclient", "ZOO_NOTEBOOKS"),
-  "test_beam.py": ("apache_beam", "ZOO_BEAM"),
+  "data/test_beam.py": ("apache_beam", "ZOO_BEAM"),
 }
 collect_ignore = [
   path

@@ -124,12 +124,12 @@ def python_313(env: Environment) -> Iterator[None]:
   env.uv("-e", ".[test,plan,notebooks]")
   env.pytest(
     "TPU compiler, notebooks",
-    *("tests/test_notebooks.py", "tests/test_tpu.py"),  # the longest first
+    *("tests/test_notebooks.py", "tests/plan/test_tpu.py"),  # the longest first
     **dict.fromkeys(("ZOO_PLAN", "ZOO_NOTEBOOKS"), "1"),
   )
   # Apache Beam wants older packages than the rest (protobuf, pyarrow), so it comes last.
   env.uv("-e", ".[test,beam]")
-  env.pytest("Apache Beam", "tests/test_beam.py", ZOO_BEAM="1")
+  env.pytest("Apache Beam", "tests/data/test_beam.py", ZOO_BEAM="1")
 
 
 def python_312(env: Environment) -> Iterator[None]:

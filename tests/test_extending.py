@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from support import TINY_CONFIG
 
 import train.datasets
 import train.objectives
@@ -72,7 +73,7 @@ def image_files(tmp_path_factory):
 
 def tiny_config(steps, model, objective, **changes):
   """A config of seconds on the bundled images."""
-  config = configuration.load(str(Path(__file__).with_name("tiny_config.py")))
+  config = configuration.load(TINY_CONFIG)
   config.model, config.objective, config.steps, config.batch_size = model, objective | PIXELS, steps, 64
   config.data.train_split, config.ema_decay = "train", 0.0
   config.optimizer.learning_rate = 5e-3

@@ -1,4 +1,4 @@
-"""Makes the golden files: small random Hugging Face models and what they compute, for `tests/test_golden.py`.
+"""Makes the golden files: small random Hugging Face models and what they compute, for `tests/models/test_golden.py`.
 
     pip install -e '.[parity]' && python tests/golden/make_goldens.py
 

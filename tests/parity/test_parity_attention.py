@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from test_golden import relative_error
+from support import relative_error
 
 from zoo.layers import attention_masks
 from zoo.layers.attention import Attention, attention_pool, dot_product_attention, dot_scores, general_scores

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors import numpy as safetensors
-from test_golden import relative_error
+from support import relative_error
 
 import zoo
 from zoo.models.bert import sentence_embedding

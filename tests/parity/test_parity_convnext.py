@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import transformers
-from test_golden import relative_error
+from support import relative_error
 from timm.models.convnext import checkpoint_filter_fn
 from transformers import ConvNextBackbone, ConvNextConfig, ConvNextForImageClassification, ConvNextModel
 

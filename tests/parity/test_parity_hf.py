@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from golden.make_goldens import make, record
-from test_golden import relative_error
+from support import relative_error
 
 import zoo
 from train.objectives.mae import reconstruction_loss

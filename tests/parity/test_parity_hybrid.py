@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_golden import relative_error
+from support import relative_error
 from timm.layers import GroupNormAct, HybridEmbed, StdConv2dSame
 from timm.models.resnetv2 import ResNetV2, create_resnetv2_stem
 

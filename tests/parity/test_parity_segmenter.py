@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_golden import relative_error
-from test_segmenter import Head, maps
+from support import SegmentationHead, feature_maps, relative_error
 from transformers import ConvNextConfig, SwinConfig, UperNetConfig, UperNetForSemanticSegmentation
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
@@ -40,11 +39,11 @@ def theirs(bins, cls=UperNetHead):
 @pytest.mark.parametrize(("bins", "size"), [((1, 2, 3, 6), (32, 48)), ((1, 3), (13, 9))])
 def test_the_head_of_upernet(bins, size):
   head = theirs(bins)
-  given = maps(np.random.default_rng(0), WIDTHS, size)
+  given = feature_maps(np.random.default_rng(0), WIDTHS, size)
   with torch.no_grad():
     wanted = head([torch.tensor(x).permute(0, 3, 1, 2) for x in given]).permute(0, 2, 3, 1).numpy()
   config = segmenter.Config(head="upernet", width=16, num_classes=7, pool_scales=bins)
-  module = Head(config)
+  module = SegmentationHead(config)
   template = jax.eval_shape(module.init, jax.random.key(0), given)
   tensors = {f"decode_head.{name}": tensor.numpy() for name, tensor in head.state_dict().items()}
   tensors |= {f"auxiliary_head.{name}": t.numpy() for name, t in theirs(bins, UperNetFCNHead).state_dict().items()}

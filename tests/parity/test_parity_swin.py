@@ -15,7 +15,7 @@ import timm
 import torch
 import transformers
 from golden.make_goldens import randomise
-from test_golden import relative_error
+from support import relative_error
 
 import zoo
 from train.images import normalise

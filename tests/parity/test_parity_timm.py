@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_golden import relative_error
+from support import relative_error
 
 import zoo
 

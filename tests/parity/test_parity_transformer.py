@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from golden.make_goldens import make
-from test_golden import relative_error
+from support import relative_error
 
 import zoo
 from zoo import decoding

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from test_corpus import STRANGE
+from support import STRANGE
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from train.data.text.corpora import TextRecords

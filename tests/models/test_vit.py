@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import check_gradients, draw
+from support import check_gradients, random_model
 
 import zoo
 from zoo.layers.position_embeddings import resample
@@ -46,7 +46,7 @@ def test_vit_combinations(overrides):
 
 def run(name, *inputs, variables=None, **overrides):
   """Output and aux of small models, not compiled: they share their few operations."""
-  model, drawn, own = draw(name, **TINY, **overrides)
+  model, drawn, own = random_model(name, **TINY, **overrides)
   return model.apply(variables or drawn, *(inputs or own))
 
 
@@ -78,7 +78,7 @@ def test_other_image_sizes(positions):
   image = np.random.default_rng(1).normal(size=(2, 28, 8, 3)).astype(np.float32)
   output, aux = run("vit/test", image, position_embedding=positions)
   assert np.isfinite(output).all() and aux["tokens"].shape == (2, 7 * 2 + 1, 8)
-  _, variables, _ = draw("vit/test", **TINY, position_embedding=positions)
+  _, variables, _ = random_model("vit/test", **TINY, position_embedding=positions)
   small = variables["params"]["encoder"].get("pos", {})
   pos = dict(small)
   if positions == "learned_1d":
@@ -94,7 +94,7 @@ def test_other_image_sizes(positions):
 
 def test_positions_tell_patches_apart():
   """Without them, and with a mean over patches, a shuffled image is the same image; with them it is another."""
-  _, _, (image,) = draw("vit/test", **TINY)
+  _, _, (image,) = random_model("vit/test", **TINY)
   halves = np.concatenate([image[:, 8:], image[:, :8]], 1)
   for positions in ("none", "learned_1d", "learned_2d", "sincos_2d", "relative"):
     outputs = [
@@ -111,7 +111,7 @@ def test_relative_positions_know_one_length():
 
 def test_scan_with_everything_on():
   overrides = dict(TINY, depth=2, position_embedding="relative", pool="map", head_norm="batch", representation_size=5)
-  model, variables, inputs = draw("vit/test", **overrides)
+  model, variables, inputs = random_model("vit/test", **overrides)
   wanted, _ = model.apply(variables, *inputs)
   stacked = variables | {"params": stack_params(variables["params"])}
   output, _ = zoo.create("vit/test", scan=True, remat="dots_saveable", **overrides).apply(stacked, *inputs)
@@ -119,12 +119,12 @@ def test_scan_with_everything_on():
 
 
 def test_dropout_only_with_its_rng():
-  model, variables, inputs = draw("vit/test", **TINY)
+  model, variables, inputs = random_model("vit/test", **TINY)
   wanted, _ = model.apply(variables, *inputs)
   for rates in (dict(dropout_rate=0.5), dict(attention_dropout_rate=0.5), dict(drop_path_rate=0.5, depth=2)):
     other = zoo.create("vit/test", **TINY | rates)
     if "depth" in rates:
-      _, variables, inputs = draw("vit/test", **TINY | dict(depth=2))
+      _, variables, inputs = random_model("vit/test", **TINY | dict(depth=2))
       wanted, _ = zoo.create("vit/test", **TINY | dict(depth=2)).apply(variables, *inputs)
     np.testing.assert_array_equal(other.apply(variables, *inputs)[0], wanted)
     one, again, two = (other.apply(variables, *inputs, rngs={"dropout": jax.random.key(k)})[0] for k in (1, 1, 2))
@@ -136,7 +136,7 @@ def test_dropout_only_with_its_rng():
 def test_stochastic_depth_grows_with_depth(scan):
   """A block whose two branches are dropped hands its input on: so of rate^2 of the examples."""
   overrides = dict(TINY, depth=3, width=4, mlp_dim=4, image_size=(4, 4), scan=scan)
-  model, variables, (image,) = draw("vit/test", batch=600, **overrides)
+  model, variables, (image,) = random_model("vit/test", batch=600, **overrides)
   model = zoo.create("vit/test", drop_path_rate=0.8, **overrides)
   _, aux = jax.jit(model.apply)(variables, image, rngs={"dropout": jax.random.key(0)})
   names = ["embedded", "block_00", "block_01", "block_02"]

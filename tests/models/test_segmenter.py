@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
-from test_models import check_gradients, draw
+from support import SegmentationHead, check_gradients, feature_maps, random_model
 
 import zoo
 from train import config as configuration
@@ -24,22 +23,6 @@ def options(**fields):
 
 
 TINY = dict(backbone_kwargs=options(), width=8, num_classes=5)
-
-
-def maps(rng, widths=(4, 6, 8, 12), size=(13, 9), batch=2):
-  """Maps of a hierarchical backbone, each half as large as the one before."""
-  sizes = [tuple(-(-n // 2**i) for n in size) for i in range(len(widths))]
-  return [rng.normal(size=(batch, *s, w)).astype(np.float32) for s, w in zip(sizes, widths, strict=True)]
-
-
-class Head(nn.Module):
-  """A head by itself."""
-
-  config: segmenter.Config
-
-  @nn.compact
-  def __call__(self, maps):
-    return segmenter.Model.predict(self, maps)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +55,7 @@ def test_a_hierarchical_backbone_has_its_own_maps(head):
     backbone="convnext/test", backbone_kwargs=flax.core.freeze({}), head=head, image_size=(32, 48), num_classes=5
   )
   if head == "linear":  # reads the last map alone
-    model, variables, (image,) = draw("segmenter/test", **fields)
+    model, variables, (image,) = random_model("segmenter/test", **fields)
     output, aux = jax.jit(model.apply)(variables, image)
   else:
     output, aux = check_gradients("segmenter/test", **fields)
@@ -86,7 +69,7 @@ def test_a_hierarchical_backbone_has_its_own_maps(head):
 
 
 def test_other_image_sizes():
-  model, variables, _ = draw("segmenter/test", **TINY)
+  model, variables, _ = random_model("segmenter/test", **TINY)
   image = np.random.default_rng(0).normal(size=(1, 16, 56, 3)).astype(np.float32)
   output, _ = jax.jit(model.apply)(variables, image)
   assert output.shape == (1, 16, 56, 5) and np.isfinite(output).all()
@@ -96,15 +79,15 @@ def test_other_image_sizes():
 def test_a_pixel_is_told_from_what_is_around_it(head):
   """What a map shows is where it was: a mirrored map gives the mirrored prediction."""
   rng = np.random.default_rng(0)
-  given = maps(rng, size=(16, 8))
+  given = feature_maps(rng, size=(16, 8))
   config = segmenter.Config(head=head, width=8, num_classes=5, pool_scales=(1, 2))
-  shapes = jax.eval_shape(Head(config).init, jax.random.key(0), given)
+  shapes = jax.eval_shape(SegmentationHead(config).init, jax.random.key(0), given)
   variables = jax.tree.map(lambda a: rng.normal(0.1, 0.4, a.shape).astype(np.float32), shapes)
   variables["params"] = jax.tree.map(  # filters that are mirror images of themselves
     lambda a: (a + a[:, ::-1]) / 2 if a.ndim == 4 else a, variables["params"]
   )
   variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
-  apply = functools.partial(jax.jit(Head(config).apply), variables)
+  apply = functools.partial(jax.jit(SegmentationHead(config).apply), variables)
   logits, _ = apply(given)
   mirrored, _ = apply([x[:, :, ::-1] for x in given])
   np.testing.assert_allclose(mirrored[:, :, ::-1], logits, rtol=1e-4, atol=1e-4)
@@ -148,7 +131,7 @@ def test_pooling_is_of_parts():
 
 
 def test_batch_statistics_are_kept_in_training_only():
-  model, variables, (image,) = draw("segmenter/test", **TINY)
+  model, variables, (image,) = random_model("segmenter/test", **TINY)
   _, changed = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]))(variables, image)
   moved = jax.tree.map(lambda a, b: bool((a != b).all()), changed["batch_stats"], variables["batch_stats"])
   assert all(jax.tree.leaves(moved)) and len(jax.tree.leaves(moved)) == 2 * (2 + 3 + 3 + 2)
@@ -156,7 +139,7 @@ def test_batch_statistics_are_kept_in_training_only():
 
 def test_the_backbone_is_the_classifiers():
   """Its parameters have the same paths, so that weights of a classifier begin a segmentation."""
-  _, variables, (image,) = draw("segmenter/test", **TINY)
+  _, variables, (image,) = random_model("segmenter/test", **TINY)
   vit = zoo.create("vit/test", image_size=(40, 24), num_classes=0, **options())
   _, wanted = vit.apply({"params": {"encoder": variables["params"]["encoder"]}}, image)
   _, aux = zoo.create("segmenter/test", **TINY).apply(variables, image)

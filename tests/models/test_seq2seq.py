@@ -206,7 +206,9 @@ def test_attention_is_its_formula(kind):
     close(aux["decoder/tokens"][0, t], fed)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "additive"])  # which tests/test_models.py tries
+@pytest.mark.parametrize(
+  "kind", [kind for kind in KINDS if kind != "additive"]
+)  # which tests/models/test_models.py tries
 def test_every_parameter_learns(kind):
   model, variables = drawn(kind)
   grads = jax.jit(jax.grad(lambda v: jnp.square(model.apply(v, SOURCE, TARGET)[0]).mean()))(variables)

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
+from support import random_variables
 from test_weight_tables import assert_same, faults
 
 import zoo
@@ -19,16 +20,6 @@ from zoo.layers.stack import stack_params
 from zoo.models.swin import V2
 from zoo.weights import WeightsError, convert, load_into, tables, write_back
 from zoo.weights.sources import read
-
-
-def random_variables(name, seed=0, **overrides):
-  """Every parameter random: an initialiser's zeros would look alike wherever they went."""
-  model = zoo.create(name, **overrides)
-  rngs = {"params": jax.random.key(0), "mask": jax.random.key(0)}
-  shapes = jax.eval_shape(model.init, rngs, *zoo.family(name).inputs(model.config, 1))
-  rng = np.random.default_rng(seed)
-  return model, jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
-
 
 # The tables of the models.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import STRANGE
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from train.data.text import documents as documents_to_tokens
@@ -17,15 +18,6 @@ from train.data.text.documents import Documents, Encoder
 from train.data.text.masked_lm_rows import make_rows
 from train.data.text.vocabulary import SPECIAL, Vocabulary, load_vocabulary, train_vocabulary
 
-STRANGE = (
-  "Hello, world!",
-  "日本語 👍🏽 ﷽ x日本y",
-  "[SEP] [CLS][MASK] <s>",
-  "Ñandú, ¿fué? Àéî Straße ΑΣ",
-  "a\x00b \ufffd \u200b c\u00ad-d e\u0301",
-  "don't I'll 3.14 x" + "y" * 150,
-  "",
-)
 MARKS = types.SimpleNamespace(cls=-1, sep=-2)
 
 

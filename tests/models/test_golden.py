@@ -1,17 +1,17 @@
 """Same weights, same outputs as Hugging Face, in float32 at every layer (files made by golden/make_goldens.py)."""
 
 import functools
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from support import ROOT, relative_error
 
 import zoo
 from train.objectives.mae import reconstruction_loss
 from zoo.layers.norms import LayerNorm
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = ROOT / "tests/golden"
 SIZES = {
   "vit_model": ("vit/test", dict(width=24, depth=3, num_heads=4, mlp_dim=40)),
   "vit_classifier": ("vit/test", dict(width=20, depth=3, num_heads=2, mlp_dim=28, patch_size=3)),
@@ -28,13 +28,6 @@ CASES = [
   ("vit_classifier", "12x18"),
   ("mae", "20x20"),
 ]
-
-
-def relative_error(ours, theirs) -> float:
-  """The largest difference over the largest value."""
-  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-  assert ours.shape == theirs.shape
-  return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
 @functools.cache

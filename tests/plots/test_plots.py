@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from test_models import draw
+from support import random_model
 
 import zoo
 from train import config as configuration
@@ -71,7 +71,7 @@ def test_rollout_multiplies_the_last_block_from_the_left():
 
 def test_attention_that_places_receive():
   """By a walk over all windows and their queries; each gives away 1, and padding gives and gets none."""
-  model, variables, _ = draw("swin/test", width=12)
+  model, variables, _ = random_model("swin/test", width=12)
   image = images(model)
   maps = plots.attention_received(model, variables, image)
   _, aux = jax.jit(model.apply)(variables, normalise(image, (0.5,), (0.5,)))
@@ -95,7 +95,7 @@ def test_attention_that_places_receive():
 def test_attention_maps_of_a_swin(tmp_path):
   """Also of one that learned by hiding: nothing is hidden then."""
   small = dict(width=8, depths=(2, 2), num_heads=(1, 2), scan=True)
-  hiding, params, _ = draw("simmim/test", **small)
+  hiding, params, _ = random_model("simmim/test", **small)
   encoder = params["params"]["encoder"]
   first = {k: v for k, v in encoder["stage_0"].items() if k != "mask"}
   model, variables = (
@@ -275,7 +275,7 @@ def test_names_at_the_ends_of_lines_do_not_touch(tmp_path):
       for name in "abcd":
         log.eval(step, name, {"loss": 1 / step})
   figure = plots.loss_curve(tmp_path)
-  figure.canvas.draw()
+  figure.canvas.random_model()
   boxes = sorted((t.get_window_extent() for t in figure.axes[0].texts), key=lambda box: box.y0)
   assert len(boxes) == 5 and all(a.y1 <= b.y0 + 2 for a, b in itertools.pairwise(boxes))
 
@@ -393,7 +393,7 @@ def bert_run(book, kind):
 @pytest.mark.parametrize("kind", ["pairs", "packed", "labels"])
 def test_heads_of_an_encoder_over_a_sequence_of_its_data(book, tmp_path, kind):
   run, variables = bert_run(book, kind)
-  figure = registry.draw("attention_heads", run, variables, tmp_path, tmp_path / "heads.png")
+  figure = registry.random_model("attention_heads", run, variables, tmp_path, tmp_path / "heads.png")
   assert imread(tmp_path / "heads.png").std() > 0.03  # untrained heads look everywhere
   tokens = [t.get_text() for t in figure.axes[0].get_yticklabels()]
   assert tokens == [t.get_text() for t in figure.axes[0].get_xticklabels()]

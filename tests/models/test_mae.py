@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import check_gradients, draw, shapes
+from support import check_gradients, random_model, shapes
 from test_vit import TINY, init
 
 import zoo
@@ -54,7 +54,7 @@ MAE = dict(decoder_depth=1, decoder_width=8, decoder_mlp_dim=8, decoder_num_head
 
 @functools.cache
 def small_mae(ratio):
-  model, variables, inputs = draw("mae/test", **TINY, **MAE)
+  model, variables, inputs = random_model("mae/test", **TINY, **MAE)
   return jax.jit(functools.partial(model.apply, mask_ratio=ratio)), variables, inputs
 
 
@@ -101,7 +101,7 @@ def test_only_masked_patches_are_learned_from():
 
 
 def test_masks_are_drawn_for_each_image_from_the_rng():
-  model, variables, (image, _) = draw("mae/test", **TINY, **MAE)
+  model, variables, (image, _) = random_model("mae/test", **TINY, **MAE)
   masks = [model.apply(variables, image, rngs={"mask": jax.random.key(k)})[1]["masked"] for k in (0, 0, 1)]
   np.testing.assert_array_equal(masks[0], masks[1])
   assert (masks[0] != masks[2]).any() and (masks[0][0] != masks[0][1]).any()

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import check_gradients, draw
-from test_weights import random_variables
+from support import check_gradients, random_model, random_variables
 
 import zoo
 from train.plan.macs import count_macs
@@ -199,7 +198,7 @@ def test_parameters_do_not_depend_on_the_size():
 )
 def test_both_ways_to_shift_are_the_same_at_any_size(size, overrides):
   image = normal(2, *size, 3)
-  _, variables, _ = draw("swin/test", **SMALL, **overrides)
+  _, variables, _ = random_model("swin/test", **SMALL, **overrides)
   outputs = []
   for shift in ("roll", "pad"):
     output, aux = jax.jit(zoo.create("swin/test", shift=shift, **SMALL, **overrides).apply)(variables, image)
@@ -210,7 +209,7 @@ def test_both_ways_to_shift_are_the_same_at_any_size(size, overrides):
 
 def test_a_part_of_an_image_that_has_its_own_windows_is_seen_alone():
   """Nothing is known of what is outside the window: of the first block's 3 x 3 patches, 12 x 12 pixels."""
-  model, variables, _ = draw("swin/test", **SMALL)
+  model, variables, _ = random_model("swin/test", **SMALL)
   apply = jax.jit(lambda image: model.apply(variables, image)[1]["stage_0/block_00/regular"])
   image = normal(1, 28, 28, 3)
   other = image.copy()
@@ -336,7 +335,7 @@ def test_combinations(overrides):
 
 
 def test_maps_of_a_backbone_have_norms():
-  model, variables, inputs = draw("swin/test", **SMALL, head="features")
+  model, variables, inputs = random_model("swin/test", **SMALL, head="features")
   output, aux = model.apply(variables, *inputs)
   np.testing.assert_array_equal(output, aux["stage_1"])
   for stage in range(2):
@@ -348,7 +347,7 @@ def test_maps_of_a_backbone_have_norms():
 
 
 def test_a_probe_judges_the_features():
-  model, variables, inputs = draw("swin/test", **SMALL)
+  model, variables, inputs = random_model("swin/test", **SMALL)
   _, aux = model.apply(variables, *inputs)
   np.testing.assert_allclose(swin.features(model, variables, *inputs), aux["features"], rtol=1e-5, atol=1e-6)
 
@@ -356,7 +355,7 @@ def test_a_probe_judges_the_features():
 @pytest.mark.parametrize("overrides", [{}, swin.V2], ids=["V1", "V2"])
 def test_a_scan_is_a_loop(overrides):
   overrides = dict(SMALL, depths=(2, 4), **overrides)
-  model, variables, inputs = draw("swin/test", **overrides)
+  model, variables, inputs = random_model("swin/test", **overrides)
   wanted = jax.jit(model.apply)(variables, *inputs)
   stacked = {"params": stack_params(variables["params"])}
   scanned = zoo.create("swin/test", scan=True, remat="dots_saveable", **overrides)
@@ -371,7 +370,7 @@ def test_a_scan_is_a_loop(overrides):
 def test_stochastic_depth_grows_over_all_stages(scan):
   """A block whose two branches are dropped hands its input on: so of rate^2 of the examples."""
   overrides = dict(width=4, depths=(2, 4), num_heads=(1, 1), image_size=(4, 4), scan=scan)
-  _, variables, (image,) = draw("swin/test", batch=600, **overrides)
+  _, variables, (image,) = random_model("swin/test", batch=600, **overrides)
   model = zoo.create("swin/test", drop_path_rate=0.8, **overrides)
   _, aux = jax.jit(model.apply)(variables, image, rngs={"dropout": jax.random.key(0)})
   same = [

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from support import TINY_CONFIG
 
 from train import config as configuration
 from train import data, loop
@@ -312,7 +313,7 @@ def test_skipped_images_are_counted_also_over_a_resume(tmp_path):
   folder = write_fake(tmp_path / "data", [(file, i % 3) for i, file in enumerate(files)])
   given = dict(data_dir=folder, dataset="fake", image_size=16, train_split="train", eval_split="train")
   given = [*(f"data.{key}={value}" for key, value in given.items()), "data.skip_corrupt=True", "model.num_channels=3"]
-  config = configuration.load(str(Path(__file__).with_name("tiny_config.py")), given)
+  config = configuration.load(TINY_CONFIG, given)
   config.evals, config.batch_size, config.log_every_steps, config.checkpoint.every_steps = {}, 8, 1, 2
   for steps in 3, 6:
     config.steps, config.epochs = steps, 0.0

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from support import TINY_CONFIG
 
 import zoo
 from train import cli, experiment, loop, objectives, rng
@@ -28,7 +28,6 @@ from train.plan.macs import count_macs
 from train.plots import registry
 from zoo.weights.sources import read
 
-CONFIG = str(Path(__file__).with_name("tiny_config.py"))
 STEPS = 60
 
 
@@ -42,7 +41,7 @@ def environment(tmp_path_factory):
 
 
 def start(environment, workdir, *arguments):
-  command = [sys.executable, "-m", "train", "train", CONFIG, "--workdir", str(workdir), *arguments]
+  command = [sys.executable, "-m", "train", "train", TINY_CONFIG, "--workdir", str(workdir), *arguments]
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -115,7 +114,7 @@ def test_killed_and_stopped_it_ends_bit_for_bit_the_same(environment, whole, tmp
   stopped = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
   assert stopped >= 37 and f"Stopped by SIGTERM after step {stopped}" in output
   command = next(line.split() for line in output.splitlines() if line.strip().startswith("zoo train"))
-  assert command[2] == CONFIG and command[-2:] == ["--workdir", str(tmp_path)]
+  assert command[2] == TINY_CONFIG and command[-2:] == ["--workdir", str(tmp_path)]
   assert f"resuming at step {stopped} of {STEPS}" in run(environment, tmp_path, "log_every_steps=1")
   assert_same_run(tmp_path, whole)
 
@@ -173,7 +172,7 @@ def test_two_processes_train_what_one_does(environment, whole, tmp_path):
 
 
 def load(*overrides):
-  return configuration.load(CONFIG, overrides)
+  return configuration.load(TINY_CONFIG, overrides)
 
 
 def test_another_config_is_an_error_that_lists_the_differences(whole):
@@ -345,7 +344,7 @@ def test_evaluation_counts_every_example_once_on_eight_devices(tmp_path):
 )
 def test_a_disk_that_fills_up_is_told_last(environment, tmp_path, every, limit, what):
   """No file may be larger than so many KiB, which a full disk is like."""
-  command = f"{sys.executable} -m train train {CONFIG} checkpoint.every_steps={every} --workdir {tmp_path}"
+  command = f"{sys.executable} -m train train {TINY_CONFIG} checkpoint.every_steps={every} --workdir {tmp_path}"
   shell = ["bash", "-c", f"ulimit -f {limit}; exec {command}"]
   done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=300)
   assert done.returncode == 2

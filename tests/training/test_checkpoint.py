@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, and what those who only look may not touch. Runs that resume: tests/test_loop.py."""
+"""Checkpoints: what is kept, and what readers may not touch. Runs that resume: tests/training/test_loop.py."""
 
 import jax.numpy as jnp
 import numpy as np

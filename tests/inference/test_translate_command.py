@@ -1,9 +1,9 @@
 """`zoo translate`: texts and files to translations, and a clear answer to whatever cannot be translated."""
 
 import json
-from pathlib import Path
 
 import pytest
+from support import TINY_CONFIG
 
 from train import cli, experiment, loop, plots
 from train import config as configuration
@@ -104,7 +104,7 @@ def test_an_evaluation_that_cannot_be_is_told_before_the_first_step(tmp_path):
 
 
 def test_a_run_that_is_no_translator(capsys):
-  assert cli.main(["translate", str(Path(__file__).with_name("tiny_config.py")), "a b"]) == 2
+  assert cli.main(["translate", TINY_CONFIG, "a b"]) == 2
   assert "image_classification" in capsys.readouterr().err
 
 

@@ -63,7 +63,7 @@ def compiled(name, mesh_name, **overrides):
   config = defaults()
   family = name.partition("/")[0]
   config.model = dict(name=name, dtype="bfloat16", **SMALLER.get(family, {}) | overrides)
-  if hasattr(zoo.create(name).config, "dropout"):
+  if hasattr(zoo.create(name).config, "dropout_rate"):
     config.model.dropout_rate = 0.1
   if family == "kernel_regression":
     config.data = dict(name="regression", dataset="engel")

@@ -1,7 +1,6 @@
 """What every model promises: its count of parameters, gradients, types, shapes, independence of examples, a name."""
 
 import functools
-import inspect
 import itertools
 import math
 
@@ -9,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import check_gradients, random_model, shapes
 
 import zoo
-from zoo import partitioning
 
 # ---- Parameter counts: as published where they are, else from the architecture's description, by hand. ----
 
@@ -254,15 +253,6 @@ def count(tree):
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-@functools.cache
-def shapes(name, **overrides):
-  """Of all variables. Nothing is computed, so the largest models cost no more than the smallest."""
-  model = zoo.create(name, **overrides)
-  rngs = {"params": jax.random.key(0), "mask": jax.random.key(1)}
-  inputs = zoo.family(name).inputs(model.config, 1)
-  return jax.eval_shape(functools.partial(model.init, rngs), *inputs)
-
-
 def scanned(name):
   """The override that compiles one layer for all, where there are layers."""
   return {"scan": True} if hasattr(zoo.create(name).config, "scan") else {}
@@ -300,49 +290,6 @@ def test_the_closed_forms_give_the_published_counts():
 # ---- What every model promises ----
 
 
-def draw(name, batch=2, **overrides):
-  """A model, all of its variables random (so that no zero hides anything), and inputs that leave nothing to chance."""
-  model = zoo.create(name, **overrides)
-  rng = np.random.default_rng(0)
-  variables = jax.tree.map(lambda s: rng.normal(0.1, 0.3, s.shape).astype(np.float32), shapes(name, **overrides))
-  for leaf in jax.tree.leaves(variables.get("batch_stats", {})):
-    np.abs(leaf, out=leaf)
-  inputs = [
-    rng.normal(size=s.shape).astype(s.dtype)
-    if s.dtype == np.float32
-    else rng.integers(0, model.config.vocab_size, s.shape)
-    for s in zoo.family(name).inputs(model.config, batch)
-  ]
-  if "noise_BP" in inspect.signature(type(model).__call__).parameters:
-    inputs.append(rng.uniform(size=(batch, math.prod(model.config.grid))).astype(np.float32))
-  return model, variables, inputs
-
-
-def check_gradients(name, **overrides):
-  """Compiles the model once, forward and backward; returns output and gradients."""
-  model, variables, inputs = draw(name, **overrides)
-
-  def loss(params):
-    output, aux = model.apply(variables | {"params": params}, *inputs)
-    outputs = [
-      output,
-      *(aux[name] for name in ("length", "next_sentence") if name in aux),
-    ]  # a second head's output is in aux
-    return sum(jnp.square(o).mean() for o in outputs), (output, aux)
-
-  grads, (output, aux) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-  assert np.isfinite(output).all() and output.dtype == jnp.float32
-  assert all(np.isfinite(a).all() for a in jax.tree.leaves(aux))
-  largest = {path: np.abs(g).max() for path, g in partitioning.flatten(grads).items()}
-  for path, size in largest.items():
-    if path.endswith(("attn/k/bias", "cross/k/bias")):
-      # Adds the same to all scores of a query, which the softmax takes away again: 0 but for rounding.
-      assert size < 1e-3 * largest[path.replace("/k/", "/v/")], path
-    else:
-      assert 1e-10 < size < np.inf, path
-  return output, aux
-
-
 @pytest.mark.parametrize("name", TESTS)
 def test_output_is_finite_and_every_parameter_learns(name):
   check_gradients(name)
@@ -350,7 +297,7 @@ def test_output_is_finite_and_every_parameter_learns(name):
 
 @functools.cache
 def compiled(name):
-  model, variables, inputs = draw(name, batch=3)
+  model, variables, inputs = random_model(name, batch=3)
   return jax.jit(model.apply), variables, inputs
 
 
@@ -375,7 +322,7 @@ def test_neither_the_order_of_the_batch_nor_the_company_matters(name):
 @pytest.mark.parametrize("name", TESTS)
 @pytest.mark.parametrize("scan", [False, True])
 def test_bfloat16_is_for_computing_only(name, scan):
-  model, variables, inputs = draw(name, dtype="bfloat16", **scanned(name) if scan else {})
+  model, variables, inputs = random_model(name, dtype="bfloat16", **scanned(name) if scan else {})
   init = jax.eval_shape(functools.partial(model.init, {"params": jax.random.key(0)}), *inputs)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(init))
 
@@ -393,7 +340,7 @@ def test_bfloat16_is_for_computing_only(name, scan):
 
 
 def test_features_are_float32_too():
-  model, variables, inputs = draw("vit/test", dtype="bfloat16", num_classes=0)
+  model, variables, inputs = random_model("vit/test", dtype="bfloat16", num_classes=0)
   output, aux = jax.eval_shape(model.apply, variables, *inputs)
   assert output.dtype == aux["features"].dtype == jnp.float32
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import TINY_CONFIG
 
 import configs
 import zoo
@@ -297,11 +298,10 @@ def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
   ],
 )
 def test_what_cannot_be_is_told_in_one_message(tmp_path, capsys, overrides, message):
-  tiny = str(Path(__file__).with_name("tiny_config.py"))
   shorter = ["steps=1", "evals.test.every_steps=1", "plots=('reconstructions',)"]
   # The last word on a key counts; what replaces all evaluations comes before what changes one of them.
   given = [o for o in shorter if not any(o.partition("=")[0].startswith(x.partition("=")[0]) for x in overrides)]
-  assert cli.main(["train", tiny, *given, *overrides, "--workdir", str(tmp_path / "run")]) == 2
+  assert cli.main(["train", TINY_CONFIG, *given, *overrides, "--workdir", str(tmp_path / "run")]) == 2
   error = capsys.readouterr().err
   assert re.search(message, error) and "Traceback" not in error
 

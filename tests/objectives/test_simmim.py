@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import draw
+from support import random_model
 
 import zoo
 from train import rng
@@ -28,7 +28,7 @@ def pixels_of(masked_BYX):
 
 @pytest.mark.parametrize(("unit", "each"), [(None, 2), (4, 1), (8, 2)])
 def test_whole_squares_with_the_most_noise_are_hidden(unit, each):
-  model, variables, (image, _) = draw("simmim/test", **TINY)
+  model, variables, (image, _) = random_model("simmim/test", **TINY)
   rows, columns = 8 // each, 10 // each
   noise = np.random.default_rng(1).uniform(size=(2, rows * columns)).astype(np.float32)
   pixels, aux = model.apply(variables, image, noise, mask_patch_size=unit)
@@ -40,7 +40,7 @@ def test_whole_squares_with_the_most_noise_are_hidden(unit, each):
 
 def test_a_vector_stands_for_what_is_hidden():
   """After the norm of the embedding, as released; of the rest the encoder is a Swin's."""
-  model, variables, (image, noise) = draw("simmim/test", **TINY)
+  model, variables, (image, noise) = random_model("simmim/test", **TINY)
   _, aux = jax.jit(model.apply)(variables, image, noise)
   plain = zoo.create("swin/test", head="none", **TINY)
   encoder = variables["params"]["encoder"]
@@ -54,7 +54,7 @@ def test_a_vector_stands_for_what_is_hidden():
 
 
 def test_nothing_of_the_hidden_is_seen():
-  model, variables, (image, noise) = draw("simmim/test", **TINY)
+  model, variables, (image, noise) = random_model("simmim/test", **TINY)
   apply = jax.jit(model.apply)
   pixels, aux = apply(variables, image, noise)
   hidden = pixels_of(aux["masked"])
@@ -64,7 +64,7 @@ def test_nothing_of_the_hidden_is_seen():
 
 
 def test_each_place_tells_its_own_square():
-  model, variables, (image, noise) = draw("simmim/test", **TINY)
+  model, variables, (image, noise) = random_model("simmim/test", **TINY)
   pixels, aux = model.apply(variables, image, noise)
   layer = variables["params"]["pixels"]
   for y, x in ((0, 0), (1, 3), (3, 4)):
@@ -74,7 +74,7 @@ def test_each_place_tells_its_own_square():
 
 
 def test_an_rng_is_needed_where_no_noise_is_given():
-  model, variables, (image, _) = draw("simmim/test", **TINY)
+  model, variables, (image, _) = random_model("simmim/test", **TINY)
   with pytest.raises(ValueError, match="rng `mask`"):
     model.apply(variables, image)
   masks = [model.apply(variables, image, rngs={"mask": jax.random.key(k)})[1]["masked"] for k in (0, 0, 1)]
@@ -96,7 +96,7 @@ def test_what_cannot_be():
   for fields in (dict(num_classes=3), dict(head="features")):
     with pytest.raises(ValueError, match="a SimMIM has neither"):
       zoo.create("simmim/test", **fields)
-  model, variables, (image, noise) = draw("simmim/test", **TINY)
+  model, variables, (image, noise) = random_model("simmim/test", **TINY)
   with pytest.raises(ValueError, match=r"mask_ratio 0\.99 keeps 0 of 20 patches"):
     model.apply(variables, image, noise, mask_ratio=0.99)
 

@@ -1,0 +1,124 @@
+"""What tests of several rooms share."""
+
+import contextlib
+import functools
+import inspect
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import zoo
+from zoo import partitioning
+from zoo.models import segmenter
+
+ROOT = Path(__file__).parents[1]
+# A config of a run of seconds.
+TINY_CONFIG = str(Path(__file__).with_name("tiny_config.py"))
+# Texts that tokenizers find hard.
+STRANGE = (
+  "Hello, world!",
+  "日本語 👍🏽 ﷽ x日本y",
+  "[SEP] [CLS][MASK] <s>",
+  "Ñandú, ¿fué? Àéî Straße ΑΣ",
+  "a\x00b \ufffd \u200b c\u00ad-d e\u0301",
+  "don't I'll 3.14 x" + "y" * 150,
+  "",
+)
+
+
+@contextlib.contextmanager
+def raises(error, *named):
+  """As `pytest.raises`, of an error that names all of these values; how it says so is left to it."""
+  with pytest.raises(error) as caught:
+    yield caught
+  missing = [value for value in map(str, named) if value not in str(caught.value)]
+  assert not missing, f"{missing} not named: {caught.value}"
+
+
+def relative_error(ours, theirs) -> float:
+  """The largest difference over the largest value."""
+  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+  assert ours.shape == theirs.shape
+  return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+
+@functools.cache
+def shapes(name, **overrides):
+  """Of all variables. Nothing is computed, so the largest models cost no more than the smallest."""
+  model = zoo.create(name, **overrides)
+  rngs = {"params": jax.random.key(0), "mask": jax.random.key(1)}
+  inputs = zoo.family(name).inputs(model.config, 1)
+  return jax.eval_shape(functools.partial(model.init, rngs), *inputs)
+
+
+def random_model(name, batch=2, **overrides):
+  """A model, all of its variables random (so that no zero hides anything), and inputs that leave nothing to chance."""
+  model = zoo.create(name, **overrides)
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(lambda s: rng.normal(0.1, 0.3, s.shape).astype(np.float32), shapes(name, **overrides))
+  for leaf in jax.tree.leaves(variables.get("batch_stats", {})):
+    np.abs(leaf, out=leaf)
+  inputs = [
+    rng.normal(size=s.shape).astype(s.dtype)
+    if s.dtype == np.float32
+    else rng.integers(0, model.config.vocab_size, s.shape)
+    for s in zoo.family(name).inputs(model.config, batch)
+  ]
+  if "noise_BP" in inspect.signature(type(model).__call__).parameters:
+    inputs.append(rng.uniform(size=(batch, math.prod(model.config.grid))).astype(np.float32))
+  return model, variables, inputs
+
+
+def check_gradients(name, **overrides):
+  """Compiles the model once, forward and backward; returns output and gradients."""
+  model, variables, inputs = random_model(name, **overrides)
+
+  def loss(params):
+    output, aux = model.apply(variables | {"params": params}, *inputs)
+    outputs = [
+      output,
+      *(aux[name] for name in ("length", "next_sentence") if name in aux),
+    ]  # a second head's output is in aux
+    return sum(jnp.square(o).mean() for o in outputs), (output, aux)
+
+  grads, (output, aux) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+  assert np.isfinite(output).all() and output.dtype == jnp.float32
+  assert all(np.isfinite(a).all() for a in jax.tree.leaves(aux))
+  largest = {path: np.abs(g).max() for path, g in partitioning.flatten(grads).items()}
+  for path, size in largest.items():
+    if path.endswith(("attn/k/bias", "cross/k/bias")):
+      # Adds the same to all scores of a query, which the softmax takes away again: 0 but for rounding.
+      assert size < 1e-3 * largest[path.replace("/k/", "/v/")], path
+    else:
+      assert 1e-10 < size < np.inf, path
+  return output, aux
+
+
+def random_variables(name, seed=0, **overrides):
+  """Every parameter random: an initialiser's zeros would look alike wherever they went."""
+  model = zoo.create(name, **overrides)
+  rngs = {"params": jax.random.key(0), "mask": jax.random.key(0)}
+  shapes = jax.eval_shape(model.init, rngs, *zoo.family(name).inputs(model.config, 1))
+  rng = np.random.default_rng(seed)
+  return model, jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
+
+
+def feature_maps(rng, widths=(4, 6, 8, 12), size=(13, 9), batch=2):
+  """Maps of a hierarchical backbone, each half as large as the one before."""
+  sizes = [tuple(-(-n // 2**i) for n in size) for i in range(len(widths))]
+  return [rng.normal(size=(batch, *s, w)).astype(np.float32) for s, w in zip(sizes, widths, strict=True)]
+
+
+class SegmentationHead(nn.Module):
+  """A head by itself."""
+
+  config: segmenter.Config
+
+  @nn.compact
+  def __call__(self, maps):
+    return segmenter.Model.predict(self, maps)
