@@ -38,12 +38,19 @@ def masked_softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Arra
   Returns:
     [..., S] float32. A row whose mask is all False is all 0, and so are its gradients.
   """
+  # Written out for the TPU, which with `jax.nn.softmax` keeps a float32 copy of bfloat16 scores. Shifting the scores in
+  # their own type rounds them no more than they already are.
   if mask is None:
-    return jax.nn.softmax(scores.astype(jnp.float32))
-  # A finite floor instead of -inf, so that a row whose mask is all False has a finite gradient. In the type of the
-  # scores, so that a TPU keeps no masked copy of them in float32.
-  scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-  return jnp.where(mask, jax.nn.softmax(scores.astype(jnp.float32)), 0)
+    shift = scores.max(-1, keepdims=True)
+  else:
+    # A finite floor instead of -inf, so that a row whose mask is all False has a finite gradient. Half of it as a
+    # shift leaves such a row far below 0: its exponentials are 0, not 1.
+    floor = jnp.finfo(scores.dtype).min
+    scores = jnp.where(mask, scores, floor)
+    shift = jnp.maximum(scores.max(-1, keepdims=True), floor / 2)
+  weights = jnp.exp((scores - jax.lax.stop_gradient(shift)).astype(jnp.float32))
+  total = weights.sum(-1, keepdims=True)
+  return weights / (total if mask is None else jnp.where(total > 0, total, 1.0))
 
 
 def check_shared_heads(num_heads: int, key_heads: int) -> None:
@@ -232,7 +239,8 @@ def dot_product_attention(
   expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
   scores_BNTS = dot_product_scores(q_BTNH, k_BSKH)
   if bias is not None:
-    scores_BNTS = scores_BNTS + bias
+    # In the type of the scores: a float32 bias would make them all float32, twice the memory.
+    scores_BNTS = scores_BNTS + bias.astype(scores_BNTS.dtype)
   return attention_pool(scores_BNTS, v_BSKH, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)
 
 
