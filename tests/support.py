@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from matplotlib import image
 
 import zoo
 from zoo import partitioning
@@ -40,6 +42,11 @@ def raises(error, *named):
   assert not missing, f"{missing} not named: {caught.value}"
 
 
+def draw(*shape, seed=0):
+  """Standard normal numbers, the same for the same shape and seed."""
+  return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+
 def relative_error(ours, theirs) -> float:
   """The largest difference over the largest value."""
   ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
@@ -54,6 +61,11 @@ def shapes(name, **overrides):
   rngs = {"params": jax.random.key(0), "mask": jax.random.key(1)}
   inputs = zoo.family(name).inputs(model.config, 1)
   return jax.eval_shape(functools.partial(model.init, rngs), *inputs)
+
+
+def scanned(name):
+  """The override that compiles one layer for all, where there are layers."""
+  return {"scan": True} if hasattr(zoo.create(name).config, "scan") else {}
 
 
 def random_model(name, batch=2, **overrides):
@@ -106,6 +118,40 @@ def random_variables(name, seed=0, **overrides):
   shapes = jax.eval_shape(model.init, rngs, *zoo.family(name).inputs(model.config, 1))
   rng = np.random.default_rng(seed)
   return model, jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
+
+
+def assert_bit_identical(ours, theirs):
+  """Trees of the same paths, dtypes and bits."""
+  ours, theirs = flatten_dict(ours, sep="/"), flatten_dict(theirs, sep="/")
+  assert ours.keys() == theirs.keys()
+  for path in ours:
+    assert ours[path].dtype == theirs[path].dtype, path
+    assert np.asarray(ours[path]).tobytes() == np.asarray(theirs[path]).tobytes(), path
+
+
+@functools.cache
+def initialized(name, **overrides):
+  """A model and its initial variables."""
+  model = zoo.create(name, **overrides)
+  zeros = [jnp.zeros(s.shape, s.dtype) for s in zoo.family(name).inputs(model.config, 1)]
+  return model, jax.jit(model.init)({"params": jax.random.key(0), "mask": jax.random.key(1)}, *zeros)
+
+
+def random_images(model, count=2):
+  """Of the model's size, uint8."""
+  shape = (count, *model.config.image_size, model.config.num_channels)
+  return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def assert_plotted(path):
+  """The file is a plot that shows something."""
+  pixels = image.imread(path)
+  assert min(pixels.shape[:2]) > 200 and pixels.std() > 0.05
+
+
+def grid_positions(size):
+  """Row and column of each token of a map, [Y X, 2]."""
+  return np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1).reshape(-1, 2)
 
 
 def feature_maps(rng, widths=(4, 6, 8, 12), size=(13, 9), batch=2):

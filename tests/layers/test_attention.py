@@ -1,16 +1,20 @@
 """Attention is the naive formula, and its masks do what they say."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from support import draw
 
 from zoo.layers import attention_masks
 from zoo.layers.attention import (
   Attention,
   additive_scores,
   attention_pool,
+  cosine,
   dot_product_attention,
   dot_product_scores,
   dot_scores,
@@ -22,10 +26,6 @@ from zoo.layers.attention import (
 from zoo.shapes import ShapeError
 
 B, T, S, N, H = 2, 5, 7, 4, 3
-
-
-def draw(*shape, seed=0):
-  return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
 def naive(q, k, v, mask=None, bias=None):
@@ -234,3 +234,31 @@ def test_scores_refuse_widths_that_do_not_fit():
     dot_scores(draw(B, T, Q), draw(B, S, E))
   with pytest.raises(ShapeError, match="E is 5 in bilinear_QE but 6 before it"):
     general_scores(draw(B, T, Q), draw(B, S, E), draw(Q, 5))
+
+
+# ---- cosine scores
+
+
+def test_cosine_scores_are_the_formula():
+  q, k, log_scale = draw(2, 5, 2, 3), draw(2, 4, 2, 3, seed=1), np.array([0.5, 9.0], np.float32)
+  length = functools.partial(np.linalg.norm, axis=-1)
+  cosines = np.einsum("btnh,bsnh->bnts", q, k) / np.einsum("btn,bsn->bnts", length(q), length(k))
+  wanted = cosines * np.array([np.exp(0.5), 100.0])[:, None, None]  # tau is never below 0.01
+  np.testing.assert_allclose(dot_product_scores(*cosine(q, k, log_scale)), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_vectors_of_zero_have_no_direction():
+  q, k, log_scale = np.zeros((1, 1, 1, 3), np.float32), draw(1, 4, 1, 3), np.zeros(1, np.float32)
+
+  def scores(q, k):
+    return jnp.square(dot_product_scores(*cosine(q, k, log_scale)) + 1).sum()
+
+  assert scores(q, k) == 4
+  for gradient in jax.grad(scores, (0, 1))(q, k):
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_keys_have_no_bias_with_cosines():
+  params = jax.eval_shape(Attention(2, cosine=True).init, jax.random.key(0), draw(1, 3, 4))["params"]
+  assert set(params) == {"q", "k", "v", "out", "log_scale"}
+  assert set(params["k"]) == {"kernel"} and set(params["q"]) == set(params["v"]) == {"kernel", "bias"}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import norm
+from support import draw
 
 from zoo.layers import attention_masks
 from zoo.layers.activations import ACTIVATIONS
@@ -19,10 +20,6 @@ from zoo.layers.patch_embed import patchify, take_tokens, unpatchify
 from zoo.layers.pooling import AttentionPool
 
 KEY = {"params": jax.random.key(0)}
-
-
-def draw(*shape, seed=0):
-  return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
 def run(layer, *args, rngs=None, **kwargs):

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from test_layers import KEY, draw, run
+from support import draw
+from test_layers import KEY, run
 
 from zoo.layers import norms
 from zoo.layers.norms import KINDS, BatchNorm, PowerNorm, RMSNorm, norm, power_normalise

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_layers import KEY, draw, run
+from support import draw
+from test_layers import KEY, run
 
 from zoo.layers import attention_masks
 from zoo.layers.pooling import KINDS, Pooling, WindowDense

@@ -1,15 +1,20 @@
 """Closed forms of `zoo.layers.position_embeddings`."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import draw, grid_positions
 
 from zoo.layers import attention_masks
 from zoo.layers.attention import dot_product_attention
 from zoo.layers.position_embeddings import (
   RESAMPLINGS,
   BucketedRelativePositionBias,
+  ContinuousRelativePositionBias,
+  WindowRelativePositionBias,
   alibi_bias,
   alibi_slopes,
   relative_position_bucket,
@@ -20,10 +25,6 @@ from zoo.layers.position_embeddings import (
   sincos_2d,
 )
 from zoo.shapes import ShapeError
-
-
-def draw(*shape, seed=0):
-  return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
 def test_sincos_1d_by_hand():
@@ -217,3 +218,29 @@ def test_relative_bias_is_its_table():
   bucket = np.asarray(relative_position_bucket(key[:, None] - query[:, :, None], 8, 20))
   for b, n, t, s in np.ndindex(*bias.shape):
     assert bias[b, n, t, s] == table[bucket[b, t, s], n]
+
+
+def test_window_relative_position_bias_by_hand():
+  table_YXN = draw(5, 5, 2)
+  layer = WindowRelativePositionBias(2, 3)
+  for window in ((3, 3), (2, 3), (1, 2)):
+    bias_NTT = layer.apply({"params": {"table": table_YXN}}, window)
+    for (t, query), (s, key) in itertools.product(enumerate(grid_positions(window)), repeat=2):
+      row, column = query - key + 2  # a smaller window reads the middle
+      np.testing.assert_array_equal(bias_NTT[:, t, s], table_YXN[row, column])
+  with pytest.raises(ValueError, match="a window of 4 x 3 has offsets beyond a table made for 3"):
+    layer.apply({"params": {"table": table_YXN}}, (4, 3))
+
+
+def test_continuous_relative_position_bias_by_hand():
+  """V2, eq. 4, with the released code's -8 to 8; the same relative position in another window has the same bias."""
+  layer = ContinuousRelativePositionBias(2, (4, 3), hidden=5)
+  params = {"up": {"kernel": draw(2, 5), "bias": draw(5)}, "down": {"kernel": draw(5, 2)}}
+  for window in ((4, 3), (2, 2), (7, 5)):
+    bias_NTT = layer.apply({"params": params}, window)
+    for (t, query), (s, key) in itertools.product(enumerate(grid_positions(window)), repeat=2):
+      far = (query - key) * 8 / np.array([3, 2])
+      logarithm = np.sign(far) * np.log(1 + np.abs(far)) / np.log(8)
+      hidden = np.maximum(logarithm @ params["up"]["kernel"] + params["up"]["bias"], 0)
+      wanted = 16 / (1 + np.exp(-hidden @ params["down"]["kernel"]))
+      np.testing.assert_allclose(bias_NTT[:, t, s], wanted, rtol=1e-4, atol=1e-5)

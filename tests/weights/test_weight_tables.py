@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from support import assert_bit_identical
 
 from zoo.weights import Rule, Transform, WeightsError, convert, torch_layouts, write_back
 
@@ -32,30 +32,21 @@ def faults(tensors, table=TABLE, template=PARAMS, **kwargs):
   return error.value.faults
 
 
-def assert_same(ours, theirs):
-  """To the bit."""
-  ours, theirs = flatten_dict(ours, sep="/"), flatten_dict(theirs, sep="/")
-  assert ours.keys() == theirs.keys()
-  for path in ours:
-    assert ours[path].dtype == theirs[path].dtype, path
-    assert np.asarray(ours[path]).tobytes() == np.asarray(theirs[path]).tobytes(), path
-
-
 def test_write_back_and_convert_are_inverse():
   written = tensors()
   assert set(written) == {"new.layer.0.weight", "new.layer.12.weight", "bias", "both"}
   assert written["new.layer.0.weight"].shape == (3, 2)
-  assert_same(convert(written, TABLE, PARAMS), PARAMS)
+  assert_bit_identical(convert(written, TABLE, PARAMS), PARAMS)
 
 
 def test_older_names_are_read_too():
   old = {key.replace("new", "old"): t for key, t in tensors().items()}
-  assert_same(convert(old, TABLE, PARAMS), PARAMS)
+  assert_bit_identical(convert(old, TABLE, PARAMS), PARAMS)
 
 
 def test_half_precision_is_widened():
   half = {key: t.astype(ml_dtypes.bfloat16) for key, t in tensors().items()}
-  assert_same(convert(half, TABLE, PARAMS), PARAMS)
+  assert_bit_identical(convert(half, TABLE, PARAMS), PARAMS)
 
 
 def test_a_key_without_a_rule():
@@ -121,12 +112,12 @@ def test_ignored_only_when_asked():
   t = tensors() | {"head.weight": np.ones(1), "head.bias": np.ones(1)}
   assert len(faults(t)) == 2
   assert faults(t, ignore=["head"]) == faults(t)  # the whole key must match
-  assert_same(convert(t, TABLE, PARAMS, ignore=[r"head\..*"]), PARAMS)
+  assert_bit_identical(convert(t, TABLE, PARAMS, ignore=[r"head\..*"]), PARAMS)
 
 
 def test_an_ignoring_rule():
   table = (*TABLE, Rule("position_ids", (), torch_layouts.IGNORED))
-  assert_same(convert(tensors() | {"position_ids": np.arange(3)}, table, PARAMS), PARAMS)
+  assert_bit_identical(convert(tensors() | {"position_ids": np.arange(3)}, table, PARAMS), PARAMS)
   assert "position_ids" not in write_back(PARAMS, table)
 
 
