@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import check_gradients, random_model, shapes
+from support import check_gradients, raises, random_model, shapes
 from test_vit import TINY, init
 
 import zoo
@@ -45,7 +45,7 @@ def test_how_many_are_kept(ratio, kept):
 
 @pytest.mark.parametrize("ratio", [1.0, -0.1, 0.99])
 def test_ratios_that_cannot_be(ratio):
-  with pytest.raises(ValueError, match=f"mask_ratio {ratio} keeps .* of 16 patches; wanted 0 <= mask_ratio < 1"):
+  with raises(ValueError, "mask_ratio", ratio, 16, 0, 1):
     mae.random_mask(np.zeros((1, 16)), ratio)
 
 
@@ -122,9 +122,9 @@ def test_mae_combinations(overrides):
 
 
 def test_maes_that_cannot_be():
-  with pytest.raises(ValueError, match="an MAE cannot use relative positions"):
+  with raises(ValueError, "relative"):
     zoo.create("mae/test", position_embedding="relative")
-  with pytest.raises(ValueError, match="3 heads do not divide the width 16"):
+  with raises(ValueError, 3, "heads", 16):
     init("mae/test", decoder_num_heads=3)
-  with pytest.raises(ValueError, match="sincos_2d needs a width that is a multiple of 4, got 18"):
+  with raises(ValueError, "sincos_2d", 4, 18):
     init("mae/test", decoder_width=18, decoder_num_heads=2)

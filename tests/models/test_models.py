@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import check_gradients, random_model, scanned
+from support import check_gradients, raises, random_model, scanned
 
 import zoo
 
@@ -88,10 +88,8 @@ def test_names():
 
 @pytest.mark.parametrize("name", ["vit/b61", "vitt/b16", "b16", ""])
 def test_unknown_model(name):
-  with pytest.raises(ValueError, match=f"unknown model '{name}'.*There are: .*vit/b16") as error:
+  with raises(ValueError, f"'{name}'", "vit/b16") as error:
     zoo.create(name)
   # Where the family is known its own are enough.
   assert ("mae/b16" in str(error.value)) == (name != "vit/b61")
-  if name == "vit/b61":
-    with pytest.raises(ValueError, match=r"did you mean 'vit/b16'\?"):
-      zoo.create(name)
+  assert ("'vit/b16'" in str(error.value)) == (name == "vit/b61")  # the nearest

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import raises
 
 import zoo
 from zoo import decoding, partitioning
@@ -318,28 +319,22 @@ def test_states_are_float32():
 
 
 @pytest.mark.parametrize(
-  ("overrides", "message"),
+  ("overrides", "named"),
   [
-    (dict(cell="gur"), "cell is 'gur'; did you mean 'gru'"),
-    (dict(attention="bahdanau"), "attention is 'bahdanau'.*There are: none, additive, dot, general"),
-    (dict(attention="none", head="copy"), "head='copy' .* attention is 'none'"),
-    (dict(attention="none", input_feeding=True), "input_feeding .* attention is 'none'"),
-    (dict(attention_dim=0), "attention='additive' .* attention_dim"),
-    (dict(attention="dot"), "attention='dot' .* 24; use 'general'"),
-    (dict(head="pointer"), "head='pointer' needs attention_query='current_state'"),
-    (
-      dict(head="pointer", attention_query="current_state", head_bias=True),
-      "head_bias .* head='pointer'",
-    ),
-    (dict(copy_slots=2), "copy_slots is 2, but head is 'vocab'"),
-    (dict(attention="none", tie_embeddings="all"), "tie_embeddings='all' .* 24 and 20"),
-    (dict(bos_token_id=29), "bos_token_id is 29"),
-    (
-      dict(width=0, dropout_rate=1.0),
-      "width is 0; wanted at least 1\ndropout_rate is 1.0; wanted 0 <= dropout_rate < 1",
-    ),
+    (dict(cell="gur"), ("cell", "'gur'", "'gru'")),
+    (dict(attention="bahdanau"), ("attention", "'bahdanau'", "none, additive, dot, general")),
+    (dict(attention="none", head="copy"), ("head='copy'", "attention", "'none'")),
+    (dict(attention="none", input_feeding=True), ("input_feeding", "attention", "'none'")),
+    (dict(attention_dim=0), ("attention='additive'", "attention_dim")),
+    (dict(attention="dot"), ("attention='dot'", 24, "'general'")),
+    (dict(head="pointer"), ("head='pointer'", "attention_query='current_state'")),
+    (dict(head="pointer", attention_query="current_state", head_bias=True), ("head_bias", "head='pointer'")),
+    (dict(copy_slots=2), ("copy_slots", 2, "head", "'vocab'")),
+    (dict(attention="none", tie_embeddings="all"), ("tie_embeddings='all'", 24, 20)),
+    (dict(bos_token_id=29), ("bos_token_id", 29)),
+    (dict(width=0, dropout_rate=1.0), ("width is 0", 1, "dropout_rate is 1.0", 0)),
   ],
 )
-def test_configs_that_cannot_be(overrides, message):
-  with pytest.raises(ValueError, match=message):
+def test_configs_that_cannot_be(overrides, named):
+  with raises(ValueError, *named):
     zoo.create("seq2seq/test", **overrides)

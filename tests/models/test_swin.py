@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import check_gradients, draw, random_model
+from support import check_gradients, draw, raises, random_model
 
 import zoo
 from train.plan.models import describe_models
@@ -199,34 +199,31 @@ def test_operations_are_as_published(name, gmacs, digits):
 
 
 @pytest.mark.parametrize(
-  ("overrides", "message"),
+  ("overrides", "named"),
   [
-    (dict(depths=(2, 3)), r"depths is \(2, 3\); wanted even numbers"),
-    (dict(depths=()), r"depths is \(\); wanted even numbers"),
-    (dict(depths=(2, 2, 2)), r"num_heads is \(2, 6\); wanted at least 1 for each of the 3 stages"),
-    (dict(depths=4), r"depths is 4 \(int\); wanted tuple"),
-    (dict(depths=(2, "2")), r"depths is \(2, '2'\), with '2' \(str\); wanted int"),
-    (dict(num_heads=(2, 5)), "5 heads do not divide the width 48"),
-    (dict(window_size=0, mlp_ratio=0.0), "window_size is 0; wanted at least 1\nmlp_ratio is 0.0; wanted more than 0"),
-    (
-      dict(pretrained_window_sizes=(3,)),
-      r"pretrained_window_sizes is \(3,\); wanted none, or 0 or more for each stage",
-    ),
-    (dict(shift="rol"), "shift is 'rol'; did you mean 'roll'"),
-    (dict(head="tokens"), "head is 'tokens'.*There are: classification, none, features"),
-    (dict(norm_position="post"), "norm_position is 'post'.*did you mean 'res_post'"),
+    (dict(depths=(2, 3)), ("depths", (2, 3), "even")),
+    (dict(depths=()), ("depths", "()")),
+    (dict(depths=(2, 2, 2)), ("num_heads", (2, 6), 1, 3)),
+    (dict(depths=4), ("depths", 4, "int", "tuple")),
+    (dict(depths=(2, "2")), ("depths", "(2, '2')", "str", "int")),
+    (dict(num_heads=(2, 5)), (5, "heads", 48)),
+    (dict(window_size=0, mlp_ratio=0.0), ("window_size is 0", 1, "mlp_ratio is 0.0")),
+    (dict(pretrained_window_sizes=(3,)), ("pretrained_window_sizes", (3,))),
+    (dict(shift="rol"), ("shift", "'rol'", "'roll'")),
+    (dict(head="tokens"), ("head", "'tokens'", "classification, none, features")),
+    (dict(norm_position="post"), ("norm_position", "'post'", "'res_post'")),
   ],
 )
-def test_fields_that_cannot_be(overrides, message):
-  with pytest.raises(ValueError, match=message):
+def test_fields_that_cannot_be(overrides, named):
+  with raises(ValueError, *named):
     zoo.create("swin/test", **overrides)
 
 
 def test_images_that_cannot_be():
   model = zoo.create("swin/test")
-  with pytest.raises(ValueError, match="the images have 1 channels, the model takes 3"):
+  with raises(ValueError, "channels", 1, 3):
     jax.eval_shape(model.init, jax.random.key(0), spec(1, 32, 32, 1))
-  with pytest.raises(ValueError, match="an image of 0 x 5 pixels"):
+  with raises(ValueError, "0 x 5"):
     jax.eval_shape(model.init, jax.random.key(0), spec(1, 0, 5, 3))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors import numpy as safetensors
-from support import relative_error
+from support import raises, relative_error
 
 import zoo
 from zoo.models.bert import sentence_embedding
@@ -180,7 +180,7 @@ def test_names_of_the_first_release(tmp_path):
   wanted = theirs_of(theirs, token, types, real)
   model, variables = zoo.load(tmp_path, "bert/test", **OURS)
   assert relative_error(model.apply(variables, token, types)[1]["next_sentence"], wanted.seq_relationship_logits) < 1e-5
-  with pytest.raises(WeightsError, match=r"cls.*`ignore`"):
+  with raises(WeightsError, "cls", "ignore"):
     zoo.load(tmp_path, "bert/test", **OURS, head="none")
   model, variables = zoo.load(tmp_path, "bert/test", **OURS, head="none", ignore=r"cls\..*")
   assert errors_where_real(model.apply(variables, token, types)[0], wanted.hidden_states[-1], real) < 1e-5
@@ -188,7 +188,7 @@ def test_names_of_the_first_release(tmp_path):
 
 def test_an_architecture_without_a_head_of_ours(tmp_path):
   make("BertForNextSentencePrediction").save_pretrained(tmp_path)
-  with pytest.raises(WeightsError, match="no head for the architecture 'BertForNextSentencePrediction'"):
+  with raises(WeightsError, "'BertForNextSentencePrediction'"):
     zoo.load(tmp_path)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from support import assert_plotted, initialized, random_images
+from support import assert_plotted, initialized, raises, random_images
 
 from train import plots
 
@@ -24,7 +24,7 @@ def test_position_table_is_what_the_encoder_adds(positions):
 
 
 def test_no_positions_is_an_error():
-  with pytest.raises(ValueError, match="position_embedding='none'"):
+  with raises(ValueError, "position_embedding='none'"):
     plots.position_table(*initialized("vit/test", position_embedding="none"))
 
 

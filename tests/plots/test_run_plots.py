@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from support import TINY_CONFIG
+from support import TINY_CONFIG, raises
 
 from train import config as configuration
 from train import experiment, metrics
@@ -37,22 +37,22 @@ def test_every_plot_of_a_run(run, tmp_path, name):
 
 def test_plots_that_do_not_fit_the_run(run, tmp_path):
   opened, variables, workdir = run
-  with pytest.raises(ValueError, match="unknown plot 'loss_curves'; did you mean 'loss_curve'"):
+  with raises(ValueError, "'loss_curves'", "'loss_curve'"):
     registry.draw("loss_curves", opened, variables, workdir, tmp_path / "x.png")
   for name in ("segmentations", "kernel_widths", "alignment", "attention_heads"):
-    with pytest.raises(ValueError, match=f"{name}.*'image_classification'"):
+    with raises(ValueError, name, "'image_classification'"):
       registry.draw(name, opened, variables, workdir, tmp_path / "x.png")
   vit = experiment.Experiment(
     load("model={'name': 'vit/nano4', 'depth': 1}", "objective={'name': 'image_classification'}", "evals={}")
   )
-  with pytest.raises(ValueError, match="vit/nano4 does not reconstruct"):
+  with raises(ValueError, "vit/nano4"):
     registry.draw("reconstructions", vit, {}, workdir, tmp_path / "x.png")
 
 
-def test_ones_own_image_is_cropped_to_the_size_of_the_data(run, tmp_path):
+def test_an_image_of_the_user_is_cropped_to_the_size_of_the_data(run, tmp_path):
   Image.fromarray(np.arange(40 * 90, dtype=np.uint8).reshape(40, 90)).save(tmp_path / "wide.png")
   assert registry.read_image(tmp_path / "wide.png", run[0].data).shape == (1, 28, 28, 1)
-  for name, message in (("none.png", "cannot read the image"), ("text.png", "is no image")):
-    (tmp_path / "text.png").write_text("words")
-    with pytest.raises(ValueError, match=message):
+  (tmp_path / "text.png").write_text("words")
+  for name in ("none.png", "text.png"):
+    with raises(ValueError, name):
       registry.read_image(tmp_path / name, run[0].data)

@@ -8,7 +8,7 @@ from collections import namedtuple
 
 import jax.numpy as jnp
 import pytest
-from support import TINY_CONFIG
+from support import TINY_CONFIG, assert_names, raises
 
 from train import config as configuration
 from train import loop, objectives
@@ -30,20 +30,20 @@ def load(*overrides):
 
 def test_unwritable_work_directory(tmp_path):
   (tmp_path / "file").touch()
-  with pytest.raises(ValueError, match="cannot write to the work directory"):
+  with raises(ValueError, tmp_path / "file" / "run"):
     loop.train(load(), tmp_path / "file" / "run")
 
 
-def test_full_disk_is_told_before_the_first_step(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_the_first_step(tmp_path, monkeypatch):
   usage = namedtuple("usage", "total used free")
   monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
-  with pytest.raises(ValueError, match=r"0.00 GB free, 3 checkpoints of this run need"):
+  with raises(ValueError, "0.00 GB", 3):
     loop.train(load("checkpoint.max_to_keep=2"), tmp_path)
   assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_loss_that_is_no_number_stops_the_run_and_says_what_to_try(tmp_path):
-  with pytest.raises(loop.NonFiniteError, match=r"step 2 is not finite.*no checkpoint.*learning_rate"):
+def test_a_nonfinite_loss_stops_the_run_and_suggests_a_remedy(tmp_path):
+  with raises(loop.NonFiniteError, "step 2", "learning_rate"):
     loop.train(load("optimizer.learning_rate=1e30", "optimizer.warmup=0", "steps=20"), tmp_path)
 
 
@@ -55,8 +55,8 @@ class NoGradient(mae.Objective):
     return loss._replace(total=loss.total + jnp.sqrt(0 * variables["params"]["encoder"]["cls"].sum()))
 
 
-def test_an_evaluation_that_fails_costs_nothing_that_was_learned(tmp_path, capfd):
-  with pytest.raises(ValueError, match="no metric 'test/acuracy'"):
+def test_a_failed_evaluation_loses_no_training(tmp_path, capfd):
+  with raises(ValueError, "'test/acuracy'"):
     loop.train(
       load("steps=2", "checkpoint.best_metric=test/acuracy", "checkpoint.every_steps=0", "evals.test.every_steps=0"),
       tmp_path,
@@ -65,79 +65,74 @@ def test_an_evaluation_that_fails_costs_nothing_that_was_learned(tmp_path, capfd
   assert loop.train(load("steps=2", "evals.test.every_steps=0"), tmp_path, override_config=True)["test"]["loss"] > 0
 
 
-def test_a_gradient_that_is_no_number_leaves_no_checkpoint(tmp_path, monkeypatch):
+def test_a_nonfinite_gradient_leaves_no_checkpoint(tmp_path, monkeypatch):
   """What it makes of the parameters must not be saved as good."""
   monkeypatch.setattr(objectives, "make", lambda name, **kwargs: NoGradient())
-  with pytest.raises(loop.NonFiniteError, match="step 1 is not finite"):
+  with raises(loop.NonFiniteError, "step 1"):
     loop.train(load("steps=3", "checkpoint.every_steps=1", "evals={}"), tmp_path)
   assert not any(p.name.isdigit() for p in (tmp_path / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(
-  ("overrides", "message"),
+  ("overrides", "named"),
   [
-    (["checkpoint.best_metric=tset/loss"], "no evaluation 'tset'; did you mean 'test'"),
-    (["optimizer.learning_rate=fast"], r"learning_rate is 'fast' \(str\); wanted float"),
-    (["objective.name=maee"], "unknown objective 'maee'; did you mean 'mae'"),
-    (["objective.mask_ration=0.5"], "no 'mask_ration'; did you mean 'mask_ratio'"),
-    (["data.name=image_classificatio"], "unknown data 'image_classificatio'; did you mean 'image_classification'"),
-    (["evals.test.name=los"], "unknown evaluation 'los'; did you mean 'loss'"),
-    (["optimizer.name=adam"], "unknown optimizer 'adam'; did you mean 'adamw'"),
-    (["optimizer.beta1=0.9"], "no 'beta1'.* There are: .*b1"),
-    (["optimizer.freeze=('encoderr/.*',)"], "no parameter matches 'encoderr"),
-    (["model.name=mae/nano5"], "unknown model 'mae/nano5'; did you mean 'mae/nano4'"),
-    (["model.num_channels=3"], "the model takes 3 channels, the data has 1"),
-    (["epochs=2"], "epochs is 2.* such as epochs=0 steps=1000"),
-    (["steps=-3"], "steps is -3"),
-    (["batch_size=0"], "batch_size is 0 .*at least 1"),
-    (["log_every_steps=0"], "log_every_steps is 0; wanted at least 1"),
-    (["batch_size=20"], r"global batch of 20 .* 8 devices x 1 .* 2.50 examples a device .* 16 and 24"),
-    (["batch_size=24", "grad_accum_steps=2"], "24 .* 8 devices x 2 accumulation steps"),
-    (["parallel.tensor=3"], "mesh of .*tensor"),
-    (["parallel.name=pjit"], "unknown parallel 'pjit'; did you mean 'jit'"),
-    (["data.image_size=30"], "30 x 30 pixels cannot be cut into 4 x 4 patches.*nearest is 32"),
-    (["init.path=nowhere.safetensors"], "no such file"),
+    (["checkpoint.best_metric=tset/loss"], ("'tset'", "'test'")),
+    (["optimizer.learning_rate=fast"], ("learning_rate", "'fast'", "str", "float")),
+    (["objective.name=maee"], ("objective", "'maee'", "'mae'")),
+    (["objective.mask_ration=0.5"], ("'mask_ration'", "'mask_ratio'")),
+    (["data.name=image_classificatio"], ("data", "'image_classificatio'", "'image_classification'")),
+    (["evals.test.name=los"], ("evaluation", "'los'", "'loss'")),
+    (["optimizer.name=adam"], ("optimizer", "'adam'", "'adamw'")),
+    (["optimizer.beta1=0.9"], ("'beta1'", "b1")),
+    (["optimizer.freeze=('encoderr/.*',)"], ("optimizer.freeze", "'encoderr")),
+    (["model.name=mae/nano5"], ("'mae/nano5'", "'mae/nano4'")),
+    (["model.num_channels=3"], ("3 channels", 1)),
+    (["epochs=2"], ("epochs is 2", "epochs=0 steps=1000")),
+    (["steps=-3"], ("steps is -3",)),
+    (["batch_size=0"], ("batch_size is 0", 1)),
+    (["log_every_steps=0"], ("log_every_steps is 0", 1)),
+    (["batch_size=20"], (20, "8 devices", "2.50", 16, 24)),
+    (["batch_size=24", "grad_accum_steps=2"], (24, "8 devices", "2 accumulation steps")),
+    (["parallel.tensor=3"], ("'tensor': 3", 8)),
+    (["parallel.name=pjit"], ("parallel", "'pjit'", "'jit'")),
+    (["data.image_size=30"], ("30 x 30", "4 x 4", 32)),
+    (["init.path=nowhere.safetensors"], ("nowhere.safetensors",)),
   ],
 )
-def test_misconfigured_runs_say_what_is_wrong(tmp_path, overrides, message):
-  with pytest.raises(ValueError, match=message):
+def test_misconfigured_runs_are_rejected(tmp_path, overrides, named):
+  with raises(ValueError, *named):
     loop.train(load(*overrides), tmp_path)
 
 
 @pytest.mark.parametrize(
-  ("overrides", "message"),
+  ("overrides", "named"),
   [
-    (["epochs=2"], "epochs is 2"),
-    (["evals.test.name=los"], "unknown evaluation 'los'; did you mean 'loss'"),
-    (["checkpoint.best_metric=tset/loss"], "no evaluation 'tset'; did you mean 'test'"),
-    (
-      ["evals={}", "checkpoint.best_metric=test/loss"],
-      "no evaluation 'test'.*checkpoint.best_metric=''",
-    ),
-    (["init.path=nowhere.safetensors"], "nowhere.safetensors: no such file"),
-    (["init.path=nowhere/vit_fashion_mnist"], "no such file or directory; `zoo train vit_fashion_mnist` makes it"),
+    (["epochs=2"], ("epochs is 2",)),
+    (["evals.test.name=los"], ("'los'", "'loss'")),
+    (["checkpoint.best_metric=tset/loss"], ("'tset'", "'test'")),
+    (["evals={}", "checkpoint.best_metric=test/loss"], ("'test'", "checkpoint.best_metric=''")),
+    (["init.path=nowhere.safetensors"], ("nowhere.safetensors",)),
+    (["init.path=nowhere/vit_fashion_mnist"], ("nowhere/vit_fashion_mnist", "`zoo train vit_fashion_mnist`")),
   ],
 )
-def test_a_wrong_config_leaves_no_directory(tmp_path, overrides, message):
-  with pytest.raises(ValueError, match=message):
+def test_a_wrong_config_leaves_no_directory(tmp_path, overrides, named):
+  with raises(ValueError, *named):
     loop.train(load(*overrides), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
 def test_labels_outside_the_classes(tmp_path):
   overrides = ["model={'name': 'vit/nano4', 'num_classes': 7}", "objective={'name': 'image_classification'}"]
-  with pytest.raises(ValueError, match=r"7 classes, the data has labels up to 9.*num_classes=10"):
+  with raises(ValueError, "7 classes", 9, "num_classes=10"):
     loop.train(load(*overrides), tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("every", "limit", "what"), [(0, 8, "cannot write"), (10, 16, "a checkpoint could not be written")]
-)
-def test_a_disk_that_fills_up_is_told_last(environment, tmp_path, every, limit, what):
+@pytest.mark.parametrize(("every", "limit", "named"), [(0, 8, ("write",)), (10, 16, ("checkpoint", "written"))])
+def test_a_disk_that_fills_up_is_the_last_message(environment, tmp_path, every, limit, named):
   """No file may be larger than so many KiB, which a full disk is like."""
   command = f"{sys.executable} -m train train {TINY_CONFIG} checkpoint.every_steps={every} --workdir {tmp_path}"
   shell = ["bash", "-c", f"ulimit -f {limit}; exec {command}"]
   done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=300)
   assert done.returncode == 2
-  assert what in done.stderr.split("zoo: ")[-1]
+  assert_names(done.stderr.split("zoo: ")[-1], *named)

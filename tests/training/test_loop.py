@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from support import TINY_CONFIG
+from support import TINY_CONFIG, assert_names, raises
 
 import zoo
 from train import cli, experiment, loop, rng
@@ -107,12 +107,12 @@ def test_killed_and_stopped_it_ends_bit_for_bit_the_same(environment, whole, tmp
   process.send_signal(signal.SIGTERM)
   output, _ = process.communicate(timeout=60)
   assert process.returncode == 0, output
-  assert re.search(rf"resuming at step [1-3]0 of {STEPS}", output)
+  assert re.search(rf"step [1-3]0 of {STEPS}", output)
   stopped = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
-  assert stopped >= 37 and f"Stopped by SIGTERM after step {stopped}" in output
+  assert stopped >= 37 and re.search(rf"SIGTERM .*step {stopped}\b", output)
   command = next(line.split() for line in output.splitlines() if line.strip().startswith("zoo train"))
   assert command[2] == TINY_CONFIG and command[-2:] == ["--workdir", str(tmp_path)]
-  assert f"resuming at step {stopped} of {STEPS}" in run(environment, tmp_path, "log_every_steps=1")
+  assert f"step {stopped} of {STEPS}" in run(environment, tmp_path, "log_every_steps=1")
   assert_same_run(tmp_path, whole)
 
 
@@ -126,9 +126,9 @@ def test_damaged_checkpoints_are_passed_over(environment, whole, tmp_path):
   for path in (arrays / "state").rglob("d/*"):  # where Orbax keeps arrays, some of them twice
     os.truncate(path, path.stat().st_size // 2)
   output = run(environment, tmp_path)
-  assert f"resuming at step {STEPS - 30} of {STEPS}" in output
+  assert f"step {STEPS - 30} of {STEPS}" in output
   for damaged in (description, arrays):
-    assert f"the checkpoint of step {damaged.name} is damaged" in output
+    assert re.search(rf"step {damaged.name}\b.*damaged", output)
     assert (tmp_path / "damaged" / damaged.name).is_dir()
   assert_same_run(tmp_path, whole)
 
@@ -139,7 +139,7 @@ def test_all_checkpoints_damaged_is_an_error_and_changes_nothing(environment, wh
   for path in (tmp_path / "checkpoints").glob("*/state/manifest.ocdbt"):
     os.truncate(path, 3)
   before = sorted((tmp_path / "checkpoints").rglob("*"))
-  assert "none of the checkpoints" in run(environment, tmp_path, code=2)
+  assert str(tmp_path / "checkpoints") in run(environment, tmp_path, code=2).splitlines()[-1]
   assert sorted((tmp_path / "checkpoints").rglob("*")) == before
 
 
@@ -151,7 +151,7 @@ def test_goes_on_with_another_number_of_devices(environment, whole, tmp_path, pa
   shutil.rmtree(tmp_path / "checkpoints" / str(STEPS))
   eight = environment | dict(JAX_NUM_CPU_DEVICES="8")
   output = run(eight, tmp_path, f"parallel.name={name}", f"parallel.data={data}", f"parallel.fsdp={fsdp}")
-  assert f"resuming at step {STEPS - 10}" in output
+  assert f"step {STEPS - 10} of {STEPS}" in output
   # Sums over devices are in another order, so to rounding and not to the bit.
   np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
 
@@ -164,7 +164,7 @@ def test_two_processes_train_what_one_does(environment, whole, tmp_path):
   processes = [start(environment, tmp_path, "--distributed", f"localhost:{port},{i},2") for i in (0, 1)]
   outputs = [process.communicate(timeout=300)[0] for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
-  assert ["checkpoint" in output for output in outputs] == [True, False]  # one tells for both
+  assert ["checkpoint" in output for output in outputs] == [True, False]  # one reports for both
   np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
 
 
@@ -173,29 +173,27 @@ def load(*overrides):
 
 
 def test_another_config_is_an_error_that_lists_the_differences(whole):
-  with pytest.raises(loop.ConfigMismatchError, match=r"optimizer.b2: 0.95 -> 0.99\n.*seed: 0 -> 1") as error:
+  with raises(loop.ConfigMismatchError, "optimizer.b2", "0.95 -> 0.99", "seed: 0 -> 1", "--override-config"):
     loop.train(load("optimizer.b2=0.99", "seed=1"), whole)
-  assert "--override-config" in str(error.value)
 
 
 @pytest.mark.parametrize(
-  ("override", "message"),
+  ("override", "named"),
   [
-    ("model.mlp_dim=32", r"params/encoder/block_00/mlp/up/kernel: \(16, 24\) .*\(16, 32\)"),
-    ("optimizer={'name': 'sgd', 'learning_rate': 0.1}", r"opt_state/\S*mu/\S*: \(.*\).* none "),
+    ("model.mlp_dim=32", ("params/encoder/block_00/mlp/up/kernel", (16, 24), (16, 32))),
+    ("optimizer={'name': 'sgd', 'learning_rate': 0.1}", ("opt_state/", "mu/encoder/block_00/mlp/up/kernel", (16, 24))),
   ],
 )
-def test_a_checkpoint_of_another_state_is_told_and_left(whole, override, message):
-  """It is no damage, and nothing is moved away for it."""
+def test_a_checkpoint_of_another_state_is_reported_and_kept(whole, override, named):
+  """It is not damaged, and nothing is moved."""
   before = sorted((whole / "checkpoints").rglob("*"))
-  with pytest.raises(ValueError, match=rf"step {STEPS} .* another model or optimizer") as error:
+  with raises(ValueError, f"step {STEPS}", "model", "optimizer", *named):
     loop.train(load(override), whole, override_config=True)
-  assert re.search(message, str(error.value)), error.value
   assert sorted((whole / "checkpoints").rglob("*")) == before
 
 
 def test_no_resume_refuses_a_work_directory_with_a_run(whole):
-  with pytest.raises(ValueError, match="holds a run"):
+  with raises(ValueError, whole):
     loop.train(load(), whole, resume=False)
 
 
@@ -258,6 +256,6 @@ def test_a_run_is_evaluated_and_shown_by_the_command(whole, tmp_path, capsys, mo
   assert capsys.readouterr().out.split() == ["drawn/reconstructions_mine.png"]
   assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["reconstructions_mine.png"]
   assert cli.main(["plot", str(whole), "--image", "mine.png", "loss_curve"]) == 2
-  assert "--image is for reconstructions" in capsys.readouterr().err
+  assert_names(capsys.readouterr().err, "--image", "reconstructions")
   assert cli.main(["eval", str(whole), "tset"]) == 2
-  assert "no evaluation 'tset'; did you mean 'test'" in capsys.readouterr().err
+  assert_names(capsys.readouterr().err, "'tset'", "'test'")

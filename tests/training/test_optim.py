@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
+from support import raises
 
 import zoo
 from train import optim
@@ -109,7 +110,7 @@ def test_a_rate_that_falls_in_steps():
   rate = optim.make_schedule("step", 3.0, 20, 100, boundaries=(0.5, 0.9))
   np.testing.assert_allclose([rate(s) for s in (10, 20, 49, 50, 89, 90, 100)], [1.5, 3, 3, 0.3, 0.3, 0.03, 0.03])
   for name, boundaries in (("step", ()), ("step", (0.2,)), ("step", (0.5, 1.0)), ("cosine", (0.5,))):
-    with pytest.raises(ValueError, match=f"boundaries is .* of the schedule '{name}'; wanted shares of all 100 steps"):
+    with raises(ValueError, "boundaries", boundaries, f"'{name}'", 100):
       optim.make_schedule(name, 3.0, 20, 100, boundaries=boundaries)
 
 
@@ -120,10 +121,10 @@ def test_warmup_is_steps_or_a_share():
 
 
 def test_schedules_that_cannot_be():
-  with pytest.raises(ValueError, match=r"unknown schedule 'cosin'; did you mean 'cosine'\?"):
+  with raises(ValueError, "schedule", "'cosin'", "'cosine'"):
     optim.make_schedule("cosin", 1.0, 0, 10)
   for warmup in (10, -1):
-    with pytest.raises(ValueError, match=f"warmup takes {warmup} of 10 steps"):
+    with raises(ValueError, "warmup", warmup, 10):
       optim.make_schedule("cosine", 1.0, warmup, 10)
 
 
@@ -241,9 +242,9 @@ def test_stacked_parameters_are_updated_as_looped_ones(name, kwargs):
 
 
 def test_layer_decay_needs_layers():
-  with pytest.raises(ValueError, match="layer_decay"):
+  with raises(ValueError, "layer_decay"):
     optim.make({"head": {"kernel": np.ones((2, 2))}}, 10, learning_rate=0.1, layer_decay=0.5)
-  with pytest.raises(ValueError, match="layer_decay"):
+  with raises(ValueError, "layer_decay"):
     optim.layer_scales(shapes("convnext/test"), 0.5, zoo.create("convnext/test"))
 
 
@@ -350,16 +351,16 @@ def test_stopped_gradients():
 
 
 def test_unknown_names_and_arguments():
-  with pytest.raises(ValueError, match=r"unknown optimizer 'adam'; did you mean 'adamw'\?"):
+  with raises(ValueError, "optimizer", "'adam'", "'adamw'"):
     optim.make(TOY, 10, name="adam", learning_rate=0.1)
-  with pytest.raises(ValueError, match=r"config.optimizer \(adamw\) has no 'beta1'.*There are: b1, b2"):
+  with raises(ValueError, "config.optimizer", "adamw", "'beta1'", "b1, b2"):
     optim.make(TOY, 10, learning_rate=0.1, beta1=0.9)
-  with pytest.raises(ValueError, match=r"config.optimizer \(sgd\) has no 'momentun'; did you mean 'momentum'\?"):
+  with raises(ValueError, "config.optimizer", "sgd", "'momentun'", "'momentum'"):
     optim.make(TOY, 10, name="sgd", learning_rate=0.1, momentun=0.9)
-  with pytest.raises(ValueError, match="has no 'mask'"):  # ours to fill in
+  with raises(ValueError, "'mask'"):  # ours to fill in
     optim.make(TOY, 10, learning_rate=0.1, mask=None)
 
 
 def test_patterns_that_match_nothing():
-  with pytest.raises(ValueError, match=r"config.optimizer.freeze: no parameter matches '\^encodr'. Paths are such as"):
+  with raises(ValueError, "config.optimizer.freeze", "'^encodr'", "head/kernel"):
     optim.make(TOY, 10, learning_rate=0.1, freeze=("^encodr", "cls"))

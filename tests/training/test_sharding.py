@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
+from support import assert_names, raises
 
 import zoo
 from train import sharding
@@ -25,11 +26,11 @@ def params(**overrides):
 def test_mesh_sizes():
   assert dict(sharding.make_mesh(-1, 2, 2).shape) == dict(data=2, fsdp=2, tensor=2)
   assert dict(sharding.make_mesh(1, 8, 1).shape) == dict(data=1, fsdp=8, tensor=1)
-  with pytest.raises(ValueError, match=r"'tensor': 1} needs 6 devices, there are 8"):
+  with raises(ValueError, "'tensor': 1", "6 devices", 8):
     sharding.make_mesh(3, 2, 1)
-  with pytest.raises(ValueError, match=r"'tensor': 3} needs 6 devices, there are 8"):
+  with raises(ValueError, "'tensor': 3", "6 devices", 8):
     sharding.make_mesh(-1, 1, 3)
-  with pytest.raises(ValueError, match="needs 16 devices, there are 8"):
+  with raises(ValueError, "16 devices", 8):
     sharding.make_mesh(-1, 16, 1)
 
 
@@ -58,15 +59,15 @@ def test_all_that_cannot_be_cut_in_one_error():
   with pytest.raises(ValueError) as error:
     sharding.param_specs(params(num_heads=2, mlp_dim=26), sharding.make_mesh(2, 1, 4), AXES)
   lines = str(error.value).splitlines()
-  wanted = "encoder/block_00/attn/q/kernel: heads is 2, not divisible by the 4 devices on mesh axis 'tensor'"
-  assert wanted in lines
-  assert any("block_01/mlp/down/kernel: mlp is 26" in line for line in lines)
+  (line,) = [line for line in lines if "encoder/block_00/attn/q/kernel" in line]
+  assert_names(line, "heads is 2", "4 devices", "'tensor'")
+  assert any("block_01/mlp/down/kernel" in line and "mlp is 26" in line for line in lines)
   assert len(lines) == 2 * 9  # kernels and biases of q, k, v; kernels of out, up, down; of two blocks
 
 
 def test_a_mesh_axis_shards_one_axis_of_a_parameter():
   shapes = {"head": {"kernel": jax.ShapeDtypeStruct((8, 8), np.float32)}}
-  with pytest.raises(ValueError, match=r"head/kernel.*'features', 'embed'.*'fsdp', 'fsdp'"):
+  with raises(ValueError, "head/kernel", "'features', 'embed'", "'fsdp', 'fsdp'"):
     sharding.param_specs(shapes, sharding.make_mesh(2, 2, 2), {"head/kernel": ("features", "embed")})
 
 
@@ -88,19 +89,17 @@ def test_optimiser_state_and_averages_lie_where_their_parameters_do(optimizer):
 def test_a_batch_that_cannot_be_cut():
   sharding.check_batch(64, devices=8, grad_accum_steps=4)
   sharding.check_batch(64, devices=8, grad_accum_steps=4, processes=2)
-  with pytest.raises(ValueError) as error:
+  with raises(ValueError, 100, "8 devices", "4 accumulation steps", 3.12, 96, 128):
     sharding.check_batch(100, devices=8, grad_accum_steps=4)
-  for part in ("global batch of 100", "8 devices x 4 accumulation steps", "3.12 examples a device", "96 and 128"):
-    assert part in str(error.value), error.value
-  with pytest.raises(ValueError, match=r"nearest that can are 8$"):
+  with raises(ValueError, "global batch of 5", 8):
     sharding.check_batch(5, devices=8, grad_accum_steps=1)
 
 
 def test_unknown_ways_to_run():
-  with pytest.raises(ValueError, match=r"unknown parallel 'pmp'; did you mean 'pmap'\?"):
+  with raises(ValueError, "parallel", "'pmp'", "'pmap'"):
     sharding.parallel("pmp")
   for sizes in (dict(fsdp=2), dict(tensor=2), dict(data=4)):
-    with pytest.raises(ValueError, match="pmap is data parallel over all devices"):
+    with raises(ValueError, "pmap"):
       sharding.parallel("pmap", **sizes)
   assert sharding.parallel("pmap", data=8).data_devices == 8
   assert sharding.parallel(data=2, fsdp=2, tensor=2).data_devices == 4

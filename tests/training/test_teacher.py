@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import assert_names, raises
 
 import zoo
 from train import cli, data
@@ -59,9 +60,9 @@ def test_the_targets_of_a_file_are_learned_and_evaluation_keeps_its_own(tmp_path
 def test_every_example_needs_its_line(tmp_path):
   file = tmp_path / "teacher.es"
   file.write_text("uno\n" * 39)
-  with pytest.raises(ValueError, match=r"teacher.es has 39 lines, 'verses_en_es' 'train\[:40\]' 40 examples"):
+  with raises(ValueError, "teacher.es", 39, "'verses_en_es'", "'train[:40]'", 40):
     pairs(train_targets=str(file)).corpus()
-  with pytest.raises(ValueError, match=r"cannot read data.train_targets: .*nowhere"):
+  with raises(ValueError, "data.train_targets", "nowhere"):
     pairs(train_targets=str(tmp_path / "nowhere")).corpus()
 
 
@@ -94,7 +95,8 @@ def test_lines_are_decoded_by_length_and_come_back_in_order():
   with pytest.raises(ValueError) as error:
     translate.translate_lines(Echo(), {}, texts)
   faults = str(error.value).splitlines()
-  assert "line 8 is empty" in faults and f"line {long[0] + 1} has " in str(error.value) and len(faults) == 1 + len(long)
+  assert len(faults) == 1 + len(long) and any("line 8 " in line and "empty" in line for line in faults)
+  assert any(f"line {long[0] + 1} " in line for line in faults)
   assert translate.translate_lines(Echo(), {}, [" "], strict=False) == [""]
 
 
@@ -137,7 +139,7 @@ def test_averages_that_cannot_be(tmp_path, capsys):
   arguments = ["average", str(tmp_path / "run"), "--out", str(tmp_path / "mean.safetensors"), "--last"]
   assert cli.main([*arguments, "5"]) == 2
   message = capsys.readouterr().err
-  assert "steps 1, 2" in message and "last is 5" in message and "checkpoint.max_to_keep" in message
+  assert_names(message, "1, 2", "last is 5", "checkpoint.max_to_keep")
   assert cli.main([*arguments, "0"]) == 2
   assert cli.main(["average", str(tmp_path / "nowhere"), *arguments[2:], "1"]) == 2
   assert "nowhere" in capsys.readouterr().err and not (tmp_path / "mean.safetensors").exists()
@@ -217,7 +219,7 @@ def test_from_a_teacher_to_a_student(tmp_path, capsys):
   )
   distilled = lines.read_text().split("\n")[:-1]
   assert len(distilled) == 64 and 0 < sum(map(bool, distilled)) < 64
-  assert f"{distilled.count('')} of 64 translations are empty" in capsys.readouterr().err
+  assert f"{distilled.count('')} of 64 " in capsys.readouterr().err
 
   # A student of another kind, with its encoder.
   of_init = f"init.path={teacher} init.ignore=params/decoder/.* init.reinit=('decoder/.*','length/.*')".split()
@@ -240,4 +242,4 @@ def test_from_a_teacher_to_a_student(tmp_path, capsys):
   )
   assert [row["source"] for row in json.loads(translated.read_text())] == ["In the beginning.", "And he said."]
   assert cli.main(["translate", str(student), "text", "--split", "train"]) == 2
-  assert "wanted one of TEXT, --file FILE and --split SPLIT" in capsys.readouterr().err
+  assert_names(capsys.readouterr().err, "TEXT", "--file FILE", "--split SPLIT")

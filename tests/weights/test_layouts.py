@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from support import assert_bit_identical, random_variables
+from support import assert_bit_identical, raises, random_variables
 
 import zoo
 from zoo.models.swin import V2
@@ -119,7 +119,7 @@ def test_what_stands_where_in_a_torch_tensor():
 def test_positions_without_a_place_in_a_layout(tmp_path):
   overrides = dict(position_embedding="learned_2d")
   _, variables = random_variables("vit/test", **overrides)
-  with pytest.raises(WeightsError, match="encoder/pos/row has no rule"):
+  with raises(WeightsError, "encoder/pos/row"):
     zoo.save(tmp_path / "w.safetensors", "vit/test", overrides, variables, layout="timm")
   assert not (tmp_path / "w.safetensors").exists()
 
@@ -129,5 +129,5 @@ def test_running_statistics_have_no_place_in_a_layout(tmp_path):
   _, variables = random_variables("vit/test", **overrides)
   zoo.save(tmp_path / "w.safetensors", "vit/test", overrides, variables)
   assert_bit_identical(zoo.load(tmp_path / "w.safetensors")[1], variables)
-  with pytest.raises(WeightsError, match="batch_stats"):
+  with raises(WeightsError, "batch_stats"):
     zoo.save(tmp_path / "hf.safetensors", "vit/test", overrides, variables, layout="huggingface")

@@ -6,7 +6,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from support import assert_bit_identical, random_variables
+from support import assert_bit_identical, raises, random_variables
 from test_weight_tables import faults
 
 import zoo
@@ -21,7 +21,7 @@ def test_resampling_must_be_asked_for(tmp_path):
   for layout in ("zoo", "timm", "huggingface"):
     zoo.save(path, "vit/test", dict(image_size=(16, 16)), variables, layout=layout)
     load = dict(name="vit/test", layout=layout, image_size=(20, 12))
-    with pytest.raises(WeightsError, match=r"positions of another image size.*resample=True"):
+    with raises(WeightsError, "resample=True"):
       zoo.load(path, **load)
     for method, kwargs in {"bicubic": True, "bicubic_antialias": "bicubic_antialias"}.items():
       _, again = zoo.load(path, resample=kwargs, **load)
@@ -34,7 +34,7 @@ def test_what_has_no_positions_cannot_resample_them(tmp_path):
   _, variables = random_variables("convnext/test")
   zoo.save(tmp_path / "w.safetensors", "convnext/test", {}, variables)
   assert_bit_identical(zoo.load(tmp_path / "w.safetensors", image_size=(64, 64))[1], variables)
-  with pytest.raises(WeightsError, match="convnext has no table of positions to resample; leave resample out"):
+  with raises(WeightsError, "convnext", "resample"):
     zoo.load(tmp_path / "w.safetensors", resample=True)
 
 
@@ -53,7 +53,7 @@ def test_rows_and_columns_are_resampled(tmp_path):
 def test_a_foreign_table_that_is_no_square(tmp_path):
   _, variables = random_variables("vit/test")
   zoo.save(tmp_path / "w.safetensors", "vit/test", {}, variables, layout="timm")
-  with pytest.raises(WeightsError, match="has 15 positions, which are no square"):
+  with raises(WeightsError, 15, "square"):
     zoo.load(tmp_path / "w.safetensors", "vit/test", layout="timm", image_size=(16, 16), resample=True)
 
 
@@ -66,14 +66,14 @@ def test_a_fixed_table_is_compared_with_ours():
   half = good | {"pos_embed": good["pos_embed"].astype(ml_dtypes.bfloat16)}
   assert_bit_identical(convert(half, table, variables["params"]), variables["params"])
   moved = good | {"pos_embed": good["pos_embed"][:, ::-1]}
-  assert "pos_embed is not the fixed sin-cos table" in faults(moved, table, variables["params"])[0]
+  assert "pos_embed" in faults(moved, table, variables["params"])[0]
 
 
 def test_a_fixed_table_of_another_image_size(tmp_path):
   _, variables = random_variables("mae/test", image_size=(16, 16))
   zoo.save(tmp_path / "w.safetensors", "mae/test", dict(image_size=(16, 16)), variables, layout="timm")
   load = dict(name="mae/test", layout="timm")
-  with pytest.raises(WeightsError, match="pos_embed holds positions of another image size"):
+  with raises(WeightsError, "pos_embed", "resample=True"):
     zoo.load(tmp_path / "w.safetensors", **load)
   assert_bit_identical(zoo.load(tmp_path / "w.safetensors", resample=True, **load)[1], variables)
 
@@ -86,7 +86,7 @@ def test_tables_of_another_window_are_resampled_when_asked_for(layout, tmp_path)
   _, variables = random_variables("swin/test")
   zoo.save(tmp_path / "w.safetensors", "swin/test", {}, variables, layout=layout)
   load = functools.partial(zoo.load, tmp_path / "w.safetensors", "swin/test", layout=layout, window_size=5)
-  with pytest.raises(WeightsError, match=r"holds positions of another image size or window.*resample=True"):
+  with raises(WeightsError, "resample=True"):
     load()
   _, again = load(resample=True)
   resampled = 0

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
-from support import assert_bit_identical, random_variables
+from support import assert_bit_identical, raises, random_variables
 
 import zoo
 from train.checkpoint import Checkpoints
@@ -30,22 +30,22 @@ def test_a_truncated_file_is_named(tmp_path, suffix, part):
   content = dict(weight=np.random.default_rng(0).normal(size=(50, 50)))
   np.savez(path, **content) if suffix == ".npz" else safetensors.save_file(content, path)
   path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
-  with pytest.raises(WeightsError, match=f"weights{suffix}: cannot be read, it is truncated"):
+  with raises(WeightsError, f"weights{suffix}", "truncated"):
     zoo.load(path, "vit/test", layout="timm")
 
 
 def test_pytorch_files_without_pytorch(tmp_path, monkeypatch):
   (tmp_path / "w.pth").write_bytes(b"")
   monkeypatch.setitem(sys.modules, "torch", None)
-  with pytest.raises(WeightsError, match=r"w\.pth: a PyTorch file needs PyTorch: pip install torch"):
+  with raises(WeightsError, "w.pth", "pip install torch"):
     zoo.load(tmp_path / "w.pth", "vit/test", layout="timm")
 
 
 def test_no_such_file(tmp_path):
   (tmp_path / "weights.safetensors").touch()
-  with pytest.raises(WeightsError, match=r"no such file.*did you mean 'weights.safetensors'"):
+  with raises(WeightsError, "wieghts.safetensors", "'weights.safetensors'"):
     zoo.load(tmp_path / "wieghts.safetensors")
-  with pytest.raises(WeightsError, match=r"unknown format '.h5'; there are .safetensors"):
+  with raises(WeightsError, "'.h5'", ".safetensors"):
     (tmp_path / "w.h5").touch()
     zoo.load(tmp_path / "w.h5")
 
@@ -54,13 +54,13 @@ def test_what_a_foreign_file_does_not_tell(tmp_path):
   _, variables = random_variables("vit/test")
   path = tmp_path / "w.safetensors"
   zoo.save(path, "vit/test", {}, variables, layout="timm")
-  with pytest.raises(WeightsError, match="does not specify its model"):
+  with raises(WeightsError, "w.safetensors", "model"):
     zoo.load(path)
-  with pytest.raises(WeightsError, match="its keys look like 'timm'"):
+  with raises(WeightsError, "'timm'"):
     zoo.load(path, "vit/test")
-  with pytest.raises(WeightsError, match="there is no layout 'flax'"):
+  with raises(WeightsError, "layout", "'flax'"):
     zoo.load(path, "vit/test", layout="flax")
-  with pytest.raises(WeightsError, match=r"layout huggingface; its keys look like 'timm'"):
+  with raises(WeightsError, "huggingface", "'timm'"):
     zoo.load(path, "vit/test", layout="huggingface")
 
 
@@ -107,19 +107,19 @@ def test_a_huggingface_directory_tells_its_model(tmp_path, name, overrides):
 
 def test_a_huggingface_directory_that_is_another_model(tmp_path):
   huggingface(tmp_path / "hf", "vit/test", {})
-  with pytest.raises(WeightsError, match=r"hidden_size 24, vit/ti16 has width 192\n"):
+  with raises(WeightsError, "hidden_size", 24, "vit/ti16", "width", 192):
     zoo.load(tmp_path / "hf", "vit/ti16")
   huggingface(tmp_path / "other", "vit/test", {}, model_type="clip")
-  with pytest.raises(WeightsError, match=r"model_type 'clip'.*There are: bert, .*vit_mae, .*swinv2, .*, vit; or"):
+  with raises(WeightsError, "model_type", "'clip'", "bert, ", "vit_mae", "swinv2", ", vit"):
     zoo.load(tmp_path / "other")
   huggingface(tmp_path / "odd", "vit/test", {"width": 28})
-  with pytest.raises(WeightsError, match=r"no variant of vit has .*'width': 28.*pass a name"):
+  with raises(WeightsError, "vit", "'width': 28", "name"):
     zoo.load(tmp_path / "odd")
   huggingface(tmp_path / "uneven", "transformer/test", {"head_bias": True}, decoder_attention_heads=2)
-  with pytest.raises(WeightsError, match="encoder_attention_heads 4 and decoder_attention_heads 2; ours have one"):
+  with raises(WeightsError, "encoder_attention_heads", 4, "decoder_attention_heads", 2):
     zoo.load(tmp_path / "uneven")
   (tmp_path / "odd" / "model.safetensors.index.json").unlink()
-  with pytest.raises(WeightsError, match=r"none of model.safetensors, "):
+  with raises(WeightsError, "model.safetensors"):
     zoo.load(tmp_path / "odd")
 
 
@@ -155,12 +155,12 @@ def test_a_scanned_run_of_ours(tmp_path):
   assert_bit_identical(
     zoo.load(tmp_path / "run" / "checkpoints" / "2")[1]["params"], jax.tree.map(lambda p: p * 2, variables["params"])
   )
-  with pytest.raises(WeightsError, match="kept no moving average"):
+  with raises(WeightsError, "average"):
     zoo.load(tmp_path / "run", average=True)
-  with pytest.raises(WeightsError, match="neither a Hugging Face directory"):
+  with raises(WeightsError, tmp_path, "Hugging Face"):
     zoo.load(tmp_path)
   for file in (tmp_path / "run" / "checkpoints" / "10" / "state").rglob("*"):
     if file.is_file():
       file.write_bytes(b"")
-  with pytest.raises(WeightsError, match="checkpoints/10: the checkpoint is truncated or corrupt"):
+  with raises(WeightsError, "checkpoints/10"):
     zoo.load(tmp_path / "run")

@@ -3,7 +3,7 @@
 import jax
 import pytest
 from safetensors import numpy as safetensors
-from support import assert_bit_identical, random_variables
+from support import assert_bit_identical, raises, random_variables
 
 import zoo
 from zoo.layers.stack import stack_params
@@ -42,7 +42,7 @@ def test_what_the_file_says(tmp_path):
 
 def test_variables_of_another_model_are_not_saved(tmp_path):
   _, variables = random_variables("vit/test", depth=2)
-  with pytest.raises(WeightsError, match=r"not those of vit/test:\n.*block_02.*is not filled"):
+  with raises(WeightsError, "vit/test", "block_02"):
     zoo.save(tmp_path / "w.safetensors", "vit/test", {}, variables)
   assert not list(tmp_path.iterdir())
 
@@ -64,13 +64,13 @@ def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_the_suffix_tells_the_format(tmp_path):
-  with pytest.raises(ValueError, match=r"written as .safetensors"):
+  with raises(ValueError, ".safetensors"):
     zoo.save(tmp_path / "w.npz", "vit/test", {}, {})
-  with pytest.raises(ValueError, match="unknown layout 'tim'; did you mean 'timm'"):
+  with raises(ValueError, "layout", "'tim'", "'timm'"):
     zoo.save(tmp_path / "w.safetensors", "vit/test", {}, {}, layout="tim")
 
 
 def test_weights_of_another_family_are_told_as_such(tmp_path):
   zoo.save(tmp_path / "v.safetensors", "vit/test", {}, random_variables("vit/test")[1])
-  with pytest.raises(WeightsError, match=r"v.safetensors of vit/test \(layout zoo\) does not fit convnext"):
+  with raises(WeightsError, "v.safetensors", "vit/test", "zoo", "convnext"):
     zoo.load(tmp_path / "v.safetensors", "convnext/test")
