@@ -81,7 +81,7 @@ def scanned(name):
 
 
 def random_model(name, batch=2, **overrides):
-  """A model, all of its variables random (so that no zero hides anything), and inputs that leave nothing to chance."""
+  """A model, all of its variables random (a zero would make an error invisible), and inputs, noise included."""
   model = zoo.create(name, **overrides)
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda s: rng.normal(0.1, 0.3, s.shape).astype(np.float32), shapes(name, **overrides))

@@ -1,4 +1,4 @@
-"""Errors name the nearest right word, and all that is wrong with a call."""
+"""Errors name the nearest valid name, and all faults of a call."""
 
 import pytest
 from support import assert_names

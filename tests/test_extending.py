@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md are extracted from the page, put where they say, and used."""
+"""The examples of docs/extending.md are extracted from the page, written to the paths they name, and used."""
 
 import importlib
 import json
@@ -40,9 +40,9 @@ def installed(tmp_path_factory):
   folder = tmp_path_factory.mktemp("contributed")
   with pytest.MonkeyPatch.context() as patch:
     for package in (zoo.models, train.objectives, train.datasets):
-      place = folder.joinpath(*package.__name__.split("."))
-      place.mkdir(parents=True)
-      patch.setattr(package, "__path__", [*package.__path__, str(place)])
+      path = folder.joinpath(*package.__name__.split("."))
+      path.mkdir(parents=True)
+      patch.setattr(package, "__path__", [*package.__path__, str(path)])
     for path, text in EXAMPLES.items():
       folder.joinpath(path).write_text(text)
     importlib.invalidate_caches()
@@ -129,7 +129,7 @@ def test_the_model_keeps_the_promises_of_all():
   assert output.dtype == jnp.float32 and aux["block_00"].dtype == jnp.bfloat16
 
 
-def test_the_model_sees_a_set():
+def test_the_model_is_invariant_to_permutations_of_patches():
   """The order of the patches does not matter; what is in them does."""
   model = zoo.create("deepset/test")
   x = jax.random.normal(jax.random.key(1), (2, 20, 12, 3))
@@ -153,7 +153,7 @@ def test_the_objective_turns_each_image_by_its_id():
   from train.objectives.rotate import Objective
 
   class Model:
-    """Tells what it was given."""
+    """Records its inputs."""
 
     def apply(self, variables, image_BYXC, rngs):
       self.image = image_BYXC
@@ -187,7 +187,7 @@ def test_model_and_objective_train_together(tmp_path):
   assert variables["params"]["head"]["kernel"].shape == (32, 4)
 
 
-def test_the_objective_says_how_many_classes_it_wants(tmp_path):
+def test_the_objective_requires_its_number_of_classes(tmp_path):
   with raises(ValueError, "3 classes", "num_classes=4"):
     loop.train(tiny_config(1, TINY | dict(num_classes=3), dict(name="rotate")), tmp_path)
 
@@ -219,7 +219,7 @@ def test_the_data_set_trains(image_files, tmp_path):
   assert np.isfinite(losses(tmp_path)).all() and result["test"]["examples"] == 12
 
 
-def test_the_commands_of_the_page_are_commands(image_files, monkeypatch, capsys):
+def test_the_commands_of_the_page_are_valid(image_files, monkeypatch, capsys):
   monkeypatch.chdir(image_files)
   assert [command[0] for command in COMMANDS] == ["models", "train", "train", "prepare", "train"]
   assert cli.main(COMMANDS[0]) == 0 and "deepset/nano4" in capsys.readouterr().out

@@ -51,6 +51,6 @@ def test_which_program_runs_where(platform):
 
 
 @pytest.mark.parametrize("kernel", [(6, 7, 1, 4), (7, 7, 1, 3), (7, 7, 4, 1)])
-def test_kernels_that_cannot_be(kernel):
+def test_invalid_kernels(kernel):
   with raises(ValueError, kernel, 1, 4):
     depthwise_conv(draw(1, 8, 8, 4), draw(*kernel))

@@ -166,8 +166,8 @@ def test_gradient_statistics_come_out_of_a_scan_and_of_many_devices():
   step = jax.jit(jax.grad(loss, (1, 2), has_aux=True), static_argnums=0)
   wanted = step(False, backward, x)
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-  cut = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
-  for found in (step(True, backward, x), step(True, backward, cut)):
+  sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+  for found in (step(True, backward, x), step(True, backward, sharded)):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, wanted)
   assert all((np.abs(g) > 1e-4).any() for g in jax.tree.leaves(wanted[0][0]["norm"]["gradient"]))
 

@@ -125,7 +125,7 @@ def test_rotary_turns_each_pair_by_hand():
     np.testing.assert_allclose(turned[b, t, n, [i, i + 2]], wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_rotary_keeps_lengths_and_scores_depend_on_the_offset_alone():
+def test_rotary_keeps_norms_and_scores_depend_on_the_relative_position_alone():
   q, k, positions = draw(1, 5, 2, 8), draw(1, 6, 2, 8, seed=1), np.array([[0, 3, 4, 9, 20, 21]])
   turned = rotary(q, positions[:, :5])
   np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-5)
@@ -134,7 +134,7 @@ def test_rotary_keeps_lengths_and_scores_depend_on_the_offset_alone():
     return jnp.einsum("BTNH,BSNH->BNTS", rotary(q, positions[:, :5] + shift), rotary(k, positions + shift))
 
   np.testing.assert_allclose(scores(0), scores(1000), atol=2e-3)
-  # By the offset, and not merely by the contents: other offsets give other scores.
+  # By the relative position, and not merely by the contents: other positions give other scores.
   assert np.abs(scores(0) - jnp.einsum("BTNH,BSNH->BNTS", q, k)).max() > 0.1
 
 
@@ -166,7 +166,7 @@ def test_rotary_keeps_the_type_but_computes_in_float32():
   np.testing.assert_array_equal(turned, rotary(x.astype(jnp.float32), positions).astype(jnp.bfloat16))
 
 
-def test_rotary_faults():
+def test_invalid_inputs_of_rotary():
   with raises(ValueError, "width", 3):
     rotary(jnp.ones((1, 2, 1, 3)), jnp.zeros((1, 2), int))
   with raises(ShapeError, "positions_BT (3, 2)", "x_BTNH (2, 2, 1, 4)"):
@@ -187,10 +187,10 @@ def test_alibi_bias_falls_with_the_distance():
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_buckets(bidirectional):
-  offset = np.arange(-200, 201)
-  bucket = np.asarray(relative_position_bucket(jnp.asarray(offset), 32, 128, bidirectional))
+  relative = np.arange(-200, 201)
+  bucket = np.asarray(relative_position_bucket(jnp.asarray(relative), 32, 128, bidirectional))
   ahead = 16 if bidirectional else 32
-  before = bucket[offset <= 0][::-1]  # by distance
+  before = bucket[relative <= 0][::-1]  # by distance
   np.testing.assert_array_equal(before[: ahead // 2], np.arange(ahead // 2))  # a bucket each
   assert (np.diff(before) >= 0).all() and (before[128:] == ahead - 1).all() and before[127] == ahead - 1
   assert set(before) == set(range(ahead))
@@ -198,11 +198,11 @@ def test_buckets(bidirectional):
   borders = np.flatnonzero(np.diff(before)) + 1
   wanted = ahead / 2 * (128 / (ahead / 2)) ** (np.arange(ahead // 2) / (ahead / 2))
   assert (np.abs(borders[ahead // 2 - 1 :] - wanted) < 1).all()
-  after = bucket[offset >= 0]
+  after = bucket[relative >= 0]
   np.testing.assert_array_equal(after[1:], before[1:] + ahead if bidirectional else np.zeros(200))
 
 
-def test_buckets_too_few():
+def test_too_few_buckets():
   with raises(ValueError, "buckets", 2, 128, 4):
     relative_position_bucket(jnp.arange(3), 2)
   with raises(ValueError, "buckets", 32, 8):

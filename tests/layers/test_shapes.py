@@ -1,4 +1,4 @@
-"""`expect` reads names."""
+"""`expect` checks shapes by the letters of names."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_every_fault_in_one_error():
     expect(q_BTNH=np.zeros((2, 3, 4, 5)), k_BSKH=np.zeros((1, 3, 4, 6)), mask_BP=np.zeros(7))
 
 
-def test_only_one_axis_less_is_taken_for_an_example_alone():
+def test_the_hint_of_a_missing_batch_axis_is_for_one_missing_axis_only():
   for array in (np.zeros(3), np.zeros((1, 2, 3, 4, 5))):
     with raises(ShapeError, f"image_BYXC has rank {array.ndim}", 4, array.shape):
       expect(image_BYXC=array)

@@ -1,4 +1,4 @@
-"""Depth: a scan is a loop, rematerialisation changes the program and not the numbers."""
+"""Depth: a scan is a loop, rematerialisation changes the program and not the results."""
 
 import functools
 
@@ -52,7 +52,7 @@ def test_same_numbers(scan, remat):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, plain)
 
 
-def test_programs_really_differ():
+def test_programs_of_scan_and_remat_differ():
   params = variables()["params"]
   text = {
     (scan, remat): str(jax.make_jaxpr(program(scan, remat))(stack_params(params) if scan else params))

@@ -1,4 +1,4 @@
-"""Windows are full attention with a mask, at any size and however they are shifted; what they cost."""
+"""Windows are full attention with a mask, at any size and shift; their cost."""
 
 import functools
 
@@ -16,7 +16,7 @@ from zoo.layers.windows import WindowLayout, msa_macs, shift_ratio, wmsa_macs
 
 
 def same_window(size, window, shift):
-  """Which tokens of a plane share a window, [Y X, Y X], by the definition alone: no rolling, no padding."""
+  """Which tokens of a map share a window, [Y X, Y X], by the definition alone: no rolling, no padding."""
   of = (grid_positions(size) - np.array(shift)) // np.array(window)
   return (of[:, None] == of).all(-1)
 
@@ -53,7 +53,7 @@ def in_windows(windows, x_BYXD):
 
 
 def in_full(x_BYXD, mask):
-  """Every token of the map with every other, where the mask says so: quadratic, and without windows."""
+  """Every token of the map with every other, where the mask allows it: quadratic, and without windows."""
   layer, params, bias = attention()
   B, Y, X, D = x_BYXD.shape
   y, *_ = layer.apply(params, x_BYXD.reshape(B, -1, D), mask=mask[None, None], bias=bias((Y, X)))
@@ -74,7 +74,7 @@ def test_windows_are_full_attention_with_a_mask(case, shifted, method):
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-def test_padding_that_is_attended_to_is_a_map_of_zeros_around(shifted):
+def test_unmasked_padding_is_a_border_of_zeros(shifted):
   size, window = SIZES["uneven"]
   shift = (1, 1) if shifted else (0, 0)
   x_BYXD = draw(2, *size, WIDTH)
@@ -88,7 +88,7 @@ def test_padding_that_is_attended_to_is_a_map_of_zeros_around(shifted):
   assert np.abs(masked - wanted).max() > 0.01
 
 
-def test_no_gradient_crosses_a_border():
+def test_no_gradient_crosses_a_window_border():
   size, window, shift = (7, 5), (3, 3), (1, 1)
 
   def run(x_PD):
@@ -98,7 +98,7 @@ def test_no_gradient_crosses_a_border():
   np.testing.assert_array_equal(np.abs(jacobian).max(-1) > 0, same_window(size, window, shift))
 
 
-def test_what_fits_needs_no_mask_and_the_rest_a_small_constant():
+def test_masks_are_small_constants_and_none_where_windows_fit():
   assert WindowLayout((6, 9), (3, 3)).mask(2) is None
   for windows in (WindowLayout((6, 9), (3, 3), (1, 1)), WindowLayout((5, 9), (3, 3))):
     mask = windows.mask(2)
@@ -118,7 +118,7 @@ def test_window_reverse_is_the_inverse_of_window_partition(method):
 
 
 @pytest.mark.parametrize("windows", [1, 2, 5])
-def test_nine_windows_for_four(windows):
+def test_cost_of_padding_instead_of_rolling(windows):
   """Figure 4, and 3.2: from (h / M) (w / M) to (h / M + 1) (w / M + 1)."""
   assert shift_ratio((7 * windows, 7 * windows), 7) == (windows + 1) ** 2 / windows**2
   # That of 8 rows fills up to 14.
@@ -152,7 +152,7 @@ def macs_of_attention(side, width, window):
   return count_macs(run, params, spec(1, side, side, width))
 
 
-def test_costs_are_equations_1_and_2():
+def test_macs_of_attention_are_equations_1_and_2():
   sides = (14, 28, 56, 112)
   msa = [macs_of_attention(side, 8, 0) for side in sides]
   wmsa = [macs_of_attention(side, 8, 7) for side in sides]

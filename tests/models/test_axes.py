@@ -45,7 +45,7 @@ COMBINATIONS = {
   "vit": [
     *IMAGES,
     dict(position_embedding="relative"),
-  ],  # an MAE sees a random choice of patches, which have no offsets
+  ],  # an MAE sees a random choice of patches, which have no relative positions
   "hybrid": [dict(stem_depths=(2,)), dict(stem_depths=(), pool="map")],
   "patch_prediction": [dict(position_embedding="relative")],
   "simmim": [dict(norm_position="res_post", attention_score="cosine", relative_position_bias="continuous")],
@@ -130,7 +130,7 @@ def test_every_parameter_of_a_layer_has_exactly_one_rule(name):
   partitioning.logical_axes(layer_shapes(name), LAYERS[name][1])
 
 
-def test_no_rule_is_idle():
+def test_every_rule_matches_a_parameter():
   """Each matches a parameter of a family, or a layer, that declares it; rules of blocks one of any family."""
   matched = {}
   for name, overrides in CASES:
@@ -162,7 +162,7 @@ def test_all_faults_in_one_error():
   assert len(lines) == 3, lines
 
 
-def test_two_rules_are_one_too_many():
+def test_a_parameter_with_two_rules():
   with raises(ValueError, "encoder/patch/kernel", 2):
     partitioning.logical_axes(shapes("vit/test"), VIT | {"encoder/(patch)/kernel": ("pixels", "embed")})
 

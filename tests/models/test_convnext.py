@@ -1,4 +1,4 @@
-"""ConvNeXt: maps at every stage, what a block sees, depth, sizes, and what cannot be."""
+"""ConvNeXt: maps at every stage, receptive fields, depth, sizes, faults."""
 
 import functools
 import itertools
@@ -42,7 +42,7 @@ def test_every_stage_has_a_map():
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 31), (33, 39)])
 def test_any_size_that_is_large_enough(size):
-  """What is left over at the end of a row or column, a convolution without padding does not see."""
+  """A convolution without padding drops what is left over at the end of a row or column."""
   model, variables, _ = draw(**zoo.family("convnext").VARIANTS["test"])
   image = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
   _, aux = jax.eval_shape(model.apply, variables, image)
@@ -71,7 +71,7 @@ def test_maps_for_dense_prediction_are_normalised():
   np.testing.assert_allclose(raw_aux["stage_1"], aux["stage_1/block_01"], rtol=1e-5)
 
 
-def test_what_is_classified_is_the_normalised_mean():
+def test_the_classifier_reads_the_normalised_mean():
   model, variables, image = draw()
   logits, aux = model.apply(variables, image)
   params = variables["params"]
@@ -84,17 +84,17 @@ def test_what_is_classified_is_the_normalised_mean():
   np.testing.assert_allclose(found, mean, rtol=1e-4, atol=1e-5)
 
 
-def test_a_block_sees_seven_by_seven():
+def test_the_receptive_field_of_a_block_is_seven_by_seven():
   block = convnext.Block()
   x = np.random.default_rng(0).normal(size=(1, 11, 13, 4)).astype(np.float32)
   shapes = jax.eval_shape(block.init, {"params": jax.random.key(0)}, x)
   rng = np.random.default_rng(1)
   variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
   gradient = jax.jit(jax.grad(lambda x: jnp.square(block.apply(variables, x)[0][0, 5, 6]).sum()))(x)[0]
-  seen = np.abs(gradient).max(-1) > 0
+  read = np.abs(gradient).max(-1) > 0
   wanted = np.zeros((11, 13), bool)
   wanted[2:9, 3:10] = True
-  np.testing.assert_array_equal(seen, wanted)
+  np.testing.assert_array_equal(read, wanted)
   # The convolution by hand, at a corner, where what is beyond the edge is 0: each feature by itself.
   p = variables["params"]
   padded = np.pad(x[0].astype(np.float64), ((3, 3), (3, 3), (0, 0)))
@@ -183,7 +183,7 @@ def test_multiply_adds():
     (dict(drop_path_rate=1.0), ("drop_path_rate", 1.0, 0, 1)),
   ],
 )
-def test_fields_that_cannot_be(overrides, named):
+def test_invalid_fields(overrides, named):
   with raises(ValueError, *named):
     zoo.create("convnext/test", **overrides)
 
@@ -194,7 +194,7 @@ def test_sizes_may_be_lists():
   assert config.widths == (8, 12) and hash(config)
 
 
-def test_images_that_cannot_be():
+def test_invalid_images():
   model, variables, _ = draw(**zoo.family("convnext").VARIANTS["test"])
   with raises(ValueError, "15 x 64", 16):
     model.apply(variables, np.zeros((1, 15, 64, 3), np.float32))

@@ -1,4 +1,4 @@
-"""What every model promises: gradients, types, shapes, independence of examples, a name."""
+"""What every model promises: gradients, dtypes, independence of examples, a name."""
 
 import functools
 
@@ -14,7 +14,7 @@ TESTS = zoo.list_models("*/test")
 
 
 @pytest.mark.parametrize("name", TESTS)
-def test_output_is_finite_and_every_parameter_learns(name):
+def test_output_is_finite_and_every_parameter_has_a_gradient(name):
   check_gradients(name)
 
 
@@ -33,7 +33,7 @@ def test_jit_is_eager(name):
 
 
 @pytest.mark.parametrize("name", TESTS)
-def test_neither_the_order_of_the_batch_nor_the_company_matters(name):
+def test_examples_of_a_batch_are_independent(name):
   apply, variables, inputs = compiled(name)
   output, _ = apply(variables, *inputs)
   assert np.abs(output[0] - output[1]).max() > 1e-3

@@ -114,15 +114,15 @@ def upernet_count(widths, D, classes, bins=4):
 
 
 def swin_count(D, depths, num_heads, window, *, patch_size=4, channels=3, ratio=4, classes=1000, v2=False):
-  """Patches and their norm; stages of blocks with scores by offset, each after the first merging patches; a head."""
+  """Patches and their norm; stages of blocks with a relative position bias, all but the first merge patches; a head."""
   total = (patch_size * patch_size * channels * D + D) + 2 * D
   for stage, (depth, n) in enumerate(zip(depths, num_heads, strict=True)):
     if stage:
       D *= 2
       total += 2 * D * D + (2 * D if v2 else 4 * D)  # without bias; the norm is behind it or before
     # A small network of two coordinates, without a last bias, and a scale for each head; keys have no bias. Or a table.
-    offsets = (2 * 512 + 512 + 512 * n) + n - D if v2 else (2 * window - 1) ** 2 * n
-    total += blocks(D, depth, int(ratio * D)) + depth * offsets
+    bias = (2 * 512 + 512 + 512 * n) + n - D if v2 else (2 * window - 1) ** 2 * n
+    total += blocks(D, depth, int(ratio * D)) + depth * bias
   return total + 2 * D + (D * classes + classes)
 
 
@@ -183,7 +183,7 @@ COUNTS = {
   "hybrid/r50_b16": 98_659_112,
   "hybrid/r50_l32": 328_994_856,
   "hybrid/test": hybrid_count(8, (1, 2), 16, 2, 24, 2, 40, side=(48, 32), classes=7),
-  # A vector for what is hidden, and a classifier of 512 colours.
+  # A mask token, and a classifier of 512 colours.
   "patch_prediction/s16": vit_count(16, *S, classes=512) + 384,
   "patch_prediction/b16": vit_count(16, *BASE, classes=512) + 768,
   "patch_prediction/l16": vit_count(16, *L, classes=512) + 1024,
@@ -201,7 +201,7 @@ COUNTS = {
   "swin/nano": swin_count(48, (2, 2), (3, 6), 7, patch_size=2, channels=1, ratio=2, classes=10),
   "swin/nano4": swin_count(48, (2, 2, 2), (3, 6, 12), 4, channels=1, ratio=2, classes=10),
   "swin/test": swin_count(24, (2, 4), (2, 6), 3, ratio=1.75, classes=7),
-  # A vector for what is hidden, and for a classifier the pixels of 32 x 32, or of what the last map has a place for.
+  # A mask token, and instead of a classifier the pixels of 32 x 32, the stride of the last map.
   "simmim/t": swin_count(96, (2, 2, 6, 2), (3, 6, 12, 24), 6, classes=32**2 * 3) + 96,
   "simmim/b": swin_count(128, (2, 2, 18, 2), (4, 8, 16, 32), 6, classes=32**2 * 3) + 128,
   "simmim/l": swin_count(192, (2, 2, 18, 2), (6, 12, 24, 48), 12, classes=32**2 * 3) + 192,

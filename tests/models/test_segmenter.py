@@ -76,8 +76,8 @@ def test_other_image_sizes():
 
 
 @pytest.mark.parametrize("head", ["fpn", "upernet"])
-def test_a_pixel_is_told_from_what_is_around_it(head):
-  """What a map shows is where it was: a mirrored map gives the mirrored prediction."""
+def test_predictions_are_at_the_positions_of_their_features(head):
+  """A mirrored feature map gives the mirrored prediction."""
   rng = np.random.default_rng(0)
   given = feature_maps(rng, size=(16, 8))
   config = segmenter.Config(head=head, width=8, num_classes=5, pool_scales=(1, 2))
@@ -97,7 +97,7 @@ def test_a_pixel_is_told_from_what_is_around_it(head):
     assert np.abs(apply(changed)[0] - logits).max() > 1e-3, i
 
 
-def test_a_plain_map_grows_by_itself_and_shrinks_to_its_largest():
+def test_levels_upsample_by_convolution_and_downsample_by_maximum():
   x = np.random.default_rng(0).normal(size=(2, 5, 3, 4)).astype(np.float32)
   half = segmenter.Level(0.5).apply({}, x)
   padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=-np.inf)
@@ -107,12 +107,12 @@ def test_a_plain_map_grows_by_itself_and_shrinks_to_its_largest():
   variables = level.init(jax.random.key(0), x)
   grown = level.apply(variables, x)
   assert grown.shape == (2, 20, 12, 4)
-  # Four by four pixels of one place alone.
+  # Four by four pixels depend on one position alone.
   gradient = jax.jacobian(lambda x: level.apply(variables, x)[0, 9, 5].sum())(x)
-  assert {tuple(place) for place in np.argwhere(np.abs(gradient).max(-1) > 0)} == {(0, 2, 1)}
+  assert {tuple(index) for index in np.argwhere(np.abs(gradient).max(-1) > 0)} == {(0, 2, 1)}
 
 
-def test_resampling_is_positions():
+def test_resize_is_the_resampling_of_position_tables():
   from zoo.layers.position_embeddings import resample
 
   x = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
@@ -121,7 +121,7 @@ def test_resampling_is_positions():
     np.testing.assert_allclose(segmenter.resize(jnp.asarray(x), size), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_pooling_is_of_parts():
+def test_pooling_is_adaptive_average_pooling():
   x = np.arange(2 * 6 * 4 * 1, dtype=np.float32).reshape(2, 6, 4, 1)
   np.testing.assert_allclose(segmenter.pool(x, 2), x.reshape(2, 2, 3, 2, 2, 1).mean((2, 4)), rtol=1e-6)
   np.testing.assert_allclose(segmenter.pool(x, 1)[:, 0, 0], x.mean((1, 2)), rtol=1e-6)
@@ -137,7 +137,7 @@ def test_batch_statistics_are_kept_in_training_only():
   assert all(jax.tree.leaves(moved)) and len(jax.tree.leaves(moved)) == 2 * (2 + 3 + 3 + 2)
 
 
-def test_the_backbone_is_the_classifiers():
+def test_the_backbone_is_that_of_the_classifier():
   """Its parameters have the same paths, so that weights of a classifier begin a segmentation."""
   _, variables, (image,) = random_model("segmenter/test", **TINY)
   vit = zoo.create("vit/test", image_size=(40, 24), num_classes=0, **options())
@@ -165,7 +165,7 @@ def test_the_backbone_is_the_classifiers():
   ],
   ids=str,
 )
-def test_segmenters_that_cannot_be(overrides, named):
+def test_invalid_segmenters(overrides, named):
   with raises(ValueError, *named):
     zoo.create("segmenter/test", **overrides)
 

@@ -18,7 +18,7 @@ def spec(*shape):
 
 
 @pytest.mark.parametrize(
-  ("shrink", "size", "window", "shift"),
+  ("clamp_window", "size", "window", "shift"),
   [
     ("both", (8, 14), (7, 7), (3, 3)),
     ("both", (7, 14), (7, 7), (0, 0)),
@@ -28,8 +28,8 @@ def spec(*shape):
     ("never", (14, 5), (7, 7), (3, 3)),
   ],
 )
-def test_windows_of_small_maps(shrink, size, window, shift):
-  c = zoo.create("swin/t", clamp_window=shrink).config
+def test_windows_of_small_maps(clamp_window, size, window, shift):
+  c = zoo.create("swin/t", clamp_window=clamp_window).config
   assert c.window_layout(size) == WindowLayout(size, window)
   assert c.window_layout(size, shifted=True) == WindowLayout(size, window, shift)
 
@@ -40,10 +40,10 @@ SMALL = dict(width=8, depths=(2, 2), num_heads=(2, 2))
 
 
 def test_parameters_do_not_depend_on_the_size():
-  for offsets in ("table", "continuous"):
+  for bias in ("table", "continuous"):
     trees = []
     for size in ((32, 40), (17, 90), (1, 1), (12, 300)):
-      model = zoo.create("swin/test", relative_position_bias=offsets, image_size=size)
+      model = zoo.create("swin/test", relative_position_bias=bias, image_size=size)
       variables = jax.eval_shape(model.init, {"params": jax.random.key(0)}, spec(1, 64, 64, 3))
       assert set(variables) == {"params"}  # no mask is kept
       output, aux = jax.eval_shape(model.apply, variables, spec(2, *size, 3))
@@ -70,7 +70,7 @@ def test_both_ways_to_shift_are_the_same_at_any_size(size, overrides):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *outputs)
 
 
-def test_a_part_of_an_image_that_has_its_own_windows_is_seen_alone():
+def test_pixels_outside_a_window_do_not_matter_in_the_first_block():
   """Nothing is known of what is outside the window: of the first block's 3 x 3 patches, 12 x 12 pixels."""
   model, variables, _ = random_model("swin/test", **SMALL)
   apply = jax.jit(lambda image: model.apply(variables, image)[1]["stage_0/block_00/regular"])
@@ -82,7 +82,7 @@ def test_a_part_of_an_image_that_has_its_own_windows_is_seen_alone():
   assert (np.abs(before - after).max(-1) > 1e-3)[:, 3:].all()
 
 
-def test_which_windows_continuous_offsets_were_trained_with():
+def test_the_pretrained_windows_of_continuous_relative_position_bias():
   c = zoo.create("swin/v2_t", window_size=16).config
   assert [c.trained_window(stage) for stage in range(4)] == [(16, 16)] * 3 + [(8, 8)]
   c = zoo.create("swin/v2_t", window_size=24, image_size=384, pretrained_window_sizes=(12, 12, 12, 6)).config
@@ -115,7 +115,7 @@ def test_combinations(overrides):
   np.testing.assert_allclose(aux["features"], aux["tokens"].mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
-def test_maps_of_a_backbone_have_norms():
+def test_feature_maps_of_a_backbone_are_normalised():
   model, variables, inputs = random_model("swin/test", **SMALL, head="features")
   output, aux = model.apply(variables, *inputs)
   np.testing.assert_array_equal(output, aux["stage_1"])
@@ -127,7 +127,7 @@ def test_maps_of_a_backbone_have_norms():
     np.testing.assert_allclose(aux[f"stage_{stage}"], wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_a_probe_judges_the_features():
+def test_probe_features_are_the_features():
   model, variables, inputs = random_model("swin/test", **SMALL)
   _, aux = model.apply(variables, *inputs)
   np.testing.assert_allclose(swin.features(model, variables, *inputs), aux["features"], rtol=1e-5, atol=1e-6)
@@ -149,7 +149,7 @@ def test_a_scan_is_a_loop(overrides):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_stochastic_depth_grows_over_all_stages(scan):
-  """A block whose two branches are dropped hands its input on: so of rate^2 of the examples."""
+  """A block whose two branches are dropped is the identity: so of rate^2 of the examples."""
   overrides = dict(width=4, depths=(2, 4), num_heads=(1, 1), image_size=(4, 4), scan=scan)
   _, variables, (image,) = random_model("swin/test", batch=600, **overrides)
   model = zoo.create("swin/test", drop_path_rate=0.8, **overrides)
@@ -170,7 +170,7 @@ def test_stochastic_depth_grows_over_all_stages(scan):
   np.testing.assert_array_equal(without, zoo.create("swin/test", **overrides).apply(variables, image)[0])
 
 
-def test_a_new_v2_begins_with_blocks_that_do_nothing():
+def test_blocks_of_a_new_v2_are_the_identity():
   for overrides, same in ((swin.V2, True), ({}, False)):
     config = zoo.create("swin/test", **SMALL, **overrides).config
     x_BYXD = draw(1, 3, 3, 8)
@@ -190,12 +190,12 @@ def test_a_new_v2_begins_with_blocks_that_do_nothing():
     *(("v2_t", 5.9, 1), ("v2_s", 11.5, 1), ("v2_b", 20.3, 1)),
   ],
 )
-def test_operations_are_as_published(name, gmacs, digits):
+def test_macs_are_as_published(name, gmacs, digits):
   (facts,) = describe_models(f"swin/{name}")
   assert round(facts.macs / 1e9, digits) == gmacs
 
 
-# ---- What cannot be ----
+# ---- Faults ----
 
 
 @pytest.mark.parametrize(
@@ -214,12 +214,12 @@ def test_operations_are_as_published(name, gmacs, digits):
     (dict(norm_position="post"), ("norm_position", "'post'", "'res_post'")),
   ],
 )
-def test_fields_that_cannot_be(overrides, named):
+def test_invalid_fields(overrides, named):
   with raises(ValueError, *named):
     zoo.create("swin/test", **overrides)
 
 
-def test_images_that_cannot_be():
+def test_invalid_images():
   model = zoo.create("swin/test")
   with raises(ValueError, "channels", 1, 3):
     jax.eval_shape(model.init, jax.random.key(0), spec(1, 32, 32, 1))
@@ -227,6 +227,6 @@ def test_images_that_cannot_be():
     jax.eval_shape(model.init, jax.random.key(0), spec(1, 0, 5, 3))
 
 
-def test_lists_are_tuples():
+def test_lists_become_tuples():
   model = zoo.create("swin/test", depths=[2, 2], num_heads=[2, 2])
   assert model.config.depths == (2, 2) and model.config.depth == 4 and hash(model.config)

@@ -1,4 +1,4 @@
-"""ViT: pooling, positions, image sizes, dropout and stochastic depth; fields that cannot be."""
+"""ViT: pooling, positions, image sizes, dropout and stochastic depth; faults."""
 
 import functools
 import itertools
@@ -92,7 +92,7 @@ def test_other_image_sizes(positions):
   np.testing.assert_allclose(output, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_positions_tell_patches_apart():
+def test_position_embeddings_distinguish_patches():
   """Without them, and with a mean over patches, a shuffled image is the same image; with them it is another."""
   _, _, (image,) = random_model("vit/test", **TINY)
   halves = np.concatenate([image[:, 8:], image[:, :8]], 1)
@@ -104,7 +104,7 @@ def test_positions_tell_patches_apart():
     assert difference < 1e-6 if positions == "none" else difference > 1e-4, positions
 
 
-def test_relative_positions_know_one_length():
+def test_relative_positions_are_of_one_length():
   with raises(ValueError, 16, 15):
     run("vit/test", np.zeros((1, 28, 8, 3), np.float32), position_embedding="relative")
 
@@ -134,7 +134,7 @@ def test_dropout_only_with_its_rng():
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_stochastic_depth_grows_with_depth(scan):
-  """A block whose two branches are dropped hands its input on: so of rate^2 of the examples."""
+  """A block whose two branches are dropped is the identity: so of rate^2 of the examples."""
   overrides = dict(TINY, depth=3, width=4, mlp_dim=4, image_size=(4, 4), scan=scan)
   model, variables, (image,) = random_model("vit/test", batch=600, **overrides)
   model = zoo.create("vit/test", drop_path_rate=0.8, **overrides)
@@ -145,7 +145,7 @@ def test_stochastic_depth_grows_with_depth(scan):
   assert same[0] == 0
 
 
-# ---- What cannot be ----
+# ---- Faults ----
 
 
 @pytest.mark.parametrize(
@@ -172,12 +172,12 @@ def test_stochastic_depth_grows_with_depth(scan):
     (dict(image_size=30), ("30 x 30", "4 x 4")),
   ],
 )
-def test_fields_that_cannot_be(overrides, named):
+def test_invalid_fields(overrides, named):
   with raises(ValueError, *named):
     zoo.create("vit/test", **overrides)
 
 
-def test_fields_that_are_bent():
+def test_fields_that_are_converted():
   c = zoo.create("vit/test", image_size=224, dropout_rate=0).config
   assert c.image_size == (224, 224) and isinstance(c.dropout_rate, (int, float))
   assert zoo.create("vit/test", image_size=[8, 16]).config.grid == (2, 4)
@@ -190,7 +190,7 @@ def init(name, image=(1, 20, 12, 3), **overrides):
 
 
 @pytest.mark.parametrize("name", ["vit/test", "mae/test"])
-def test_models_that_cannot_be(name):
+def test_invalid_models(name):
   with raises(ValueError, "20 x 13", "4 x 4", 13, 12):
     init(name, (1, 20, 13, 3))
   with raises(ValueError, 5, "heads", 24, "[1, 2, 3, 4, 6, 8, 12"):

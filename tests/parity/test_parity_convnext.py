@@ -89,7 +89,7 @@ def test_other_numerics_and_grey(tmp_path):
   assert relative_error(jax.jit(model.apply)(variables, image_BYXC[..., :1])[0], wanted) < 1e-5
 
 
-def test_a_directory_tells_its_variant(tmp_path):
+def test_a_directory_determines_its_variant(tmp_path):
   config = ConvNextConfig(image_size=64)
   config.architectures = ["ConvNextForImageClassification"]
   config.save_pretrained(tmp_path)

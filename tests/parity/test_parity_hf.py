@@ -57,7 +57,7 @@ def test_outputs_of_every_layer(case, tmp_path):
   theirs = make(**config, seed=1)
   theirs.save_pretrained(tmp_path)
   name, sizes = ours(config)
-  sizes = {field: v for field, v in sizes.items() if field not in ("image_size", "num_channels")}  # config.json tells
+  sizes = {field: v for field, v in sizes.items() if field not in ("image_size", "num_channels")}  # in config.json
   model, variables = zoo.load(tmp_path, name, **sizes)
   size = theirs.config.image_size
   expected = record(theirs, (size, size) if isinstance(size, int) else tuple(size), seed=2)
@@ -139,7 +139,7 @@ def test_hugging_face_reads_what_we_write(kind, tmp_path):
   image = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype("f")
   noise = [np.random.default_rng(1).uniform(size=(2, 16)).astype("f")] if "MAE" in kind else []
   variables = jax.jit(model.init)({"params": jax.random.key(0)}, image, *noise)
-  if "head" in variables["params"]:  # it starts at zero, which would hide everything
+  if "head" in variables["params"]:  # it starts at zero, which would make every output zero
     kernel = variables["params"]["head"]["kernel"]
     variables["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)
   zoo.save(tmp_path / "model.safetensors", name, sizes, variables, layout="huggingface")

@@ -300,9 +300,9 @@ def test_pixels_and_loss_of_masked_image_modelling(family, side, window, tmp_pat
     return loss.total / loss.weight, expected, aux["masked"]
 
   loss, expected, masked = learn(variables, dict(image=image, valid=np.ones(2, bool), id=np.arange(2)))
-  seen = torch.from_numpy(np.array(normalise(image, (0.4,), (0.3,)))).permute(0, 3, 1, 2)
+  pixels = torch.from_numpy(np.array(normalise(image, (0.4,), (0.3,)))).permute(0, 3, 1, 2)
   with torch.no_grad():
-    wanted = theirs(seen, bool_masked_pos=torch.from_numpy(np.array(masked).reshape(2, -1)))
+    wanted = theirs(pixels, bool_masked_pos=torch.from_numpy(np.array(masked).reshape(2, -1)))
   assert relative_error(expected, wanted.reconstruction.permute(0, 2, 3, 1)) < 1e-5
   np.testing.assert_allclose(loss, wanted.loss, rtol=1e-5)
   # And back, by their names.

@@ -36,8 +36,8 @@ def test_rollout_multiplies_the_last_block_from_the_left():
   np.testing.assert_allclose(result, c @ b @ a, rtol=1e-12)
 
 
-def test_attention_that_places_receive():
-  """By a walk over all windows and their queries; each gives away 1, and padding gives and gets none."""
+def test_attention_received_by_each_position():
+  """Summed over all windows and queries; the weights of a query sum to 1, padding has no part."""
   model, variables, _ = random_model("swin/test", width=12)
   image = random_images(model)
   maps = plots.attention_received(model, variables, image)
@@ -47,8 +47,8 @@ def test_attention_that_places_receive():
     weights = np.asarray(aux[f"stage_{stage}/block_{last:02d}/shifted/weights"]).mean(1)
     _, Y, X = found.shape
     windows = model.config.window_layout((Y, X), shifted=True)
-    places = np.arange(1, Y * X + 1).reshape(1, Y, X, 1)
-    numbers = np.asarray(windows.window_partition(places))[..., 0]  # 0 is padding
+    positions = np.arange(1, Y * X + 1).reshape(1, Y, X, 1)
+    numbers = np.asarray(windows.window_partition(positions))[..., 0]  # 0 is padding
     wanted = np.zeros((2, Y * X + 1))
     for window, number_T in enumerate([*numbers] * 2):
       for t in np.flatnonzero(number_T):
@@ -60,9 +60,9 @@ def test_attention_that_places_receive():
 
 
 def test_attention_maps_of_a_swin(tmp_path):
-  """Also of one that learned by hiding: nothing is hidden then."""
+  """Also of a SimMIM, without masked patches."""
   small = dict(width=8, depths=(2, 2), num_heads=(1, 2), scan=True)
-  hiding, params, _ = random_model("simmim/test", **small)
+  simmim, params, _ = random_model("simmim/test", **small)
   encoder = params["params"]["encoder"]
   first = {k: v for k, v in encoder["stage_0"].items() if k != "mask"}
   model, variables = (
@@ -72,7 +72,7 @@ def test_attention_maps_of_a_swin(tmp_path):
   figure = plots.attention_maps(model, variables, random_images(model), path=tmp_path / "a.png")
   assert_plotted(tmp_path / "a.png")
   assert [axis.get_title() for axis in figure.axes[:3]] == ["image", "stage 0", "stage 1"] and len(figure.axes) == 6
-  other = plots.attention_maps(hiding, params, random_images(model))
+  other = plots.attention_maps(simmim, params, random_images(model))
   for a, b in zip(figure.axes, other.axes, strict=True):
     np.testing.assert_allclose(a.images[0].get_array(), b.images[0].get_array(), atol=1e-4)
   with raises(ValueError, "swin"):
@@ -93,7 +93,7 @@ def test_query_map():
 def test_attention_weights_of_every_block(name, scan):
   model, variables = initialized(name, scan=scan)
   weights = plots.attention_weights(model, variables, random_images(model))
-  tokens = model.config.grid[0] * model.config.grid[1] + 1  # nothing is hidden
+  tokens = model.config.grid[0] * model.config.grid[1] + 1  # nothing is masked
   assert weights.shape == (model.config.depth, 2, model.config.num_heads, tokens, tokens)
   np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
 
@@ -108,7 +108,7 @@ def test_attention_of_an_autoencoder_keeps_the_patches_in_order():
   np.testing.assert_array_equal(np.flatnonzero(np.abs(change - np.median(change)) > 1e-4), [2])
 
 
-def test_heads_shows_every_head_of_every_block(tmp_path):
+def test_attention_heads_shows_every_head_of_every_block(tmp_path):
   weights = np.random.default_rng(0).dirichlet(np.ones(4), size=(2, 3, 5))
   figure = plots.attention_heads(weights, list("abcde"), list("wxyz"), path=tmp_path / "heads.png")
   assert_plotted(tmp_path / "heads.png")
@@ -151,7 +151,7 @@ def bert_run(book, kind):
 def test_heads_of_an_encoder_over_a_sequence_of_its_data(book, tmp_path, kind):
   run, variables = bert_run(book, kind)
   figure = registry.draw("attention_heads", run, variables, tmp_path, tmp_path / "heads.png")
-  assert imread(tmp_path / "heads.png").std() > 0.03  # untrained heads look everywhere
+  assert imread(tmp_path / "heads.png").std() > 0.03  # untrained heads attend to everything
   tokens = [t.get_text() for t in figure.axes[0].get_yticklabels()]
   assert tokens == [t.get_text() for t in figure.axes[0].get_xticklabels()]
   assert tokens[0] == "[CLS]" and 6 <= len(tokens) <= registry.MAX_TOKENS and "[PAD]" not in tokens
@@ -177,6 +177,6 @@ def test_attention_over_a_text_is_that_of_its_row(book):
     np.testing.assert_allclose(weights[block], aux[f"block_{block:02d}/weights"][0][:, :9, :9], rtol=1e-5, atol=1e-7)
 
 
-def test_heads_of_images_are_none():
+def test_attention_heads_of_image_models_are_an_error():
   with raises(ValueError, "attention_heads", "'image_classification'"):
     registry.check("attention_heads", experiment.Experiment(configuration.load("quickstart")))

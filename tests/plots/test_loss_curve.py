@@ -52,7 +52,7 @@ def test_loss_curve_of_other_logs(tmp_path, kwargs):
   assert ("10 not finite" in " ".join(t.get_text() for t in figure.texts)) == kwargs.get("nan", False)
 
 
-def test_names_at_the_ends_of_lines_do_not_touch(tmp_path):
+def test_labels_at_the_ends_of_lines_do_not_overlap(tmp_path):
   with metrics.Log(tmp_path, 10, every_seconds=1e9) as log:
     for step in (1, 10):
       log.train(step, {"loss": 1 / step})

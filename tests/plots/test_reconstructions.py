@@ -1,4 +1,4 @@
-"""Reconstructions: what is predicted, and what the model sees."""
+"""Reconstructions: what is predicted, and what the model is given."""
 
 import functools
 from types import SimpleNamespace
@@ -39,10 +39,10 @@ def test_a_perfect_prediction_is_the_image(standardise, channels):
   image = random_images(model)
   noise = jax.random.uniform(jax.random.key(0), (2, 15))
   kwargs = dict(norm_pix_loss=standardise, mean=(0.3,) * channels, std=(0.2,) * channels)
-  result, hidden = plots.reconstruct(Oracle(model, standardise), {}, image, noise, mask_ratio=0.5, **kwargs)
+  result, masked = plots.reconstruct(Oracle(model, standardise), {}, image, noise, mask_ratio=0.5, **kwargs)
   np.testing.assert_array_equal(result, image)
-  np.testing.assert_array_equal(hidden[:, ::4, ::4, 0].reshape(2, 15), noise > 0.5)
-  assert hidden.shape == (*image.shape[:3], 1)
+  np.testing.assert_array_equal(masked[:, ::4, ::4, 0].reshape(2, 15), noise > 0.5)
+  assert masked.shape == (*image.shape[:3], 1)
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,17 @@ def test_a_perfect_prediction_is_the_image(standardise, channels):
     ("simmim/test", dict(depths=(2,), num_heads=(2,)), 20, dict(mask_patch_size=8)),
   ],
 )
-def test_hidden_pixels_are_what_the_model_did_not_see(name, fields, count, options):
+def test_masked_pixels_do_not_change_the_prediction(name, fields, count, options):
   model, variables = initialized(name, **fields)
   image = random_images(model, 1)
   noise = jax.random.uniform(jax.random.key(1), (1, count))
   predict = functools.partial(plots.reconstruct, model, variables, noise=noise, norm_pix_loss=False, **options)
-  result, hidden = predict(image)
-  np.testing.assert_array_equal(predict(np.where(hidden, 0, image).astype(np.uint8))[0], result)
-  assert (predict(np.where(hidden, image, 0).astype(np.uint8))[0] != result).any()
+  result, masked = predict(image)
+  np.testing.assert_array_equal(predict(np.where(masked, 0, image).astype(np.uint8))[0], result)
+  assert (predict(np.where(masked, image, 0).astype(np.uint8))[0] != result).any()
 
 
-def test_hidden_squares_are_those_of_the_objective(tmp_path):
+def test_masked_squares_are_those_of_the_objective(tmp_path):
   model, variables = initialized("simmim/test", depths=(2,), num_heads=(2,))
   run = SimpleNamespace(model=model, objective=simmim.Objective(mask_patch_size=8, mask_ratio=0.7))
   figure = registry.PLOTS["reconstructions"].function(
@@ -70,5 +70,5 @@ def test_hidden_squares_are_those_of_the_objective(tmp_path):
   )
   assert_plotted(tmp_path / "a.png")
   assert "Reconstructed from 6 of 20 squares" in [t.get_text() for t in figure.texts]
-  seen = figure.axes[2].images[0].get_array().reshape(4, 8, 5, 8, -1)
-  assert (seen == plots.MASKED).all((1, 3, 4)).sum() == 14
+  shown = figure.axes[2].images[0].get_array().reshape(4, 8, 5, 8, -1)
+  assert (shown == plots.MASKED).all((1, 3, 4)).sum() == 14

@@ -6,7 +6,7 @@ from support import assert_plotted, raises
 from train import plots
 
 
-def test_a_strip_for_each_number_of_the_tokens(tmp_path):
+def test_token_inputs_has_a_row_for_each_input(tmp_path):
   numbers = {"type": [0, 0, 1], "position": [0, 1, 2]}
   figure = plots.token_inputs(["[CLS]", "a", "b"], numbers, path=tmp_path / "row.png")
   assert_plotted(tmp_path / "row.png")
@@ -18,23 +18,23 @@ def test_a_strip_for_each_number_of_the_tokens(tmp_path):
   assert [axis.texts[3].get_text() for axis in (first, second)] == [*numbers]
 
 
-def test_what_is_hidden_is_told_apart(tmp_path):
+def test_masked_tokens_are_distinguished(tmp_path):
   tokens = ["[CLS]", "a", "b", "c"]
-  seen = [["[CLS]", "[MASK]", "x", "c"], tokens]
+  shown = [["[CLS]", "[MASK]", "x", "c"], tokens]
   chosen = np.array([[0, 1, 1, 1], [0, 0, 0, 1]], bool)
-  figure = plots.masked_tokens(tokens, seen, chosen, path=tmp_path / "hidden.png")
-  assert_plotted(tmp_path / "hidden.png")
+  figure = plots.masked_tokens(tokens, shown, chosen, path=tmp_path / "masked.png")
+  assert_plotted(tmp_path / "masked.png")
   (axis,) = figure.axes
-  assert [t.get_text() for t in axis.texts] == [*seen[0], *seen[1]]
+  assert [t.get_text() for t in axis.texts] == [*shown[0], *shown[1]]
   assert [t.get_text() for t in axis.get_yticklabels()] == tokens
   colours = [patch.get_facecolor() for patch in axis.patches]
-  plain, hidden, other, stays = colours[:4]
+  plain, masked, other, stays = colours[:4]
   assert len({*colours[:4]}) == 4 and colours[4:] == [plain] * 3 + [stays]
   legend = dict(
     zip([t.get_text() for t in figure.legends[0].get_texts()], figure.legends[0].get_patches(), strict=True)
   )
   assert {name: patch.get_facecolor() for name, patch in legend.items()} == {
-    "masked": hidden, "random token": other, "unchanged": stays,
+    "masked": masked, "random token": other, "unchanged": stays,
   }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def test_reading_changes_nothing(tmp_path):
   assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_settings_that_cannot_be(tmp_path):
+def test_invalid_settings(tmp_path):
   with raises(ValueError, "mode", "'mac'", "'max'"):
     Checkpoints(tmp_path, best_mode="mac")
   with raises(ValueError, "max_to_keep", 0, 1):

@@ -1,4 +1,4 @@
-"""Configs: every shipped one makes a program; a wrong word gets a clear answer."""
+"""Configs: every shipped one makes a program; invalid configs are reported."""
 
 import ast
 import json
@@ -78,7 +78,7 @@ def test_an_argument_selects_one_of_several(tmp_path):
     ("_bert", ["'_bert'"]),
   ],
 )
-def test_arguments_that_cannot_be(source, names):
+def test_invalid_config_arguments(source, names):
   with pytest.raises(ValueError) as error:
     configuration.load(source)
   assert all(name in str(error.value) for name in names)
@@ -96,7 +96,7 @@ def test_arguments_that_cannot_be(source, names):
     ("batch_size", ("'batch_size'", "key.path=value")),
   ],
 )
-def test_overrides_that_cannot_be(override, named):
+def test_invalid_overrides(override, named):
   with raises(ValueError, *named):
     configuration.load("quickstart", [override])
 
@@ -156,8 +156,8 @@ RUNS = {configuration.run_name(name): name for name in configuration.shipped()}
 
 
 @pytest.mark.parametrize("name", ["bert_phase2", "bert_base_24h", "bert_base_roberta"])
-def test_what_goes_on_from_a_pretraining_finds_all_of_it(name, tmp_path):
-  """By the commands that docstrings tell, on models of the same structure and a small size."""
+def test_continued_pretraining_loads_the_whole_encoder(name, tmp_path):
+  """By the commands of docstrings, on models of the same structure and a small size."""
   shrink = [f"model.{k}={v}" for k, v in dict(width=16, depth=2, mlp_dim=24, num_heads=2).items()]
   commands = re.findall(r"zoo train .*", docstring(name).replace("\\\n", " "))
   later = [words[2:] for words in map(shlex.split, commands) if any(word.startswith("init.path") for word in words)]
@@ -175,7 +175,7 @@ def test_what_goes_on_from_a_pretraining_finds_all_of_it(name, tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["base", "large", "large_lamb"])
-def test_second_phases_go_on_where_the_first_ended(variant):
+def test_second_phases_continue_from_the_first(variant):
   first, second = (configuration.load(f"bert_phase{i}:{variant}") for i in (1, 2))
   assert second.init.path == f"runs/bert_phase1_{variant}"
   assert first.model == second.model and (first.data.length, second.data.length) == (128, 512)
@@ -193,8 +193,8 @@ MASKED = [n for n in configuration.shipped() if n.startswith(("patch_prediction"
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_what_has_been_learned_of_hidden_patches_is_found_by_the_command_it_tells(name, tmp_path):
-  """A Swin's tables of offsets are resampled where its windows are others."""
+def test_documented_commands_load_encoders_of_masked_image_modelling(name, tmp_path):
+  """A Swin's tables of relative position bias are resampled where its windows are others."""
   fields = dict(width=16, depth=2, mlp_dim=24, num_heads=2)
   if name.startswith("simmim"):
     fields = dict(width=8, depths=(2, 2), num_heads=(1, 2))
@@ -256,8 +256,8 @@ MAES = [n for n in configuration.shipped() if ("finetune" in n or "linear" in n)
 
 
 @pytest.mark.parametrize("name", MAES)
-def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
-  """The shipped names of what to leave out and to keep, on models of the same structure and a small size."""
+def test_recipes_that_start_from_an_mae_load_its_whole_encoder(name, tmp_path):
+  """The shipped names of what to ignore and to reinitialise, on models of the same structure and a small size."""
   small = dict(width=16, depth=2, mlp_dim=24, num_heads=2, patch_size=8, image_size=(16, 16))
   shrink = [f"model.{k}={v}" for k, v in small.items()]
   config = configuration.load(name, [*shrink, f"init.path={tmp_path / 'mae.safetensors'}", "data.image_size=16"])
@@ -277,7 +277,7 @@ def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
     np.testing.assert_array_equal(leaf, flatten(pretrained["params"]["encoder"])[path], err_msg=path)
 
 
-# ---- What can be known to be wrong before the first step ----
+# ---- Faults that are found before the first step ----
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_recipes_that_start_from_an_mae_find_all_of_its_encoder(name, tmp_path):
 )
 def test_an_invalid_run_is_rejected_in_one_message(tmp_path, capsys, overrides, named):
   shorter = ["steps=1", "evals.test.every_steps=1", "plots=('reconstructions',)"]
-  # The last word on a key counts; what replaces all evaluations comes before what changes one of them.
+  # The last override of a key counts; what replaces all evaluations comes before what changes one of them.
   given = [o for o in shorter if not any(o.partition("=")[0].startswith(x.partition("=")[0]) for x in overrides)]
   assert cli.main(["train", TINY_CONFIG, *given, *overrides, "--workdir", str(tmp_path / "run")]) == 2
   error = capsys.readouterr().err
@@ -332,8 +332,8 @@ def test_a_misspelt_key_in_a_file_names_the_nearest(tmp_path):
     configuration.load(str(tmp_path / "mine.py"))
 
 
-def test_the_command_reads_its_words_before_jax_reads_its_environment():
-  """Which device JAX looks for is settled by then: a libtpu that is there for `zoo plan` alone must not be asked."""
+def test_arguments_are_parsed_before_jax_is_imported():
+  """Which device JAX looks for is decided by then: a libtpu that is installed for `zoo plan` alone must not be used."""
   script = (
     "import sys; from train import cli; cli._quiet = lambda: sys.exit('jax' in sys.modules); cli.main(sys.argv[1:])"
   )

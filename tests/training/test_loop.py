@@ -117,7 +117,7 @@ def test_killed_and_stopped_it_ends_bit_for_bit_the_same(environment, whole, tmp
 
 
 @pytest.mark.slow
-def test_damaged_checkpoints_are_passed_over(environment, whole, tmp_path):
+def test_damaged_checkpoints_are_skipped(environment, whole, tmp_path):
   """One that ends too early, one whose description does, and what a process leaves that is killed while it writes."""
   shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
   half_written, description, arrays = (tmp_path / "checkpoints" / str(STEPS - 10 * i) for i in range(3))
@@ -145,7 +145,7 @@ def test_all_checkpoints_damaged_is_an_error_and_changes_nothing(environment, wh
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", [("jit", 4, 2), ("pmap", -1, 1)])
-def test_goes_on_with_another_number_of_devices(environment, whole, tmp_path, parallel):
+def test_resuming_with_another_number_of_devices(environment, whole, tmp_path, parallel):
   name, data, fsdp = parallel
   shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
   shutil.rmtree(tmp_path / "checkpoints" / str(STEPS))

@@ -1,4 +1,4 @@
-"""Optimisers by name, schedules by their closed forms, and what goes by a parameter's path."""
+"""Optimisers by name, schedules by their closed forms, and settings by a parameter's path."""
 
 import functools
 
@@ -42,7 +42,7 @@ def updates(gradients, params, steps=1, **kwargs):
   return result
 
 
-# A matrix under a name that Muon knows, one that it leaves to Adam, and a vector.
+# A matrix that Muon trains by its name, one that it leaves to Adam, and a vector.
 TOY = {"encoder": {"block_00": {"mlp": {"up": {"kernel": np.ones((4, 6)), "bias": np.ones(6)}}}, "cls": np.ones(4)}}
 TOY = jax.tree.map(lambda a: a.astype(np.float32), TOY)
 RATES = dict(adamw=0.1, lamb=0.1, lars=1.0, lion=0.05, adafactor=0.3, muon=0.1, sgd=0.1)
@@ -120,7 +120,7 @@ def test_warmup_is_steps_or_a_share():
     np.testing.assert_allclose([rate(0), rate(2), rate(4), rate(9)], [0, 0.5, 1, 1])
 
 
-def test_schedules_that_cannot_be():
+def test_invalid_schedules():
   with raises(ValueError, "schedule", "'cosin'", "'cosine'"):
     optim.make_schedule("cosin", 1.0, 0, 10)
   for warmup in (10, -1):
@@ -284,7 +284,7 @@ def test_lamb_is_as_published():
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars"])
-def test_only_what_decays_has_a_rate_of_its_own(name):
+def test_only_decayed_parameters_have_a_trust_ratio(name):
   params = draw(TOY)
   before, after = (
     partitioning.flatten(updates(draw(TOY, 1), tree, name=name))
@@ -295,7 +295,7 @@ def test_only_what_decays_has_a_rate_of_its_own(name):
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars"])
-def test_a_kernel_of_zeros_moves_and_so_does_one_without_gradient_not(name):
+def test_zero_kernels_are_updated_and_zero_gradients_update_nothing(name):
   for params, gradients in ((0, 1), (1, 0), (0, 0)):
     tree, change = (jax.tree.map(lambda a, by=by: by * a, draw(TOY)) for by in (params, gradients))
     for update in jax.tree.leaves(updates(change, tree, name=name)):
@@ -347,7 +347,7 @@ def test_stopped_gradients():
     assert (np.asarray(g) == (0 if path.startswith(("encoder/block_00", "encoder/block_01")) else 1)).all(), path
 
 
-# ---- What cannot be ----
+# ---- Faults ----
 
 
 def test_unknown_names_and_arguments():

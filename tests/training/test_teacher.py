@@ -1,4 +1,4 @@
-"""What a trained run gives to others: its translations as targets, the mean of its checkpoints, its encoder."""
+"""Uses of a trained run: its translations as targets, the mean of its checkpoints, its encoder."""
 
 import json
 import types
@@ -41,7 +41,7 @@ def targets(corpus, tokenizer):
   return [tokenizer.decode(corpus.target[i].tolist()) for i in range(len(corpus))]
 
 
-def test_the_targets_of_a_file_are_learned_and_evaluation_keeps_its_own(tmp_path):
+def test_training_uses_the_targets_of_a_file_and_evaluation_its_own(tmp_path):
   file = tmp_path / "teacher.es"
   lines = [f"verso {i}\u2028 fin" for i in range(40)]  # a separator of Unicode ends no line
   lines[3] = ""
@@ -67,7 +67,7 @@ def test_every_example_needs_its_line(tmp_path):
 
 
 def test_lines_are_decoded_by_length_and_come_back_in_order():
-  """With a translator that says the source again."""
+  """With a translator that returns the source."""
   here, shapes = pairs(source_length=40), []
   parallel = types.SimpleNamespace(data_devices=4, put_batch=lambda batch: batch)
   run = types.SimpleNamespace(data=here, parallel=parallel, model=zoo.create("transformer/test"))
@@ -124,7 +124,7 @@ def test_an_average_is_the_mean_of_the_last(tmp_path):
     np.testing.assert_allclose(value, np.mean([tree[path] for tree in kept], 0, np.float64), rtol=1e-6, err_msg=path)
 
 
-def test_the_average_of_equals_is_the_same_to_the_bit(tmp_path):
+def test_the_average_of_equal_checkpoints_is_bit_identical(tmp_path):
   tree = variables(zoo.create("transformer/test", depth=2), 0)
   scanned = {"params": zoo.layers.stack.stack_params(tree["params"])}
   write_run(tmp_path / "run", [scanned] * 3, depth=2, scan=True)
@@ -134,7 +134,7 @@ def test_the_average_of_equals_is_the_same_to_the_bit(tmp_path):
     np.testing.assert_array_equal(found[path], value, err_msg=path)
 
 
-def test_averages_that_cannot_be(tmp_path, capsys):
+def test_invalid_averages(tmp_path, capsys):
   write_run(tmp_path / "run", [variables(zoo.create("transformer/test"), 0)] * 2)
   arguments = ["average", str(tmp_path / "run"), "--out", str(tmp_path / "mean.safetensors"), "--last"]
   assert cli.main([*arguments, "5"]) == 2
@@ -157,7 +157,7 @@ def test_averages_that_cannot_be(tmp_path, capsys):
     ("transformer/test", dict(decoder_depth=4, position_embedding="t5"), ("decoder/.*", ".*_bias/buckets")),
   ],
 )
-def test_an_encoder_is_taken_over_by_itself(name, overrides, reinit, tmp_path):
+def test_an_encoder_is_loaded_alone(name, overrides, reinit, tmp_path):
   teacher = zoo.create("transformer/test")
   weights, file = variables(teacher, 0), tmp_path / "teacher.safetensors"
   zoo.save(file, "transformer/test", {}, weights)
@@ -171,7 +171,7 @@ def test_an_encoder_is_taken_over_by_itself(name, overrides, reinit, tmp_path):
   assert len(taken) == len([path for path in theirs if "/decoder/" not in path]) > 30
   for path, value in ours.items():
     np.testing.assert_array_equal(value, theirs[path] if path in taken else before[path], err_msg=path)
-  # Nothing is left out or as it was that is not named.
+  # Nothing is ignored or reinitialised that is not named.
   with pytest.raises(WeightsError) as error:
     load_into(model, begun, file)
   named = " ".join(error.value.faults)

@@ -97,8 +97,8 @@ def test_layouts_write_the_published_names(tmp_path):
   assert "layernorm.weight" in written("vit/test", "huggingface", num_classes=0)
 
 
-def test_what_stands_where_in_a_torch_tensor():
-  """Element by element, so that an inverse cannot hide a mistake that it makes too."""
+def test_axes_of_torch_tensors():
+  """Element by element, since an inverse may make the same mistake."""
   model, variables = random_variables("vit/test", image_size=(12, 20))
   params = jax.device_get(variables["params"])
   t = write_back(params, tables.of("vit").tables(model.config)["timm"])
@@ -116,7 +116,7 @@ def test_what_stands_where_in_a_torch_tensor():
   assert t["blocks.1.mlp.fc1.weight"][33, d] == encoder["block_01"]["mlp"]["up"]["kernel"][d, 33]
 
 
-def test_positions_without_a_place_in_a_layout(tmp_path):
+def test_positions_that_a_layout_does_not_have(tmp_path):
   overrides = dict(position_embedding="learned_2d")
   _, variables = random_variables("vit/test", **overrides)
   with raises(WeightsError, "encoder/pos/row"):
@@ -124,7 +124,7 @@ def test_positions_without_a_place_in_a_layout(tmp_path):
   assert not (tmp_path / "w.safetensors").exists()
 
 
-def test_running_statistics_have_no_place_in_a_layout(tmp_path):
+def test_running_statistics_that_a_layout_does_not_have(tmp_path):
   overrides = dict(head_norm="batch")
   _, variables = random_variables("vit/test", **overrides)
   zoo.save(tmp_path / "w.safetensors", "vit/test", overrides, variables)

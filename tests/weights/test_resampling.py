@@ -14,7 +14,7 @@ from zoo.layers.position_embeddings import resample, sincos_2d
 from zoo.weights import WeightsError, convert, tables, write_back
 
 
-def test_resampling_must_be_asked_for(tmp_path):
+def test_resampling_must_be_requested(tmp_path):
   path = tmp_path / "w.safetensors"
   _, variables = random_variables("vit/test", image_size=(16, 16))
   table = variables["params"]["encoder"]["pos"]["table"]
@@ -30,7 +30,7 @@ def test_resampling_must_be_asked_for(tmp_path):
       np.testing.assert_array_equal(pos["cls"], variables["params"]["encoder"]["pos"]["cls"])
 
 
-def test_what_has_no_positions_cannot_resample_them(tmp_path):
+def test_resampling_of_a_model_without_positions(tmp_path):
   _, variables = random_variables("convnext/test")
   zoo.save(tmp_path / "w.safetensors", "convnext/test", {}, variables)
   assert_bit_identical(zoo.load(tmp_path / "w.safetensors", image_size=(64, 64))[1], variables)
@@ -82,7 +82,7 @@ LAYOUTS = ("zoo", "huggingface", "timm", "microsoft")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_tables_of_another_window_are_resampled_when_asked_for(layout, tmp_path):
+def test_tables_of_another_window_are_resampled_on_request(layout, tmp_path):
   _, variables = random_variables("swin/test")
   zoo.save(tmp_path / "w.safetensors", "swin/test", {}, variables, layout=layout)
   load = functools.partial(zoo.load, tmp_path / "w.safetensors", "swin/test", layout=layout, window_size=5)

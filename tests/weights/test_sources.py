@@ -50,7 +50,7 @@ def test_no_such_file(tmp_path):
     zoo.load(tmp_path / "w.h5")
 
 
-def test_what_a_foreign_file_does_not_tell(tmp_path):
+def test_a_foreign_file_needs_a_model_and_a_layout(tmp_path):
   _, variables = random_variables("vit/test")
   path = tmp_path / "w.safetensors"
   zoo.save(path, "vit/test", {}, variables, layout="timm")
@@ -98,7 +98,7 @@ MARIAN = dict(
 
 
 @pytest.mark.parametrize("name, overrides", [("vit/test", IMAGES), ("mae/test", IMAGES), ("transformer/test", MARIAN)])
-def test_a_huggingface_directory_tells_its_model(tmp_path, name, overrides):
+def test_a_huggingface_directory_determines_its_model(tmp_path, name, overrides):
   model, variables = huggingface(tmp_path / "hf", name, overrides)
   again, loaded = zoo.load(tmp_path / "hf")
   assert again == model

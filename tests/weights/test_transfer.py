@@ -8,7 +8,7 @@ from zoo.layers.stack import stack_params
 from zoo.weights import WeightsError, load_into
 
 
-def test_a_classifier_without_classes_must_be_asked_for(tmp_path):
+def test_a_dropped_classifier_must_be_named(tmp_path):
   _, variables = random_variables("vit/test")
   zoo.save(tmp_path / "w.safetensors", "vit/test", {}, variables, layout="timm")
   with raises(WeightsError, "head.bias", "head/bias"):

@@ -1,4 +1,4 @@
-"""The engine that converts weights by a table: its faults, each and all at once; there and back to the bit."""
+"""The engine that converts weights by a table: its faults, each and all at once; the inverse is bit-identical."""
 
 import ml_dtypes
 import numpy as np
@@ -109,7 +109,7 @@ def test_all_faults_in_one_error():
   assert_faults(str(error.value).splitlines()[1:], ("bias", [5]), ("extra",), ("a ", [2]), ("b ", [2]))
 
 
-def test_ignored_only_when_asked():
+def test_keys_are_ignored_on_request_only():
   t = tensors() | {"head.weight": np.ones(1), "head.bias": np.ones(1)}
   assert len(faults(t)) == 2
   assert faults(t, ignore=["head"]) == faults(t)  # the whole key must match

@@ -32,7 +32,7 @@ def test_a_scanned_model_is_saved_unrolled(tmp_path):
   assert_bit_identical(zoo.load(tmp_path / "w.safetensors")[1], stacked)
 
 
-def test_what_the_file_says(tmp_path):
+def test_metadata_of_the_file(tmp_path):
   _, variables = random_variables("vit/test", depth=1)
   zoo.save(tmp_path / "w.safetensors", "vit/test", dict(depth=1), variables)
   assert "params/encoder/block_00/attn/q/kernel" in safetensors.load_file(tmp_path / "w.safetensors")
@@ -63,14 +63,14 @@ def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
   assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_suffix_tells_the_format(tmp_path):
+def test_the_suffix_determines_the_format(tmp_path):
   with raises(ValueError, ".safetensors"):
     zoo.save(tmp_path / "w.npz", "vit/test", {}, {})
   with raises(ValueError, "layout", "'tim'", "'timm'"):
     zoo.save(tmp_path / "w.safetensors", "vit/test", {}, {}, layout="tim")
 
 
-def test_weights_of_another_family_are_told_as_such(tmp_path):
+def test_weights_of_another_family_are_reported_as_such(tmp_path):
   zoo.save(tmp_path / "v.safetensors", "vit/test", {}, random_variables("vit/test")[1])
   with raises(WeightsError, "v.safetensors", "vit/test", "zoo", "convnext"):
     zoo.load(tmp_path / "v.safetensors", "convnext/test")
