@@ -181,7 +181,10 @@ def test_another_config_is_an_error_that_lists_the_differences(whole):
   ("override", "named"),
   [
     ("model.mlp_dim=32", ("params/encoder/block_00/mlp/up/kernel", (16, 24), (16, 32))),
-    ("optimizer={'name': 'sgd', 'learning_rate': 0.1}", ("opt_state/", "mu/encoder/block_00/mlp/up/kernel", (16, 24))),
+    (
+      "optimizer={'name': 'sgd', 'learning_rate': 0.1}",
+      ("opt_state/0/0/mu/decoder/block_00/attn/k/bias", (4, 4), "none"),
+    ),
   ],
 )
 def test_a_checkpoint_of_another_state_is_reported_and_kept(whole, override, named):

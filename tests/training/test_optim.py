@@ -362,5 +362,5 @@ def test_unknown_names_and_arguments():
 
 
 def test_patterns_that_match_nothing():
-  with raises(ValueError, "config.optimizer.freeze", "'^encodr'", "head/kernel"):
+  with raises(ValueError, "config.optimizer.freeze", "'^encodr'", "encoder/cls"):
     optim.make(TOY, 10, learning_rate=0.1, freeze=("^encodr", "cls"))
