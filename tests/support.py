@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from matplotlib import image
 
 import zoo
 from zoo import partitioning
@@ -31,13 +34,29 @@ STRANGE = (
 )
 
 
+def assert_names(text, *values):
+  """The text names all of these values, numbers as whole numbers; the wording is not checked."""
+
+  def is_named(value):
+    if isinstance(value, int | float) and not isinstance(value, bool):
+      return re.search(rf"(?<![\d.]){re.escape(str(value))}(?!\.?\d)", str(text))
+    return str(value) in str(text)
+
+  missing = [value for value in values if not is_named(value)]
+  assert not missing, f"{missing} not named: {text}"
+
+
 @contextlib.contextmanager
 def raises(error, *named):
-  """As `pytest.raises`, of an error that names all of these values; how it says so is left to it."""
+  """As `pytest.raises`, of an error that names all of these values; the wording is not checked."""
   with pytest.raises(error) as caught:
     yield caught
-  missing = [value for value in map(str, named) if value not in str(caught.value)]
-  assert not missing, f"{missing} not named: {caught.value}"
+  assert_names(caught.value, *named)
+
+
+def draw(*shape, seed=0):
+  """Standard normal numbers, the same for the same shape and seed."""
+  return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
 def relative_error(ours, theirs) -> float:
@@ -56,8 +75,13 @@ def shapes(name, **overrides):
   return jax.eval_shape(functools.partial(model.init, rngs), *inputs)
 
 
+def scanned(name):
+  """The override that compiles one layer for all, where there are layers."""
+  return {"scan": True} if hasattr(zoo.create(name).config, "scan") else {}
+
+
 def random_model(name, batch=2, **overrides):
-  """A model, all of its variables random (so that no zero hides anything), and inputs that leave nothing to chance."""
+  """A model, all of its variables random (a zero would make an error invisible), and inputs, noise included."""
   model = zoo.create(name, **overrides)
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda s: rng.normal(0.1, 0.3, s.shape).astype(np.float32), shapes(name, **overrides))
@@ -106,6 +130,40 @@ def random_variables(name, seed=0, **overrides):
   shapes = jax.eval_shape(model.init, rngs, *zoo.family(name).inputs(model.config, 1))
   rng = np.random.default_rng(seed)
   return model, jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
+
+
+def assert_bit_identical(ours, theirs):
+  """Trees of the same paths, dtypes and bits."""
+  ours, theirs = flatten_dict(ours, sep="/"), flatten_dict(theirs, sep="/")
+  assert ours.keys() == theirs.keys()
+  for path in ours:
+    assert ours[path].dtype == theirs[path].dtype, path
+    assert np.asarray(ours[path]).tobytes() == np.asarray(theirs[path]).tobytes(), path
+
+
+@functools.cache
+def initialized(name, **overrides):
+  """A model and its initial variables."""
+  model = zoo.create(name, **overrides)
+  zeros = [jnp.zeros(s.shape, s.dtype) for s in zoo.family(name).inputs(model.config, 1)]
+  return model, jax.jit(model.init)({"params": jax.random.key(0), "mask": jax.random.key(1)}, *zeros)
+
+
+def random_images(model, count=2):
+  """Of the model's size, uint8."""
+  shape = (count, *model.config.image_size, model.config.num_channels)
+  return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def assert_plotted(path):
+  """The file is a plot that shows something."""
+  pixels = image.imread(path)
+  assert min(pixels.shape[:2]) > 200 and pixels.std() > 0.05
+
+
+def grid_positions(size):
+  """Row and column of each token of a map, [Y X, 2]."""
+  return np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1).reshape(-1, 2)
 
 
 def feature_maps(rng, widths=(4, 6, 8, 12), size=(13, 9), batch=2):

@@ -26,9 +26,9 @@ FILE = FOLDER / "mae_and_vit.ipynb"
 
 
 class Shows(NamedTuple):
-  """What a notebook leaves: how many pictures, words that it says, and, in its folder of runs, runs and files."""
+  """What a notebook leaves: how many plots, words of its output, and, in its folder of runs, runs and files."""
 
-  pictures: int
+  plots: int
   words: tuple[str, ...]
   folder: str
   runs: tuple[str, ...]
@@ -72,7 +72,7 @@ def test_every_notebook_is_run():
   assert {*NOTEBOOKS} == {file.name for file in FOLDER.glob("*.ipynb")}
 
 
-def pictures(cell) -> list[np.ndarray]:
+def plots(cell) -> list[np.ndarray]:
   encoded = [output["data"]["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
   return [cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR) for text in encoded]
 
@@ -102,12 +102,12 @@ def test_the_notebook_runs(tmp_path, monkeypatch, name):
   drawing = [
     cell for cell in code if re.search(r"^(draw_rows\(|draw_panels\(|plots\.|registry\.|plt\.show)", cell.source, re.M)
   ]
-  assert len(drawing) == wanted.pictures
+  assert len(drawing) == wanted.plots
   for cell in code:
-    found = pictures(cell)
+    found = plots(cell)
     assert len(found) == (cell in drawing), cell.source
-    for picture in found:
-      assert picture.shape[1] > 500 and len(np.unique(picture)) > 20, cell.source  # large, and not empty
+    for plot in found:
+      assert plot.shape[1] > 500 and len(np.unique(plot)) > 20, cell.source  # large, and not empty
   text = "".join(output.get("text", "") for cell in code for output in cell.outputs)
   assert all(words in text for words in wanted.words)
   runs = tmp_path / "runs" / wanted.folder
@@ -129,7 +129,7 @@ def test_all_notebooks_begin_alike():
 
 
 class Asked(NamedTuple):
-  """What the first cell asks pip for."""
+  """What the first cell installs by pip."""
 
   extras: str
   source: str
@@ -184,13 +184,13 @@ def test_jax_for_the_hardware_is_installed_where_it_is_missing(monkeypatch, devi
   assert run_first_cell(monkeypatch, FILE.parent).extras == extras
 
 
-def test_what_was_loaded_before_a_new_version_came_is_told(monkeypatch):
+def test_a_package_loaded_before_its_update_is_reported(monkeypatch):
   monkeypatch.setattr(np, "__version__", "1.0")
   with pytest.raises(RuntimeError, match=r"^numpy had been loaded .* restart"):
     run_first_cell(monkeypatch, FILE.parent)
 
 
-def test_elsewhere_the_repository_is_asked_for_or_given(monkeypatch, tmp_path):
+def test_elsewhere_the_repository_must_be_given(monkeypatch, tmp_path):
   with pytest.raises(ValueError, match="Set REPO"):
     run_first_cell(monkeypatch, tmp_path)
   address = "https://example.org/zoo.git"
@@ -204,7 +204,7 @@ def test_elsewhere_the_repository_is_asked_for_or_given(monkeypatch, tmp_path):
     "/github/someone/zoo/blob/main/n.ipynb",
   ],
 )
-def test_colab_tells_where_the_notebook_comes_from(monkeypatch, tmp_path, path):
+def test_colab_names_the_repository_of_the_notebook(monkeypatch, tmp_path, path):
   class Sessions(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
       self.send_response(200 if self.path == "/api/sessions" else 404)

@@ -51,7 +51,7 @@ def imported(package):
           yield root, id(node) in outside
 
 
-def test_the_version_is_said_once():
+def test_the_version_is_defined_once():
   assert zoo.__version__ == metadata.version("transformer-zoo")
 
 

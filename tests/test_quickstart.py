@@ -9,7 +9,7 @@ from PIL import Image
 
 
 @pytest.mark.slow
-def test_the_first_command_teaches_an_encoder(tmp_path, as_users_have_it):
+def test_the_first_command_trains_an_encoder(tmp_path, as_users_have_it):
   # One device, code that is optimised, and large pages: it trains in half the time.
   environment = as_users_have_it | dict(GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
   # A third of its epochs; all of them make it nearly twice as much better as these (README).
@@ -28,5 +28,5 @@ def test_the_first_command_teaches_an_encoder(tmp_path, as_users_have_it):
     assert result["speed"][name] >= 0 and name in done.stdout
   for name in ("loss_curve", "reconstructions"):
     assert str(tmp_path / "run" / f"{name}.png") in done.stdout
-    with Image.open(tmp_path / "run" / f"{name}.png") as picture:
-      assert min(picture.size) > 300
+    with Image.open(tmp_path / "run" / f"{name}.png") as plot:
+      assert min(plot.size) > 300

@@ -1,16 +1,20 @@
-"""Attention is the naive formula, and its masks do what they say."""
+"""Attention is the naive formula, masks are as documented, scores are their formulas."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from support import draw, raises
 
 from zoo.layers import attention_masks
 from zoo.layers.attention import (
   Attention,
   additive_scores,
   attention_pool,
+  cosine,
   dot_product_attention,
   dot_product_scores,
   dot_scores,
@@ -24,10 +28,6 @@ from zoo.shapes import ShapeError
 B, T, S, N, H = 2, 5, 7, 4, 3
 
 
-def draw(*shape, seed=0):
-  return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
-
-
 def naive(q, k, v, mask=None, bias=None):
   """Vaswani et al. 2017, eq. 1, query by query and head by head, in float64."""
   shape = (len(q), q.shape[2], q.shape[1], k.shape[1])
@@ -36,11 +36,11 @@ def naive(q, k, v, mask=None, bias=None):
   out, weights = np.zeros(q.shape), np.zeros(shape)
   for b, n, t in np.ndindex(shape[:3]):
     share = n // (q.shape[2] // k.shape[2])
-    seen = np.flatnonzero(mask[b, n, t])
-    if not len(seen):
+    allowed = np.flatnonzero(mask[b, n, t])
+    if not len(allowed):
       continue
-    scores = [q[b, t, n].astype(np.float64) @ k[b, s, share] / np.sqrt(q.shape[3]) + bias[b, n, t, s] for s in seen]
-    weights[b, n, t, seen] = np.exp(scores) / np.sum(np.exp(scores))
+    scores = [q[b, t, n].astype(np.float64) @ k[b, s, share] / np.sqrt(q.shape[3]) + bias[b, n, t, s] for s in allowed]
+    weights[b, n, t, allowed] = np.exp(scores) / np.sum(np.exp(scores))
     out[b, t, n] = weights[b, n, t] @ v[b, :, share]
   return out, weights
 
@@ -48,7 +48,7 @@ def naive(q, k, v, mask=None, bias=None):
 @pytest.mark.parametrize("num_heads", [4, 2, 1], ids=["multi-head", "grouped", "multi-query"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-def test_attend_is_the_formula(num_heads, masked, biased):
+def test_dot_product_attention_is_the_formula(num_heads, masked, biased):
   q, k, v = draw(B, T, N, H), draw(B, S, num_heads, H, seed=1), draw(B, S, num_heads, H, seed=2)
   mask = draw(B, 1, T, S) > 0 if masked else None
   bias = draw(N, T, S) if biased else None
@@ -59,8 +59,8 @@ def test_attend_is_the_formula(num_heads, masked, biased):
 
 
 @pytest.mark.parametrize("num_heads", [4, 2, 1], ids=["multi-head", "grouped", "multi-query"])
-def test_attend_is_jax_s(num_heads):
-  """`jax.nn.dot_product_attention`, by every way to say who sees whom."""
+def test_dot_product_attention_is_that_of_jax_nn(num_heads):
+  """`jax.nn.dot_product_attention`, by every kind of mask."""
   q, k, v = draw(B, T, N, H), draw(B, S, num_heads, H, seed=1), draw(B, S, num_heads, H, seed=2)
   lengths, mask, bias = np.array([3, 5]), draw(B, N, T, S) + 3 * np.eye(T, S) > 0, draw(B, N, T, S, seed=1)
   cases = [
@@ -76,7 +76,7 @@ def test_attend_is_jax_s(num_heads):
 
 
 @pytest.mark.parametrize("cross", [False, True])
-def test_the_layer_is_linen_s(cross):
+def test_the_layer_is_that_of_linen(cross):
   """`nn.MultiHeadDotProductAttention`, with the same weights: output and gradients."""
   x, y = draw(B, T, N * H), draw(B, S, N * H, seed=1) if cross else None
   mask = attention_masks.valid_length(np.array([3, 5]), S) if cross else attention_masks.causal(T, T)
@@ -115,10 +115,10 @@ def test_causal_attention_passes_no_gradient_from_the_future():
   for gradient in (of_k, of_v):
     size_TS = np.abs(gradient).sum((1, 3, 4))
     assert (size_TS[np.triu_indices(T, 1)] == 0).all()
-    assert (size_TS[np.tril_indices(T)][1:] > 0).all()  # query 0 sees one key: its weight is 1 whatever the key
+    assert (size_TS[np.tril_indices(T)][1:] > 0).all()  # query 0 attends to one key: its weight is 1 whatever the key
 
 
-def test_a_query_that_sees_nothing_gets_zero_and_finite_gradients():
+def test_a_fully_masked_query_gets_zero_and_finite_gradients():
   q, k, v = draw(B, T, N, H), draw(B, S, N, H, seed=1), draw(B, S, N, H, seed=2)
   mask = np.ones((1, 1, T, S), bool)
   mask[..., 2, :] = False
@@ -139,7 +139,7 @@ def test_softmax_of_large_scores_is_finite():
   np.testing.assert_array_equal(weights, [0, 0, 1])
 
 
-def test_softmax_is_float32_whatever_it_gets():
+def test_softmax_is_float32_for_any_input_dtype():
   assert masked_softmax(jnp.zeros((2, 3), jnp.bfloat16)).dtype == jnp.float32
   q = jnp.ones((B, T, N, H), jnp.bfloat16)
   out, weights = dot_product_attention(q, q, q)
@@ -164,18 +164,18 @@ def test_no_dropout_without_a_key():
   np.testing.assert_array_equal(dot_product_attention(q, q, q, dropout_rate=0.5)[0], dot_product_attention(q, q, q)[0])
 
 
-def test_heads_that_cannot_be_shared():
-  with pytest.raises(ValueError, match="4 query heads cannot share 3 key heads evenly"):
+def test_query_heads_not_divisible_by_key_heads():
+  with raises(ValueError, 4, 3, "heads"):
     dot_product_scores(draw(B, T, 4, H), draw(B, S, 3, H))
 
 
-def test_disagreeing_shapes():
-  with pytest.raises(ShapeError, match=r"H is 4 in k_BSKH but 3 before it.*q_BTNH \(2, 5, 4, 3\)"):
+def test_inconsistent_shapes():
+  with raises(ShapeError, "H is 4", "k_BSKH", 3, "q_BTNH (2, 5, 4, 3)"):
     dot_product_attention(draw(B, T, N, H), draw(B, S, N, 4), draw(B, S, N, H))
 
 
-def test_values_whose_heads_cannot_be_shared():
-  with pytest.raises(ValueError, match=r"4 query heads cannot share 3 key heads evenly; try one of \[1, 2, 4\]"):
+def test_query_heads_not_divisible_by_value_heads():
+  with raises(ValueError, 4, 3, "heads", [1, 2, 4]):
     attention_pool(draw(B, 4, T, S), draw(B, S, 3, H))
 
 
@@ -229,8 +229,36 @@ def test_uniform_scores_average_what_is_valid():
     np.testing.assert_allclose(out[b, :, 0], np.tile(v[b, :length, 0].mean(0), (T, 1)), rtol=1e-5, atol=1e-6)
 
 
-def test_scores_refuse_widths_that_do_not_fit():
-  with pytest.raises(ShapeError, match="Q is 6 in k_BSQ but 4 before it"):
+def test_scores_of_inconsistent_widths():
+  with raises(ShapeError, "Q is 6", "k_BSQ", 4):
     dot_scores(draw(B, T, Q), draw(B, S, E))
-  with pytest.raises(ShapeError, match="E is 5 in bilinear_QE but 6 before it"):
+  with raises(ShapeError, "E is 5", "bilinear_QE", 6):
     general_scores(draw(B, T, Q), draw(B, S, E), draw(Q, 5))
+
+
+# ---- cosine scores
+
+
+def test_cosine_scores_are_the_formula():
+  q, k, log_scale = draw(2, 5, 2, 3), draw(2, 4, 2, 3, seed=1), np.array([0.5, 9.0], np.float32)
+  length = functools.partial(np.linalg.norm, axis=-1)
+  cosines = np.einsum("btnh,bsnh->bnts", q, k) / np.einsum("btn,bsn->bnts", length(q), length(k))
+  wanted = cosines * np.array([np.exp(0.5), 100.0])[:, None, None]  # tau is never below 0.01
+  np.testing.assert_allclose(dot_product_scores(*cosine(q, k, log_scale)), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_cosine_scores_of_zero_vectors_have_zero_gradient():
+  q, k, log_scale = np.zeros((1, 1, 1, 3), np.float32), draw(1, 4, 1, 3), np.zeros(1, np.float32)
+
+  def scores(q, k):
+    return jnp.square(dot_product_scores(*cosine(q, k, log_scale)) + 1).sum()
+
+  assert scores(q, k) == 4
+  for gradient in jax.grad(scores, (0, 1))(q, k):
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_keys_have_no_bias_with_cosine_scores():
+  params = jax.eval_shape(Attention(2, cosine=True).init, jax.random.key(0), draw(1, 3, 4))["params"]
+  assert set(params) == {"q", "k", "v", "out", "log_scale"}
+  assert set(params["k"]) == {"kernel"} and set(params["q"]) == set(params["v"]) == {"kernel", "bias"}

@@ -1,4 +1,4 @@
-"""Layers cost what Vaswani et al. 2017, table 1, says, counted in the programs that JAX traces."""
+"""Layers cost what Vaswani et al. 2017, table 1, states, counted in the programs that JAX traces."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def test_links_are_what_the_program_reads(name):
   np.testing.assert_array_equal(reads, reached)
 
 
-def test_the_table_and_the_picture(measured, tmp_path):
+def test_the_table_and_the_figure(measured, tmp_path):
   table = bench_complexity.table(measured)
   assert "| self-attention | n^2 d | 2.00 | 1.00 | 0.00 | 1 | 0.00 | 1 | 0.00 |" in table
   figure = bench_complexity.draw(measured, 16, 5)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import norm
+from support import draw, raises
 
 from zoo.layers import attention_masks
 from zoo.layers.activations import ACTIVATIONS
@@ -19,10 +20,6 @@ from zoo.layers.patch_embed import patchify, take_tokens, unpatchify
 from zoo.layers.pooling import AttentionPool
 
 KEY = {"params": jax.random.key(0)}
-
-
-def draw(*shape, seed=0):
-  return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
 def run(layer, *args, rngs=None, **kwargs):
@@ -138,7 +135,7 @@ def attention(x, y, p):
   return np.einsum("bnts,bsnh,nhd->btd", weights, v, p["out"]["kernel"]) + p["out"]["bias"], weights
 
 
-def test_attention_of_itself_and_of_others():
+def test_self_attention_and_cross_attention():
   x, y = draw(2, 5, 8), draw(2, 3, 8)
   for others in (None, y):
     (out, weights, _), params = run(Attention(num_heads=2), x, others)
@@ -173,7 +170,7 @@ def test_token_by_token_with_a_cache():
   layer = Attention(num_heads=2)
   params = layer.init(KEY, x)
   whole, *_ = layer.apply(params, x, mask=attention_masks.causal(5, 5))
-  cache = Cache(*jnp.full((2, 2, 2, 6, 4), 7.0))  # longer than needed, and of what must not be seen
+  cache = Cache(*jnp.full((2, 2, 2, 6, 4), 7.0))  # longer than needed, and filled with what must not be attended to
   for i in range(5):
     mask = attention_masks.causal(1, 6, i)
     out, _, cache = layer.apply(params, x[:, i : i + 1], mask=mask, cache=cache, index=jnp.int32(i))
@@ -181,7 +178,7 @@ def test_token_by_token_with_a_cache():
 
 
 def test_heads_that_do_not_divide_the_width():
-  with pytest.raises(ValueError, match=r"5 heads do not divide the width 8; try one of \[1, 2, 4, 8\]"):
+  with raises(ValueError, 5, "heads", 8, [1, 2, 4, 8]):
     Attention(num_heads=5).init(KEY, draw(1, 2, 8))
 
 
@@ -208,15 +205,15 @@ def test_decoder_block_normalises_sums():
   block = Block(num_heads=2, mlp_dim=6, activation="relu", norm_eps=1e-5, norm_position="post", cross=True)
   (out, aux), p = run(block, x, None, BlockInputs(memory=y))
   x = layer_norm(x + attention(x, x, p["attn"])[0], p["norm1"], 1e-5)
-  looked, weights = attention(x, y, p["cross"])
-  x = layer_norm(x + looked, p["cross_norm"], 1e-5)
+  attended, weights = attention(x, y, p["cross"])
+  x = layer_norm(x + attended, p["cross_norm"], 1e-5)
   hidden = np.maximum(x @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"], 0)
   x = layer_norm(x + hidden @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"], p["norm2"], 1e-5)
   np.testing.assert_allclose(out, x, atol=1e-4)
   np.testing.assert_allclose(aux["cross_weights"], weights, atol=1e-5)
 
 
-def test_patchify_cuts_row_by_row_with_channels_innermost():
+def test_patchify_is_row_by_row_with_channels_innermost():
   image = np.arange(2 * 6 * 4 * 3).reshape(2, 6, 4, 3)
   patches = patchify(image, 2)
   assert patches.shape == (2, 3, 2, 12)
@@ -225,8 +222,8 @@ def test_patchify_cuts_row_by_row_with_channels_innermost():
   np.testing.assert_array_equal(unpatchify(patches, 2), image)
 
 
-def test_an_image_that_cannot_be_cut():
-  with pytest.raises(ValueError, match=r"8 x 10 pixels cannot be cut into 4 x 4 patches: 10 is no multiple of 4.*8"):
+def test_an_image_not_divisible_into_patches():
+  with raises(ValueError, "8 x 10", "4 x 4", 10, 8):
     patchify(draw(1, 8, 10, 3), 4)
 
 
@@ -239,7 +236,7 @@ def test_attention_pool():
   np.testing.assert_allclose(out, pooled + hidden @ p["mlp"]["down"]["kernel"] + p["mlp"]["down"]["bias"], atol=1e-4)
 
 
-def test_choose_tokens():
+def test_take_tokens():
   x = draw(2, 4, 3)
   index = np.array([[3, 0], [1, 1]])
   np.testing.assert_array_equal(take_tokens(x, index), np.stack([x[0, [3, 0]], x[1, [1, 1]]]))

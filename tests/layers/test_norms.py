@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from test_layers import KEY, draw, run
+from support import draw, raises
+from test_layers import KEY, run
 
 from zoo.layers import norms
 from zoo.layers.norms import KINDS, BatchNorm, PowerNorm, RMSNorm, norm, power_normalise
@@ -165,8 +166,8 @@ def test_gradient_statistics_come_out_of_a_scan_and_of_many_devices():
   step = jax.jit(jax.grad(loss, (1, 2), has_aux=True), static_argnums=0)
   wanted = step(False, backward, x)
   mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-  cut = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
-  for found in (step(True, backward, x), step(True, backward, cut)):
+  sharded = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+  for found in (step(True, backward, x), step(True, backward, sharded)):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, wanted)
   assert all((np.abs(g) > 1e-4).any() for g in jax.tree.leaves(wanted[0][0]["norm"]["gradient"]))
 
@@ -207,5 +208,5 @@ def test_other_norms_have_no_statistics_of_the_backward_pass(kind):
 
 
 def test_an_unknown_norm():
-  with pytest.raises(ValueError, match=r"unknown norm 'layr'; did you mean 'layer'.* layer, rms, batch, power"):
+  with raises(ValueError, "'layr'", "'layer'", *KINDS):
     norms.norm("layr")

@@ -1,15 +1,20 @@
 """Closed forms of `zoo.layers.position_embeddings`."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import draw, grid_positions, raises
 
 from zoo.layers import attention_masks
 from zoo.layers.attention import dot_product_attention
 from zoo.layers.position_embeddings import (
   RESAMPLINGS,
   BucketedRelativePositionBias,
+  ContinuousRelativePositionBias,
+  WindowRelativePositionBias,
   alibi_bias,
   alibi_slopes,
   relative_position_bucket,
@@ -22,17 +27,13 @@ from zoo.layers.position_embeddings import (
 from zoo.shapes import ShapeError
 
 
-def draw(*shape, seed=0):
-  return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
-
-
 def test_sincos_1d_by_hand():
   table = sincos_1d(np.array([0, 3]), 4)
   np.testing.assert_allclose(table, [[0, 0, 1, 1], [np.sin(3), np.sin(0.03), np.cos(3), np.cos(0.03)]], atol=1e-7)
 
 
 def test_an_odd_width_has_no_pairs():
-  with pytest.raises(ValueError, match="a width of 25 is odd"):
+  with raises(ValueError, "width", 25):
     sincos_1d(np.arange(4), 25)
 
 
@@ -55,7 +56,7 @@ def test_sincos_2d_has_the_column_first_and_then_the_row():
 
 
 def test_sincos_2d_needs_a_multiple_of_four():
-  with pytest.raises(ValueError, match="multiple of 4, got 6"):
+  with raises(ValueError, 4, 6):
     sincos_2d((2, 2), 6)
 
 
@@ -96,7 +97,7 @@ def test_shrinking_with_antialias_widens_the_kernel():
 
 
 def test_unknown_resampling():
-  with pytest.raises(ValueError, match="unknown resampling 'nearest'; there are bilinear"):
+  with raises(ValueError, "'nearest'", *RESAMPLINGS):
     resample(jnp.ones((2, 2, 1)), (3, 3), "nearest")
 
 
@@ -110,7 +111,7 @@ def test_relative_scores_are_the_naive_double_loop():
 
 
 def test_relative_scores_of_another_length():
-  with pytest.raises(ValueError, match="made for 5 tokens and got 4"):
+  with raises(ValueError, 5, 4):
     relative_scores(jnp.ones((1, 4, 1, 2)), jnp.ones((9, 2)))
 
 
@@ -124,7 +125,7 @@ def test_rotary_turns_each_pair_by_hand():
     np.testing.assert_allclose(turned[b, t, n, [i, i + 2]], wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_rotary_keeps_lengths_and_scores_depend_on_the_offset_alone():
+def test_rotary_keeps_norms_and_scores_depend_on_the_relative_position_alone():
   q, k, positions = draw(1, 5, 2, 8), draw(1, 6, 2, 8, seed=1), np.array([[0, 3, 4, 9, 20, 21]])
   turned = rotary(q, positions[:, :5])
   np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-5)
@@ -133,7 +134,7 @@ def test_rotary_keeps_lengths_and_scores_depend_on_the_offset_alone():
     return jnp.einsum("BTNH,BSNH->BNTS", rotary(q, positions[:, :5] + shift), rotary(k, positions + shift))
 
   np.testing.assert_allclose(scores(0), scores(1000), atol=2e-3)
-  # By the offset, and not merely by the contents: other offsets give other scores.
+  # By the relative position, and not merely by the contents: other positions give other scores.
   assert np.abs(scores(0) - jnp.einsum("BTNH,BSNH->BNTS", q, k)).max() > 0.1
 
 
@@ -165,10 +166,10 @@ def test_rotary_keeps_the_type_but_computes_in_float32():
   np.testing.assert_array_equal(turned, rotary(x.astype(jnp.float32), positions).astype(jnp.bfloat16))
 
 
-def test_rotary_faults():
-  with pytest.raises(ValueError, match="even head width, got 3"):
+def test_invalid_inputs_of_rotary():
+  with raises(ValueError, "width", 3):
     rotary(jnp.ones((1, 2, 1, 3)), jnp.zeros((1, 2), int))
-  with pytest.raises(ShapeError, match=r"positions_BT \(3, 2\) does not fit x_BTNH \(2, 2, 1, 4\)"):
+  with raises(ShapeError, "positions_BT (3, 2)", "x_BTNH (2, 2, 1, 4)"):
     rotary(jnp.ones((2, 2, 1, 4)), jnp.zeros((3, 2), int))
 
 
@@ -186,10 +187,10 @@ def test_alibi_bias_falls_with_the_distance():
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_buckets(bidirectional):
-  offset = np.arange(-200, 201)
-  bucket = np.asarray(relative_position_bucket(jnp.asarray(offset), 32, 128, bidirectional))
+  relative = np.arange(-200, 201)
+  bucket = np.asarray(relative_position_bucket(jnp.asarray(relative), 32, 128, bidirectional))
   ahead = 16 if bidirectional else 32
-  before = bucket[offset <= 0][::-1]  # by distance
+  before = bucket[relative <= 0][::-1]  # by distance
   np.testing.assert_array_equal(before[: ahead // 2], np.arange(ahead // 2))  # a bucket each
   assert (np.diff(before) >= 0).all() and (before[128:] == ahead - 1).all() and before[127] == ahead - 1
   assert set(before) == set(range(ahead))
@@ -197,14 +198,14 @@ def test_buckets(bidirectional):
   borders = np.flatnonzero(np.diff(before)) + 1
   wanted = ahead / 2 * (128 / (ahead / 2)) ** (np.arange(ahead // 2) / (ahead / 2))
   assert (np.abs(borders[ahead // 2 - 1 :] - wanted) < 1).all()
-  after = bucket[offset >= 0]
+  after = bucket[relative >= 0]
   np.testing.assert_array_equal(after[1:], before[1:] + ahead if bidirectional else np.zeros(200))
 
 
-def test_buckets_too_few():
-  with pytest.raises(ValueError, match="2 buckets up to distance 128: wanted at least 4 buckets"):
+def test_too_few_buckets():
+  with raises(ValueError, "buckets", 2, 128, 4):
     relative_position_bucket(jnp.arange(3), 2)
-  with pytest.raises(ValueError, match=r"32 buckets up to distance 8: .* above 8"):
+  with raises(ValueError, "buckets", 32, 8):
     relative_position_bucket(jnp.arange(3), 32, 8)
 
 
@@ -217,3 +218,29 @@ def test_relative_bias_is_its_table():
   bucket = np.asarray(relative_position_bucket(key[:, None] - query[:, :, None], 8, 20))
   for b, n, t, s in np.ndindex(*bias.shape):
     assert bias[b, n, t, s] == table[bucket[b, t, s], n]
+
+
+def test_window_relative_position_bias_by_hand():
+  table_YXN = draw(5, 5, 2)
+  layer = WindowRelativePositionBias(2, 3)
+  for window in ((3, 3), (2, 3), (1, 2)):
+    bias_NTT = layer.apply({"params": {"table": table_YXN}}, window)
+    for (t, query), (s, key) in itertools.product(enumerate(grid_positions(window)), repeat=2):
+      row, column = query - key + 2  # a smaller window reads the middle
+      np.testing.assert_array_equal(bias_NTT[:, t, s], table_YXN[row, column])
+  with raises(ValueError, "4 x 3", "table", 3):
+    layer.apply({"params": {"table": table_YXN}}, (4, 3))
+
+
+def test_continuous_relative_position_bias_by_hand():
+  """V2, eq. 4, with the released code's -8 to 8; the same relative position in another window has the same bias."""
+  layer = ContinuousRelativePositionBias(2, (4, 3), hidden=5)
+  params = {"up": {"kernel": draw(2, 5), "bias": draw(5)}, "down": {"kernel": draw(5, 2)}}
+  for window in ((4, 3), (2, 2), (7, 5)):
+    bias_NTT = layer.apply({"params": params}, window)
+    for (t, query), (s, key) in itertools.product(enumerate(grid_positions(window)), repeat=2):
+      far = (query - key) * 8 / np.array([3, 2])
+      logarithm = np.sign(far) * np.log(1 + np.abs(far)) / np.log(8)
+      hidden = np.maximum(logarithm @ params["up"]["kernel"] + params["up"]["bias"], 0)
+      wanted = 16 / (1 + np.exp(-hidden @ params["down"]["kernel"]))
+      np.testing.assert_allclose(bias_NTT[:, t, s], wanted, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""ConvNeXt: maps at every stage, what a block sees, depth, sizes, and what cannot be."""
+"""ConvNeXt: maps at every stage, receptive fields, depth, sizes, faults."""
 
 import functools
 import itertools
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import raises
 
 import zoo
 from train.plan import models
@@ -41,7 +42,7 @@ def test_every_stage_has_a_map():
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 31), (33, 39)])
 def test_any_size_that_is_large_enough(size):
-  """What is left over at the end of a row or column, a convolution without padding does not see."""
+  """A convolution without padding drops what is left over at the end of a row or column."""
   model, variables, _ = draw(**zoo.family("convnext").VARIANTS["test"])
   image = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
   _, aux = jax.eval_shape(model.apply, variables, image)
@@ -70,7 +71,7 @@ def test_maps_for_dense_prediction_are_normalised():
   np.testing.assert_allclose(raw_aux["stage_1"], aux["stage_1/block_01"], rtol=1e-5)
 
 
-def test_what_is_classified_is_the_normalised_mean():
+def test_the_classifier_reads_the_normalised_mean():
   model, variables, image = draw()
   logits, aux = model.apply(variables, image)
   params = variables["params"]
@@ -83,17 +84,17 @@ def test_what_is_classified_is_the_normalised_mean():
   np.testing.assert_allclose(found, mean, rtol=1e-4, atol=1e-5)
 
 
-def test_a_block_sees_seven_by_seven():
+def test_the_receptive_field_of_a_block_is_seven_by_seven():
   block = convnext.Block()
   x = np.random.default_rng(0).normal(size=(1, 11, 13, 4)).astype(np.float32)
   shapes = jax.eval_shape(block.init, {"params": jax.random.key(0)}, x)
   rng = np.random.default_rng(1)
   variables = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
   gradient = jax.jit(jax.grad(lambda x: jnp.square(block.apply(variables, x)[0][0, 5, 6]).sum()))(x)[0]
-  seen = np.abs(gradient).max(-1) > 0
+  read = np.abs(gradient).max(-1) > 0
   wanted = np.zeros((11, 13), bool)
   wanted[2:9, 3:10] = True
-  np.testing.assert_array_equal(seen, wanted)
+  np.testing.assert_array_equal(read, wanted)
   # The convolution by hand, at a corner, where what is beyond the edge is 0: each feature by itself.
   p = variables["params"]
   padded = np.pad(x[0].astype(np.float64), ((3, 3), (3, 3), (0, 0)))
@@ -170,20 +171,20 @@ def test_multiply_adds():
 
 
 @pytest.mark.parametrize(
-  ("overrides", "message"),
+  ("overrides", "named"),
   [
-    (dict(widths=(8, 12)), "2 widths and 3 depths; wanted one of both for each stage"),
-    (dict(widths=(8, 0, 3, 4)), r"widths is \(8, 0, 3, 4\); wanted one for each stage, at least 1"),
-    (dict(widths=(), depths=()), r"depths is \(\); wanted one for each stage"),
-    (dict(depths=(1, 2.5, 1, 1)), r"convnext/test: depths is \(1, 2.5, 1, 1\), with 2.5 \(float\); wanted int"),
-    (dict(depths=3), r"convnext/test: depths is 3 \(int\); wanted tuple"),
-    (dict(head="classes"), "head is 'classes'.*classification"),
-    (dict(layer_scale_init_value=-1.0), "layer_scale_init_value is -1.0; wanted at least 0"),
-    (dict(drop_path_rate=1.0), "drop_path_rate is 1.0; wanted 0 <= drop_path_rate < 1"),
+    (dict(widths=(8, 12)), ("2 widths", "3 depths")),
+    (dict(widths=(8, 0, 3, 4)), ("widths", (8, 0, 3, 4), 1)),
+    (dict(widths=(), depths=()), ("depths", "()")),
+    (dict(depths=(1, 2.5, 1, 1)), ("convnext/test", "depths", (1, 2.5, 1, 1), "float", "int")),
+    (dict(depths=3), ("convnext/test", "depths", 3, "int", "tuple")),
+    (dict(head="classes"), ("head", "'classes'", "classification")),
+    (dict(layer_scale_init_value=-1.0), ("layer_scale_init_value", -1.0, 0)),
+    (dict(drop_path_rate=1.0), ("drop_path_rate", 1.0, 0, 1)),
   ],
 )
-def test_fields_that_cannot_be(overrides, message):
-  with pytest.raises(ValueError, match=message):
+def test_invalid_fields(overrides, named):
+  with raises(ValueError, *named):
     zoo.create("convnext/test", **overrides)
 
 
@@ -193,9 +194,9 @@ def test_sizes_may_be_lists():
   assert config.widths == (8, 12) and hash(config)
 
 
-def test_images_that_cannot_be():
+def test_invalid_images():
   model, variables, _ = draw(**zoo.family("convnext").VARIANTS["test"])
-  with pytest.raises(ValueError, match=r"15 x 64 pixels.*16 each way"):
+  with raises(ValueError, "15 x 64", 16):
     model.apply(variables, np.zeros((1, 15, 64, 3), np.float32))
-  with pytest.raises(ValueError, match="the images have 1 channels, the model takes 3"):
+  with raises(ValueError, "channels", 1, 3):
     model.apply(variables, np.zeros((1, 64, 64, 1), np.float32))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import raises
 
 import zoo
 from train.plan import macs
@@ -18,7 +19,7 @@ SPECIAL = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, max_length=
 
 
 def language(seed=0):
-  """Logits [B, T, V, V] of the next token by place and last token; only four words and the end ever come."""
+  """Logits [B, T, V, V] of the next token by position and last token; only four words and the end are possible."""
   logits = np.random.default_rng(seed).normal(0, 2, (ROWS, LENGTH, VOCAB, VOCAB)).astype(np.float32)
   logits[..., [t for t in range(VOCAB) if t != EOS and not WORDS <= t < WORDS + 4]] = -1e9
   return logits
@@ -47,7 +48,7 @@ def log_softmax(x):
 
 
 def every_sequence(logits_TVV):
-  """All there are, with the logarithm of their probability; those cut off at the greatest length too."""
+  """All there are, with the logarithm of their probability; those truncated at the greatest length too."""
   gains = log_softmax(logits_TVV.astype(np.float64))
   for length in range(1, LENGTH + 1):
     ends = [EOS] if length < LENGTH else [EOS, *range(WORDS, WORDS + 4)]
@@ -98,7 +99,7 @@ def test_a_beam_wide_enough_finds_the_best_of_all(penalty, alpha):
 
 
 @pytest.mark.parametrize(("penalty", "alpha"), [("gnmt", 0.0), ("gnmt", 0.6), ("gnmt", 3.0), ("power", 1.0)])
-def test_stopping_early_changes_nothing(penalty, alpha):
+def test_early_stopping_changes_no_result(penalty, alpha):
   options = dict(beam_size=3, n_best=3, length_penalty=alpha, length_normalization=penalty)
   for seed in range(5):
     logits = language(seed)
@@ -108,7 +109,7 @@ def test_stopping_early_changes_nothing(penalty, alpha):
     np.testing.assert_allclose(ours[1], plain[1], rtol=1e-6)
 
 
-def test_stopping_early_waits_for_what_may_yet_win():
+def test_early_stopping_waits_for_hypotheses_that_may_still_win():
   """An end that scores best of all that are as long; a penalty for being short lets the longer one overtake it."""
   logits = np.full((1, LENGTH, VOCAB, VOCAB), -1e9, np.float32)
   logits[:, 0, BOS, [EOS, WORDS]] = 1.5, 0.0
@@ -118,7 +119,7 @@ def test_stopping_early_waits_for_what_may_yet_win():
   np.testing.assert_allclose(scores, -np.log(1 + np.exp(1.5)) / LENGTH**2, rtol=1e-5)
 
 
-def test_stopping_early_stops():
+def test_early_stopping_takes_one_step_where_the_end_is_certain():
   """Where the end is certain at once, one step is enough."""
   logits = language()
   logits[:, 0, BOS, :] = -1e9
@@ -166,7 +167,7 @@ def test_samples_of_the_two_most_probable_tokens():
   np.testing.assert_allclose(found, wanted, atol=0.03)
 
 
-def test_what_is_improbable_is_left_out():
+def test_top_k_and_top_p_filter_improbable_tokens():
   logits = np.log(np.array([[0.5, 0.25, 0.15, 0.1]], np.float32))
 
   def kept(**options):
@@ -179,19 +180,19 @@ def test_what_is_improbable_is_left_out():
   assert kept(top_k=3, top_p=0.99) == [True, True, True, False]
 
 
-def test_a_cold_sample_is_greedy():
+def test_sampling_at_low_temperature_is_greedy():
   tokens, _ = run(decoding.sample, language(), key=jax.random.key(0), temperature=1e-3)
   np.testing.assert_array_equal(tokens, run(decoding.greedy, language())[0])
 
 
-def test_arguments_that_make_no_sense():
-  with pytest.raises(ValueError, match="a beam of 25 is larger than the vocabulary of 24"):
+def test_invalid_arguments():
+  with raises(ValueError, 25, 24):
     run(decoding.beam_search, language(), beam_size=25)
-  with pytest.raises(ValueError, match="unknown length_normalization 'gmnt'; did you mean 'gnmt'"):
+  with raises(ValueError, "length_normalization", "'gmnt'", "'gnmt'"):
     run(decoding.beam_search, language(), length_normalization="gmnt")
-  with pytest.raises(ValueError, match="n_best=5"):
+  with raises(ValueError, "n_best=5"):
     run(decoding.beam_search, language(), n_best=5)
-  with pytest.raises(ValueError, match="temperature=0"):
+  with raises(ValueError, "temperature=0"):
     run(decoding.sample, language(), key=jax.random.key(0), temperature=0.0)
 
 
@@ -223,7 +224,7 @@ def of_model(method, source, length=8, **options):
   )
 
 
-def test_the_cache_changes_nothing():
+def test_decoding_with_a_cache_is_decoding_without():
   """Greedy decoding by the whole decoder over the whole target, again for each token."""
   model, variables, source = translator()
   decoded = of_model(decoding.greedy, source)
@@ -249,7 +250,7 @@ def test_a_sequence_is_decoded_as_if_alone(method, options):
 
 
 def test_a_beam_follows_its_own_cache():
-  """Scores of a beam are those of its tokens, read in one go."""
+  """Scores of a beam are those of its tokens in one forward pass."""
   model, variables, source = translator()
   c = model.config
   decoded = of_model(decoding.beam_search, source, beam_size=4, n_best=4, length_penalty=0.0)
@@ -263,8 +264,8 @@ def test_a_beam_follows_its_own_cache():
 
 
 @pytest.mark.parametrize("length", [4, 8, 16])
-def test_a_step_costs_one_token(length):
-  """The same program at every place, whose work grows with the longest target by two products with its keys alone."""
+def test_the_cost_of_a_step_is_that_of_one_token(length):
+  """One program for all positions; its work grows with the longest target by two products with its keys alone."""
   model, variables, source = translator()
   _, memory, cache = decoding.decode_step_of(model, variables, source, length)
   token_B, c = source[:, 0], model.config
@@ -289,5 +290,5 @@ def test_a_model_s_beam_of_one_is_greedy():
 
 
 def test_decoding_stays_within_the_model():
-  with pytest.raises(ValueError, match="max_length is 17; wanted 1 to the model's 16"):
+  with raises(ValueError, "max_length", 17, 1, 16):
     of_model(decoding.greedy, translator()[2], length=17)

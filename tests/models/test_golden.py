@@ -87,7 +87,7 @@ def test_layer_norm_keeps_its_digits():
   assert relative_error(found, expected) < 1e-4
 
 
-def test_config_json_says_what_the_tensors_do_not():
+def test_config_json_determines_what_the_tensors_do_not():
   model, _ = zoo.load(GOLDEN / "vit_classifier", SIZES["vit_classifier"][0], **SIZES["vit_classifier"][1])
   c = model.config
   assert (c.image_size, c.num_channels, c.num_classes, c.activation, c.norm_eps) == ((12, 18), 1, 7, "gelu_tanh", 1e-12)

@@ -1,4 +1,4 @@
-"""Recurrent sequence to sequence: who knows what, several sequences in a row, attention by its formulas, pointers."""
+"""Recurrent sequence to sequence: dependence of outputs on inputs, packing, attention by its formulas, pointers."""
 
 import functools
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import raises
 
 import zoo
 from zoo import decoding, partitioning
@@ -69,16 +70,16 @@ def close(found, wanted):
 
 
 @pytest.mark.parametrize("kind", ["additive", "general"])
-def test_a_token_knows_no_later_one(kind):
+def test_no_output_depends_on_later_tokens(kind):
   """By gradients of every output to every embedded target."""
   model, variables = drawn(
     kind, tie_embeddings="none"
-  )  # a table of the targets' own, so that the sources stay as they are
+  )  # a table of the targets' own, so that the sources stay unchanged
 
   @jax.jit
   @jax.jacobian
   def read(table):
-    target = jnp.arange(6)[None]  # every place has a token, and a row of the table, of its own
+    target = jnp.arange(6)[None]  # every position has a token, and a row of the table, of its own
     params = variables["params"] | {"target_embed": {"embedding": table}}
     return model.apply({"params": params}, SOURCE[:1], target)[0][0, :, 4:].sum(-1)
 
@@ -88,8 +89,8 @@ def test_a_token_knows_no_later_one(kind):
 
 
 @pytest.mark.parametrize("kind", ["dot", "copy"])
-def test_which_way_the_encoder_reads(kind):
-  """Forward, a token knows those before it; both ways, also those after it."""
+def test_the_direction_in_which_the_encoder_reads(kind):
+  """Forward, a token depends on those before it; bidirectional, also on those after it."""
   other = SOURCE.copy()
   other[:, 3] = (SOURCE[:, 3] - 3) % 25 + 4
   changed = (np.abs(whole(kind, other)[1]["tokens"] - whole(kind)[1]["tokens"]) > 1e-7).any((0, 2))
@@ -97,18 +98,18 @@ def test_which_way_the_encoder_reads(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_does_not_matter_where_padding_is(kind):
+def test_the_positions_of_padding_do_not_matter(kind):
   """At the end, at the beginning, between tokens."""
   padded = np.zeros((4, 7), np.int32)
-  for row, places in enumerate(([0, 1, 2, 3], [3, 4, 5, 6], [0, 2, 3, 6], [1, 2, 3, 4])):
-    padded[row, places] = SOURCE[0, :4]
+  for row, positions in enumerate(([0, 1, 2, 3], [3, 4, 5, 6], [0, 2, 3, 6], [1, 2, 3, 4])):
+    padded[row, positions] = SOURCE[0, :4]
   found = np.asarray(whole(kind, padded, TARGET[[0] * 4])[0])
   close(found, found[[0] * 4])
   assert np.abs(found[0] - whole(kind)[0][0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neither_company_nor_how_much_padding_there_is_matters(kind):
+def test_packed_sequences_are_independent_at_any_amount_of_padding(kind):
   """Three pairs in a row give what each gives alone, with more padding; a sequence may be one token long."""
   lengths = [(3, 2), (1, 3), (2, 1)]
   sources, targets = ([a[i, : pair[side]] for i, pair in enumerate(lengths)] for side, a in enumerate((SOURCE, TARGET)))
@@ -125,38 +126,38 @@ def test_neither_company_nor_how_much_padding_there_is_matters(kind):
 
 def test_a_row_may_be_as_short_as_its_sequence():
   model, variables = drawn("additive")
-  cut = jax.jit(model.apply)(variables, SOURCE[:, :4], TARGET)[0]
-  close(cut, whole("additive", np.where(np.arange(7) < 4, SOURCE, 0))[0])
+  short = jax.jit(model.apply)(variables, SOURCE[:, :4], TARGET)[0]
+  close(short, whole("additive", np.where(np.arange(7) < 4, SOURCE, 0))[0])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("dot", "none, both ways")])
-def test_a_step_is_a_place_of_the_whole(kind):
+def test_decode_step_is_a_position_of_the_forward_pass(kind):
   memory, cache = compiled(kind, "init_cache")(SOURCE, 8)
   assert all(len(leaf) == 4 for leaf in jax.tree.leaves((memory, cache)))
   sizes = [leaf.shape for leaf in jax.tree.leaves(cache)]
   for i, wanted in enumerate(np.asarray(whole(kind)[0]).swapaxes(0, 1)):
     found, cache = compiled(kind, "decode_step")(memory, cache, TARGET[:, i], jnp.int32(i))
     close(found, wanted)
-  assert [leaf.shape for leaf in jax.tree.leaves(cache)] == sizes  # so a step costs the same at every place
+  assert [leaf.shape for leaf in jax.tree.leaves(cache)] == sizes  # so a step costs the same at every position
 
 
 @pytest.mark.parametrize("kind", ["none", "none, both ways"])
-def test_without_attention_the_last_state_is_all_that_is_known(kind):
-  """That of each layer and each way: others may be anything, and the decoder is handed no tokens."""
+def test_without_attention_the_decoder_reads_the_last_states_alone(kind):
+  """That of each layer and direction: others may be anything, and the decoder gets no encoded tokens."""
   model, variables = drawn(kind)
   encoded, _ = compiled(kind, "encode")(SOURCE)
   assert encoded.memory_BSM is None and encoded.keys_BSA is None
-  say = jax.jit(lambda encoded: model.apply(variables, TARGET, encoded, method="decode")[0])
+  decode = jax.jit(lambda encoded: model.apply(variables, TARGET, encoded, method="decode")[0])
   wanted = whole(kind)[0]
   for layer in range(model.config.depth):
     for way, last in zip(range(1 + model.config.bidirectional), (6, 0), strict=False):
       for part in (0, 1):  # c and h
 
-        def disturb(places, where=(layer, way, part)):
+        def disturb(positions, where=(layer, way, part)):
           def change(path, a):
-            return a.at[:, places].add(1.0) if tuple(key.idx for key in path) == where else a
+            return a.at[:, positions].add(1.0) if tuple(key.idx for key in path) == where else a
 
-          return say(encoded._replace(states=jax.tree_util.tree_map_with_path(change, encoded.states)))
+          return decode(encoded._replace(states=jax.tree_util.tree_map_with_path(change, encoded.states)))
 
         close(disturb(np.array([i for i in range(7) if i != last])), wanted)
         assert np.abs(disturb(np.array([last])) - wanted).max() > 1e-3, (layer, way, part)
@@ -172,7 +173,7 @@ def test_attention_is_its_formula(kind):
   cells, fed = states["cells"], np.zeros(c.embed_dim)
   memory = np.asarray(aux["tokens"][0])
 
-  def look(query):
+  def attend(query):
     scores = {
       "additive": lambda x, y: (
         p["decoder"]["attention"]["score"][:, 0]
@@ -192,14 +193,14 @@ def test_attention_is_its_formula(kind):
   for t in range(6):
     x = p["embed" if c.tie_embeddings == "all" else "target_embed"]["embedding"][TARGET[0, t]] * 6**0.5
     if c.attention_query == "previous_state":
-      weights, context = look(hidden(cells[-1]))
+      weights, context = attend(hidden(cells[-1]))
     x = np.concatenate([x, fed] if c.input_feeding else [x, context] if c.attention_query == "previous_state" else [x])[
       None
     ]
     for i in range(c.depth):
       cells[i], x = run(p["decoder"][f"cell_{i:02d}"], cells[i], x.astype(np.float32))
     if c.attention_query == "current_state":
-      weights, context = look(hidden(cells[-1]))
+      weights, context = attend(hidden(cells[-1]))
     readout = p["decoder"]["readout"]
     fed = np.tanh(np.concatenate([context, hidden(cells[-1])]) @ readout["kernel"] + readout["bias"])
     close(aux["decoder/alignment"][0, t], weights)
@@ -216,8 +217,8 @@ def test_every_parameter_learns(kind):
     assert 1e-9 < np.abs(gradient).max() < np.inf, path
 
 
-def test_places_of_a_word_count_together():
-  """A pointer's distribution is its attention, summed over places by token; elsewhere it is 0."""
+def test_pointer_probabilities_are_summed_over_positions_of_a_token():
+  """A pointer's distribution is its attention, summed over positions by token; elsewhere it is 0."""
   source = np.array([[5, 7, 5, 3, 0, 0, 0]] * 4, np.int32)
   found, aux = whole("pointer", source)
   weights = np.asarray(aux["decoder/alignment"])
@@ -228,11 +229,11 @@ def test_places_of_a_word_count_together():
   close(np.exp(found), wanted)
   assert np.abs(weights[:, 0] - weights[:, 1]).max() > 1e-3  # it has read the token it pointed to
   gradient = jax.grad(lambda w: pointer.copy_log_probs(w, source, 29)[..., 9].sum())(jnp.asarray(weights))
-  assert (gradient == 0).all()  # of a word that is nowhere: not nan
+  assert (gradient == 0).all()  # of a token that is not in the source: not nan
 
 
 @pytest.mark.parametrize("search", ["greedy", "beam", "sample"])
-def test_a_pointer_says_nothing_that_is_not_in_the_source(search):
+def test_a_pointer_generates_only_tokens_of_the_source(search):
   model, variables = drawn("pointer")
   source = np.where(np.arange(7) < 6, SOURCE, 3)
   special = dict(bos_token_id=2, eos_token_id=3, pad_token_id=0, max_length=9)
@@ -265,18 +266,18 @@ def test_a_word_outside_the_vocabulary_can_be_copied_or_pointed_to():
 
 
 @pytest.mark.parametrize("kind", ["none", "general"])
-def test_its_own_tokens_come_place_after_place(kind):
-  """By steps: what replaces a token was said after what was read, replaced tokens among it."""
+def test_scheduled_sampling_is_sequential(kind):
+  """By steps: a replacement is predicted from the tokens before it, replaced ones among them."""
   own = np.random.default_rng(5).uniform(size=(4, 6)) < 0.6
   own[:, 0] = False
   mix = compiled(kind, "scheduled_sampling_inputs")
   mixed = np.asarray(mix(SOURCE, TARGET, own))
   memory, cache = compiled(kind, "init_cache")(SOURCE, 8)
-  said, wanted = TARGET[:, 0], []
+  predicted, wanted = TARGET[:, 0], []
   for i in range(6):
-    wanted.append(np.where(own[:, i], said, TARGET[:, i]))
+    wanted.append(np.where(own[:, i], predicted, TARGET[:, i]))
     found, cache = compiled(kind, "decode_step")(memory, cache, wanted[-1], jnp.int32(i))
-    said = np.asarray(found).argmax(-1)
+    predicted = np.asarray(found).argmax(-1)
   np.testing.assert_array_equal(mixed, np.stack(wanted, 1))
   assert (mixed != TARGET).sum() > 5
   # In one row, a sequence begins with nothing of the one before it.
@@ -297,7 +298,7 @@ def test_remat_changes_nothing():
   assert ["remat" in program or "checkpoint" in program for program in programs] == [False, True]
 
 
-def test_dropout_is_between_layers_and_of_a_rng():
+def test_dropout_is_between_layers_and_needs_a_key():
   _, variables = drawn("none")
   apply = jax.jit(create("none", dropout_rate=0.5).apply)
   close(apply(variables, SOURCE, TARGET)[0], whole("none")[0])
@@ -306,7 +307,7 @@ def test_dropout_is_between_layers_and_of_a_rng():
   assert (one["decoder/tokens"] != two["decoder/tokens"]).any()
   for name in ("embedded", "block_00", "decoder/tokens"):
     zeros = np.asarray(one[name]) == 0
-    assert 0.3 < zeros.mean() < 0.7 and (zeros[:, 0] != zeros[:, 1]).any(), name  # other ones at every place
+    assert 0.3 < zeros.mean() < 0.7 and (zeros[:, 0] != zeros[:, 1]).any(), name  # other ones at every position
 
 
 def test_states_are_float32():
@@ -318,28 +319,22 @@ def test_states_are_float32():
 
 
 @pytest.mark.parametrize(
-  ("overrides", "message"),
+  ("overrides", "named"),
   [
-    (dict(cell="gur"), "cell is 'gur'; did you mean 'gru'"),
-    (dict(attention="bahdanau"), "attention is 'bahdanau'.*There are: none, additive, dot, general"),
-    (dict(attention="none", head="copy"), "head='copy' .* attention is 'none'"),
-    (dict(attention="none", input_feeding=True), "input_feeding .* attention is 'none'"),
-    (dict(attention_dim=0), "attention='additive' .* attention_dim"),
-    (dict(attention="dot"), "attention='dot' .* 24; use 'general'"),
-    (dict(head="pointer"), "head='pointer' needs attention_query='current_state'"),
-    (
-      dict(head="pointer", attention_query="current_state", head_bias=True),
-      "head_bias .* head='pointer'",
-    ),
-    (dict(copy_slots=2), "copy_slots is 2, but head is 'vocab'"),
-    (dict(attention="none", tie_embeddings="all"), "tie_embeddings='all' .* 24 and 20"),
-    (dict(bos_token_id=29), "bos_token_id is 29"),
-    (
-      dict(width=0, dropout_rate=1.0),
-      "width is 0; wanted at least 1\ndropout_rate is 1.0; wanted 0 <= dropout_rate < 1",
-    ),
+    (dict(cell="gur"), ("cell", "'gur'", "'gru'")),
+    (dict(attention="bahdanau"), ("attention", "'bahdanau'", "none, additive, dot, general")),
+    (dict(attention="none", head="copy"), ("head='copy'", "attention", "'none'")),
+    (dict(attention="none", input_feeding=True), ("input_feeding", "attention", "'none'")),
+    (dict(attention_dim=0), ("attention='additive'", "attention_dim")),
+    (dict(attention="dot"), ("attention='dot'", 24, "'general'")),
+    (dict(head="pointer"), ("head='pointer'", "attention_query='current_state'")),
+    (dict(head="pointer", attention_query="current_state", head_bias=True), ("head_bias", "head='pointer'")),
+    (dict(copy_slots=2), ("copy_slots", 2, "head", "'vocab'")),
+    (dict(attention="none", tie_embeddings="all"), ("tie_embeddings='all'", 24, 20)),
+    (dict(bos_token_id=29), ("bos_token_id", 29)),
+    (dict(width=0, dropout_rate=1.0), ("width is 0", 1, "dropout_rate is 1.0", 0)),
   ],
 )
-def test_configs_that_cannot_be(overrides, message):
-  with pytest.raises(ValueError, match=message):
+def test_invalid_configs(overrides, named):
+  with raises(ValueError, *named):
     zoo.create("seq2seq/test", **overrides)

@@ -1,4 +1,4 @@
-"""The Transformer: who sees what, several sequences in a row, what the decoder reads, copies."""
+"""The Transformer: dependence of outputs on inputs, packing, what the decoder reads, copies."""
 
 import functools
 import itertools
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import raises
 
 import zoo
 from train.objectives import seq2seq
@@ -36,13 +37,13 @@ def logits(source=SOURCE, target=TARGET, rows=(), **overrides):
 
 
 @pytest.mark.parametrize("order", ["post", "pre"])
-def test_a_token_knows_no_later_one(order):
+def test_no_output_depends_on_later_tokens(order):
   """By gradients of every output to every embedded target."""
   model, variables = drawn(norm_position=order, final_norm=order == "pre", tie_embeddings="none")
 
   def read(table):
     params = variables["params"] | {"target_embed": {"embedding": table}}
-    target = jnp.arange(6)[None]  # every place has a token, and a row of the table, of its own
+    target = jnp.arange(6)[None]  # every position has a token, and a row of the table, of its own
     return model.apply({"params": params}, SOURCE[:1], target)[0][0].sum(-1)
 
   influence_TV = np.abs(jax.jacobian(read)(variables["params"]["target_embed"]["embedding"])).max(-1)[:, :6]
@@ -50,14 +51,14 @@ def test_a_token_knows_no_later_one(order):
   assert (influence_TV[np.tril_indices(6)] > 1e-6).all()
 
 
-def test_padding_is_not_seen():
+def test_padding_changes_no_output():
   source = SOURCE.copy()
   source[0, 4:] = 0
   np.testing.assert_allclose(logits(source)[:1], logits(SOURCE[:1, :4], TARGET[:1]), rtol=1e-4, atol=1e-5)
   assert np.abs(logits(source)[0] - logits()[0]).max() > 1e-3
 
 
-def test_sequences_that_share_a_row_do_not_know_each_other():
+def test_packed_sequences_are_independent():
   """Packed, two pairs and padding give what each gives alone."""
   source = np.array([[*SOURCE[0, :3], *SOURCE[1, :2], 0, 0]], np.int32)
   target = np.array([[*TARGET[0, :2], *TARGET[1, :3], 0]], np.int32)
@@ -76,7 +77,7 @@ def test_sequences_that_share_a_row_do_not_know_each_other():
 
 
 @pytest.mark.parametrize("positions", ["sincos", "learned", "rotary", "alibi", "t5", "none"])
-def test_a_step_is_a_place_of_the_whole(positions):
+def test_decode_step_is_a_position_of_the_forward_pass(positions):
   model, variables = drawn(position_embedding=positions)
   wanted, _ = model.apply(variables, SOURCE, TARGET)
   memory, cache = model.apply(variables, SOURCE, 8, method="init_cache")
@@ -86,8 +87,8 @@ def test_a_step_is_a_place_of_the_whole(positions):
     np.testing.assert_allclose(logits_BV, wanted[:, i], rtol=1e-4, atol=1e-5)
 
 
-def test_where_a_token_stands_matters():
-  """But with no positions at all; the encoder is looked at, for the decoder's mask tells places too."""
+def test_the_encoder_depends_on_positions():
+  """Unless there are no positions; only the encoder, since the causal mask of the decoder also gives positions."""
   order = np.array([2, 0, 1, 3, 4, 5, 6])
   for positions in ("sincos", "learned", "rotary", "alibi", "t5", "none"):
     model, variables = drawn(position_embedding=positions)
@@ -125,7 +126,7 @@ def test_norms_other_than_by_layer(norm, scan):
   np.testing.assert_allclose(again, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_which_layer_the_decoder_reads():
+def test_the_encoder_layer_that_the_decoder_reads():
   """All choices by hand: a decoder over given memories, as its cross-attention finds them in aux."""
   for cross in ("last", "layer", "mix"):
     model, variables = drawn(cross_attention=cross)
@@ -202,41 +203,41 @@ def test_a_word_outside_the_vocabulary_can_be_copied():
   np.testing.assert_array_equal(*encoded)
 
 
-def test_its_own_tokens_are_said_after_the_true_ones():
+def test_scheduled_sampling_predicts_from_the_reference():
   model, variables = drawn(norm_position="pre", final_norm=True)
   own = np.random.default_rng(5).uniform(size=(3, 6)) < 0.5
   own[:, 0] = False
   mixed = np.asarray(model.apply(variables, SOURCE, TARGET, own, method="scheduled_sampling_inputs"))
-  said = logits(norm_position="pre", final_norm=True).argmax(-1)
-  assert (said[:, 1:] != said[:, :-1]).any(1).all()
+  predicted = logits(norm_position="pre", final_norm=True).argmax(-1)
+  assert (predicted[:, 1:] != predicted[:, :-1]).any(1).all()
   for b, t in np.ndindex(3, 6):
-    assert mixed[b, t] == (said[b, t - 1] if own[b, t] else TARGET[b, t])
+    assert mixed[b, t] == (predicted[b, t - 1] if own[b, t] else TARGET[b, t])
 
 
 @pytest.mark.parametrize(
-  ("overrides", "message"),
+  ("overrides", "named"),
   [
-    (dict(cross_attention="layer", decoder_depth=3), "depth is 2 and decoder_depth 3"),
-    (dict(norm_position="pre"), "norm_position='pre' needs final_norm=True"),
-    (dict(norm_position="prae"), "norm_position is 'prae'; did you mean 'pre'"),
-    (dict(eos_token_id=29), "eos_token_id is 29"),
-    (dict(copy_slots=3), "copy_slots is 3"),
-    (dict(num_heads=5), "5 heads do not divide the width 16"),
-    (dict(num_kv_heads=3), "4 query heads cannot share 3 key heads"),
+    (dict(cross_attention="layer", decoder_depth=3), ("depth", 2, "decoder_depth", 3)),
+    (dict(norm_position="pre"), ("norm_position='pre'", "final_norm=True")),
+    (dict(norm_position="prae"), ("norm_position", "'prae'", "'pre'")),
+    (dict(eos_token_id=29), ("eos_token_id", 29)),
+    (dict(copy_slots=3), ("copy_slots", 3)),
+    (dict(num_heads=5), (5, "heads", 16)),
+    (dict(num_kv_heads=3), (4, 3, "heads")),
   ],
 )
-def test_configs_that_cannot_be(overrides, message):
-  with pytest.raises(ValueError, match=message):
+def test_invalid_configs(overrides, named):
+  with raises(ValueError, *named):
     logits(**overrides)
 
 
 def test_a_row_that_is_too_long():
-  with pytest.raises(ValueError, match="a source row has 17 tokens; the model's max_length is 16"):
+  with raises(ValueError, "source", 17, "max_length", 16):
     logits(np.ones((1, 17), np.int32))
 
 
 def test_a_source_of_padding_alone_gives_finite_outputs_and_gradients():
-  """What fills up a batch: there is nothing to attend to, anywhere. The other rows do not notice."""
+  """Padding of a batch: there is nothing to attend to. The other rows do not change."""
   model, variables = drawn(head="copy", copy_slots=2)
   source = np.concatenate([SOURCE, np.zeros((1, 7), np.int32)])
   target = np.concatenate([TARGET, TARGET[:1]])

@@ -26,7 +26,7 @@ MASKS = {
   "all": None,
   "causal": attention_masks.causal(T, S),
   "padding": attention_masks.valid_length(LENGTHS, S),
-  "bool": draw(B, N, T, S) + 2 * np.eye(T, S) > 0,  # every query sees something: torch gives nan to one that does not
+  "bool": draw(B, N, T, S) + 2 * np.eye(T, S) > 0,  # no query is fully masked: torch gives nan
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors import numpy as safetensors
-from support import relative_error
+from support import raises, relative_error
 
 import zoo
 from zoo.models.bert import sentence_embedding
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.parity
 SIZES = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=80, vocab_size=61)
 SIZES |= dict(max_position_embeddings=40)
 OURS = dict(width=48, depth=3, num_heads=4, mlp_dim=80, vocab_size=61, max_length=40, mask_token_id=4)
-# What is ours, what is theirs, and where their outputs are ours.
+# Our name, theirs, and which of their outputs are ours.
 HEADS = {
   "BertForPreTraining": ({}, {"output": "prediction_logits", "next_sentence": "seq_relationship_logits"}),
   "BertForMaskedLM": ({}, {"output": "logits"}),
@@ -104,7 +104,7 @@ def test_choices_are_rows():
   assert relative_error(output.reshape(2, 3), wanted) < 1e-5
 
 
-def test_only_the_masked_places_are_told(tmp_path):
+def test_the_loss_is_of_masked_positions_only(tmp_path):
   theirs = make("BertForPreTraining")
   theirs.save_pretrained(tmp_path)
   token, types, real = batch()
@@ -116,12 +116,12 @@ def test_only_the_masked_places_are_told(tmp_path):
 
 
 def test_gradients():
-  """Of the published loss, the mean over hidden words plus the mean over pairs; read by the table of the weights."""
+  """Of the published loss, the mean over masked tokens plus the mean over pairs; read by the table of the weights."""
   theirs = make("BertForPreTraining")
   token, types, real = batch()
   masked_BP = np.array([[3, 5, 22], [1, 0, 1], [2, 1, 0], [0, 1, 2]])
   words, labels = np.array([[7, 8, 9], [10, 11, 60], [12, 13, 14], [15, 16, 17]]), np.full(token.shape, -100)
-  words[1, 2] = words[1, 0]  # that place is expected twice
+  words[1, 2] = words[1, 0]  # that position is expected twice
   np.put_along_axis(labels, masked_BP, words, 1)
   follows = np.array([0, 1, 1, 0])
   arrays = dict(input_ids=token, token_type_ids=types, attention_mask=real.astype(int), labels=labels)
@@ -180,7 +180,7 @@ def test_names_of_the_first_release(tmp_path):
   wanted = theirs_of(theirs, token, types, real)
   model, variables = zoo.load(tmp_path, "bert/test", **OURS)
   assert relative_error(model.apply(variables, token, types)[1]["next_sentence"], wanted.seq_relationship_logits) < 1e-5
-  with pytest.raises(WeightsError, match=r"cls.*`ignore`"):
+  with raises(WeightsError, "cls", "ignore"):
     zoo.load(tmp_path, "bert/test", **OURS, head="none")
   model, variables = zoo.load(tmp_path, "bert/test", **OURS, head="none", ignore=r"cls\..*")
   assert errors_where_real(model.apply(variables, token, types)[0], wanted.hidden_states[-1], real) < 1e-5
@@ -188,7 +188,7 @@ def test_names_of_the_first_release(tmp_path):
 
 def test_an_architecture_without_a_head_of_ours(tmp_path):
   make("BertForNextSentencePrediction").save_pretrained(tmp_path)
-  with pytest.raises(WeightsError, match="no head for the architecture 'BertForNextSentencePrediction'"):
+  with raises(WeightsError, "'BertForNextSentencePrediction'"):
     zoo.load(tmp_path)
 
 
@@ -230,4 +230,4 @@ def test_real_weights_embed_real_sentences():
   found = np.asarray(sentence_embedding(output, real))
   assert relative_error(found, wanted) < 1e-5
   alike = found @ found.T
-  assert alike[2, 3] > 0.5 > alike[0, 2]  # what says the same is near
+  assert alike[2, 3] > 0.5 > alike[0, 2]  # sentences of the same meaning are near

@@ -23,7 +23,7 @@ OURS = dict(mlp_dim=48, stem_norm_eps=1e-5)
 # The units of each stage, the side of a patch on the map, and the image.
 CASES = {
   "cells": dict(depths=(1, 3), cell=2, size=(48, 32)),
-  "places": dict(depths=(2, 1, 1), cell=1, size=(48, 80)),
+  "positions": dict(depths=(2, 1, 1), cell=1, size=(48, 80)),
   "root": dict(depths=(), cell=4, size=(32, 48)),
 }
 

@@ -30,9 +30,9 @@ SIZES = [(32, 128, True), (32, 128, False), (16, 64, True), (10, 37, True), (7, 
 
 @pytest.mark.parametrize("buckets, max_distance, bidirectional", SIZES)
 def test_buckets_are_those_of_t5(buckets, max_distance, bidirectional):
-  offset = np.arange(-3000, 3001)
-  theirs = T5Attention._relative_position_bucket(torch.tensor(offset), bidirectional, buckets, max_distance)
-  ours = relative_position_bucket(jnp.asarray(offset), buckets, max_distance, bidirectional)
+  relative = np.arange(-3000, 3001)
+  theirs = T5Attention._relative_position_bucket(torch.tensor(relative), bidirectional, buckets, max_distance)
+  ours = relative_position_bucket(jnp.asarray(relative), buckets, max_distance, bidirectional)
   np.testing.assert_array_equal(ours, theirs)
 
 
@@ -71,6 +71,6 @@ def test_the_other_pairing_is_a_permutation_of_features():
 def test_alibi_is_that_of_bloom(num_heads):
   theirs = build_alibi_tensor(torch.ones(1, 6, dtype=torch.int64), num_heads, torch.float32)  # [N, 1, S]: slope * s
   np.testing.assert_allclose(alibi_slopes(num_heads), theirs[:, 0, 1], rtol=1e-6)
-  # Bloom's has no query position: seen from the last key on, ours differs by a constant that no softmax sees.
+  # Bloom's has no query position: relative to the last key, ours differs by a constant that a softmax cancels.
   ours = alibi_bias(num_heads, jnp.array([[5]]), jnp.arange(6)[None])[0]
   np.testing.assert_allclose(ours - ours[..., :1], theirs, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Scores are those that scikit-learn and seqeval tell of the same examples."""
+"""Scores are those that scikit-learn and seqeval compute of the same examples."""
 
 import itertools
 

@@ -36,7 +36,7 @@ def tensor(array):
 
 
 def ours(model, params):
-  """All that is compared, at real places (padding's own outputs are nobody's), and the gradients of a loss: the mean
+  """All that is compared, at real positions (padding's own outputs are nobody's), and the gradients of a loss: the mean
   cross-entropy of the real labels."""
 
   def loss(params):
@@ -46,10 +46,10 @@ def ours(model, params):
     return (nll_BT * REAL_TARGET).sum() / REAL_TARGET.sum(), kept | {"output": output}
 
   gradients, found = jax.jit(jax.grad(loss, has_aux=True))(params)
-  return {name: at_real_places(name, value) for name, value in found.items()}, gradients
+  return {name: at_real_positions(name, value) for name, value in found.items()}, gradients
 
 
-def at_real_places(name, value):
+def at_real_positions(name, value):
   value = np.asarray(value)
   if "weights" in name:  # [B, N, queries, keys]
     value = value.swapaxes(1, 2)
@@ -112,14 +112,14 @@ def test_torch_nn_transformer(order, activation):
   expected = {}
 
   def keep(name):
-    return lambda module, inputs, output: expected.update({name: at_real_places(name, output.detach())})
+    return lambda module, inputs, output: expected.update({name: at_real_positions(name, output.detach())})
 
   for side, prefix in (("encoder", ""), ("decoder", "decoder/")):
     for i, layer in enumerate(getattr(theirs.transformer, side).layers):
       layer.register_forward_hook(keep(f"{prefix}block_{i:02d}"))
   theirs.transformer.encoder.register_forward_hook(keep("tokens"))
   logits = theirs(tensor(SOURCE), tensor(TARGET))
-  expected["output"] = at_real_places("output", logits.detach())
+  expected["output"] = at_real_positions("output", logits.detach())
   # Its stacks end in a norm, whatever the order.
   model = zoo.create("transformer/test", norm_position=order, final_norm=True, activation=activation, pad_token_id=PAD)
   table = tables.of("transformer").tables(model.config)["torch"]
@@ -170,7 +170,7 @@ def make_theirs(case, seed=0, **changes):
 
 
 def load(theirs, directory, **overrides):
-  """As files; `transformer/test` has these sizes, which config.json tells."""
+  """As files; `transformer/test` has these sizes, which config.json has."""
   theirs.save_pretrained(directory)
   overrides |= (
     {} if theirs.config.to_dict().get("share_encoder_decoder_embeddings", True) else dict(tie_embeddings="target")
@@ -204,7 +204,7 @@ def test_hugging_face(case, tmp_path):
   expected |= {f"decoder/block_{i:02d}/cross_weights": x for i, x in enumerate(out.cross_attentions)}
   expected["embedded"] = out.encoder_hidden_states[0]
   found, found_gradients = ours(model, variables["params"])
-  errors = {k: relative_error(found[k], at_real_places(k, v.detach())) for k, v in expected.items()}
+  errors = {k: relative_error(found[k], at_real_positions(k, v.detach())) for k, v in expected.items()}
   assert len(errors) >= 14
   assert max(errors.values()) < 1e-5, errors
   cross_entropy(out.logits).backward()
@@ -235,7 +235,7 @@ LENGTH = 14
 
 
 class Translators:
-  """The same model twice. It has begun to learn to copy, so that what it says is of all lengths and not always the
+  """The same model twice. It has begun to learn to copy, so that its outputs are of all lengths and not always the
   same word, as it is with random weights."""
 
   def __init__(self, seed, directory):
@@ -254,9 +254,9 @@ class Translators:
 
   @staticmethod
   def draw_sources(draw, lengths):
-    place, lengths = np.arange(9), lengths[:, None]
+    position, lengths = np.arange(9), lengths[:, None]
     words = draw.integers(4, V, (len(lengths), 9))
-    return tensor(np.where(place < lengths, words, np.where(place == lengths, EOS, PAD)))
+    return tensor(np.where(position < lengths, words, np.where(position == lengths, EOS, PAD)))
 
   def generate(self, **options):
     """Tokens after the first, which is the beginning, filled up to the length; and scores of a beam search."""

@@ -39,7 +39,7 @@ def texts():
     for verse in document
   ]
   assert len(verses) == 2 * 941
-  # What a text says of special tokens is a text to us, and a token to them.
+  # Special tokens in a text are text to us, and tokens to them.
   return [*verses, *(text for text in STRANGE if "[" not in text)]
 
 

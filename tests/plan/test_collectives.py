@@ -97,9 +97,9 @@ def test_unknown_groups_are_an_error():
 
 def test_a_program_of_eight_devices_has_the_collectives_it_needs():
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-  cut, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+  sharded, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
   compiled = (
-    jax.jit(jnp.matmul, in_shardings=(cut, whole), out_shardings=whole)
+    jax.jit(jnp.matmul, in_shardings=(sharded, replicated), out_shardings=replicated)
     .lower(jnp.ones((16, 5)), jnp.ones((5, 3)))
     .compile()
   )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 from rich.console import Console
+from support import raises
 
 import zoo
 from train import sharding
@@ -116,7 +117,7 @@ MODELS = [name for name in zoo.list_models("*/test") if name != "kernel_regressi
 
 
 def check_examples_stay_where_they_are(found, mesh, params, memory):
-  assert not any(p.size % LOCAL == 0 for p in params), "the test cannot tell examples from parameters"
+  assert not any(p.size % LOCAL == 0 for p in params), "the test cannot distinguish examples from parameters"
   between = [c for c in found if c.crosses(mesh, "data") or c.crosses(mesh, "fsdp")]
   assert between and not [c for c in between if any(size % LOCAL == 0 for size in c.sizes)]
   # The old state's memory becomes the new one's.
@@ -127,23 +128,23 @@ def check_data_parallel_sums_gradients_and_hardly_more(name, found, mesh, params
   assert {c.op for c in found} == {"all-reduce"}
   # Of what a device holds.
   numbers, config = sum(math.prod(p.sharding.shard_shape(p.shape)) for p in params), zoo.create(name).config
-  # The table that embeds tokens and predicts them has two gradients, in float32 and in bfloat16.
+  # The table of embeddings and tied logits has two gradients, in float32 and in bfloat16.
   tied = config.vocab_size * config.width if hasattr(config, "vocab_size") else 0
   # Equal gradients, of the class token and of its position, are summed once.
   assert 0.99 * numbers <= moved(found, "all-reduce", axis=(mesh, "data")) < 1.05 * numbers + tied
 
 
 def check_fsdp_gathers_parameters_and_sums_gradients(name, found, mesh, params):
-  cut = sum(p.size for p in params if p.ndim > 1)  # vectors are not cut
+  sharded = sum(p.size for p in params if p.ndim > 1)  # vectors are not sharded
   # Once for the forward pass and at most once more for the backward pass.
-  assert 0.9 * cut <= moved(found, "all-gather") <= 2 * cut
+  assert 0.9 * sharded <= moved(found, "all-gather") <= 2 * sharded
   assert moved(found, "all-reduce", "reduce-scatter", "collective-permute") >= 0.9 * sum(p.size for p in params)
 
 
 def check_tensor_parallel_sums_activations(name, found, mesh, params):
   between = [c for c in found if c.crosses(mesh, "tensor")]
   if name.startswith("seq2seq/"):
-    assert not between  # nothing of a recurrent model is cut along this axis, see zoo/partitioning.py
+    assert not between  # nothing of a recurrent model is sharded along this axis, see zoo/partitioning.py
     return
   assert {c.op for c in between} == {"all-reduce"}
   # Megatron (Shoeybi et al. 2019, 3): a sum for each sublayer forward, and one backward, or three where XLA does not
@@ -191,7 +192,7 @@ def test_kernel_regression_sums_scalars(mesh_name):
   assert 2 <= moved(found, "all-reduce") <= 4 and memory.fits
 
 
-# A size at which XLA finds it worth while to cut activations along the width instead of gathering parameters.
+# A size at which XLA finds it worth while to shard activations along the width instead of gathering parameters.
 LARGER = dict(width=256, num_heads=2, mlp_dim=1024, scan=True)
 
 
@@ -199,8 +200,8 @@ LARGER = dict(width=256, num_heads=2, mlp_dim=1024, scan=True)
 def test_fsdp_is_data_parallel_at_any_size():
   found, _, params, _ = compiled("vit/test", "fsdp", **LARGER)
   assert not [c for c in found if any(size % LOCAL == 0 for size in c.sizes)]
-  cut = sum(p.size for p in params if p.ndim > 1)
-  assert moved(found, "reduce-scatter") >= 0.9 * cut
+  sharded = sum(p.size for p in params if p.ndim > 1)
+  assert moved(found, "reduce-scatter") >= 0.9 * sharded
 
 
 LENGTH = 9  # of what is decoded
@@ -208,8 +209,8 @@ LENGTH = 9  # of what is decoded
 
 @pytest.mark.parametrize("mesh_name", ["data", "tensor"])
 @pytest.mark.parametrize(("method", "options"), [(decoding.greedy, {}), (decoding.beam_search, dict(beam_size=3))])
-def test_decoding_stays_where_it_is(method, options, mesh_name):
-  """Devices decode their own examples; they tell each other in each step who goes on, and at the end what was found."""
+def test_decoding_needs_no_communication_of_examples(method, options, mesh_name):
+  """Devices decode their own examples; they exchange in each step who continues, and at the end the results."""
   axes = zoo.family("transformer").LOGICAL_AXES
   way = sharding.Jit(sharding.make_mesh(**MESHES[mesh_name], devices=compiler.tpu_devices(SHAPE)[1]), axes)
   model = zoo.create("transformer/test", dtype="bfloat16")
@@ -280,10 +281,10 @@ def test_plan_of_what_does_not_fit():
 
 
 def test_plan_errors():
-  for topology, words in (("v6:2x2", "did you mean 'v6e'"), ("v5e", "v5e:2x4"), ("v5e:3x7", "knows no 'v5e:3x7'")):
-    with pytest.raises(ValueError, match=words):
+  for topology, named in (("v6:2x2", "'v6e'"), ("v5e", "v5e:2x4"), ("v5e:3x7", "'v5e:3x7'")):
+    with raises(ValueError, named):
       report.plan(config(), topology)
   uneven = config()
   uneven.batch_size = 66
-  with pytest.raises(ValueError, match=r"66 .* 4 devices"):
+  with raises(ValueError, 66, "4 devices"):
     report.plan(uneven, "v5e:2x2")

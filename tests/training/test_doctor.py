@@ -32,7 +32,7 @@ def installed(versions):
   return find
 
 
-def test_what_belongs_together_is_no_problem():
+def test_compatible_versions_are_no_problem():
   more = {"libtpu": "0.0.50.1", "jax-cuda13-plugin": "0.12.0.1", "jax-cuda13-pjrt": "0.12.0.1"}
   assert doctor.version_problems(installed(GOOD)) == []
   assert doctor.version_problems(installed(GOOD | more)) == []
@@ -54,7 +54,7 @@ def test_what_belongs_together_is_no_problem():
     ({"jax": "0.6.0", "jaxlib": "0.12.0.1"}, ("jax", "0.6.0", ">=0.7.2"), "jax>=0.7.2"),
   ],
 )
-def test_what_does_not_belong_together_is_named_with_what_to_type(versions, words, remedy):
+def test_incompatible_versions_are_named_with_a_command(versions, words, remedy):
   (found,) = doctor.version_problems(installed(GOOD | versions))
   assert all(word in found.problem for word in words), found
   assert found.remedy == f"pip install '{remedy}'"

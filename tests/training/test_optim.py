@@ -1,4 +1,4 @@
-"""Optimisers by name, schedules by their closed forms, and what goes by a parameter's path."""
+"""Optimisers by name, schedules by their closed forms, and settings by a parameter's path."""
 
 import functools
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
+from support import raises
 
 import zoo
 from train import optim
@@ -41,7 +42,7 @@ def updates(gradients, params, steps=1, **kwargs):
   return result
 
 
-# A matrix under a name that Muon knows, one that it leaves to Adam, and a vector.
+# A matrix that Muon trains by its name, one that it leaves to Adam, and a vector.
 TOY = {"encoder": {"block_00": {"mlp": {"up": {"kernel": np.ones((4, 6)), "bias": np.ones(6)}}}, "cls": np.ones(4)}}
 TOY = jax.tree.map(lambda a: a.astype(np.float32), TOY)
 RATES = dict(adamw=0.1, lamb=0.1, lars=1.0, lion=0.05, adafactor=0.3, muon=0.1, sgd=0.1)
@@ -109,7 +110,7 @@ def test_a_rate_that_falls_in_steps():
   rate = optim.make_schedule("step", 3.0, 20, 100, boundaries=(0.5, 0.9))
   np.testing.assert_allclose([rate(s) for s in (10, 20, 49, 50, 89, 90, 100)], [1.5, 3, 3, 0.3, 0.3, 0.03, 0.03])
   for name, boundaries in (("step", ()), ("step", (0.2,)), ("step", (0.5, 1.0)), ("cosine", (0.5,))):
-    with pytest.raises(ValueError, match=f"boundaries is .* of the schedule '{name}'; wanted shares of all 100 steps"):
+    with raises(ValueError, "boundaries", boundaries, f"'{name}'", 100):
       optim.make_schedule(name, 3.0, 20, 100, boundaries=boundaries)
 
 
@@ -119,11 +120,11 @@ def test_warmup_is_steps_or_a_share():
     np.testing.assert_allclose([rate(0), rate(2), rate(4), rate(9)], [0, 0.5, 1, 1])
 
 
-def test_schedules_that_cannot_be():
-  with pytest.raises(ValueError, match=r"unknown schedule 'cosin'; did you mean 'cosine'\?"):
+def test_invalid_schedules():
+  with raises(ValueError, "schedule", "'cosin'", "'cosine'"):
     optim.make_schedule("cosin", 1.0, 0, 10)
   for warmup in (10, -1):
-    with pytest.raises(ValueError, match=f"warmup takes {warmup} of 10 steps"):
+    with raises(ValueError, "warmup", warmup, 10):
       optim.make_schedule("cosine", 1.0, warmup, 10)
 
 
@@ -241,9 +242,9 @@ def test_stacked_parameters_are_updated_as_looped_ones(name, kwargs):
 
 
 def test_layer_decay_needs_layers():
-  with pytest.raises(ValueError, match="layer_decay"):
+  with raises(ValueError, "layer_decay"):
     optim.make({"head": {"kernel": np.ones((2, 2))}}, 10, learning_rate=0.1, layer_decay=0.5)
-  with pytest.raises(ValueError, match="layer_decay"):
+  with raises(ValueError, "layer_decay"):
     optim.layer_scales(shapes("convnext/test"), 0.5, zoo.create("convnext/test"))
 
 
@@ -283,7 +284,7 @@ def test_lamb_is_as_published():
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars"])
-def test_only_what_decays_has_a_rate_of_its_own(name):
+def test_only_decayed_parameters_have_a_trust_ratio(name):
   params = draw(TOY)
   before, after = (
     partitioning.flatten(updates(draw(TOY, 1), tree, name=name))
@@ -294,7 +295,7 @@ def test_only_what_decays_has_a_rate_of_its_own(name):
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars"])
-def test_a_kernel_of_zeros_moves_and_so_does_one_without_gradient_not(name):
+def test_zero_kernels_are_updated_and_zero_gradients_update_nothing(name):
   for params, gradients in ((0, 1), (1, 0), (0, 0)):
     tree, change = (jax.tree.map(lambda a, by=by: by * a, draw(TOY)) for by in (params, gradients))
     for update in jax.tree.leaves(updates(change, tree, name=name)):
@@ -346,20 +347,20 @@ def test_stopped_gradients():
     assert (np.asarray(g) == (0 if path.startswith(("encoder/block_00", "encoder/block_01")) else 1)).all(), path
 
 
-# ---- What cannot be ----
+# ---- Faults ----
 
 
 def test_unknown_names_and_arguments():
-  with pytest.raises(ValueError, match=r"unknown optimizer 'adam'; did you mean 'adamw'\?"):
+  with raises(ValueError, "optimizer", "'adam'", "'adamw'"):
     optim.make(TOY, 10, name="adam", learning_rate=0.1)
-  with pytest.raises(ValueError, match=r"config.optimizer \(adamw\) has no 'beta1'.*There are: b1, b2"):
+  with raises(ValueError, "config.optimizer", "adamw", "'beta1'", "b1, b2"):
     optim.make(TOY, 10, learning_rate=0.1, beta1=0.9)
-  with pytest.raises(ValueError, match=r"config.optimizer \(sgd\) has no 'momentun'; did you mean 'momentum'\?"):
+  with raises(ValueError, "config.optimizer", "sgd", "'momentun'", "'momentum'"):
     optim.make(TOY, 10, name="sgd", learning_rate=0.1, momentun=0.9)
-  with pytest.raises(ValueError, match="has no 'mask'"):  # ours to fill in
+  with raises(ValueError, "'mask'"):  # ours to fill in
     optim.make(TOY, 10, learning_rate=0.1, mask=None)
 
 
 def test_patterns_that_match_nothing():
-  with pytest.raises(ValueError, match=r"config.optimizer.freeze: no parameter matches '\^encodr'. Paths are such as"):
+  with raises(ValueError, "config.optimizer.freeze", "'^encodr'", "encoder/cls"):
     optim.make(TOY, 10, learning_rate=0.1, freeze=("^encodr", "cls"))

@@ -1,4 +1,4 @@
-"""The step: the gradient of the exact mean, however the batch is cut and on whatever devices."""
+"""The step: the gradient of the exact mean, however the batch is split and on any devices."""
 
 import functools
 
@@ -14,7 +14,7 @@ from train.objectives import Loss, image_classification, mae
 from train.step import init_state, make_eval_step, make_step
 from zoo import partitioning
 
-# ---- A regression small enough for closed forms: the step knows nothing of models. ----
+# ---- A regression small enough for closed forms: the step is independent of models. ----
 
 DECAY, RATE = 0.8, 0.1
 SGD = optax.sgd(RATE)
@@ -100,7 +100,7 @@ def test_clipping_keeps_the_direction_and_reports_the_norm_before_it():
   )
 
 
-def test_steps_that_are_not_finite_are_left_out_and_counted():
+def test_nonfinite_steps_are_skipped_and_counted():
   step, optimizer = toy_step(optax.adam(RATE), skip_nonfinite=True, ema_decay=DECAY)
   state, metrics = step(toy_state(optimizer, ema=True), TOY, rng.root(0))
   assert metrics["skipped_steps"] == 0
@@ -121,7 +121,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted():
   assert after.skipped_steps == 1 and (after.params["w"] == 0).all()
 
 
-def test_without_skipping_they_go_through_to_be_seen():
+def test_without_skipping_nonfinite_steps_are_applied():
   step, optimizer = toy_step()
   state, metrics = step(toy_state(optimizer), TOY | dict(y=TOY["y"] * np.nan), rng.root(0))
   assert np.isnan(metrics["loss"]) and np.isnan(state.params["w"]).all()
@@ -207,21 +207,21 @@ def parallel(name):
 def two_steps(case, where="one", grad_accum_steps=1):
   """The state on its devices, and the same on the host with the metrics of each step."""
   model, objective = CASES[case]
-  place = parallel(where)
-  state = place.init(lambda v: init_state(v, optimizer(case), ema=True), variables(case))
+  devices = parallel(where)
+  state = devices.init(lambda v: init_state(v, optimizer(case), ema=True), variables(case))
   step = make_step(
-    objective, model, optimizer(case), grad_accum_steps=grad_accum_steps, ema_decay=DECAY, axis=place.axis
+    objective, model, optimizer(case), grad_accum_steps=grad_accum_steps, ema_decay=DECAY, axis=devices.axis
   )
-  inputs = place.put_batch(BATCH), place.put(rng.root(3))
-  step = place.compile(step).lower(state, *inputs).compile()  # refuses a state that lies otherwise than the first
+  inputs = devices.put_batch(BATCH), devices.put(rng.root(3))
+  step = devices.compile(step).lower(state, *inputs).compile()  # refuses a state of another sharding
   metrics = []
   for _ in range(2):
     state, values = step(state, *inputs)
-    metrics.append(place.host(values))
-  return state, place.host(state), metrics
+    metrics.append(devices.host(values))
+  return state, devices.host(state), metrics
 
 
-PLACES = [
+MESHES = [
   ("vit", "one", 2),
   ("vit", "one", 4),
   ("vit", "data=8", 1),
@@ -236,8 +236,8 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("case", "where", "grad_accum_steps"), PLACES)
-def test_the_same_wherever_and_however_cut(case, where, grad_accum_steps):
+@pytest.mark.parametrize(("case", "where", "grad_accum_steps"), MESHES)
+def test_results_are_the_same_on_every_mesh(case, where, grad_accum_steps):
   _, wanted, wanted_metrics = two_steps(case)
   _, state, metrics = two_steps(case, where, grad_accum_steps)
   assert state.step == 2 and metrics[0]["weight"] == BATCH["valid"].sum()
@@ -250,8 +250,8 @@ def test_the_same_wherever_and_however_cut(case, where, grad_accum_steps):
   assert min(m for path, m in partitioning.flatten(moved).items() if not path.endswith("k/bias")) > 2e-4
 
 
-@pytest.mark.parametrize(("case", "where", "grad_accum_steps"), [p for p in PLACES if "=" in p[1]])
-def test_the_new_state_lies_as_its_rules_say(case, where, grad_accum_steps):
+@pytest.mark.parametrize(("case", "where", "grad_accum_steps"), [p for p in MESHES if "=" in p[1]])
+def test_the_new_state_is_sharded_by_its_rules(case, where, grad_accum_steps):
   state, _, _ = two_steps(case, where, grad_accum_steps)
   wanted = sharding.state_shardings(state, parallel(where).mesh, AXES)
   partitioning.map_with_path(
@@ -297,7 +297,7 @@ def test_two_half_batches_add_up_to_the_whole(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_padding_holds_changes_nothing(case):
+def test_the_content_of_padding_changes_nothing(case):
   rubbish = dict(BATCH)
   rubbish["image"] = np.where(BATCH["valid"][:, None, None, None], BATCH["image"], 255 - BATCH["image"])
   rubbish["label"] = np.where(BATCH["valid"], BATCH["label"], 1 - BATCH["label"])

@@ -1,4 +1,4 @@
-"""What a trained run gives to others: its translations as targets, the mean of its checkpoints, its encoder."""
+"""Uses of a trained run: its translations as targets, the mean of its checkpoints, its encoder."""
 
 import json
 import types
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import assert_names, raises
 
 import zoo
 from train import cli, data
@@ -40,7 +41,7 @@ def targets(corpus, tokenizer):
   return [tokenizer.decode(corpus.target[i].tolist()) for i in range(len(corpus))]
 
 
-def test_the_targets_of_a_file_are_learned_and_evaluation_keeps_its_own(tmp_path):
+def test_training_uses_the_targets_of_a_file_and_evaluation_its_own(tmp_path):
   file = tmp_path / "teacher.es"
   lines = [f"verso {i}\u2028 fin" for i in range(40)]  # a separator of Unicode ends no line
   lines[3] = ""
@@ -59,14 +60,14 @@ def test_the_targets_of_a_file_are_learned_and_evaluation_keeps_its_own(tmp_path
 def test_every_example_needs_its_line(tmp_path):
   file = tmp_path / "teacher.es"
   file.write_text("uno\n" * 39)
-  with pytest.raises(ValueError, match=r"teacher.es has 39 lines, 'verses_en_es' 'train\[:40\]' 40 examples"):
+  with raises(ValueError, "teacher.es", 39, "'verses_en_es'", "'train[:40]'", 40):
     pairs(train_targets=str(file)).corpus()
-  with pytest.raises(ValueError, match=r"cannot read data.train_targets: .*nowhere"):
+  with raises(ValueError, "data.train_targets", "nowhere"):
     pairs(train_targets=str(tmp_path / "nowhere")).corpus()
 
 
 def test_lines_are_decoded_by_length_and_come_back_in_order():
-  """With a translator that says the source again."""
+  """With a translator that returns the source."""
   here, shapes = pairs(source_length=40), []
   parallel = types.SimpleNamespace(data_devices=4, put_batch=lambda batch: batch)
   run = types.SimpleNamespace(data=here, parallel=parallel, model=zoo.create("transformer/test"))
@@ -94,7 +95,8 @@ def test_lines_are_decoded_by_length_and_come_back_in_order():
   with pytest.raises(ValueError) as error:
     translate.translate_lines(Echo(), {}, texts)
   faults = str(error.value).splitlines()
-  assert "line 8 is empty" in faults and f"line {long[0] + 1} has " in str(error.value) and len(faults) == 1 + len(long)
+  assert len(faults) == 1 + len(long) and any("line 8 " in line and "empty" in line for line in faults)
+  assert any(f"line {long[0] + 1} " in line for line in faults)
   assert translate.translate_lines(Echo(), {}, [" "], strict=False) == [""]
 
 
@@ -122,7 +124,7 @@ def test_an_average_is_the_mean_of_the_last(tmp_path):
     np.testing.assert_allclose(value, np.mean([tree[path] for tree in kept], 0, np.float64), rtol=1e-6, err_msg=path)
 
 
-def test_the_average_of_equals_is_the_same_to_the_bit(tmp_path):
+def test_the_average_of_equal_checkpoints_is_bit_identical(tmp_path):
   tree = variables(zoo.create("transformer/test", depth=2), 0)
   scanned = {"params": zoo.layers.stack.stack_params(tree["params"])}
   write_run(tmp_path / "run", [scanned] * 3, depth=2, scan=True)
@@ -132,12 +134,12 @@ def test_the_average_of_equals_is_the_same_to_the_bit(tmp_path):
     np.testing.assert_array_equal(found[path], value, err_msg=path)
 
 
-def test_averages_that_cannot_be(tmp_path, capsys):
+def test_invalid_averages(tmp_path, capsys):
   write_run(tmp_path / "run", [variables(zoo.create("transformer/test"), 0)] * 2)
   arguments = ["average", str(tmp_path / "run"), "--out", str(tmp_path / "mean.safetensors"), "--last"]
   assert cli.main([*arguments, "5"]) == 2
   message = capsys.readouterr().err
-  assert "steps 1, 2" in message and "last is 5" in message and "checkpoint.max_to_keep" in message
+  assert_names(message, "1, 2", "last is 5", "checkpoint.max_to_keep")
   assert cli.main([*arguments, "0"]) == 2
   assert cli.main(["average", str(tmp_path / "nowhere"), *arguments[2:], "1"]) == 2
   assert "nowhere" in capsys.readouterr().err and not (tmp_path / "mean.safetensors").exists()
@@ -155,7 +157,7 @@ def test_averages_that_cannot_be(tmp_path, capsys):
     ("transformer/test", dict(decoder_depth=4, position_embedding="t5"), ("decoder/.*", ".*_bias/buckets")),
   ],
 )
-def test_an_encoder_is_taken_over_by_itself(name, overrides, reinit, tmp_path):
+def test_an_encoder_is_loaded_alone(name, overrides, reinit, tmp_path):
   teacher = zoo.create("transformer/test")
   weights, file = variables(teacher, 0), tmp_path / "teacher.safetensors"
   zoo.save(file, "transformer/test", {}, weights)
@@ -169,7 +171,7 @@ def test_an_encoder_is_taken_over_by_itself(name, overrides, reinit, tmp_path):
   assert len(taken) == len([path for path in theirs if "/decoder/" not in path]) > 30
   for path, value in ours.items():
     np.testing.assert_array_equal(value, theirs[path] if path in taken else before[path], err_msg=path)
-  # Nothing is left out or as it was that is not named.
+  # Nothing is ignored or reinitialised that is not named.
   with pytest.raises(WeightsError) as error:
     load_into(model, begun, file)
   named = " ".join(error.value.faults)
@@ -217,7 +219,7 @@ def test_from_a_teacher_to_a_student(tmp_path, capsys):
   )
   distilled = lines.read_text().split("\n")[:-1]
   assert len(distilled) == 64 and 0 < sum(map(bool, distilled)) < 64
-  assert f"{distilled.count('')} of 64 translations are empty" in capsys.readouterr().err
+  assert f"{distilled.count('')} of 64 " in capsys.readouterr().err
 
   # A student of another kind, with its encoder.
   of_init = f"init.path={teacher} init.ignore=params/decoder/.* init.reinit=('decoder/.*','length/.*')".split()
@@ -240,4 +242,4 @@ def test_from_a_teacher_to_a_student(tmp_path, capsys):
   )
   assert [row["source"] for row in json.loads(translated.read_text())] == ["In the beginning.", "And he said."]
   assert cli.main(["translate", str(student), "text", "--split", "train"]) == 2
-  assert "wanted one of TEXT, --file FILE and --split SPLIT" in capsys.readouterr().err
+  assert_names(capsys.readouterr().err, "TEXT", "--file FILE", "--split SPLIT")

@@ -1,13 +1,15 @@
-"""Errors name the nearest right word, and all that is wrong with a call."""
+"""Errors name the nearest valid name, and all faults of a call."""
 
 import pytest
+from support import assert_names
 
 from zoo.errors import check_call, nearest
 
 
 def test_nearest():
-  assert nearest("adamW", ["sgd", "adamw"]) == "; did you mean 'adamw'? There are: sgd, adamw"
-  assert nearest("zzz", iter(["sgd", "adamw"])) == ". There are: sgd, adamw"
+  assert_names(nearest("adamW", ["sgd", "adamw"]), "'adamw'", "sgd, adamw")
+  none_is_near = nearest("zzz", iter(["sgd", "adamw"]))
+  assert "'" not in none_is_near and "sgd, adamw" in none_is_near
 
 
 def function(a, b, *rest, c=1, given=None):
@@ -25,6 +27,5 @@ def test_all_faults_of_a_call_at_once():
     check_call(function, dict(bb=1, c=2, given=3), "config.thing", given=["given"])
   lines = str(error.value).splitlines()
   assert len(lines) == 4, lines
-  assert "config.thing has no 'bb'; did you mean 'b'?" in lines[0]
-  assert "config.thing has no 'given'" in lines[1]
-  assert lines[2:] == ["config.thing needs 'a'", "config.thing needs 'b'"]
+  for line, names in zip(lines, (("'bb'", "'b'"), ("'given'",), ("'a'",), ("'b'",)), strict=True):
+    assert_names(line, "config.thing", *names)
