@@ -6,7 +6,7 @@ import jax
 import matplotlib
 import numpy as np
 import pytest
-from test_data import equal, join, take
+from batches import assert_equal, concatenate, take
 
 import zoo
 from train import data, experiment, loop, plots
@@ -74,7 +74,7 @@ def test_splits_have_every_point_once_and_the_seed_chooses(file):
 
 def test_every_epoch_has_every_point_once_in_an_order_of_its_own(file):
   points = data.make("regression", dataset=file)
-  stream = join(take(points.train_batches(9, seed=1), 6))["y"]  # 9 does not divide 24
+  stream = concatenate(take(points.train_batches(9, seed=1), 6))["y"]  # 9 does not divide 24
   wanted = np.sort(points.split("train")[1].astype(np.float32))
   np.testing.assert_array_equal(np.sort(stream[:24]), wanted)
   np.testing.assert_array_equal(np.sort(stream[24:48]), wanted)
@@ -88,18 +88,18 @@ def test_any_number_of_processes_from_any_step_makes_the_same_batches(file):
   np.testing.assert_array_equal(whole[0]["id"], np.arange(8))
   for first in (0, 4):  # the second one in the second epoch
     parts = [take(points.train_batches(8, 5, first, process, 4), 1)[0] for process in range(4)]
-    equal(join(parts), whole[first])
+    assert_equal(concatenate(parts), whole[first])
 
 
 @pytest.mark.parametrize("split, count", [("train", 24), ("test", 6)])
 def test_evaluation_has_every_point_once_and_pads(file, split, count):
   points = data.make("regression", dataset=file)
-  whole = join(list(points.eval_batches(16, split)))
+  whole = concatenate(list(points.eval_batches(16, split)))
   assert whole["valid"].sum() == count and len(whole["valid"]) % 16 == 0
   np.testing.assert_array_equal(whole["y"][whole["valid"]], points.split(split)[1].astype(np.float32))
-  halves = [join(list(points.eval_batches(16, split, process, 2))) for process in (0, 1)]
+  halves = [concatenate(list(points.eval_batches(16, split, process, 2))) for process in (0, 1)]
   assert sum(half["valid"].sum() for half in halves) == count
-  assert join(list(points.eval_batches(4, split, limit=5)))["valid"].sum() == 5
+  assert concatenate(list(points.eval_batches(4, split, limit=5)))["valid"].sum() == 5
 
 
 def test_a_point_is_not_among_its_own_keys(file):

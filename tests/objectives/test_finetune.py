@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from test_labelled import write_squad, write_tsv, write_vocabulary
+from labelled_texts import write_squad, write_tsv, write_vocabulary
 
 import zoo
 from train import cli, experiment, loop, objectives, optim

@@ -1,27 +1,26 @@
 """The order of the data is a pure function of (seed, step), every example is seen, and bad data is named."""
 
-import gzip
 import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from batches import assert_equal, concatenate, image_file, take
 from PIL import Image
 from support import TINY_CONFIG
 
 from train import config as configuration
 from train import data, loop
-from train.data import image_classification, prepare, transforms
-from train.datasets import fashion_mnist
+from train.data import transforms
 
 pytestmark = pytest.mark.usefixtures("one_device")
+
 
 CROP = dict(name="random_resized_crop", area=(0.2, 1.0))
 AUGMENT = (dict(name="flip"), dict(name="rand_augment", layers=1))
@@ -31,29 +30,6 @@ def small(**kwargs):
   """A tenth of the bundled set, with randomness in every image."""
   given = dict(dataset="fashion_mnist_small", image_size=28, train_split="train[:10%]", crop=CROP, augment=AUGMENT)
   return data.make("image_classification", **given | kwargs)
-
-
-def take(batches, count):
-  result = [next(batches) for _ in range(count)]
-  batches.close()
-  return result
-
-
-def equal(first, second):
-  assert first.keys() == second.keys()
-  for key in first:
-    np.testing.assert_array_equal(first[key], second[key], err_msg=key)
-    assert first[key].dtype == second[key].dtype
-
-
-def join(parts):
-  return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def image_file(seed=0, size=(20, 24), format="PNG"):
-  file = io.BytesIO()
-  Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(file, format)
-  return file.getvalue()
 
 
 class Fake(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -94,22 +70,6 @@ def write_fake(folder, examples, **attributes):
   return str(folder)
 
 
-def test_the_bundled_set_is_small_balanced_and_readable_by_tfds():
-  images = data.make("image_classification", dataset="fashion_mnist_small", image_size=28)
-  assert (images.num_train, images.num_eval(), images.num_classes) == (10_000, 2_000, 10)
-  assert images.image_shape == (28, 28, 1) and images.class_names == list(fashion_mnist.CLASSES)
-  folder = os.path.join(os.path.dirname(fashion_mnist.__file__), "fashion_mnist_small")
-  paths = [os.path.join(f, name) for f, _, names in os.walk(folder) for name in names]
-  assert sum(map(os.path.getsize, paths)) <= 6_000_000
-  assert "The MIT License" in Path(folder, "ORIGIN.md").read_text()
-  builder = tfds.builder_from_directory(os.path.join(folder, "1.0.0"))
-  for split, count in {"train": 1000, "test": 200}.items():
-    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    labels = [images.examples(split)[i][1] for i in range(len(source))]
-    assert np.bincount(labels).tolist() == [count] * 10
-    assert (source[7]["image"], source[7]["label"]) == images.examples(split)[7]
-
-
 @pytest.mark.parametrize("cache", [True, False])
 def test_every_epoch_has_every_example_once_in_an_order_of_its_own(cache):
   plain = small(train_split="train[:200]", crop=dict(name="center_crop"), augment=(), cache=cache)
@@ -117,7 +77,7 @@ def test_every_epoch_has_every_example_once_in_an_order_of_its_own(cache):
   pictures = [plain.example(source, i)[0].tobytes() for i in range(200)]
   assert len(set(pictures)) == 200
   # Batches of 80 do not divide the epoch: the stream runs on through its end.
-  stream = join(take(plain.train_batches(80, seed=1), 5))
+  stream = concatenate(take(plain.train_batches(80, seed=1), 5))
   orders = [[pictures.index(image.tobytes()) for image in stream["image"][e * 200 : e * 200 + 200]] for e in (0, 1)]
   assert sorted(orders[0]) == sorted(orders[1]) == list(range(200))
   assert orders[0] != orders[1]
@@ -141,7 +101,7 @@ def test_any_number_of_processes_makes_the_same_batch(batch_size):
   for count in (2, 4):
     parts = [take(images.train_batches(batch_size, 5, 0, process, count), 3) for process in range(count)]
     for step in range(3):
-      equal(join([part[step] for part in parts]), whole[step])
+      assert_equal(concatenate([part[step] for part in parts]), whole[step])
 
 
 @pytest.mark.parametrize("process", [0, 1])
@@ -149,14 +109,14 @@ def test_starting_at_a_step_continues_exactly_there(process):
   images = small()
   every = take(images.train_batches(256, 7, 0, process, 2), 9)
   for first in (1, 8):  # the second one in the third epoch
-    equal(take(images.train_batches(256, 7, first, process, 2), 1)[0], every[first])
+    assert_equal(take(images.train_batches(256, 7, first, process, 2), 1)[0], every[first])
 
 
 def test_threads_and_the_cache_change_nothing():
   expected = take(small(threads=1).train_batches(128, 3), 4)
   for other in (small(threads=4), small(cache=False, threads=3)):
     for a, b in zip(expected, take(other.train_batches(128, 3), 4), strict=True):
-      equal(a, b)
+      assert_equal(a, b)
 
 
 # As `zoo train` runs: a program whose flags absl has not parsed, and which a worker imports again.
@@ -233,11 +193,11 @@ def test_evaluation_sees_every_example_once_over_all_processes(batch_size, limit
   for processes in (1, 2, 4):
     parts = [list(images.eval_batches(batch_size, None, p, processes, limit)) for p in range(processes)]
     assert {len(part) for part in parts} == {-(-count // batch_size)}
-    batches = [join(step) for step in zip(*parts, strict=True)]
+    batches = [concatenate(step) for step in zip(*parts, strict=True)]
     for batch in batches:
       assert len(batch["label"]) == batch_size and batch["id"].tolist() == list(range(batch_size))
       assert not batch["image"][~batch["valid"]].any()
-    assert join(batches)["valid"].sum() == count
+    assert concatenate(batches)["valid"].sum() == count
     assert np.concatenate([b["label"][b["valid"]] for b in batches]).tolist() == expected
 
 
@@ -378,107 +338,3 @@ def test_batches_that_cannot_be_made_are_refused_at_once():
     images.train_batches(128, 0)
   with pytest.raises(ValueError, match="batch_size=6 cannot be shared by 4 processes"):
     images.eval_batches(6, process_count=4)
-
-
-def write_idx(folder, count):
-  """Random Fashion-MNIST, as the four files of the real one."""
-  pixels = {}
-  for split, prefix in fashion_mnist.FILES.items():
-    rng = np.random.default_rng(len(split))
-    pixels[split] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), rng.integers(0, 10, count, dtype=np.uint8)
-    for name, array in zip(("images-idx3", "labels-idx1"), pixels[split], strict=True):
-      header = np.array([2048 + array.ndim, *array.shape], ">i4").tobytes()
-      (folder / f"{prefix}-{name}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
-  return pixels
-
-
-def test_the_full_fashion_mnist_from_local_files(tmp_path):
-  with pytest.raises(ValueError, match="--source"):
-    prepare.prepare("fashion_mnist", tmp_path)
-  pixels = write_idx(tmp_path, 30)
-  prepare.prepare("fashion_mnist", str(tmp_path / "sets"), str(tmp_path))
-  for split, (images_BYX, labels_B) in pixels.items():
-    images = data.make("image_classification", dataset="fashion_mnist", data_dir=str(tmp_path / "sets"), image_size=28)
-    batch = next(images.eval_batches(30, split))
-    # TFDS shuffles what it writes.
-    written = sorted(zip((i.tobytes() for i in batch["image"]), batch["label"].tolist(), strict=True))
-    assert written == sorted(zip((i.tobytes() for i in images_BYX), labels_B.tolist(), strict=True))
-
-
-def test_the_bundled_set_is_what_its_script_makes(tmp_path, monkeypatch):
-  from train.datasets import make_fashion_mnist_small as script
-
-  pixels = write_idx(tmp_path, 40)
-  monkeypatch.setattr(script, "PER_CLASS", {"train": 2, "test": 1})
-  folder = script.make(str(tmp_path), tmp_path / "out")
-  for split, count in script.PER_CLASS.items():
-    source = image_classification.Source("small", split, None, tfds.builder_from_directory(folder))
-    got = sorted(
-      (label, transforms.decode(file, 1).tobytes()) for file, label in (source[i] for i in range(len(source)))
-    )
-    images, labels = pixels[split]
-    firsts = [i for c in range(10) for i in np.flatnonzero(labels == c)[:count]]
-    assert got == sorted((int(labels[i]), images[i].tobytes()) for i in firsts)
-
-
-def tar(files):
-  file = io.BytesIO()
-  with tarfile.open(fileobj=file, mode="w") as archive:
-    for name, content in files.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(content)
-      archive.addfile(info, io.BytesIO(content))
-  return file.getvalue()
-
-
-def test_imagenet_is_prepared_from_its_archives(tmp_path):
-  with pytest.raises(ValueError, match=r"downloads.manual.*ILSVRC2012_img_train.tar"):
-    prepare.prepare("imagenet2012", str(tmp_path))
-  manual = tmp_path / "downloads" / "manual"
-  manual.mkdir(parents=True)
-  photos = {f"n01440764_{i}.JPEG": image_file(i, format="JPEG") for i in range(4)}
-  # The one PNG among ImageNet's files, which TFDS makes a JPEG.
-  classes = {"n01440764.tar": tar(photos), "n02105855.tar": tar({"n02105855_2933.JPEG": image_file()})}
-  (manual / "ILSVRC2012_img_train.tar").write_bytes(tar(classes))
-  validation = {f"ILSVRC2012_val_0000000{i}.JPEG": image_file(i, format="JPEG") for i in (1, 2, 3)}
-  (manual / "ILSVRC2012_img_val.tar").write_bytes(tar(validation))
-  prepare.prepare("imagenet2012", str(tmp_path))
-  images = data.make(
-    "image_classification",
-    dataset="imagenet2012",
-    data_dir=str(tmp_path),
-    eval_split="validation",
-    image_size=16,
-    crop=CROP,
-  )
-  assert (images.num_train, images.num_eval(), images.num_classes) == (5, 3, 1000)
-  assert all(images.examples()[i][0][:2] == b"\xff\xd8" for i in range(5))
-  assert sorted(take(images.train_batches(5, 0), 1)[0]["label"].tolist()) == [0, 0, 0, 0, 230]
-
-
-def test_cifar_is_prepared_from_arrays(tmp_path, monkeypatch):
-  files = tmp_path / "cifar-10-batches-bin"
-  files.mkdir()
-  rng = np.random.default_rng(0)
-  records = {}
-  for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
-    records[name] = np.concatenate(
-      [rng.integers(0, 10, (4, 1), dtype=np.uint8), rng.integers(0, 256, (4, 3072), dtype=np.uint8)], axis=1
-    )
-    (files / name).write_bytes(records[name].tobytes())
-  (files / "batches.meta.txt").write_text(
-    "\n".join(["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
-  )
-  monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda self, url: str(tmp_path))
-  prepare.prepare("cifar10", str(tmp_path / "sets"))
-  images = data.make("image_classification", dataset="cifar10", data_dir=str(tmp_path / "sets"), image_size=32)
-  assert (images.num_train, images.num_eval(), images.image_shape) == (20, 4, (32, 32, 3))
-  batch = next(images.eval_batches(4))
-  planar = records["test_batch.bin"][:, 1:].reshape(4, 3, 32, 32).transpose(0, 2, 3, 1)
-  assert {i.tobytes() for i in batch["image"]} == {i.tobytes() for i in planar}
-
-
-def test_what_cannot_be_prepared_says_why(tmp_path):
-  for name, words in {"imagnet2012": "imagenet2012", "fashion_mnist_small": "fashion_mnist_small.*bundled"}.items():
-    with pytest.raises(ValueError, match=words):
-      prepare.prepare(name, str(tmp_path))

@@ -1,27 +1,16 @@
-"""Segmentation but for its models: masks go where their images go, scenes are what they say, scores are sklearn's."""
+"""Masks are cropped and flipped with their images, and what has no class is ignored."""
 
 import io
-import json
-from pathlib import Path
 
-import cv2
-import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from matplotlib.image import imread
+from batches import concatenate, take
 from PIL import Image
 
-from train import config as configuration
-from train import data, experiment, loop, plots
-from train.data import prepare, transforms
+from train import data
+from train.data import transforms
 from train.data.semantic_segmentation import IGNORE_INDEX, decode
-from train.datasets import fashion_scenes
-from train.evaluation import registry as evaluations
-from train.evaluation.image_metrics import score_confusion
-from train.images import normalise
-from train.objectives import semantic_segmentation
-from train.plots import registry
 
 
 def file(array, mode=None):
@@ -92,9 +81,7 @@ def test_a_mask_goes_where_its_image_goes(tmp_path, crop):
   folder = write(tmp_path, [(file(image), file(mask + 1)) for image, mask in pictures()])
   flips = (dict(name="flip"),)
   made = masks(folder, crop=crop, augment=flips, offset=1)
-  batches = made.train_batches(6, 0)
-  batch = {key: np.concatenate(parts) for key, parts in _joined(next(batches) for _ in range(8))}
-  batches.close()
+  batch = concatenate(take(made.train_batches(6, 0), 8))
   assert batch["mask"].shape == (48, 24, 32) and batch["mask"].dtype == np.uint8 and batch["valid"].all()
   labelled = batch["mask"] != IGNORE_INDEX
   # Where an image is interpolated between two classes, and at a border, it shows neither.
@@ -107,11 +94,6 @@ def test_a_mask_goes_where_its_image_goes(tmp_path, crop):
   assert {0, 1, 2} <= set(np.unique(batch["mask"]))
   # Another crop's masks fit no better than chance.
   assert (np.roll(shown(batch), 1, 0) == batch["mask"])[labelled].mean() < 0.6
-
-
-def _joined(batches):
-  batches = list(batches)
-  return [(key, [batch[key] for batch in batches]) for key in batches[0]]
 
 
 def test_at_its_own_size_a_mask_is_exact_and_flips_with_its_image(tmp_path):
@@ -293,211 +275,3 @@ def test_panoptic_masks_that_are_wrong_are_named(tmp_path):
   folder = write_panoptic(tmp_path / "grey", [(image, file(ids.astype(np.uint8)), {9: 1})])
   with pytest.raises(ValueError, match="mode L has no ids of segments; wanted RGB"):
     next(masks(folder, segments="objects").eval_batches(1))
-
-
-# ---- Scenes
-
-
-def test_an_outline_has_no_specks_and_no_small_holes():
-  image = np.zeros((28, 28), np.uint8)
-  image[4:24, 4:24] = 200
-  wanted = image > 0
-  image[12:14, 12:14] = 0  # dark cloth
-  image[6:12, 15:22] = 0  # below a handle
-  wanted[6:12, 15:22] = False
-  image[0, 26] = 200  # noise
-  image[4:24, 2] = 9
-  np.testing.assert_array_equal(fashion_scenes.outline(image), wanted)
-
-
-def test_scenes_are_objects_on_a_photograph(monkeypatch):
-  """Objects as light as their class on a dark photograph: the light tells the mask, but where borders are soft."""
-  monkeypatch.setattr(fashion_scenes, "OBJECTS", (3, 3))
-  light = 60 + 15 * np.arange(10)
-  images = np.zeros((10, 28, 28), np.uint8)
-  images[:, 5:23, 7:21] = light[:, None, None]
-  photograph = np.full((200, 300), 7, np.uint8)
-  counts = []
-  for seed in range(60):
-    scene, mask = fashion_scenes.compose(np.random.default_rng(seed), [photograph], images, np.arange(10))
-    table = np.concatenate([[7], light])
-    exact = scene == table[mask]
-    assert exact.mean() > 0.8 and scene.shape == mask.shape == (64, 64)
-    within = cv2.erode(scene, np.ones((3, 3))) == cv2.dilate(scene, np.ones((3, 3)))
-    assert exact[within].all()  # also where an object covers another
-    assert (table[mask] - scene.astype(int))[mask == 0].max() <= 0  # a border is lighter than the photograph
-    counts.append(len(set(np.unique(mask)) - {0}))
-  assert set(counts) >= {2, 3} and max(counts) == 3  # each is an object of its own; some are the same, or covered
-
-
-def test_scenes_need_nothing_from_elsewhere_and_are_the_same_everywhere(tmp_path, monkeypatch):
-  monkeypatch.setattr(fashion_scenes, "COUNTS", dict(train=20, test=10))
-  found = []
-  for name in "ab":
-    prepare.prepare("fashion_scenes", str(tmp_path / name))
-    made = data.make("semantic_segmentation", dataset="fashion_scenes", data_dir=str(tmp_path / name), image_size=64)
-    found.append([next(made.eval_batches(size, split)) for split, size in (("train", 20), ("test", 10))])
-  for key in ("image", "mask"):
-    for first, second in zip(*found, strict=True):
-      np.testing.assert_array_equal(first[key], second[key])
-  assert made.class_names == ["background", *fashion_scenes.fashion_mnist.CLASSES] and made.num_classes == 11
-  assert (made.num_train, made.num_eval(), made.image_shape) == (20, 10, (64, 64, 1))
-  train, test = found[0]
-  assert set(np.unique(train["mask"])) == set(range(11)) and 0.5 < (test["mask"] == 0).mean() < 0.9
-  assert len({image.tobytes() for batch in found[0] for image in batch["image"]}) == 30
-
-
-def test_the_photographs_are_small_and_their_origin_is_documented():
-  folder = Path(fashion_scenes.__file__).with_name("photographs")
-  names = [name for split in fashion_scenes.PHOTOGRAPHS.values() for name in split]
-  assert sorted(names) == sorted(path.stem for path in folder.glob("*.webp")) and len(set(names)) == len(names)
-  assert sum(path.stat().st_size for path in folder.iterdir()) < 150_000
-  origin = (folder / "ORIGIN.md").read_text()
-  assert all(f"| {name} |" in origin for name in names)
-  for split in fashion_scenes.PHOTOGRAPHS:  # every part of a scene is within each
-    assert all(min(picture.shape) >= fashion_scenes.PART[1] for picture in fashion_scenes.read_photographs(split))
-
-
-def test_the_photographs_are_made_by_their_script(tmp_path):
-  from train.datasets import make_photographs as script
-
-  for split in fashion_scenes.PHOTOGRAPHS.values():
-    for name in split:
-      Image.fromarray(np.full((80, 100, 3), (250, 0, 0), np.uint8)).save(tmp_path / f"{name}.png")
-  (tmp_path / "out").mkdir()
-  paths = script.make(tmp_path, tmp_path / "out")
-  assert sorted(path.stem for path in paths) == sorted(sum(fashion_scenes.PHOTOGRAPHS.values(), ()))
-  image = Image.open(paths[0])
-  assert image.size == (400, 320) and abs(np.asarray(image.convert("L")).mean() - 0.299 * 250) < 3
-
-
-# ---- Objective and evaluation
-
-
-def test_the_loss_is_of_the_labelled_pixels():
-  rng = np.random.default_rng(0)
-  logits, mask = rng.normal(size=(3, 4, 5, 6)), rng.integers(0, 6, (3, 4, 5)).astype(np.uint8)
-  mask[0, :2] = IGNORE_INDEX
-  image = rng.integers(0, 256, (3, 4, 5, 1), np.uint8)
-  batch = dict(image=image, mask=mask, valid=np.array([True, False, True]), id=np.arange(3))
-
-  class Model:
-    def apply(self, variables, image_BYXC, rngs=None, mutable=None):
-      self.seen, self.rngs = image_BYXC, rngs
-      return ((logits, {}), {}) if mutable is not None else (logits, {})
-
-  model, objective = Model(), semantic_segmentation.Objective(mean=(0.2,), std=(0.3,))
-  loss = objective(model, {"params": {}}, batch)
-  places = [(i, y, x) for i in (0, 2) for y in range(4) for x in range(5) if mask[i, y, x] != IGNORE_INDEX]
-  chosen = np.array([logits[place] for place in places])
-  wanted = np.array([mask[place] for place in places])
-  log = np.log(np.exp(chosen).sum(1)) - chosen[np.arange(len(places)), wanted]
-  np.testing.assert_allclose(loss.total, log.sum(), rtol=1e-5)
-  assert loss.weight == len(places) == 30 and loss.metrics["accuracy"] == (chosen.argmax(1) == wanted).sum()
-  np.testing.assert_allclose(model.seen, (image / 255 - 0.2) / 0.3, atol=1e-6)
-  assert model.rngs is None
-  objective(model, {"params": {}}, batch, jax.random.key(0))
-  assert set(model.rngs) == {"dropout"}
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-  """The folder of few scenes."""
-  folder = str(tmp_path_factory.mktemp("scenes"))
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(fashion_scenes, "COUNTS", dict(train=24, test=19))
-    prepare.prepare("fashion_scenes", folder)
-  return folder
-
-
-def config(folder, **model):
-  made = configuration.load("segmenter_fashion_scenes", [f"data.data_dir={folder}"])
-  made.model = dict(name="segmenter/test", num_channels=1, num_classes=11, image_size=(64, 64)) | model
-  made.batch_size, made.epochs, made.steps, made.log_every_steps, made.plots = 8, 0.0, 4, 1, ()
-  made.checkpoint.every_steps = 4
-  made.evals = dict(test=dict(name="semantic_segmentation"), loss=dict(name="loss"))
-  return made
-
-
-@pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_scores_are_of_every_pixel_once_on_any_devices(scenes, way):
-  made = config(scenes, head="linear")
-  made.parallel = dict(name="jit", data=-1, fsdp=1, tensor=1) if way == "jit" else dict(name="pmap")
-  run = experiment.Experiment(made)
-  rng = np.random.default_rng(0)
-  variables = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(np.float32), run.init_variables())
-  batch = next(run.data.eval_batches(19))
-  image = normalise(batch["image"], run.objective.mean, run.objective.std)
-  found = np.asarray(jax.jit(run.model.apply)(variables, image)[0]).argmax(-1)
-  confusion = np.zeros((11, 11), int)
-  np.add.at(confusion, (batch["mask"], found), 1)
-  wanted = score_confusion(confusion, run.data.class_names)
-  on_devices = run.parallel.init(lambda: variables)
-  scores = evaluations.make(run)["test"].function(on_devices)
-  assert scores.keys() == wanted.keys() and len(set(np.unique(found))) > 2
-  for name, value in wanted.items():
-    assert abs(scores[name] - value) < 1e-3, name  # two programs may round a pixel otherwise
-  np.testing.assert_allclose(scores["accuracy"], (found == batch["mask"]).mean(), atol=1e-3)
-  mean = evaluations.make(run)["loss"].function(on_devices)
-  assert mean["examples"] == 19 * 64 * 64 and abs(mean["accuracy"] - scores["accuracy"]) < 1e-6
-
-
-def test_scores_by_hand():
-  confusion = np.array([[4, 1, 0, 0], [2, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-  scores = score_confusion(confusion, ("a", "b", "c", "d"))
-  assert scores == {"iou/a": 4 / 7, "iou/b": 1 / 2, "miou": (4 / 7 + 1 / 2) / 2, "accuracy": 0.7}
-  taken = score_confusion(np.array([[0, 3], [0, 0]]), ("a", "b"))  # one that is only taken for occurs, too
-  assert taken == {"iou/a": 0, "iou/b": 0, "miou": 0, "accuracy": 0}
-  nothing = score_confusion(np.zeros((2, 2), int), ("a", "b"))
-  assert set(nothing) == {"miou", "accuracy"} and np.isnan(list(nothing.values())).all()
-
-
-def test_training_end_to_end(scenes, tmp_path):
-  made = config(scenes, head="linear", backbone_kwargs=dict(patch_size=8, depth=1))
-  made.plots = ("segmentations",)
-  loop.train(made, tmp_path / "run")
-  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-  losses = [line["train/loss"] for line in lines if "train/loss" in line]
-  assert len(losses) == 4 and losses[0] == pytest.approx(np.log(11), rel=1e-3) and np.isfinite(losses).all()
-  assert imread(tmp_path / "run" / "segmentations.png").std() > 0.05
-  assert 0 <= next(line["test/miou"] for line in lines if "test/miou" in line) <= 1
-
-
-@pytest.mark.parametrize(
-  ("change", "words"),
-  [
-    (dict(model=dict(num_classes=10)), "the model has 10 classes, the data has labels up to 10"),
-    (dict(model=dict(num_channels=3)), "the model takes 3 channels, the data has 1"),
-    (dict(image_size=60), "60 x 60 pixels cannot be cut into 8 x 8 patches"),
-  ],
-  ids=str,
-)
-def test_models_that_do_not_fit_the_data(scenes, change, words):
-  made = config(scenes, **change.get("model", {}))
-  made.data.image_size = change.get("image_size", 64)
-  with pytest.raises(ValueError, match=words):
-    experiment.Experiment(made)
-
-
-def test_plots_of_masks(scenes, tmp_path):
-  names, mask = [f"class {n}" for n in range(9)], np.random.default_rng(0).integers(0, 9, (3, 20, 30))
-  mask[:, 0] = IGNORE_INDEX
-  colours = plots.mask_colors(mask, names)
-  assert (colours[:, 0] == plots.MASKED).all() and len(np.unique(colours.reshape(-1, 3), axis=0)) == 10
-  image = np.zeros((3, 20, 30, 1), np.uint8)
-  figure = plots.segmentations(image, mask, mask * 0, names, 0.25, path=tmp_path / "a.png")
-  assert len(figure.axes) == 9 and "25.0 %" in figure.texts[-1].get_text()
-  assert [text.get_text() for text in figure.legends[0].get_texts()] == names
-  made = config(scenes, head="linear")
-  for name in ("attention_maps", "attention_heads"):
-    with pytest.raises(ValueError, match=f"{name}.*'semantic_segmentation'"):
-      registry.check(name, experiment.Experiment(made))
-  with pytest.raises(ValueError, match=r"segmentations.*'image_classification'"):
-    registry.check("segmentations", experiment.Experiment(configuration.load("vit_fashion_mnist")))
-
-
-def test_the_evaluation_is_for_masks():
-  made = configuration.load("vit_fashion_mnist")
-  made.evals = dict(test=dict(name="semantic_segmentation"))
-  with pytest.raises(ValueError, match=r"'semantic_segmentation'.*'image_classification'"):
-    evaluations.make(experiment.Experiment(made))

@@ -1,0 +1,192 @@
+"""Parallel texts, one's own, WMT's or any of TFDS, are prepared with a tokenizer, and bad ones are named."""
+
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import tensorflow_datasets as tfds
+from tokenizers import Tokenizer, models
+
+from train import cli, data
+from train.data import image_classification, prepare
+from train.data.text import tokenizers as tokenizers
+from train.data.text import translation as text_pairs
+
+LINES = {
+  "en": ["One house.", "", "Two houses stand here.", "A word " * 90, "日本語 is Japanese.", "Zwölf"],
+  "es": ["Una casa.", "Nada", "Dos casas están aquí.", "Una palabra " * 90, "日本語 es japonés.", ""],
+}
+
+
+def write(folder, split="train", lines=LINES):
+  folder.mkdir(exist_ok=True)
+  for language, texts in lines.items():
+    (folder / f"{split}.{language}").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+  return folder
+
+
+def prepared(tmp_path, folder, *options, **kwargs):
+  where = str(tmp_path / "data")
+  arguments = ["parallel_text/en-es", "--data-dir", where, "--source", str(folder), "--vocab-size", "300", *options]
+  assert cli.main(["prepare", *arguments]) == 0
+  return data.make("translation", dataset="parallel_text/en-es", data_dir=where, **dict(eval_split="train") | kwargs)
+
+
+@pytest.mark.parametrize("kind", ["files", "tsv"])
+def test_texts_of_ones_own_are_prepared_and_bad_pairs_are_counted(tmp_path, kind):
+  folder = tmp_path / "mine"
+  if kind == "files":
+    write(folder)
+    write(folder, "test", {"en": ["One."], "es": ["Uno.\r"]})
+  else:
+    folder.mkdir()
+    (folder / "train.tsv").write_text("".join(f"{e}\t{s}\tmore\n" for e, s in zip(*LINES.values(), strict=True)))
+    (folder / "test.tsv").write_text("\ufeffOne.\tUno.\r\n", encoding="utf-8")
+  pairs = prepared(tmp_path, folder, source_length=128)
+  assert pairs.counts() == {"pairs": 3, "empty": 2, "too_long": 1}
+  full = [(e.strip(), s.strip()) for e, s in zip(*LINES.values(), strict=True) if e and s]
+  assert pairs.references() == full and pairs.references("test") == [("One.", "Uno.")]
+  # In evaluation nothing is dropped: what is too long is cut, and the reference is whole.
+  assert pairs.num_eval() == len(full) == 4
+  (batch,) = pairs.eval_batches(4)
+  assert (batch["target_ids"][2] != 0).all() and batch["target_ids"][2][-1] == tokenizers.EOS
+  decode = pairs.tokenizer.decode
+  assert (
+    full[2][1].startswith(decode(batch["target_ids"][2])) and decode(batch["source_ids"][3]) == "日本語 is Japanese."
+  )
+  cut = data.make("translation", dataset=pairs.dataset, data_dir=pairs.data_dir, too_long="truncate")
+  assert cut.counts() == {"pairs": 4, "empty": 2, "too_long": 1}
+  assert pairs.vocab_size <= 300
+  # Once trained, a tokenizer stays.
+  digest = pairs.tokenizer_digest
+  prepare.prepare("parallel_text/en-es", pairs.data_dir)
+  assert data.make("translation", dataset=pairs.dataset, data_dir=pairs.data_dir).tokenizer_digest == digest
+  with pytest.raises(ValueError, match=r"tokenizer\.json"):
+    prepare.prepare("parallel_text/en-es", pairs.data_dir, None, 400)
+  # Nor are other files taken for those that it was made of.
+  with pytest.raises(ValueError, match=r"parallel_text/en-es/1\.0\.0"):
+    prepare.prepare("parallel_text/en-es", pairs.data_dir, str(folder))
+  # Invalid arguments fail before anything is written; an interrupted preparation continues.
+  for options, message in (((100,), "wanted more than 260"), ((None, "wordpiece"), "unknown tokenizer 'wordpiece'")):
+    with pytest.raises(ValueError, match=message):
+      prepare.prepare("parallel_text/en-es", str(tmp_path / "other"), str(folder), *options)
+  assert not (tmp_path / "other").exists()
+  written = Path(pairs._builder.data_path) / "tokenizer.json"
+  written.unlink()
+  prepare.prepare("parallel_text/en-es", pairs.data_dir, str(folder), 300)
+  assert written.exists()
+
+
+def test_a_tokenizer_of_words_is_prepared_where_asked_for(tmp_path):
+  pairs = prepared(tmp_path, write(tmp_path / "mine"), "--tokenizer", "word")
+  assert pairs.tokenizer.encode("house lärm").tokens == ["house", "<unk>", "</s>"]
+
+
+def test_files_that_are_not_parallel_are_named(tmp_path):
+  def fault(folder, name="parallel_text/en-es"):
+    with pytest.raises(ValueError) as error:
+      prepare.prepare(name, str(tmp_path / "data"), str(folder))
+    return str(error.value)
+
+  folder = write(tmp_path / "one", lines={"en": ["a"] * 1234, "es": ["a"] * 1233})
+  assert "train.en has 1,234 lines and train.es has 1,233 lines" in fault(folder)
+  (folder / "train.es").unlink()
+  assert "train.es" in fault(folder)
+  folder = tmp_path / "two"
+  folder.mkdir()
+  (folder / "train.tsv").write_text("a\tb\nno translation\n")
+  assert re.search(r"train\.tsv, line 2, has no tab.*'no translation'", fault(folder))
+  (folder / "train.tsv").write_bytes(b"a\tb\nc\td\ncaf\xe9\tx\n")
+  assert re.search(r"train\.tsv, line 3, is not UTF-8", fault(folder))
+  write(folder)
+  assert "both train.en and train.tsv" in fault(folder)
+  write(tmp_path / "three", "val")
+  assert "neither train.en and train.es nor train.tsv" in fault(tmp_path / "three")
+  for name in ("parallel_text", "parallel_text/en", "parallel_text/en-en", "parallel_text/en-es-fr"):
+    assert "two languages, such as parallel_text/en-es" in fault(folder, name)
+  assert "has no translations, so it has no tokenizer" in _no_tokenizer_for_images()
+
+
+def _no_tokenizer_for_images():
+  builder = types.SimpleNamespace(
+    info=image_classification.make_source("fashion_mnist_small", "test").builder.info, data_path="."
+  )
+  with pytest.raises(ValueError) as error:
+    text_pairs.prepare_tokenizer("fashion_mnist", None, builder, 500, None)
+  return str(error.value)
+
+
+def test_wmt_is_known_without_tensorflow():
+  # In a process of its own: here another test has imported it.
+  program = "from train import data; data.make('translation', dataset='wmt14_translat/de-en').num_train"
+  root = str(Path(data.__file__).parents[1])
+  run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=120)
+  assert "unknown data set 'wmt14_translat'; near it: wmt14_translate" in run.stderr
+
+
+def test_wmt_is_prepared_without_tensorflow(tmp_path, monkeypatch):
+  from tensorflow_datasets.translate import wmt
+
+  files = tmp_path / "files"
+  texts = {"de": [f"Haus {i}, groß." for i in range(9)], "en": [f"House {i}, great." for i in range(9)]}
+  for name in ("europarl_v7", "newstest2013", "newstest2014"):
+    for path in wmt.DATASET_MAP[name].get_path("de"):
+      (files / path).parent.mkdir(parents=True, exist_ok=True)
+      language = next(part for part in reversed(path.split(".")) if part in texts)
+      lines = [f'<seg id="{i}">{t}</seg>' if path.endswith("sgm") else t for i, t in enumerate(texts[language])]
+      (files / path).write_text("\n".join(lines))
+  found = dict(train=["europarl_v7"], validation=["newstest2013"], test=["newstest2014"])
+  monkeypatch.setattr(wmt.WmtTranslate, "subsets", property(lambda self: found))
+  monkeypatch.setattr(
+    tfds.download.DownloadManager,
+    "download_and_extract",
+    lambda self, urls: {k: [str(files)] * len(v) for k, v in urls.items()} if isinstance(urls, dict) else [],
+  )
+  monkeypatch.setattr(wmt.SubDataset, "get_url", lambda self, source: ["https://host/file"])
+  folder = str(tmp_path / "data")
+  (tmp_path / "data" / "downloads" / "manual").mkdir(parents=True)
+  prepare.prepare("wmt14_translate/de-en", folder, vocab_size=300)
+  pairs = data.make(
+    "translation", dataset="wmt14_translate/de-en", data_dir=folder, source="en", target="de", eval_split="test"
+  )
+  assert sorted(pairs.references()) == sorted(zip(texts["en"], texts["de"], strict=True))
+  assert pairs.num_train == pairs.num_eval() == 9
+
+
+class Wmt(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """As TFDS's WMT sets are: translations at the top, no tokenizer."""
+
+  name = "wmt"
+  VERSION = tfds.core.Version("1.0.0")
+  examples = ()
+
+  def _info(self):
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.Translation(languages=["de", "en"]))
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    for i in range(20):
+      yield i, {"de": f"Zahl {i}", "en": f"Number {i}" if i != 4 else b"\xff\xfe"}
+
+
+def test_a_set_of_tfds_wants_a_tokenizer_and_names_a_text_that_is_no_text(tmp_path, monkeypatch):
+  builder = Wmt(data_dir=tmp_path, file_format="array_record")
+  builder.download_and_prepare()
+  given = dict(dataset="wmt", data_dir=str(tmp_path), source="en", target="de")
+  with pytest.raises(ValueError, match=r"has no tokenizer\.json.*zoo prepare wmt --data-dir"):
+    _ = data.make("translation", **given).vocab_size
+  with pytest.raises(ValueError, match=r"not UTF-8: example \d+ of 'wmt' 'train' \(record \d+ of .*array_record"):
+    text_pairs.prepare_tokenizer("wmt", str(tmp_path), builder, 400, None)
+  # A sample of the pairs is enough: here those of even number, in whatever order TFDS wrote them.
+  monkeypatch.setattr(text_pairs, "SAMPLE", 10)
+  seen = list(text_pairs.Lines("wmt", "train", None, builder, ["de"]).texts())
+  monkeypatch.setattr(text_pairs.Lines, "parse", lambda self, v: tuple(v[n].bytes_list.value[0] for n in ["de"]))
+  trained = []
+  monkeypatch.setattr(tokenizers, "train_tokenizer", lambda texts, *a: trained.extend(texts) or Tokenizer(models.BPE()))
+  text_pairs.prepare_tokenizer("wmt", str(tmp_path), builder, None, None)
+  assert trained == [text for (text,) in seen[::2]]

@@ -1,0 +1,230 @@
+"""Labelled texts, in files of any format and in GLUE, become rows as published."""
+
+import csv
+import importlib
+import json
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from batches import take
+from labelled_texts import make_set, shown, write_tsv
+
+import zoo
+from train import data
+from train.data.text import labelled, sequence_classification, tables
+from train.objectives.sequence_classification import Objective as Label
+
+
+def test_the_longer_text_of_a_pair_is_cut_token_by_token():
+  def published(one, two, room):
+    while one + two > room:
+      one, two = (one - 1, two) if one > two else (one, two - 1)
+    return one, two
+
+  for one in range(14):
+    for two in range(14):
+      for room in range(15):
+        assert labelled.truncate(one, two, room) == published(one, two, room), (one, two, room)
+  assert labelled.truncate(9, 0, 5) == (5, 0)
+
+
+def sentence_data(folder, vocabulary, **kwargs):
+  return data.make(
+    "sequence_classification", **dict(dataset=str(folder), vocab_file=vocabulary, text="text", length=16) | kwargs
+  )
+
+
+def test_rows_are_as_published(tmp_path, vocabulary):
+  write_tsv(
+    tmp_path / "train.tsv", [("a b", "Bab", 1), ("c " * 20, "d", 0), ("", "e [SEP]", 2)], ("one", "two", "label")
+  )
+  pairs = sentence_data(tmp_path, vocabulary, text="one", text_pair="two", eval_split="train", length=10)
+  (batch,) = pairs.eval_batches(4)
+  assert [shown(batch, i) for i in range(3)] == [
+    "[CLS] a b [SEP] b ##a ##b [SEP]",
+    "[CLS] c c c c c c [SEP] d [SEP]",
+    "[CLS] [SEP] e [UNK] [UNK] [UNK] [SEP]",  # what looks like a special token is none
+  ]
+  assert batch["token_type_ids"][0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0]
+  assert batch["token_type_ids"][1].tolist() == [0] * 8 + [1] * 2
+  assert batch["label"].tolist() == [1, 0, 2, 0] and batch["valid"].tolist() == [True] * 3 + [False]
+  assert pairs.examples().cut == 1 and pairs.num_classes == 3
+  single = sentence_data(tmp_path, vocabulary, text="one", eval_split="train")
+  (batch,) = single.eval_batches(3)
+  assert shown(batch, 0) == "[CLS] a b [SEP]" and not batch["token_type_ids"].any()
+  assert shown(batch, 1) == "[CLS] " + "c " * 14 + "[SEP]"
+
+
+def test_batches_are_of_the_predicted_shapes(tmp_path, vocabulary):
+  write_tsv(tmp_path / "train.tsv", [("a b", "c", "d", "e", 1)] * 4, ("text", "x", "y", "z", "label"))
+  for options in ({}, dict(text_pair="x"), dict(regression=True), dict(choices=("x", "y", "z"))):
+    config = dict(dataset=str(tmp_path), vocab_file=vocabulary, text="text", buckets=1, length=16, **options)
+    expected_shapes = data.kind("sequence_classification").shapes(config | {"name": "sequence_classification"}, None, 2)
+    (batch,) = take(data.make("sequence_classification", **config).train_batches(2, 0), 1)
+    found = {key: jax.ShapeDtypeStruct(a.shape, a.dtype) for key, a in batch.items()}
+    assert found == expected_shapes
+
+
+def test_every_example_is_in_every_epoch_once_whatever_the_processes(tmp_path, vocabulary):
+  rng = np.random.default_rng(0)
+  rows = [(" ".join(rng.choice([*"abcdefghijklm"], rng.integers(1, 14))), i % 7) for i in range(45)]
+  write_tsv(tmp_path / "train.tsv", rows)
+  made = sentence_data(tmp_path, vocabulary, buckets=3)
+  steps = -(-45 // 6)
+  whole = take(made.train_batches(6, 3), 2 * steps)
+  assert {batch["input_ids"].shape for batch in whole} <= {(6, n) for n in made.batch_lengths} == {(6, 8), (6, 16)}
+  for epoch in (whole[:steps], whole[steps:]):
+    found = [(shown(b, i)[6:-6], b["label"][i]) for b in epoch for i in range(6) if b["valid"][i]]
+    assert sorted(found) == sorted(rows)
+  assert not all(np.array_equal(a["label"], b["label"]) for a, b in zip(whole[:steps], whole[steps:], strict=True))
+  for first in (0, 5, steps + 2):  # the position is the step
+    parts = [take(made.train_batches(6, 3, first, p, 2), 3) for p in range(2)]
+    for i in range(3):
+      joined = {key: np.concatenate([part[i][key] for part in parts]) for key in whole[0]}
+      for key, array in joined.items():
+        np.testing.assert_array_equal(array, whole[first + i][key])
+  # In evaluation the order stays.
+  one, two = (list(made.eval_batches(8, "train", p, 2)) for p in range(2))
+  found = [shown(b, i)[6:-6] for pair in zip(one, two, strict=True) for b in pair for i in range(4) if b["valid"][i]]
+  assert found == [text for text, _ in rows]
+  assert len(list(made.eval_batches(8, "train", limit=17))) == 3
+  assert "45 examples; batches of" in made.about(6, 3)
+
+
+def test_files_of_any_format_say_the_same(tmp_path, vocabulary):
+  rows = [('say "a, b"', "good"), ("c, d", "bad"), ("e", "good")]
+  write_tsv(tmp_path / "one.tsv", rows)
+  with (tmp_path / "two.csv").open("w", newline="") as file:
+    csv.writer(file).writerows([("label", "text"), *(row[::-1] for row in rows)])
+  lines = [json.dumps({"text": text, "label": label, "more": {"texts": ["x", text]}}) for text, label in rows]
+  (tmp_path / "three.jsonl").write_text("\n\n".join(lines))
+  for split in ("one", "two", "three"):
+    assert tables.read(str(tmp_path), split, None, ("text", "label")).rows == rows
+  assert tables.read(str(tmp_path), "three", None, ("more/texts/1", "label")).rows == rows
+  assert tables.read(str(tmp_path), "one[1:]+two[:34%]", None, ("text", "label")).rows == [*rows[1:], rows[0]]
+  assert tables.read(str(tmp_path), "one+three", None, ("label",)).where(4).endswith("three.jsonl, line 3")
+  (tmp_path / "cola.tsv").write_text('gj04\t1\t\tA "b\ngj04\t0\t*\tc\n')
+  assert tables.read(str(tmp_path), "cola", None, ("3", "1")).rows == [('A "b', "1"), ("c", "0")]
+  assert tables.read(str(tmp_path), "cola", None, ("-1",)).rows == [('A "b',), ("c",)]
+  made = sentence_data(tmp_path, vocabulary, train_split="one", eval_split="two", classes=("bad", "good"))
+  assert made.examples("two").labels["label"].tolist() == [1, 0, 1] and made.num_classes == 2
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "options", "message"),
+  [
+    ("train.tsv", b"text\tlabel\na\t0\nb\n", {}, r"train.tsv, line 3, has 1 columns; wanted 2"),
+    ("train.tsv", b"text\tlable\na\t0\n", {}, r"line 1, is a heading without 'label'; did you mean 'lable'"),
+    ("train.tsv", b"text\tlabel\na\t0\nb\tfine\n", {}, r"line 3: label 'fine' is no class by number; .*data.classes"),
+    ("train.tsv", b"text\tlabel\na\tgod\n", dict(classes=("bad", "good")), r"line 2: label 'god' is none.*mean 'good'"),
+    ("train.tsv", b"text\tlabel\na\t7\n", dict(classes=("bad", "good")), r"line 2: label '7'; wanted one of bad, good"),
+    ("train.tsv", b"text\tlabel\na\t-2\n", {}, r"line 2: label '-2'; wanted 0, 1, ..."),
+    ("train.tsv", b"text\tlabel\na\t-1\n", {}, r"line 2: label '-1'"),
+    ("train.tsv", b"text\tlabel\na\thigh\n", dict(regression=True), r"line 2: label 'high' is no number"),
+    ("train.tsv", b"text\tlabel\na\t\xff\n", {}, r"train.tsv, line 2, is not UTF-8"),
+    ("train.tsv", b"text\tlabel\n", {}, r"'train' has no example"),
+    ("val.tsv", b"text\tlabel\na\t0\n", {}, r"has no split 'train', which would be a file of that name"),
+    ("train.jsonl", b'{"text": "a", "label": 0}\n{"text"', {}, r"train.jsonl, line 2, is no JSON"),
+    ("train.jsonl", b'{"text": "a"}\n', {}, r"train.jsonl, line 1, has no 'label'"),
+    ("train.jsonl", b'{"text": 3, "label": 0}\n', {}, r"train.jsonl, line 1: 3 is no text"),
+    (
+      "train.jsonl",
+      b'{"text": "a", "label": 0.5}\n',
+      {},
+      r"line 1: label 0.5 is no whole number; data.regression=True",
+    ),
+    ("train.csv", b'text,label\n"a,0\n', {}, r"train.csv, line 2"),
+  ],
+)
+def test_what_is_wrong_in_a_file_is_reported_by_its_line(tmp_path, vocabulary, name, content, options, message):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    sentence_data(tmp_path, vocabulary, **options).examples()
+
+
+def test_a_label_that_the_model_or_the_training_split_has_not_is_reported_by_its_line(tmp_path, vocabulary):
+  write_tsv(tmp_path / "train.tsv", [("a", 0), ("b", 2), ("c", 1)])
+  write_tsv(tmp_path / "val.tsv", [("a", 0), ("b", 3)])
+  made = sentence_data(tmp_path, vocabulary, eval_split="val")
+  model = zoo.create("bert/test", head="sequence_classification", num_classes=2)
+  with pytest.raises(ValueError, match=r"set model.num_classes=3\n.*train.tsv, line 3: 2"):
+    made.check_fit(model.config, Label())
+  with pytest.raises(ValueError, match=r"val.tsv, line 3: label '3'; wanted 0 to 2"):
+    made.num_eval()
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (dict(text=""), "data.text is empty"),
+    (dict(choices=("text",)), "data.choices is .*; wanted at least two"),
+    (dict(regression=True, classes=("a", "b")), "data.regression"),
+    (dict(classes=("a", "a")), "data.classes has a name twice"),
+    (dict(dataset="glue/sst"), "GLUE has no task 'sst'; did you mean 'sst2'"),
+    (dict(length=2), "data.length is 2; wanted a whole number, at least 5"),
+    (dict(vocab_file=""), "data.vocab_file is empty; wanted a vocab.txt"),
+  ],
+)
+def test_options_that_cannot_be(tmp_path, vocabulary, options, message):
+  write_tsv(tmp_path / "train.tsv", [("a", 0)])
+  with pytest.raises(ValueError, match=message):
+    sentence_data(tmp_path, vocabulary, **options).examples()
+
+
+@pytest.mark.parametrize(
+  ("model", "message"),
+  [
+    (
+      dict(head="token_classification", num_classes=2),
+      r"head='sequence_classification'.*'token_classification'",
+    ),
+    (dict(vocab_size=28), "vocab_size.* 28, .* 29 .*model.vocab_size=29"),
+    (dict(vocab_size=2000), "vocab_size.* 2000, .* 29 .*model.vocab_size=29"),
+    (dict(pad_token_id=1), r"the model's pad_token_id is 1, the vocabulary's \[PAD\] is 0"),
+    (dict(max_length=8), "rows have up to 16 tokens, the model's max_length is 8"),
+    (dict(type_vocab_size=1), "model.type_vocab_size=2"),
+  ],
+)
+def test_a_model_that_does_not_fit_is_an_error_that_says_why(tmp_path, vocabulary, model, message):
+  write_tsv(tmp_path / "train.tsv", [("a", "b", 0), ("a", "b", 1)], ("text", "text2", "label"))
+  made = sentence_data(tmp_path, vocabulary, text_pair="text2")
+  config = zoo.create("bert/test", **dict(head="sequence_classification", num_classes=2) | model).config
+  with pytest.raises(ValueError, match=message):
+    made.check_fit(config, Label())
+  with pytest.raises(ValueError, match="head='sequence_classification'"):
+    made.check_fit(zoo.create("transformer/test").config, Label())
+
+
+@pytest.mark.parametrize("name", sequence_classification.GLUE)
+def test_glue_has_the_features_that_the_table_names(name):
+  importlib.import_module("tensorflow_datasets.text")  # where TFDS ends its registration without TensorFlow
+  features = tfds.builder(f"glue/{name}", data_dir="nowhere").info.features
+  made = sequence_classification.SequenceClassification(f"glue/{name}")
+  assert {made.text, made.text_pair, made.label} - {""} == set(features) - {"idx"}
+  assert made.regression == (not isinstance(features["label"], tfds.features.ClassLabel)) == (name == "stsb")
+
+
+def test_a_task_of_glue_is_read_by_its_name(tmp_path, vocabulary):
+  names = ["not_equivalent", "equivalent"]
+  features = dict(
+    sentence1=tfds.features.Text(),
+    sentence2=tfds.features.Text(),
+    label=tfds.features.ClassLabel(names=names),
+    idx=np.int32,
+  )
+  rows = [dict(sentence1="a b", sentence2="c", label=i % 2, idx=i) for i in range(6)]
+  hidden = [row | dict(label=-1) for row in rows]
+  make_set(tmp_path, "glue/mrpc", features, dict(train=rows, validation=rows, test=hidden))
+  options = dict(dataset="glue/mrpc", data_dir=str(tmp_path), vocab_file=vocabulary, length=16)
+  made = data.make("sequence_classification", **options)
+  assert made.class_names == names and made.num_classes == 2 and made.scores == ("f1", "accuracy")
+  (batch,) = made.eval_batches(6)
+  assert shown(batch, 0) == "[CLS] a b [SEP] c [SEP]" and batch["label"].tolist() == [0, 1] * 3
+  with pytest.raises(ValueError, match=r"'test'.*labels"):
+    made.num_eval("test")
+  with pytest.raises(ValueError, match=r"label -1"):
+    data.make("sequence_classification", **options, train_split="test").examples()
+  with pytest.raises(ValueError, match="has no feature 'sentense1'; did you mean 'sentence1'"):
+    data.make("sequence_classification", **options, text="sentense1").examples()
