@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
+from support import raises
 
 from train.data import transforms
 from train.data.transforms import decoding, filters
@@ -300,17 +301,16 @@ def test_color_jitter_stays_in_its_range_and_changes_all_it_should():
 
 
 @pytest.mark.parametrize(
-  ("spec", "words"),
+  ("spec", "named"),
   [
     (dict(name="flp"), ["'flp'", "'flip'"]),
-    (dict(probability=1.0), ["unknown name None"]),
+    (dict(probability=1.0), ["name", None]),
     ("flip", ["'flip'", "dict(name=...", "rand_augment"]),
     (dict(name="flip", probabilty=1.0), ["probabilty", "probability"]),
     (dict(name="flip", rng=0), ["rng"]),
     (dict(name="random_erasing", area=(0.3, 0.1)), ["area", "(0.3, 0.1)"]),
   ],
 )
-def test_a_wrong_operation_is_an_error_that_helps(spec, words):
-  with pytest.raises(ValueError) as error:
+def test_a_wrong_operation_is_an_error_that_helps(spec, named):
+  with raises(ValueError, "data.augment[0]", *named):
     transforms.bind_op(spec, what="data.augment[0]")
-  assert all(word in str(error.value) for word in ["data.augment[0]", *words])

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from support import raises
 from tiny_config import get_config
 
 import zoo
@@ -121,47 +122,47 @@ def test_a_file_has_documents_for_validation(book):
   kind = MaskedLM(book, length=32, vocab_size=200, hold_out=10)
   documents = [kind._documents(split) for split in ("train", "val")]
   assert [len(some) for some in documents] == [54, 6] and kind.num_eval("val") >= 6
-  with pytest.raises(ValueError, match="has no split 'vall'; did you mean 'val'"):
+  with raises(ValueError, "'vall'", "'val'"):
     kind.num_eval("vall")
-  with pytest.raises(ValueError, match="has no document"):
+  with raises(ValueError, book, 100):
     MaskedLM(book, length=32, hold_out=100).num_eval()
 
 
 @pytest.mark.parametrize(
-  "fields, words",
+  "fields, named",
   [
-    (dict(length=3), "data.length is 3"),
-    (dict(sequences=0), "data.sequences is 0"),
-    (dict(tokenizer="wordpeace"), "did you mean 'wordpiece'"),
-    (dict(dupe_factor=0), "data.dupe_factor is 0"),
+    (dict(length=3), ("data.length", 3)),
+    (dict(sequences=0), ("data.sequences", 0)),
+    (dict(tokenizer="wordpeace"), ("data.tokenizer", "'wordpeace'", "'wordpiece'")),
+    (dict(dupe_factor=0), ("data.dupe_factor", 0)),
   ],
 )
-def test_fields_that_make_no_sense(fields, words):
-  with pytest.raises(ValueError, match=words):
+def test_fields_that_make_no_sense(fields, named):
+  with raises(ValueError, *named):
     MaskedLM("verses_en_es", **fields)
 
 
 @pytest.mark.parametrize(
-  "model, fields, words",
+  "model, fields, named",
   [
-    (dict(), {}, r"29, .* 900 tokens: set model\.vocab_size=900"),
-    (dict(), {}, r"model's max_length is 16"),
+    (dict(), {}, (29, "model.vocab_size=900")),
+    (dict(), {}, ("max_length", 16, 48)),
     (
       dict(vocab_size=900, max_length=48, mask_token_id=7),
       {},
-      r"mask_token_id is token 4 of the vocabulary, 7 of the model: set model.mask_token_id",
+      ("model.mask_token_id", 4, 7),
     ),
     (
       dict(vocab_size=900, max_length=48, head="question_answering"),
       {},
-      r"model.head is 'question_answering'; wanted 'pretraining'",
+      ("model.head", "'question_answering'", "'pretraining'"),
     ),
-    (dict(vocab_size=900, max_length=48), dict(pairs=False), r"rows have no pairs: set model.head='masked_lm'"),
-    (dict(vocab_size=900, max_length=48, type_vocab_size=1), {}, r"set model.type_vocab_size=2"),
+    (dict(vocab_size=900, max_length=48), dict(pairs=False), ("model.head='masked_lm'",)),
+    (dict(vocab_size=900, max_length=48, type_vocab_size=1), {}, ("model.type_vocab_size=2",)),
   ],
 )
-def test_a_model_that_does_not_fit(model, fields, words):
-  with pytest.raises(ValueError, match=words):
+def test_a_model_that_does_not_fit(model, fields, named):
+  with raises(ValueError, *named):
     verses(**fields).check_fit(zoo.create("bert/test", **model).config, None)
 
 
@@ -192,17 +193,17 @@ def test_a_prepared_corpus_is_read_as_it_was_made(prepared, book):
 
 
 @pytest.mark.parametrize(
-  "fields, words",
+  "fields, named",
   [
-    (dict(length=24), "prepared with rows of 32 tokens, data.length is 24"),
-    (dict(length=32, pairs=False), "prepared with rows of pairs, data.pairs is False"),
-    (dict(length=32, train_split="tain"), "no split 'tain'.*did you mean 'train'"),
-    (dict(dataset="verses_en_es"), "is no prepared corpus.*zoo prepare corpus/NAME --source verses_en_es"),
-    (dict(dataset="corpus/books"), "to prepare it: zoo prepare corpus/books|corpus/book"),
+    (dict(length=24), (32, "data.length", 24)),
+    (dict(length=32, pairs=False), ("data.pairs", False)),
+    (dict(length=32, train_split="tain"), ("'tain'", "'train'")),
+    (dict(dataset="verses_en_es"), ("'verses_en_es'", "zoo prepare corpus/NAME --source verses_en_es")),
+    (dict(dataset="corpus/books"), ("corpus/books",)),
   ],
 )
-def test_another_preparation_than_the_config_says(prepared, fields, words):
-  with pytest.raises(ValueError, match=words):
+def test_another_preparation_than_the_config_says(prepared, fields, named):
+  with raises(ValueError, *named):
     _ = MaskedLMCorpus(**dict(dataset="corpus/book", data_dir=prepared) | fields).num_train
 
 
@@ -244,11 +245,12 @@ def test_filling_in_words(trained, tmp_path, capsys):
 
 def test_filling_in_what_cannot_be_filled(trained, capsys):
   workdir, _ = trained
-  for text, words in (("the cat", r"there is no [MASK] in 'the cat'"), ("[MASK] " * 40, "42 tokens, [CLS] and [SEP]")):
+  for text, named in (("the cat", ("[MASK]", "'the cat'")), ("[MASK] " * 40, ("42 tokens", "[CLS]", "[SEP]"))):
     assert cli.main(["fill-mask", str(workdir), text]) == 2
-    assert words in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert all(name in error for name in named), error
   model = zoo.create("bert/test", head="question_answering")
-  with pytest.raises(ValueError, match="only a model with head 'pretraining' or 'masked_lm'"):
+  with raises(ValueError, "'pretraining'", "'masked_lm'"):
     fill_mask(model, {}, verses().vocabulary, ["[MASK]"])
 
 

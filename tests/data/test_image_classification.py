@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from batches import assert_equal, concatenate, image_file, take
 from PIL import Image
-from support import TINY_CONFIG
+from support import TINY_CONFIG, raises
 
 from train import config as configuration
 from train import data, loop
@@ -247,7 +247,7 @@ def test_pictures_of_all_sizes_are_cut_to_one(tmp_path):
   batch = take(images.train_batches(12, 0), 1)[0]
   assert batch["image"].shape == (12, 16, 16, 3) and batch["valid"].all()
   assert sorted(batch["label"].tolist()) == sorted([0, 1, 2] * 4)
-  with pytest.raises(ValueError, match="different sizes"):
+  with raises(ValueError, "'fake'", "cache"):
     next(
       data.make("image_classification", dataset="fake", data_dir=folder, image_size=16, cache=True).train_batches(4, 0)
     )
@@ -259,7 +259,7 @@ def test_a_corrupt_image_is_named_and_skipped_only_if_asked(tmp_path, shape):
   files[7] = files[7][:60]
   folder = write_fake(tmp_path, [(file, i % 3) for i, file in enumerate(files)], shape=shape)
   given = dict(dataset="fake", data_dir=folder, image_size=(20, 24))
-  with pytest.raises(ValueError, match=r"example 7 of 'fake' 'train' \(record 2 of .*fake-train.array_record-00001-of"):
+  with raises(ValueError, "example 7", "'fake' 'train'", "record 2", "fake-train.array_record-00001-of"):
     list(data.make("image_classification", **given).eval_batches(10, "train"))
   batch = next(data.make("image_classification", **given, skip_corrupt=True).eval_batches(10, "train"))
   assert np.flatnonzero(~batch["valid"]).tolist() == [7] and not batch["image"][7].any()
@@ -287,7 +287,7 @@ def test_skipped_images_are_counted_also_over_a_resume(tmp_path):
 def test_a_label_outside_the_classes_is_named(tmp_path, skip):
   folder = write_fake(tmp_path, [(image_file(i), -1 if i == 4 else 0) for i in range(6)])
   images = data.make("image_classification", dataset="fake", data_dir=folder, image_size=16, skip_corrupt=skip)
-  with pytest.raises(ValueError, match="label -1 is outside the 3 classes: example 4 of 'fake'"):
+  with raises(ValueError, "label -1", 3, "example 4", "'fake'"):
     list(images.eval_batches(6, "train"))
 
 
@@ -297,17 +297,17 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path, shape, record):
   shard = tmp_path / "fake" / "1.0.0" / "fake-train.array_record-00001-of-00002"
   shard.write_bytes(shard.read_bytes()[:1000])
   images = data.make("image_classification", dataset="fake", data_dir=folder, image_size=16)
-  with pytest.raises(ValueError, match=rf"cannot read {record} .*array_record-00001-of-00002"):
+  with raises(ValueError, record, shard):
     list(images.eval_batches(6, "train"))
 
 
 @pytest.mark.parametrize(
-  ("kwargs", "words"),
+  ("kwargs", "named"),
   [
     (dict(dataset="fashion_mnist_smal"), ["'fashion_mnist_smal'", "fashion_mnist_small"]),
     (dict(dataset="cifr10"), ["cifar10"]),
     (dict(dataset="cifar10", data_dir="/nowhere"), ["/nowhere", "zoo prepare cifar10 --data-dir /nowhere"]),
-    (dict(train_split="trian"), ["trian", "did you mean 'train'", "test"]),
+    (dict(train_split="trian"), ["trian", "'train'", "test"]),
     (dict(train_split="train[:900%]"), ["train[:900%]"]),
     (dict(image_size=0), ["image_size", "0"]),
     (dict(image_size=(28, 28, 1)), ["image_size", "(28, 28, 1)"]),
@@ -325,16 +325,15 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path, shape, record):
   ],
   ids=lambda value: str(value)[:60],
 )
-def test_a_wrong_config_is_an_error_that_helps(kwargs, words):
+def test_a_wrong_config_is_an_error_that_helps(kwargs, named):
   given = dict(name="image_classification", dataset="fashion_mnist_small", image_size=28) | kwargs
-  with pytest.raises(ValueError) as error:
+  with raises(ValueError, *named):
     _ = data.make(**given).num_train
-  assert all(word in str(error.value) for word in words), error.value
 
 
 def test_batches_that_cannot_be_made_are_refused_at_once():
   images = small(train_split="train[:100]")
-  with pytest.raises(ValueError, match=r"batch_size=128, but 'fashion_mnist_small' 'train\[:100\]' has 100"):
+  with raises(ValueError, "batch_size", 128, "'fashion_mnist_small' 'train[:100]'"):
     images.train_batches(128, 0)
-  with pytest.raises(ValueError, match="batch_size=6 cannot be shared by 4 processes"):
+  with raises(ValueError, "batch_size", 6, 4):
     images.eval_batches(6, process_count=4)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from support import raises
 
 from train import cli
 from train.data import array_record, prepare
@@ -98,7 +99,7 @@ def test_text_that_is_not_utf8_is_named_with_its_place(folder, monkeypatch):
   with (folder / "b/3.txt").open("r+b") as file:
     file.seek(12_345)
     file.write(b"\xff")
-  with pytest.raises(ValueError, match=r"b/3.txt is not UTF-8: byte 12,345 is 0xff"):
+  with raises(ValueError, "b/3.txt", "UTF-8", "12,345", "0xff"):
     read_all(TextFiles(str(folder)))
 
 
@@ -114,9 +115,9 @@ def test_a_bundled_set_is_read_by_chapters(chapters, monkeypatch):
   assert sum(map(len, read_all(source))) == 3000
   spanish = TextRecords("verses_en_es", split="val", feature="translation/es")
   assert "EN el" in " ".join(v for d in read_all(spanish) for v in d) or len(read_all(spanish)) > 20
-  with pytest.raises(ValueError, match="did you mean 'translation/es'"):
+  with raises(ValueError, "'translation/s'", "'translation/es'"):
     TextRecords("verses_en_es", feature="translation/s")
-  with pytest.raises(ValueError, match="no split 'vall'"):
+  with raises(ValueError, "'vall'"):
     TextRecords("verses_en_es", split="vall").chunks()
 
 
@@ -139,7 +140,7 @@ def test_a_set_of_texts_is_read_a_record_a_document(tmp_path):
   source = make_source("some_texts", data_dir=str(tmp_path))
   assert source.feature == "text"
   (chunk,) = source.chunks()
-  with pytest.raises(ValueError, match="not UTF-8: example 2 of 'some_texts'"):
+  with raises(ValueError, "UTF-8", "example 2", "'some_texts'"):
     source.read(chunk)
   head = make_source("some_texts", data_dir=str(tmp_path), split="train[:2]")
   assert read_all(head) == [["One.", "Two!", "still two", "Three"], []] or read_all(head)[1] == []
@@ -147,16 +148,16 @@ def test_a_set_of_texts_is_read_a_record_a_document(tmp_path):
 
 
 def test_sources_that_are_none(tmp_path):
-  for source, options, message in (
-    ("nothere.txt", {}, "no file or folder 'nothere.txt'"),
-    ("verses_en_ess", {}, "neither a file or folder nor a data set(.|\n)*near it: verses_en_es"),
-    (str(tmp_path), {}, "no folder with files in it"),
-    (str(tmp_path), dict(split="train"), "--split is for a data set"),
-    ("verses_en_es", dict(documents="file"), "--documents is for text files"),
-    (__file__, dict(documents="fil"), "did you mean 'file'"),
-    ("fashion_mnist_small", {}, "has not one text"),
+  for source, options, named in (
+    ("nothere.txt", {}, ("'nothere.txt'",)),
+    ("verses_en_ess", {}, ("'verses_en_ess'", "verses_en_es")),
+    (str(tmp_path), {}, (tmp_path,)),
+    (str(tmp_path), dict(split="train"), ("--split", tmp_path)),
+    ("verses_en_es", dict(documents="file"), ("--documents", "verses_en_es")),
+    (__file__, dict(documents="fil"), ("'fil'", "'file'")),
+    ("fashion_mnist_small", {}, ("'fashion_mnist_small'",)),
   ):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, *named):
       make_source(source, **options)
 
 
@@ -260,7 +261,7 @@ def test_who_was_killed_goes_on(tmp_path, folder, small, monkeypatch):
   assert done.returncode == -signal.SIGKILL, done.stderr
   left = tmp_path / "two/corpus/bible/1.0.0.incomplete"
   assert {p.name for p in left.glob("chunk-*.json")} == {"chunk-00000.json", "chunk-00001.json"}
-  with pytest.raises(ValueError, match=r"length was 128, is 64"):
+  with raises(ValueError, "length", 128, 64):
     prepared(tmp_path, "two", folder, processes=1, length=64)
   made, make = [], prepare_corpus.make_chunk
   monkeypatch.setattr(
@@ -273,33 +274,34 @@ def test_who_was_killed_goes_on(tmp_path, folder, small, monkeypatch):
 def test_an_error_in_a_process_is_raised(tmp_path, folder, small):
   (folder / "c").write_bytes(b"abc \xe9")
   (tmp_path / "vocab.txt").write_text("\n".join([*(text for text, _ in SPECIAL.values()), "the"]))
-  with pytest.raises(ValueError, match="text/c is not UTF-8: byte 4 is 0xe9"):
+  with raises(ValueError, "text/c", "UTF-8", 4, "0xe9"):
     prepared(tmp_path, "one", folder, processes=2, vocab=str(tmp_path / "vocab.txt"), vocab_size=None)
 
 
 def test_what_cannot_be_prepared(tmp_path, folder, capsys):
-  def fails(message, name="corpus/bible", **kwargs):
-    with pytest.raises(ValueError, match=message):
+  def fails(*named, name="corpus/bible", **kwargs):
+    with raises(ValueError, *named):
       prepare.prepare(name, str(tmp_path), **dict(source=str(folder)) | kwargs)
 
-  fails("no name for a corpus; wanted corpus/NAME", name="corpus")
-  fails("no name for a corpus", name="corpus/a/b")
-  fails("--pack is for corpus/NAME; this is 'cifar10'", name="cifar10", pack=True)
-  fails("needs a text: --source", source=None)
-  fails("a corpus: length is 'x'", length="x")
-  fails("a corpus has no 'lenght'; did you mean 'length'", lenght=1)
-  fails("did you mean 'bpe'", tokenizer="bp")
-  fails("vocab_size and tokenizer are for a vocabulary that is trained", vocab="x", vocab_size=10)
-  fails("validation is 1", validation=1.0)
-  fails("processes is 0", processes=0)
-  fails("beam_option is", beam_option=["a=b"])
+  fails("'corpus'", "corpus/NAME", name="corpus")
+  fails("'corpus/a/b'", "corpus/NAME", name="corpus/a/b")
+  fails("--pack", "corpus/NAME", "'cifar10'", name="cifar10", pack=True)
+  fails("'corpus/bible'", "--source", source=None)
+  fails("length", "'x'", length="x")
+  fails("'lenght'", "'length'", lenght=1)
+  fails("'bp'", "'bpe'", tokenizer="bp")
+  fails("vocab_size", "tokenizer", "vocab", vocab="x", vocab_size=10)
+  fails("validation", 1.0, validation=1.0)
+  fails("processes", 0, processes=0)
+  fails("beam_option", ["a=b"], "'local'", beam_option=["a=b"])
   (folder.parent / "empty").write_text("\n")
-  fails("all documents are empty", source=str(folder.parent / "empty"), processes=1)
+  fails(folder.parent / "empty", source=str(folder.parent / "empty"), processes=1)
   # The command hands on what it is given, and an option's value is no override.
   command = ["prepare", "corpus/x", "--source", str(folder), "--data-dir", str(tmp_path)]
   assert cli.main([*command, "--beam-option", "a.b=c", "--no-pairs", "--pack"]) == 2
-  assert "beam_option is ['a.b=c']" in capsys.readouterr().err
+  error = capsys.readouterr().err
+  assert "beam_option" in error and "['a.b=c']" in error
   assert cli.main([*command, "--processes", "1", "--vocab-size", "500", "--no-pairs", "--pack"]) == 0
   assert capsys.readouterr().out.strip() == str(tmp_path / "corpus/x/1.0.0")
   assert json.loads((tmp_path / "corpus/x/1.0.0/preparation.json").read_text())["pairs"] is False
-  assert cli.main(command) == 2 and "1.0.0 exists" in capsys.readouterr().err
+  assert cli.main(command) == 2 and str(tmp_path / "corpus/x/1.0.0") in capsys.readouterr().err

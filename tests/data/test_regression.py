@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 from batches import assert_equal, concatenate, take
+from support import raises
 
 import zoo
 from train import data, experiment, loop, plots
@@ -134,37 +135,37 @@ def test_headings(tmp_path, text):
 def test_bad_lines_are_named_by_file_and_number(tmp_path):
   path = tmp_path / "bad.csv"
   path.write_text("x,y\n1,2\n\n3\n4,five\n6,nan\n7,8,9\nx,y\n10,11\n")
-  with pytest.raises(ValueError) as error:
+  with raises(ValueError, "x,y") as error:
     data.make("regression", dataset=str(path)).num_train  # noqa: B018
-  lines = str(error.value).splitlines()
   wanted = [(4, "3"), (5, "4,five"), (6, "6,nan"), (7, "7,8,9"), (8, "x,y")]
-  assert lines[:-1] == [f"{path}, line {n}, is no point: {text!r}" for n, text in wanted]
-  assert "wanted two numbers a line" in lines[-1]
+  *lines, _ = str(error.value).splitlines()
+  for line, (number, text) in zip(lines, wanted, strict=True):
+    assert f"{path}, line {number}," in line and repr(text) in line
   path.write_text("only words\n" * 30)
-  with pytest.raises(ValueError, match=r"line 10, .*\nand 20 lines more\n"):
+  with raises(ValueError, "line 10", 20):
     data.make("regression", dataset=str(path)).num_train  # noqa: B018
   path.write_bytes(b"1,2\n\xff,3\n")
-  with pytest.raises(ValueError, match=r"cannot read .*bad.csv"):
+  with raises(ValueError, path, "utf-8"):
     data.make("regression", dataset=str(path)).num_train  # noqa: B018
   path.write_text("1,2\n3,4\n5,6\n")
-  with pytest.raises(ValueError, match=r"bad.csv has 3 points, of which data.test_share=0.2 are 0; wanted at least 1"):
+  with raises(ValueError, path, 3, "data.test_share", 0.2):
     data.make("regression", dataset=str(path)).num_train  # noqa: B018
 
 
 def test_what_cannot_be_says_so(file):
-  for dataset, words in (("engle", "did you mean 'engel'"), ("no/such.csv", "cannot read no/such.csv")):
-    with pytest.raises(ValueError, match=words):
+  for dataset, named in (("engle", ("'engle'", "'engel'")), ("no/such.csv", ("no/such.csv",))):
+    with raises(ValueError, *named):
       data.make("regression", dataset=dataset).num_train  # noqa: B018
-  with pytest.raises(ValueError, match=r"test_share is 1.0; wanted 0 < test_share < 1"):
+  with raises(ValueError, "test_share", 1.0, "0 < test_share < 1"):
     data.make("regression", dataset=file, test_share=1.0)
   points = data.make("regression", dataset=file)
-  with pytest.raises(ValueError, match="no split 'tset'; did you mean 'test'"):
+  with raises(ValueError, "'tset'", "'test'"):
     points.eval_batches(8, "tset")
-  with pytest.raises(ValueError, match=r"batch_size=25, but .* has 24 points"):
+  with raises(ValueError, "batch_size", 25, 24):
     points.train_batches(25, 0)
   points.check_fit(zoo.create("kernel_regression/test").config, None)
   for name in ("vit/test", "transformer/test"):
-    with pytest.raises(ValueError, match=r"is no model for points.*kernel_regression/learned"):
+    with raises(ValueError, "kernel_regression/learned"):
       points.check_fit(zoo.create(name).config, None)
 
 
@@ -200,13 +201,13 @@ def test_from_the_nearest_point_to_the_average():
 
 
 def test_fields_that_cannot_be():
-  for overrides, words in (
-    (dict(kind="gausian"), "did you mean 'gaussian'"),
-    (dict(bandwidth=0.0), "bandwidth is 0.0; wanted more than 0"),
-    (dict(kind="average"), "learn_bandwidth=True needs kind='gaussian'"),
-    (dict(dtype="float16"), "dtype is 'float16'"),
+  for overrides, named in (
+    (dict(kind="gausian"), ("kind", "'gausian'", "'gaussian'")),
+    (dict(bandwidth=0.0), ("bandwidth", 0.0)),
+    (dict(kind="average"), ("learn_bandwidth", "kind='gaussian'")),
+    (dict(dtype="float16"), ("dtype", "'float16'")),
   ):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, *named):
       zoo.create("kernel_regression/test", **overrides)
 
 
@@ -273,7 +274,7 @@ def test_a_run_without_parameters_is_a_run(file, tmp_path):
   model, variables = zoo.load(str(tmp_path / "average"))
   assert model.config.kind == "average" and not jax.tree.leaves(variables)
   assert not json.loads((tmp_path / "average/config.json").read_text())["ema_decay"]
-  with pytest.raises(ValueError, match=r"attention_maps.*'regression'"):
+  with raises(ValueError, "attention_maps", "'regression'"):
     registry.draw("attention_maps", run, variables, tmp_path, tmp_path / "maps.png")
 
 

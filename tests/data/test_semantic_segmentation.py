@@ -7,6 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from batches import concatenate, take
 from PIL import Image
+from support import raises
 
 from train import data
 from train.data import transforms
@@ -143,7 +144,7 @@ def test_the_set_tells_its_classes_where_it_can(tmp_path):
   made = masks(named, classes=0)
   assert made.num_classes == 3 and made.class_names == ["ground", "sea", "sky"]
   folder = write(tmp_path / "plain", examples)
-  with pytest.raises(ValueError, match=r"data\.classes"):
+  with raises(ValueError, "data.classes"):
     _ = masks(folder, classes=0).num_classes
   assert (
     masks(folder).class_names == ["0", "1", "2"] and masks(folder, names=("a", "b", "c"), classes=0).num_classes == 3
@@ -153,14 +154,14 @@ def test_the_set_tells_its_classes_where_it_can(tmp_path):
 def test_masks_that_are_wrong_are_named(tmp_path):
   (image, mask), *_ = pictures(1)
   good = file(image), file(mask)
-  for name, wrong, words in (
-    ("size", file(mask[:, 1:]), r"a mask has 40 x 71 pixels and its image 40 x 72: example 1 of 'fake'"),
-    ("class", file(mask + 1), r"the number 3, which with data\.offset=0 is outside the 3 classes: example 1 of 'fake'"),
-    ("colour", file(image), r"corrupt image: example 1 of 'fake'.*record 1 of.*a mask of mode RGB"),
-    ("bytes", b"no mask", r"corrupt image: example 1 of 'fake'.*7 bytes that are no mask"),
+  for name, wrong, named in (
+    ("size", file(mask[:, 1:]), ("40 x 71", "40 x 72", "example 1", "'fake'")),
+    ("class", file(mask + 1), ("number 3", "data.offset=0", "3 classes", "example 1", "'fake'")),
+    ("colour", file(image), ("example 1", "'fake'", "record 1", "RGB")),
+    ("bytes", b"no mask", ("example 1", "'fake'", "7 bytes")),
   ):
     folder = write(tmp_path / name, [good, (file(image), wrong)])
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, *named):
       list(masks(folder).eval_batches(2))
     if name in ("colour", "bytes"):
       batch = next(masks(folder, skip_corrupt=True).eval_batches(2))
@@ -168,24 +169,24 @@ def test_masks_that_are_wrong_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("kwargs", "words"),
+  ("kwargs", "named"),
   [
-    (dict(augment=(dict(name="rand_augment"),)), "rand_augment moves what is in an image"),
-    (dict(classes=256), "classes is 256"),
-    (dict(offset=-1), "offset -1"),
-    (dict(names=("a",), classes=3), "1 names for 3 classes"),
-    (dict(crop=dict(name="random_scale_crop", scale=(2.0, 1.0))), "least and the largest"),
-    (dict(ofset=1), "did you mean 'offset'"),
+    (dict(augment=(dict(name="rand_augment"),)), ("data.augment", "rand_augment")),
+    (dict(classes=256), ("data.classes", 256, 255)),
+    (dict(offset=-1), ("data.offset", -1)),
+    (dict(names=("a",), classes=3), ("data.names", 1, 3)),
+    (dict(crop=dict(name="random_scale_crop", scale=(2.0, 1.0))), ("data.crop", "scale", "(2.0, 1.0)")),
+    (dict(ofset=1), ("'ofset'", "'offset'")),
   ],
   ids=str,
 )
-def test_a_wrong_config_is_an_error_that_helps(kwargs, words):
-  with pytest.raises(ValueError, match=words):
+def test_a_wrong_config_is_an_error_that_helps(kwargs, named):
+  with raises(ValueError, *named):
     masks("nowhere", **kwargs)
 
 
 def test_a_set_without_masks_is_refused():
-  with pytest.raises(ValueError, match=r"'fashion_mnist_small' has no images called 'mask' \(data\.mask\).*label"):
+  with raises(ValueError, "'fashion_mnist_small'", "'mask'", "data.mask", "label"):
     _ = data.make("semantic_segmentation", dataset="fashion_mnist_small", image_size=28).num_classes
 
 
@@ -266,12 +267,12 @@ def test_panoptic_masks_that_are_wrong_are_named(tmp_path):
   (tmp_path / "grey").mkdir()
   ids = np.full((24, 32), 9)
   folder = write_panoptic(tmp_path, [(image, coloured(ids), {8: 1})])
-  with pytest.raises(ValueError, match=r"example 0 .*colours of the ids \[9\], which are none of its segments"):
+  with raises(ValueError, "example 0", [9]):
     next(masks(folder, segments="objects").eval_batches(1))
-  with pytest.raises(ValueError, match=r"no segments called 'parts' \(data.segments\), each with an id and a label"):
+  with raises(ValueError, "'parts'", "data.segments"):
     _ = masks(folder, segments="parts").num_train
-  with pytest.raises(ValueError, match=r"mode RGB has no one number for a pixel; wanted .* or data\.segments"):
+  with raises(ValueError, "RGB", "data.segments"):
     next(masks(folder).eval_batches(1))
   folder = write_panoptic(tmp_path / "grey", [(image, file(ids.astype(np.uint8)), {9: 1})])
-  with pytest.raises(ValueError, match="mode L has no ids of segments; wanted RGB"):
+  with raises(ValueError, "mode L", "RGB"):
     next(masks(folder, segments="objects").eval_batches(1))

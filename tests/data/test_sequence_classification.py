@@ -10,6 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from batches import take
 from labelled_texts import make_set, shown, write_tsv
+from support import raises
 
 import zoo
 from train import data
@@ -90,7 +91,7 @@ def test_every_example_is_in_every_epoch_once_whatever_the_processes(tmp_path, v
   found = [shown(b, i)[6:-6] for pair in zip(one, two, strict=True) for b in pair for i in range(4) if b["valid"][i]]
   assert found == [text for text, _ in rows]
   assert len(list(made.eval_batches(8, "train", limit=17))) == 3
-  assert "45 examples; batches of" in made.about(6, 3)
+  assert "45 examples" in made.about(6, 3)
 
 
 def test_files_of_any_format_say_the_same(tmp_path, vocabulary):
@@ -113,34 +114,34 @@ def test_files_of_any_format_say_the_same(tmp_path, vocabulary):
 
 
 @pytest.mark.parametrize(
-  ("name", "content", "options", "message"),
+  ("name", "content", "options", "named"),
   [
-    ("train.tsv", b"text\tlabel\na\t0\nb\n", {}, r"train.tsv, line 3, has 1 columns; wanted 2"),
-    ("train.tsv", b"text\tlable\na\t0\n", {}, r"line 1, is a heading without 'label'; did you mean 'lable'"),
-    ("train.tsv", b"text\tlabel\na\t0\nb\tfine\n", {}, r"line 3: label 'fine' is no class by number; .*data.classes"),
-    ("train.tsv", b"text\tlabel\na\tgod\n", dict(classes=("bad", "good")), r"line 2: label 'god' is none.*mean 'good'"),
-    ("train.tsv", b"text\tlabel\na\t7\n", dict(classes=("bad", "good")), r"line 2: label '7'; wanted one of bad, good"),
-    ("train.tsv", b"text\tlabel\na\t-2\n", {}, r"line 2: label '-2'; wanted 0, 1, ..."),
-    ("train.tsv", b"text\tlabel\na\t-1\n", {}, r"line 2: label '-1'"),
-    ("train.tsv", b"text\tlabel\na\thigh\n", dict(regression=True), r"line 2: label 'high' is no number"),
-    ("train.tsv", b"text\tlabel\na\t\xff\n", {}, r"train.tsv, line 2, is not UTF-8"),
-    ("train.tsv", b"text\tlabel\n", {}, r"'train' has no example"),
-    ("val.tsv", b"text\tlabel\na\t0\n", {}, r"has no split 'train', which would be a file of that name"),
-    ("train.jsonl", b'{"text": "a", "label": 0}\n{"text"', {}, r"train.jsonl, line 2, is no JSON"),
-    ("train.jsonl", b'{"text": "a"}\n', {}, r"train.jsonl, line 1, has no 'label'"),
-    ("train.jsonl", b'{"text": 3, "label": 0}\n', {}, r"train.jsonl, line 1: 3 is no text"),
+    ("train.tsv", b"text\tlabel\na\t0\nb\n", {}, ("train.tsv, line 3", "1 columns")),
+    ("train.tsv", b"text\tlable\na\t0\n", {}, ("train.tsv, line 1", "'label'", "'lable'")),
+    ("train.tsv", b"text\tlabel\na\t0\nb\tfine\n", {}, ("train.tsv, line 3", "'fine'", "data.classes")),
+    ("train.tsv", b"text\tlabel\na\tgod\n", dict(classes=("bad", "good")), ("train.tsv, line 2", "'god'", "'good'")),
+    ("train.tsv", b"text\tlabel\na\t7\n", dict(classes=("bad", "good")), ("train.tsv, line 2", "'7'", "bad, good")),
+    ("train.tsv", b"text\tlabel\na\t-2\n", {}, ("train.tsv, line 2", "'-2'", "0, 1")),
+    ("train.tsv", b"text\tlabel\na\t-1\n", {}, ("train.tsv, line 2", "'-1'")),
+    ("train.tsv", b"text\tlabel\na\thigh\n", dict(regression=True), ("train.tsv, line 2", "'high'")),
+    ("train.tsv", b"text\tlabel\na\t\xff\n", {}, ("train.tsv, line 2", "UTF-8")),
+    ("train.tsv", b"text\tlabel\n", {}, ("'train'",)),
+    ("val.tsv", b"text\tlabel\na\t0\n", {}, ("'train'",)),
+    ("train.jsonl", b'{"text": "a", "label": 0}\n{"text"', {}, ("train.jsonl, line 2", "JSON")),
+    ("train.jsonl", b'{"text": "a"}\n', {}, ("train.jsonl, line 1", "'label'")),
+    ("train.jsonl", b'{"text": 3, "label": 0}\n', {}, ("train.jsonl, line 1: 3",)),
     (
       "train.jsonl",
       b'{"text": "a", "label": 0.5}\n',
       {},
-      r"line 1: label 0.5 is no whole number; data.regression=True",
+      ("train.jsonl, line 1", 0.5, "data.regression=True"),
     ),
-    ("train.csv", b'text,label\n"a,0\n', {}, r"train.csv, line 2"),
+    ("train.csv", b'text,label\n"a,0\n', {}, ("train.csv, line 2",)),
   ],
 )
-def test_what_is_wrong_in_a_file_is_reported_by_its_line(tmp_path, vocabulary, name, content, options, message):
+def test_what_is_wrong_in_a_file_is_reported_by_its_line(tmp_path, vocabulary, name, content, options, named):
   (tmp_path / name).write_bytes(content)
-  with pytest.raises(ValueError, match=message):
+  with raises(ValueError, *named):
     sentence_data(tmp_path, vocabulary, **options).examples()
 
 
@@ -149,51 +150,51 @@ def test_a_label_that_the_model_or_the_training_split_has_not_is_reported_by_its
   write_tsv(tmp_path / "val.tsv", [("a", 0), ("b", 3)])
   made = sentence_data(tmp_path, vocabulary, eval_split="val")
   model = zoo.create("bert/test", head="sequence_classification", num_classes=2)
-  with pytest.raises(ValueError, match=r"set model.num_classes=3\n.*train.tsv, line 3: 2"):
+  with raises(ValueError, "model.num_classes=3", "train.tsv, line 3", 2):
     made.check_fit(model.config, Label())
-  with pytest.raises(ValueError, match=r"val.tsv, line 3: label '3'; wanted 0 to 2"):
+  with raises(ValueError, "val.tsv, line 3", "'3'", "0 to 2"):
     made.num_eval()
 
 
 @pytest.mark.parametrize(
-  ("options", "message"),
+  ("options", "named"),
   [
-    (dict(text=""), "data.text is empty"),
-    (dict(choices=("text",)), "data.choices is .*; wanted at least two"),
-    (dict(regression=True, classes=("a", "b")), "data.regression"),
-    (dict(classes=("a", "a")), "data.classes has a name twice"),
-    (dict(dataset="glue/sst"), "GLUE has no task 'sst'; did you mean 'sst2'"),
-    (dict(length=2), "data.length is 2; wanted a whole number, at least 5"),
-    (dict(vocab_file=""), "data.vocab_file is empty; wanted a vocab.txt"),
+    (dict(text=""), ("data.text",)),
+    (dict(choices=("text",)), ("data.choices", "('text',)")),
+    (dict(regression=True, classes=("a", "b")), ("data.regression",)),
+    (dict(classes=("a", "a")), ("data.classes",)),
+    (dict(dataset="glue/sst"), ("GLUE", "'sst'", "'sst2'")),
+    (dict(length=2), ("data.length", 2, 5)),
+    (dict(vocab_file=""), ("data.vocab_file", "vocab.txt")),
   ],
 )
-def test_options_that_cannot_be(tmp_path, vocabulary, options, message):
+def test_options_that_cannot_be(tmp_path, vocabulary, options, named):
   write_tsv(tmp_path / "train.tsv", [("a", 0)])
-  with pytest.raises(ValueError, match=message):
+  with raises(ValueError, *named):
     sentence_data(tmp_path, vocabulary, **options).examples()
 
 
 @pytest.mark.parametrize(
-  ("model", "message"),
+  ("model", "named"),
   [
     (
       dict(head="token_classification", num_classes=2),
-      r"head='sequence_classification'.*'token_classification'",
+      ("head='sequence_classification'", "'token_classification'"),
     ),
-    (dict(vocab_size=28), "vocab_size.* 28, .* 29 .*model.vocab_size=29"),
-    (dict(vocab_size=2000), "vocab_size.* 2000, .* 29 .*model.vocab_size=29"),
-    (dict(pad_token_id=1), r"the model's pad_token_id is 1, the vocabulary's \[PAD\] is 0"),
-    (dict(max_length=8), "rows have up to 16 tokens, the model's max_length is 8"),
-    (dict(type_vocab_size=1), "model.type_vocab_size=2"),
+    (dict(vocab_size=28), (28, "model.vocab_size=29")),
+    (dict(vocab_size=2000), (2000, "model.vocab_size=29")),
+    (dict(pad_token_id=1), ("pad_token_id", 1, "[PAD]", 0)),
+    (dict(max_length=8), (16, "max_length", 8)),
+    (dict(type_vocab_size=1), ("model.type_vocab_size=2",)),
   ],
 )
-def test_a_model_that_does_not_fit_is_an_error_that_says_why(tmp_path, vocabulary, model, message):
+def test_a_model_that_does_not_fit_is_an_error_that_says_why(tmp_path, vocabulary, model, named):
   write_tsv(tmp_path / "train.tsv", [("a", "b", 0), ("a", "b", 1)], ("text", "text2", "label"))
   made = sentence_data(tmp_path, vocabulary, text_pair="text2")
   config = zoo.create("bert/test", **dict(head="sequence_classification", num_classes=2) | model).config
-  with pytest.raises(ValueError, match=message):
+  with raises(ValueError, *named):
     made.check_fit(config, Label())
-  with pytest.raises(ValueError, match="head='sequence_classification'"):
+  with raises(ValueError, "head='sequence_classification'"):
     made.check_fit(zoo.create("transformer/test").config, Label())
 
 
@@ -222,9 +223,9 @@ def test_a_task_of_glue_is_read_by_its_name(tmp_path, vocabulary):
   assert made.class_names == names and made.num_classes == 2 and made.scores == ("f1", "accuracy")
   (batch,) = made.eval_batches(6)
   assert shown(batch, 0) == "[CLS] a b [SEP] c [SEP]" and batch["label"].tolist() == [0, 1] * 3
-  with pytest.raises(ValueError, match=r"'test'.*labels"):
+  with raises(ValueError, "'test'", "labels"):
     made.num_eval("test")
-  with pytest.raises(ValueError, match=r"label -1"):
+  with raises(ValueError, "label", -1):
     data.make("sequence_classification", **options, train_split="test").examples()
-  with pytest.raises(ValueError, match="has no feature 'sentense1'; did you mean 'sentence1'"):
+  with raises(ValueError, "'sentense1'", "'sentence1'"):
     data.make("sequence_classification", **options, text="sentense1").examples()

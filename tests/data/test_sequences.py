@@ -9,6 +9,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
+from support import raises
 
 import zoo
 from train import cli, data, optim
@@ -89,31 +90,30 @@ def test_symbols_outside_the_vocabulary_are_numbered_by_their_first_place():
 def test_a_model_that_does_not_fit_is_an_error():
   model = zoo.create("transformer/test", vocab_size=9, head="copy", copy_slots=3).config
   made(unseen=3, copy_slots=3).check_fit(model, None)
-  with pytest.raises(ValueError, match=r"up to 3 unknown words.*\(model.copy_slots\).*up to 2 \(data.copy_slots\)"):
+  with raises(ValueError, "model.copy_slots", 3, "data.copy_slots", 2):
     made(copy_slots=2).check_fit(model, None)
-  with pytest.raises(ValueError, match=r"model.copy_slots.*up to 0 \(data.copy_slots\)"):
+  with raises(ValueError, "model.copy_slots", "data.copy_slots", 0):
     made().check_fit(model, None)
-  with pytest.raises(ValueError, match=r"from 9 on in the data, from 12 on in the model: set model.vocab_size=9"):
+  with raises(ValueError, "model.vocab_size=9", 12):
     made(copy_slots=3).check_fit(zoo.create("transformer/test", vocab_size=12, head="copy", copy_slots=3).config, None)
-  with pytest.raises(ValueError, match=r"8, .* 9: set model\.vocab_size=9"):
+  with raises(ValueError, "model.vocab_size=9", 8):
     made().check_fit(zoo.create("transformer/test", vocab_size=8).config, None)
 
 
 @pytest.mark.parametrize(
-  ("kwargs", "words"),
+  ("kwargs", "named"),
   [
-    (dict(task="srot"), ["data.task", "'srot'", "did you mean 'sort'"]),
-    (dict(task="sort", unseen=2), ["data.unseen is 2", "wanted 0"]),
-    (dict(min_length=6), ["data.max_length is 5", "at least 6"]),
-    (dict(copy_slots=-1), ["data.copy_slots is -1", "at least 0"]),
-    (dict(symbols=2, max_length=3), ["360 sequences", "at most 4,", "3 to 3 out of 2"]),
+    (dict(task="srot"), ["data.task", "'srot'", "'sort'"]),
+    (dict(task="sort", unseen=2), ["data.unseen", 2, 0]),
+    (dict(min_length=6), ["data.max_length", 5, 6]),
+    (dict(copy_slots=-1), ["data.copy_slots", -1, 0]),
+    (dict(symbols=2, max_length=3), [360, 4, 3, 2]),
   ],
 )
-def test_a_wrong_config_is_an_error_that_helps(kwargs, words):
-  with pytest.raises(ValueError) as error:
+def test_a_wrong_config_is_an_error_that_helps(kwargs, named):
+  with raises(ValueError, *named):
     made(**kwargs)
-  assert all(word in str(error.value) for word in words), error.value
-  with pytest.raises(ValueError, match="has no split 'evl'; did you mean 'eval'"):
+  with raises(ValueError, "'evl'", "'eval'"):
     list(made().texts("evl"))
 
 

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 
 import pytest
+from support import raises
 from tokenizers import Tokenizer, models
 
 from train import data
@@ -74,18 +75,18 @@ def test_words_come_back_and_others_are_unknown_or_copied(lines, tmp_path):
 
 
 def test_tokenizers_that_cannot_be_made_or_read(tmp_path):
-  with pytest.raises(ValueError, match="'bep'; did you mean 'bpe'"):
+  with raises(ValueError, "'bep'", "'bpe'"):
     tokenizers.train_tokenizer(["a"], 1000, "bep")
-  with pytest.raises(ValueError, match="vocab_size=260; wanted more than 260"):
+  with raises(ValueError, "vocab_size", 260):
     tokenizers.train_tokenizer(["a"], 260)
-  with pytest.raises(ValueError, match=r"vocab_size=4; wanted more than 4, the special tokens"):
+  with raises(ValueError, "vocab_size", 4):
     tokenizers.train_tokenizer(["a"], 4, "word")
   path = tmp_path / "tokenizer.json"
-  with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
+  with raises(ValueError, path):
     tokenizers.load(path)
   path.write_text(json.dumps({"version": "9"}))
-  with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer"):
+  with raises(ValueError, path):
     tokenizers.load(path)
   path.write_text(Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, "<unk>")).to_str())
-  with pytest.raises(ValueError, match=r"tokens 0 to 3 are \['a', '<unk>', None, None\]; wanted \['<pad>'"):
+  with raises(ValueError, path, ["a", "<unk>", None, None], ["<pad>", "<unk>", "<s>", "</s>"]):
     tokenizers.load(path)

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 from batches import assert_equal, take
+from support import raises
 
 from train import config as configuration
 from train import data, loop
@@ -73,7 +74,7 @@ def test_words_that_a_source_has_are_in_its_target():
   model = types.SimpleNamespace(
     vocab_size=4000, max_length=128, pad_token_id=0, bos_token_id=2, eos_token_id=3, copy_slots=3
   )
-  with pytest.raises(ValueError, match=r"to a tokenizer of bytes no word is unknown.*data\.word_vocab_size"):
+  with raises(ValueError, "data.word_vocab_size"):
     small(copy_slots=3).check_fit(model, None)
 
 
@@ -119,7 +120,7 @@ def test_packing_fills_rows_and_buckets_waste_less_than_padding():
     slots = sum(batch["source_ids"].size + batch["target_ids"].size for batch in batches)
     np.testing.assert_allclose(share[batching], 1 - tokens / slots)
     assert pairs.unit == ("rows" if batching == "pack" else "pairs")
-    assert f"in batches of {pairs.padding_share(32, seed=3):.1%} padding" in pairs.about(32, seed=3)
+    assert f"{pairs.padding_share(32, seed=3):.1%} padding" in pairs.about(32, seed=3)
   assert share["pack"] < 0.2 < share["bucket"] < 0.4 < share["pad"]
   assert rows["pack"] < rows["bucket"] / 3 and rows["bucket"] == rows["pad"]
 
@@ -199,33 +200,32 @@ def test_shapes_need_no_reading(batching, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("kwargs", "words"),
+  ("kwargs", "named"),
   [
     (dict(dataset="verses_en_e"), ["'verses_en_e'", "verses_en_es"]),
-    (dict(dataset="fashion_mnist_small"), ["'fashion_mnist_small' has no translations"]),
-    (dict(source="eng"), ["no language 'eng'", "did you mean 'en'", "es"]),
-    (dict(target="en"), ["both 'en'"]),
-    (dict(train_split="trian"), ["trian", "did you mean 'train'", "val"]),
-    (dict(batching="packed"), ["data.batching", "did you mean 'pack'"]),
-    (dict(too_long="dorp"), ["data.too_long", "did you mean 'drop'"]),
+    (dict(dataset="fashion_mnist_small"), ["'fashion_mnist_small'"]),
+    (dict(source="eng"), ["'eng'", "'en'", "es"]),
+    (dict(target="en"), ["data.source", "data.target", "'en'"]),
+    (dict(train_split="trian"), ["trian", "'train'", "val"]),
+    (dict(batching="packed"), ["data.batching", "'packed'", "'pack'"]),
+    (dict(too_long="dorp"), ["data.too_long", "'dorp'", "'drop'"]),
     (dict(source_length=1), ["data.source_length", "1"]),
     (dict(buckets=0), ["data.buckets", "0"]),
-    (dict(soruce="en"), ["'soruce'", "did you mean 'source'"]),
-    (dict(source_length=2), ["'train[:700]' has no pair to use", "700 are longer", "data.source_length=2"]),
+    (dict(soruce="en"), ["'soruce'", "'source'"]),
+    (dict(source_length=2), ["'train[:700]'", 700, "data.source_length=2"]),
   ],
   ids=lambda value: str(value)[:60],
 )
-def test_a_wrong_config_is_an_error_that_helps(kwargs, words):
-  with pytest.raises(ValueError) as error:
+def test_a_wrong_config_is_an_error_that_helps(kwargs, named):
+  with raises(ValueError, *named):
     _ = small(**kwargs).num_train
-  assert all(word in str(error.value) for word in words), error.value
 
 
 def test_batches_that_cannot_be_made_are_refused_at_once():
   pairs = small(train_split="train[:50]")
-  with pytest.raises(ValueError, match=r"batch_size=64, but 'verses_en_es' 'train\[:50\]' has 50"):
+  with raises(ValueError, "batch_size", 64, "'verses_en_es' 'train[:50]'"):
     pairs.train_batches(64, 0)
-  with pytest.raises(ValueError, match="batch_size=6 cannot be shared by 4 processes"):
+  with raises(ValueError, "batch_size", 6, 4):
     pairs.eval_batches(6, process_count=4)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from support import raises
 from tensorboardX.proto.event_pb2 import Event
 
 from train import metrics
@@ -150,7 +151,7 @@ def test_only_one_process_writes(tmp_path, monkeypatch):
 
 
 def test_a_metric_is_one_number(tmp_path):
-  with log(tmp_path) as run, pytest.raises(ValueError, match=r"train/loss \(2,\)"):
+  with log(tmp_path) as run, raises(ValueError, "train/loss", (2,)):
     run.train(1, {"loss": np.ones(2)})
 
 

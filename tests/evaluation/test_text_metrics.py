@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support import raises
 
 from train.evaluation import text_metrics
 
@@ -40,7 +41,7 @@ def test_scores_of_numbers_are_their_closed_forms():
     3 - label, label
   ) == pytest.approx(-1)
   assert text_metrics.pearson(np.ones(40), label) == 0 == text_metrics.spearmanr(np.ones(40), label)
-  with pytest.raises(ValueError, match="no score 'spearmann' of numbers; did you mean 'spearmanr'"):
+  with raises(ValueError, "'spearmann'", "'spearmanr'"):
     text_metrics.check_scores(("spearmann",), True)
 
 
@@ -68,7 +69,7 @@ def test_an_entity_counts_if_it_is_right_as_a_whole():
   scores = text_metrics.score_entities(found, wanted)
   assert scores == dict(precision=2 / 4, recall=2 / 3, f1=4 / 7, accuracy=4 / 6)
   assert text_metrics.score_entities([["O"]], [["O"]])["f1"] == 0
-  with pytest.raises(ValueError, match="1 tags for a sentence of 2 words"):
+  with raises(ValueError, "1 tags", "2 words"):
     text_metrics.score_entities([["O"]], [["O", "O"]])
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import random_model
+from support import raises, random_model
 
 import zoo
 from train import rng
@@ -75,7 +75,7 @@ def test_each_place_tells_its_own_square():
 
 def test_an_rng_is_needed_where_no_noise_is_given():
   model, variables, (image, _) = random_model("simmim/test", **TINY)
-  with pytest.raises(ValueError, match="rng `mask`"):
+  with raises(ValueError, "`mask`"):
     model.apply(variables, image)
   masks = [model.apply(variables, image, rngs={"mask": jax.random.key(k)})[1]["masked"] for k in (0, 0, 1)]
   np.testing.assert_array_equal(masks[0], masks[1])
@@ -85,19 +85,17 @@ def test_an_rng_is_needed_where_no_noise_is_given():
 def test_what_cannot_be():
   config = zoo.create("simmim/b").config
   assert mask_grid(config, (192, 256), 32) == (6, 8) and config.stride == 32 and config.grid == (6, 6)
-  with pytest.raises(ValueError, match=r"mask_patch_size is 6; .* 4 pixels"):
+  with raises(ValueError, "mask_patch_size", 6, 4):
     mask_grid(config, (192, 192), 6)
-  with pytest.raises(ValueError, match="mask_patch_size is 0"):
+  with raises(ValueError, "mask_patch_size", 0):
     mask_grid(config, (192, 192), 0)
-  with pytest.raises(
-    ValueError, match=r"an image of 192 x 200 pixels is no multiple of the mask_patch_size, 64(.|\n)*stride, 32"
-  ):
+  with raises(ValueError, "192 x 200", "mask_patch_size", 64, 32):
     mask_grid(config, (192, 200), 64)
   for fields in (dict(num_classes=3), dict(head="features")):
-    with pytest.raises(ValueError, match="a SimMIM has neither"):
+    with raises(ValueError, *fields, *fields.values()):
       zoo.create("simmim/test", **fields)
   model, variables, (image, noise) = random_model("simmim/test", **TINY)
-  with pytest.raises(ValueError, match=r"mask_ratio 0\.99 keeps 0 of 20 patches"):
+  with raises(ValueError, "mask_ratio", 0.99, 20):
     model.apply(variables, image, noise, mask_ratio=0.99)
 
 
@@ -160,10 +158,10 @@ def test_masks_belong_to_the_example_and_not_to_its_place():
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1])
 def test_ratios_that_hide_none_or_all(ratio):
-  with pytest.raises(ValueError, match=f"config.objective: mask_ratio is {ratio}; wanted 0 < mask_ratio < 1"):
+  with raises(ValueError, "config.objective", "mask_ratio", ratio, "0 < mask_ratio < 1"):
     objective.Objective(mask_ratio=ratio)
 
 
 def test_a_unit_that_does_not_fit_the_image():
-  with pytest.raises(ValueError, match="an image of 16 x 24 pixels is no multiple of the mask_patch_size, 32"):
+  with raises(ValueError, "16 x 24", "mask_patch_size", 32):
     objective.Objective()(Teller(), {}, BATCH)
