@@ -15,7 +15,7 @@ def write_vocabulary(folder):
 
 
 def shown(batch, i, choice=None):
-  """The tokens of a row as text; what the other arrays say of them is checked on the way."""
+  """The tokens of a row as text; checks segments and positions."""
   arrays = [
     batch[name][i] if choice is None else batch[name][i, choice]
     for name in ("input_ids", "segment_ids", "position_ids")

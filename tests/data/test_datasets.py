@@ -60,7 +60,7 @@ def test_the_full_fashion_mnist_from_local_files(tmp_path):
     assert written == sorted(zip((i.tobytes() for i in images_BYX), labels_B.tolist(), strict=True))
 
 
-def test_the_bundled_set_is_what_its_script_makes(tmp_path, monkeypatch):
+def test_the_bundled_set_is_reproduced_by_its_script(tmp_path, monkeypatch):
   from train.datasets import make_fashion_mnist_small as script
 
   pixels = write_idx(tmp_path, 40)
@@ -133,7 +133,7 @@ def test_cifar_is_prepared_from_arrays(tmp_path, monkeypatch):
   assert {i.tobytes() for i in batch["image"]} == {i.tobytes() for i in planar}
 
 
-def test_what_cannot_be_prepared_says_why(tmp_path):
+def test_sets_that_cannot_be_prepared_are_errors(tmp_path):
   for name, known in {"imagnet2012": "imagenet2012", "fashion_mnist_small": "bundled"}.items():
     with raises(ValueError, f"'{name}'", known):
       prepare.prepare(name, str(tmp_path))

@@ -23,8 +23,8 @@ def test_an_outline_has_no_specks_and_no_small_holes():
   np.testing.assert_array_equal(fashion_scenes.outline(image), wanted)
 
 
-def test_scenes_are_objects_on_a_photograph(monkeypatch):
-  """Objects as light as their class on a dark photograph: the light tells the mask, but where borders are soft."""
+def test_masks_of_scenes_agree_with_their_images(monkeypatch):
+  """Objects as bright as their class on a dark photograph: brightness determines the mask except at soft borders."""
   monkeypatch.setattr(fashion_scenes, "OBJECTS", (3, 3))
   light = 60 + 15 * np.arange(10)
   images = np.zeros((10, 28, 28), np.uint8)
@@ -43,7 +43,7 @@ def test_scenes_are_objects_on_a_photograph(monkeypatch):
   assert set(counts) >= {2, 3} and max(counts) == 3  # each is an object of its own; some are the same, or covered
 
 
-def test_scenes_need_nothing_from_elsewhere_and_are_the_same_everywhere(tmp_path, monkeypatch):
+def test_scenes_are_prepared_without_downloads_and_deterministically(tmp_path, monkeypatch):
   monkeypatch.setattr(fashion_scenes, "COUNTS", dict(train=20, test=10))
   found = []
   for name in "ab":
@@ -68,7 +68,7 @@ def test_the_photographs_are_small_and_their_origin_is_documented():
   origin = (folder / "ORIGIN.md").read_text()
   assert all(f"| {name} |" in origin for name in names)
   for split in fashion_scenes.PHOTOGRAPHS:  # every part of a scene is within each
-    assert all(min(picture.shape) >= fashion_scenes.PART[1] for picture in fashion_scenes.read_photographs(split))
+    assert all(min(photograph.shape) >= fashion_scenes.PART[1] for photograph in fashion_scenes.read_photographs(split))
 
 
 def test_the_photographs_are_made_by_their_script(tmp_path):

@@ -1,4 +1,4 @@
-"""The order of the data is a pure function of (seed, step), every example is seen, and bad data is named."""
+"""The order of the data is a function of (seed, step), every example is used, and invalid data is named."""
 
 import io
 import json
@@ -74,11 +74,11 @@ def write_fake(folder, examples, **attributes):
 def test_every_epoch_has_every_example_once_in_an_order_of_its_own(cache):
   plain = small(train_split="train[:200]", crop=dict(name="center_crop"), augment=(), cache=cache)
   source = plain.examples()
-  pictures = [plain.example(source, i)[0].tobytes() for i in range(200)]
-  assert len(set(pictures)) == 200
+  pixels = [plain.example(source, i)[0].tobytes() for i in range(200)]
+  assert len(set(pixels)) == 200
   # Batches of 80 do not divide the epoch: the stream runs on through its end.
   stream = concatenate(take(plain.train_batches(80, seed=1), 5))
-  orders = [[pictures.index(image.tobytes()) for image in stream["image"][e * 200 : e * 200 + 200]] for e in (0, 1)]
+  orders = [[pixels.index(image.tobytes()) for image in stream["image"][e * 200 : e * 200 + 200]] for e in (0, 1)]
   assert sorted(orders[0]) == sorted(orders[1]) == list(range(200))
   assert orders[0] != orders[1]
   assert stream["label"].tolist() == [source[i][1] for order in orders for i in order]
@@ -181,7 +181,7 @@ def running(pid):
     os.kill(pid, 0)
   except ProcessLookupError:
     return False
-  status = Path(f"/proc/{pid}/stat")  # a container may have nobody who collects the dead
+  status = Path(f"/proc/{pid}/stat")  # in a container zombies may never be reaped
   return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
@@ -201,22 +201,22 @@ def test_evaluation_sees_every_example_once_over_all_processes(batch_size, limit
     assert np.concatenate([b["label"][b["valid"]] for b in batches]).tolist() == expected
 
 
-def test_training_cuts_and_then_does_what_is_asked_in_order():
+def test_training_crops_and_then_applies_operations_in_order():
   images = small(train_split="train[:64]", crop=dict(name="whole"), augment=(dict(name="flip", probability=1.0),))
   source = images.examples()
   originals = {images.example(source, i)[0].tobytes() for i in range(64)}
   batch = take(images.train_batches(64, 0), 1)[0]
   assert {np.ascontiguousarray(image[:, ::-1]).tobytes() for image in batch["image"]} == originals
-  # The crop draws first, then each operation, all from one generator made of the seed and the place.
+  # The crop draws first, then each operation, all from one generator made of the seed and the position.
   images = small(train_split="train[:64]", crop=CROP, augment=(dict(name="flip"), dict(name="rand_augment")))
   batch = take(images.train_batches(64, 9, 1), 1)[0]
-  pictures = [transforms.decode(source[i][0], 1) for i in range(64)]
+  decoded = [transforms.decode(source[i][0], 1) for i in range(64)]
   expected = set()
-  for picture in pictures:
-    for place in range(64, 128):
-      rng = np.random.default_rng((9, place))
+  for original in decoded:
+    for position in range(64, 128):
+      rng = np.random.default_rng((9, position))
       box = transforms.random_resized_crop((28, 28), rng, (28, 28), area=(0.2, 1.0))
-      image = transforms.resize(picture, box, (28, 28), "fast")
+      image = transforms.resize(original, box, (28, 28), "fast")
       expected.add(transforms.rand_augment(transforms.flip(image, rng), rng).tobytes())
   assert {image.tobytes() for image in batch["image"]} <= expected
 
@@ -230,7 +230,7 @@ def test_evaluation_can_read_the_training_split_without_augmentation():
 
 @pytest.mark.parametrize(("channels", "expected"), [(None, 1), (1, 1), (3, 3)])
 @pytest.mark.parametrize("size", [28, (32, 40)])
-def test_images_have_the_size_and_the_channels_asked_for(channels, expected, size):
+def test_images_have_the_configured_size_and_channels(channels, expected, size):
   images = small(channels=channels, image_size=size)
   shape = ((28, 28) if size == 28 else size) + (expected,)
   assert images.image_shape == shape
@@ -241,7 +241,7 @@ def test_images_have_the_size_and_the_channels_asked_for(channels, expected, siz
       assert batch["image"].std() > 10
 
 
-def test_pictures_of_all_sizes_are_cut_to_one(tmp_path):
+def test_images_of_all_sizes_are_cropped_to_one_size(tmp_path):
   folder = write_fake(tmp_path, [(image_file(i, (20 + i, 40 - i), "JPEG"), i % 3) for i in range(12)])
   images = data.make("image_classification", dataset="fake", data_dir=folder, image_size=16, crop=CROP, augment=AUGMENT)
   batch = take(images.train_batches(12, 0), 1)[0]
@@ -254,7 +254,7 @@ def test_pictures_of_all_sizes_are_cut_to_one(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(None, None, 3), (20, 24, 3)])  # read, and cached
-def test_a_corrupt_image_is_named_and_skipped_only_if_asked(tmp_path, shape):
+def test_a_corrupt_image_is_named_and_skipped_only_with_skip_corrupt(tmp_path, shape):
   files = [image_file(i) for i in range(10)]
   files[7] = files[7][:60]
   folder = write_fake(tmp_path, [(file, i % 3) for i, file in enumerate(files)], shape=shape)
@@ -267,7 +267,7 @@ def test_a_corrupt_image_is_named_and_skipped_only_if_asked(tmp_path, shape):
     np.testing.assert_array_equal(batch["image"][i], np.asarray(Image.open(io.BytesIO(files[i]))))
 
 
-def test_skipped_images_are_counted_also_over_a_resume(tmp_path):
+def test_skipped_images_are_counted_across_a_resume(tmp_path):
   files = [image_file(i) for i in range(16)]
   files[7] = files[7][:60]
   folder = write_fake(tmp_path / "data", [(file, i % 3) for i, file in enumerate(files)])
@@ -292,7 +292,7 @@ def test_a_label_outside_the_classes_is_named(tmp_path, skip):
 
 
 @pytest.mark.parametrize(("shape", "record"), [((None, None, 3), "example 3"), ((20, 24, 3), "record 0")])
-def test_a_shard_that_is_cut_off_is_named(tmp_path, shape, record):
+def test_a_truncated_shard_is_named(tmp_path, shape, record):
   folder = write_fake(tmp_path, [(image_file(i), 0) for i in range(6)], shape=shape)
   shard = tmp_path / "fake" / "1.0.0" / "fake-train.array_record-00001-of-00002"
   shard.write_bytes(shard.read_bytes()[:1000])
@@ -325,13 +325,13 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path, shape, record):
   ],
   ids=lambda value: str(value)[:60],
 )
-def test_a_wrong_config_is_an_error_that_helps(kwargs, named):
+def test_an_invalid_config_is_an_error_that_names_the_fault(kwargs, named):
   given = dict(name="image_classification", dataset="fashion_mnist_small", image_size=28) | kwargs
   with raises(ValueError, *named):
     _ = data.make(**given).num_train
 
 
-def test_batches_that_cannot_be_made_are_refused_at_once():
+def test_invalid_batch_sizes_are_errors_before_the_first_batch():
   images = small(train_split="train[:100]")
   with raises(ValueError, "batch_size", 128, "'fashion_mnist_small' 'train[:100]'"):
     images.train_batches(128, 0)

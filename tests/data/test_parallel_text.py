@@ -36,7 +36,7 @@ def prepared(tmp_path, folder, *options, **kwargs):
 
 
 @pytest.mark.parametrize("kind", ["files", "tsv"])
-def test_texts_of_ones_own_are_prepared_and_bad_pairs_are_counted(tmp_path, kind):
+def test_local_texts_are_prepared_and_bad_pairs_are_counted(tmp_path, kind):
   folder = tmp_path / "mine"
   if kind == "files":
     write(folder)
@@ -49,7 +49,7 @@ def test_texts_of_ones_own_are_prepared_and_bad_pairs_are_counted(tmp_path, kind
   assert pairs.counts() == {"pairs": 3, "empty": 2, "too_long": 1}
   full = [(e.strip(), s.strip()) for e, s in zip(*LINES.values(), strict=True) if e and s]
   assert pairs.references() == full and pairs.references("test") == [("One.", "Uno.")]
-  # In evaluation nothing is dropped: what is too long is cut, and the reference is whole.
+  # In evaluation nothing is dropped: what is too long is truncated, and the reference is whole.
   assert pairs.num_eval() == len(full) == 4
   (batch,) = pairs.eval_batches(4)
   assert (batch["target_ids"][2] != 0).all() and batch["target_ids"][2][-1] == tokenizers.EOS
@@ -57,8 +57,8 @@ def test_texts_of_ones_own_are_prepared_and_bad_pairs_are_counted(tmp_path, kind
   assert (
     full[2][1].startswith(decode(batch["target_ids"][2])) and decode(batch["source_ids"][3]) == "日本語 is Japanese."
   )
-  cut = data.make("translation", dataset=pairs.dataset, data_dir=pairs.data_dir, too_long="truncate")
-  assert cut.counts() == {"pairs": 4, "empty": 2, "too_long": 1}
+  truncated = data.make("translation", dataset=pairs.dataset, data_dir=pairs.data_dir, too_long="truncate")
+  assert truncated.counts() == {"pairs": 4, "empty": 2, "too_long": 1}
   assert pairs.vocab_size <= 300
   # Once trained, a tokenizer stays.
   digest = pairs.tokenizer_digest
@@ -66,7 +66,7 @@ def test_texts_of_ones_own_are_prepared_and_bad_pairs_are_counted(tmp_path, kind
   assert data.make("translation", dataset=pairs.dataset, data_dir=pairs.data_dir).tokenizer_digest == digest
   with raises(ValueError, "tokenizer.json"):
     prepare.prepare("parallel_text/en-es", pairs.data_dir, None, 400)
-  # Nor are other files taken for those that it was made of.
+  # Other source files are an error.
   with raises(ValueError, "parallel_text/en-es/1.0.0"):
     prepare.prepare("parallel_text/en-es", pairs.data_dir, str(folder))
   # Invalid arguments fail before anything is written; an interrupted preparation continues.
@@ -80,7 +80,7 @@ def test_texts_of_ones_own_are_prepared_and_bad_pairs_are_counted(tmp_path, kind
   assert written.exists()
 
 
-def test_a_tokenizer_of_words_is_prepared_where_asked_for(tmp_path):
+def test_a_tokenizer_of_words_can_be_prepared(tmp_path):
   pairs = prepared(tmp_path, write(tmp_path / "mine"), "--tokenizer", "word")
   assert pairs.tokenizer.encode("house lärm").tokens == ["house", "<unk>", "</s>"]
 
@@ -117,7 +117,7 @@ def test_a_set_without_translations_has_no_tokenizer():
 
 
 def test_wmt_is_known_without_tensorflow():
-  # In a process of its own: here another test has imported it.
+  # In a new process: in this one another test may have imported it.
   program = "from train import data; data.make('translation', dataset='wmt14_translat/de-en').num_train"
   root = str(Path(data.__file__).parents[1])
   run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, timeout=120)
@@ -172,7 +172,7 @@ class Wmt(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       yield i, {"de": f"Zahl {i}", "en": f"Number {i}" if i != 4 else b"\xff\xfe"}
 
 
-def test_a_set_of_tfds_wants_a_tokenizer_and_names_a_text_that_is_no_text(tmp_path, monkeypatch):
+def test_a_set_of_tfds_needs_a_tokenizer_and_text_that_is_not_utf8_is_named(tmp_path, monkeypatch):
   builder = Wmt(data_dir=tmp_path, file_format="array_record")
   builder.download_and_prepare()
   given = dict(dataset="wmt", data_dir=str(tmp_path), source="en", target="de")
@@ -180,7 +180,7 @@ def test_a_set_of_tfds_wants_a_tokenizer_and_names_a_text_that_is_no_text(tmp_pa
     _ = data.make("translation", **given).vocab_size
   with raises(ValueError, "UTF-8", "example", "'wmt' 'train'", "record", ".array_record"):
     text_pairs.prepare_tokenizer("wmt", str(tmp_path), builder, 400, None)
-  # A sample of the pairs is enough: here those of even number, in whatever order TFDS wrote them.
+  # The tokenizer is trained on a sample of the pairs: here the even ones, in the order in which TFDS wrote them.
   monkeypatch.setattr(text_pairs, "SAMPLE", 10)
   seen = list(text_pairs.Lines("wmt", "train", None, builder, ["de"]).texts())
   monkeypatch.setattr(text_pairs.Lines, "parse", lambda self, v: tuple(v[n].bytes_list.value[0] for n in ["de"]))

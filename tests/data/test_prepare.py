@@ -1,4 +1,4 @@
-"""A corpus is made of any texts, whole, and the same to the bit however it was made, killed or not."""
+"""A corpus is prepared from any texts, completely, and bit-identically for any processes and after a kill."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ from train.data.text.vocabulary import SPECIAL, load_vocabulary
 # Sources.
 
 
-def test_running_text_to_sentences():
+def test_running_text_is_split_into_sentences():
   text = (
     'He said, "Go!"  She went\nhome. Mr. J. R. Smith paid 3.5 dollars... and then? yes. “What?” Oh, e.g. 你好。再见！'
   )
@@ -42,7 +42,7 @@ def read_all(source):
 
 @pytest.fixture
 def folder(tmp_path, chapters):
-  """Text files in folders, of which one has a mark of its encoding, one Windows' line ends, and two are empty."""
+  """Text files in folders, of which one has a byte-order mark, one Windows line ends, and two are empty."""
   (tmp_path / "text" / "b").mkdir(parents=True)
   texts = ["\n\n".join("\n".join(chapter) for chapter in chapters[i : i + 8]) for i in range(0, 40, 8)]
   for name, text in zip(("a.txt", "b/1.txt", "b/2.txt", "b/3.txt", "c"), texts, strict=True):
@@ -56,21 +56,21 @@ def folder(tmp_path, chapters):
 
 
 @pytest.mark.parametrize("chunk", [100, 3000, 20_000, 10**9])
-def test_chunks_are_cut_where_documents_end(folder, chapters, chunk, monkeypatch):
+def test_chunks_end_where_documents_end(folder, chapters, chunk, monkeypatch):
   monkeypatch.setattr(corpora, "CHUNK", chunk)
   source = TextFiles(str(folder))
   chunks = source.chunks()
   assert chunks == source.chunks() and (len(chunks) == 1) == (chunk == 10**9)
-  if chunk >= 20_000:  # shorter ones cut a chapter of twice their length
+  if chunk >= 20_000:  # shorter ones split a chapter of twice their length
     found = read_all(source)
     assert [document for document in found if document] == chapters[:40] and found.count([]) == 2
   assert [v for document in read_all(source) for v in document] == [v for chapter in chapters[:40] for v in chapter]
   # Every byte is in one chunk.
   parts = [part for each in chunks for part in each]
   for file in {part.name for part in parts}:
-    places = [part[1:] for part in parts if part.name == file]
-    assert places[0][0] == 0 and places[-1][1] == Path(file).stat().st_size
-    assert all(a[1] == b[0] for a, b in itertools.pairwise(places))
+    offsets = [part[1:] for part in parts if part.name == file]
+    assert offsets[0][0] == 0 and offsets[-1][1] == Path(file).stat().st_size
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(offsets))
 
 
 @pytest.mark.parametrize("chunk", [3000, 10**9])
@@ -84,7 +84,7 @@ def test_a_file_is_a_document(folder, chapters, chunk, monkeypatch):
     assert " ".join(running) == " ".join(verses) and len(running) > 1.2 * len(verses)
 
 
-def test_text_without_an_end_of_line_is_cut_between_characters(tmp_path, monkeypatch):
+def test_text_without_line_ends_is_split_between_characters(tmp_path, monkeypatch):
   monkeypatch.setattr(corpora, "CHUNK", 1000)
   for text in ("日本" * 3000, "wörd " * 3000):
     (tmp_path / "text").write_text(text, encoding="utf-8")
@@ -94,7 +94,7 @@ def test_text_without_an_end_of_line_is_cut_between_characters(tmp_path, monkeyp
     assert "".join(found).replace(" ", "") == text.replace(" ", "") and all("wörd" in v or "日" in v for v in found)
 
 
-def test_text_that_is_not_utf8_is_named_with_its_place(folder, monkeypatch):
+def test_text_that_is_not_utf8_is_named_with_its_byte(folder, monkeypatch):
   monkeypatch.setattr(corpora, "CHUNK", 5000)
   with (folder / "b/3.txt").open("r+b") as file:
     file.seek(12_345)
@@ -147,7 +147,7 @@ def test_a_set_of_texts_is_read_a_record_a_document(tmp_path):
   assert read_all(head)[0][0] == "One." and read_all(head)[0][-1] == "Three"
 
 
-def test_sources_that_are_none(tmp_path):
+def test_invalid_sources_are_errors(tmp_path):
   for source, options, named in (
     ("nothere.txt", {}, ("'nothere.txt'",)),
     ("verses_en_ess", {}, ("'verses_en_ess'", "verses_en_es")),
@@ -198,13 +198,13 @@ def test_a_corpus_opens_as_any_set(tmp_path, folder, small, chapters):
   assert counts["train_tokens"] == sum(len(row["input_ids"]) for row in found["train"])
   assert len(tfds.builder_from_directory(path).as_data_source("val")) == counts["val_rows"]
   # No chapter is in both.
-  places = {}
+  chapter_of = {}
   for number, verse in ((i, v) for i, chapter in enumerate(chapters[:40]) for v in chapter):
-    places.setdefault(tuple(words.encode([verse])[0]), number)
+    chapter_of.setdefault(tuple(words.encode([verse])[0]), number)
   seen = {}
   for split, made in found.items():
     text = [np.split(row["input_ids"], row["second_starts"])[0].tolist()[1:-1] for row in made]
-    seen[split] = {number for ids, number in places.items() if any(t[: len(ids)] == list(ids) for t in text)}
+    seen[split] = {number for ids, number in chapter_of.items() if any(t[: len(ids)] == list(ids) for t in text)}
   assert len(seen["val"]) >= 4 and len(seen["train"]) > 25 and not seen["val"] & seen["train"]
   # Two copies to train on, and one to validate with.
   for split, copies in (("train", 2), ("val", 1)):
@@ -234,7 +234,7 @@ def test_whole_chunks_are_for_validation_where_there_are_many(tmp_path, folder, 
   assert set(tfds.builder_from_directory(none).info.splits) == {"train"}
 
 
-def test_two_processes_make_what_one_makes(tmp_path, folder, small):
+def test_two_processes_make_the_same_corpus_as_one(tmp_path, folder, small):
   one, two = (prepared(tmp_path, str(n), folder, processes=n, pack=True) for n in (1, 2))
   assert content(one) == content(two) and len(content(one)) > 10
 
@@ -255,7 +255,7 @@ prepare_corpus.prepare_corpus("corpus/bible", sys.argv[1], sys.argv[2], vocab_si
 """
 
 
-def test_who_was_killed_goes_on(tmp_path, folder, small, monkeypatch):
+def test_a_killed_preparation_resumes(tmp_path, folder, small, monkeypatch):
   wanted = prepared(tmp_path, "one", folder, processes=1)
   done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "two"), str(folder)], capture_output=True)
   assert done.returncode == -signal.SIGKILL, done.stderr
@@ -278,7 +278,7 @@ def test_an_error_in_a_process_is_raised(tmp_path, folder, small):
     prepared(tmp_path, "one", folder, processes=2, vocab=str(tmp_path / "vocab.txt"), vocab_size=None)
 
 
-def test_what_cannot_be_prepared(tmp_path, folder, capsys):
+def test_invalid_preparations_are_errors(tmp_path, folder, capsys):
   def fails(*named, name="corpus/bible", **kwargs):
     with raises(ValueError, *named):
       prepare.prepare(name, str(tmp_path), **dict(source=str(folder)) | kwargs)
@@ -296,7 +296,7 @@ def test_what_cannot_be_prepared(tmp_path, folder, capsys):
   fails("beam_option", ["a=b"], "'local'", beam_option=["a=b"])
   (folder.parent / "empty").write_text("\n")
   fails(folder.parent / "empty", source=str(folder.parent / "empty"), processes=1)
-  # The command hands on what it is given, and an option's value is no override.
+  # The command passes its options on, and an option's value is not an override.
   command = ["prepare", "corpus/x", "--source", str(folder), "--data-dir", str(tmp_path)]
   assert cli.main([*command, "--beam-option", "a.b=c", "--no-pairs", "--pack"]) == 2
   error = capsys.readouterr().err

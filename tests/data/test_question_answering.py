@@ -13,7 +13,7 @@ from train import data
 from train.data.text import question_answering
 
 
-def test_windows_leave_no_gap_and_no_window_is_without_need():
+def test_windows_cover_the_context_and_none_is_redundant():
   for length in range(60):
     for room in range(2, 12):
       for stride in range(1, room + 1):
@@ -23,9 +23,11 @@ def test_windows_leave_no_gap_and_no_window_is_without_need():
         assert all(count == room for _, count in found[:-1]) and found[-1][1] <= room
         assert len(found) == 1 + max(0, math.ceil((length - room) / stride))
         best = question_answering.best_context(found, length)
-        for place in range(length):  # as the released code words it
-          context = [min(place - f, f + n - 1 - place) + 0.01 * n if f <= place < f + n else -9 for f, n in found]
-          assert best[place] == int(np.argmax(context))
+        for position in range(length):  # as in the released code
+          context = [
+            min(position - f, f + n - 1 - position) + 0.01 * n if f <= position < f + n else -9 for f, n in found
+          ]
+          assert best[position] == int(np.argmax(context))
 
 
 def question_data(folder, vocabulary, **kwargs):
@@ -33,12 +35,12 @@ def question_data(folder, vocabulary, **kwargs):
   return data.make("question_answering", **options | dict(train_split="dev", eval_split="dev") | kwargs)
 
 
-def test_answers_are_found_in_windows_and_come_back_as_they_are_written(tmp_path, vocabulary):
+def test_answers_are_located_in_windows_and_recovered_as_written(tmp_path, vocabulary):
   write_squad(tmp_path / "dev.json")
   made = question_data(tmp_path, vocabulary)
   (batch,) = made.eval_batches(8)
   rows = [shown(batch, i) for i in range(int(batch["valid"].sum()))]
-  # "." and "!" are unknown; 8 places a window, and each begins 4 after the one before.
+  # "." and "!" are unknown; 8 positions a window, and each begins 4 after the one before.
   assert rows[0] == "[CLS] is [SEP] paris is good [UNK] ann is in paris [SEP]"
   assert rows[1] == "[CLS] is [SEP] ann is in paris [UNK] [SEP]"
   assert rows[4] == "[CLS] no [SEP] a b c d e f g h [SEP]" and rows[5] == "[CLS] no [SEP] e f g h i b ##a ##b [SEP]"
@@ -86,7 +88,7 @@ def test_tfds_and_files_have_the_same_questions(tmp_path, vocabulary):
   assert (made.length, made.doc_stride, made.max_query_length) == (384, 128, 64)
 
 
-def test_an_answer_that_is_not_where_it_should_be_is_looked_for_nearby(tmp_path, vocabulary):
+def test_a_misplaced_answer_is_searched_nearby(tmp_path, vocabulary):
   assert question_answering.find_answer("ab ab", "ab", 1) == (0, 2) and question_answering.find_answer(
     "ab ab", "ab", 2
   ) == (3, 5)
@@ -94,7 +96,7 @@ def test_an_answer_that_is_not_where_it_should_be_is_looked_for_nearby(tmp_path,
   write_squad(tmp_path / "dev.json", [*SQUAD, ("q4", "a", "b c d", [("x", 0)])])
   made = question_data(tmp_path, vocabulary)
   assert made.num_train == 7 and "1 answers" in made.about(2, 0)
-  assert len(made.windows()[0]) == made.num_eval() == 8  # of an evaluation none is left out
+  assert len(made.windows()[0]) == made.num_eval() == 8  # evaluation drops none
 
 
 @pytest.mark.parametrize(
@@ -110,20 +112,20 @@ def test_an_answer_that_is_not_where_it_should_be_is_looked_for_nearby(tmp_path,
     ("{}", dict(doc_stride=8), ("data.doc_stride", 8, "1 to 7", 12)),
   ],
 )
-def test_what_is_no_squad_file_is_an_error(tmp_path, vocabulary, content, options, named):
+def test_an_invalid_squad_file_is_an_error(tmp_path, vocabulary, content, options, named):
   (tmp_path / "dev.json").write_text(content)
   with raises(ValueError, *named):
     question_data(tmp_path, vocabulary, **options).examples()
 
 
-def logits_of(places, length=12):
+def logits_of(entries, length=12):
   logits = np.zeros((length, 2))
-  for place, side, value in places:
-    logits[place, side] = value
+  for position, side, value in entries:
+    logits[position, side] = value
   return logits
 
 
-def test_the_best_answer_is_taken_of_all_windows(tmp_path, vocabulary):
+def test_the_best_answer_over_all_windows_is_chosen(tmp_path, vocabulary):
   write_squad(tmp_path / "dev.json")
   made = question_data(tmp_path, vocabulary)
   placed, offsets = made.windows()
@@ -133,11 +135,11 @@ def test_the_best_answer_is_taken_of_all_windows(tmp_path, vocabulary):
   assert choose([logits_of([]), logits_of([(3, 0, 5), (3, 1, 5)])]).score < 10
   assert choose([logits_of([(7, 0, 5), (7, 1, 5)]), logits_of([])])[:2] == ("Ann", 10)
   assert choose([logits_of([(3, 0, 2), (5, 1, 2)]), logits_of([])]) == ("Paris is good", 4.0, -4.0)
-  # The end lies before the beginning, or too far behind it.
+  # The end is before the start, or too far after it.
   assert choose([logits_of([(5, 0, 3), (4, 1, 3)]), logits_of([])]).score == 3
   assert choose([logits_of([(3, 0, 3), (5, 1, 3)]), logits_of([])], max_answer_length=2).score == 3
-  # [CLS] says in one window that the answer is not there, in the other that it is.
-  said = choose([logits_of([(0, 0, 3), (0, 1, 3), (3, 0, 2), (3, 1, 2)]), logits_of([(0, 0, 1), (0, 1, 1)])])
-  assert said == ("Paris", 4.0, -2.0)
+  # [CLS] scores no answer higher in one window, and lower in the other.
+  best = choose([logits_of([(0, 0, 3), (0, 1, 3), (3, 0, 2), (3, 1, 2)]), logits_of([(0, 0, 1), (0, 1, 1)])])
+  assert best == ("Paris", 4.0, -2.0)
   # Neither question nor [SEP] is an answer.
   assert choose([logits_of([(1, 0, 9), (1, 1, 9), (11, 0, 9), (11, 1, 9)]), logits_of([])]).score == 0

@@ -1,4 +1,4 @@
-"""Kernel regression: points from a file, Nadaraya and Watson's formula, and the width that predicts best."""
+"""Kernel regression: points from a file, the Nadaraya-Watson formula, and the bandwidth that predicts best."""
 
 import json
 
@@ -19,7 +19,7 @@ from train.objectives.regression import Objective
 from train.plots import registry
 from zoo.models.kernel_regression import learned_bandwidth
 
-# Around a curve, noisy, with places that are dense and sparse: 30 points, of which 24 train, a multiple of 8 devices.
+# Around a curve, noisy, of varying density: 30 points, of which 24 train, a multiple of 8 devices.
 RNG = np.random.default_rng(3)
 X = np.sort(RNG.gamma(2.0, 50.0, 30))
 Y = 100 * np.sin(X / 60) + RNG.normal(0, 20, 30)
@@ -48,7 +48,7 @@ def leave_one_out(x, y, width):
 # ---- points
 
 
-def test_the_bundled_points_are_engels_and_what_their_script_makes(tmp_path):
+def test_the_bundled_points_are_engels_and_reproduced_by_their_script(tmp_path):
   table = data.make("regression", dataset="engel").table
   # As R's quantreg, which has the same set, sums it up.
   assert len(table.x) == 235 and table.names == make_engel.HEADING
@@ -62,7 +62,7 @@ def test_the_bundled_points_are_engels_and_what_their_script_makes(tmp_path):
   assert make_engel.make(tmp_path, tmp_path).read_text() == ours
 
 
-def test_splits_have_every_point_once_and_the_seed_chooses(file):
+def test_splits_partition_the_points_by_the_seed(file):
   points = data.make("regression", dataset=file)
   train, test = points.examples("train"), points.examples("test")
   assert (len(train), len(test)) == (points.num_train, points.num_eval()) == (24, 6)
@@ -116,8 +116,8 @@ def test_a_point_is_not_among_its_own_keys(file):
   assert {k: (s.shape, s.dtype) for k, s in shapes.items()} == {k: (a.shape, a.dtype) for k, a in test.items()}
 
 
-def test_large_numbers_stay_apart(tmp_path):
-  """Seconds since 1970, one after the other: float32 has none of them."""
+def test_large_numbers_stay_distinct(tmp_path):
+  """Seconds since 1970, one after the other: float32 cannot represent them."""
   (tmp_path / "seconds.csv").write_text("".join(f"{1_700_000_000 + i},{i}\n" for i in range(10)))
   points = data.make("regression", dataset=str(tmp_path / "seconds.csv"))
   assert len(set(next(points.eval_batches(8, "train"))["x"].tolist())) == 8
@@ -152,7 +152,7 @@ def test_bad_lines_are_named_by_file_and_number(tmp_path):
     data.make("regression", dataset=str(path)).num_train  # noqa: B018
 
 
-def test_what_cannot_be_says_so(file):
+def test_invalid_data_splits_and_models_are_errors(file):
   for dataset, named in (("engle", ("'engle'", "'engel'")), ("no/such.csv", ("no/such.csv",))):
     with raises(ValueError, *named):
       data.make("regression", dataset=dataset).num_train  # noqa: B018
@@ -173,7 +173,7 @@ def test_what_cannot_be_says_so(file):
 
 
 @pytest.mark.parametrize("variant, factor", [("average", None), ("gaussian", None), ("learned", 2.5)])
-def test_the_model_is_the_formula(variant, factor):
+def test_the_model_equals_the_formula(variant, factor):
   model = zoo.create(f"kernel_regression/{variant}", bandwidth=40.0)
   variables = {"params": {"pool": {"inverse_width": factor}}} if factor else {}
   query, seen = np.array([[-3.0, 20.0, 77.0], [150.0, 90.0, 1e3]], np.float32), RNG.random((2, 3, 30)) < 0.7
@@ -190,7 +190,7 @@ def test_the_model_is_the_formula(variant, factor):
   np.testing.assert_allclose(np.einsum("BTS,BS->BT", aux["weights"], values), y, rtol=1e-4, atol=1e-3)
 
 
-def test_from_the_nearest_point_to_the_average():
+def test_limits_of_the_bandwidth_are_the_nearest_point_and_the_average():
   x, keys, values = (column.astype(np.float32)[None] for column in (X[1::2] + 1, X[::2], Y[::2]))
   narrow, wide = (
     zoo.create("kernel_regression/gaussian", bandwidth=w).apply({}, x, keys, values)[0] for w in (0.01, 1e5)
@@ -200,7 +200,7 @@ def test_from_the_nearest_point_to_the_average():
   np.testing.assert_allclose(wide[0], values.mean(), rtol=1e-4)
 
 
-def test_fields_that_cannot_be():
+def test_invalid_fields_are_errors():
   for overrides, named in (
     (dict(kind="gausian"), ("kind", "'gausian'", "'gaussian'")),
     (dict(bandwidth=0.0), ("bandwidth", 0.0)),
@@ -211,7 +211,7 @@ def test_fields_that_cannot_be():
       zoo.create("kernel_regression/test", **overrides)
 
 
-def test_the_objective_sums_what_is_valid(file):
+def test_the_objective_sums_over_valid_points(file):
   points, model = data.make("regression", dataset=file), zoo.create("kernel_regression/gaussian", bandwidth=30.0)
   batch = next(points.eval_batches(40, "train"))
   loss = Objective()(model, {}, batch)
@@ -240,7 +240,7 @@ def config(file, variant, **model):
   return made
 
 
-def test_the_learned_width_is_the_one_that_leaves_out_best(file, tmp_path):
+def test_the_learned_bandwidth_minimises_the_leave_one_out_error(file, tmp_path):
   result = loop.train(config(file, "learned", bandwidth=100.0), tmp_path / "learned")
   points = data.make("regression", dataset=file)
   x, y = points.split("train")
@@ -265,7 +265,7 @@ def test_the_learned_width_is_the_one_that_leaves_out_best(file, tmp_path):
     assert matplotlib.image.imread(name).std() > 0.05
 
 
-def test_a_run_without_parameters_is_a_run(file, tmp_path):
+def test_a_model_without_parameters_can_be_run(file, tmp_path):
   result = loop.train(config(file, "average"), tmp_path / "average")
   _, y = data.make("regression", dataset=file).split("train")
   assert result["leave_one_out"]["loss"] == pytest.approx(y.var() * (24 / 23) ** 2, rel=1e-4)
@@ -281,7 +281,7 @@ def test_a_run_without_parameters_is_a_run(file, tmp_path):
 # ---- plots
 
 
-def test_pictures_show_what_they_are_given():
+def test_plots_show_the_given_points_and_weights():
   points = {"train": (X[::2], Y[::2]), "test": (X[1::2], Y[1::2])}
   (axis,) = plots.regression_curve((X, Y), points, names=("day", "level")).axes
   np.testing.assert_array_equal(axis.lines[1].get_xydata(), np.stack([X, Y], 1))

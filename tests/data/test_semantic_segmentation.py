@@ -31,7 +31,7 @@ class Fake(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   examples, shape, labels = (), (None, None, 3), ()
 
   def _info(self):
-    features = dict(picture=tfds.features.Image(shape=self.shape), trimap=tfds.features.Image(shape=(None, None, 1)))
+    features = dict(photo=tfds.features.Image(shape=self.shape), trimap=tfds.features.Image(shape=(None, None, 1)))
     if self.labels:
       features["trimap"] = tfds.features.LabeledImage(labels=list(self.labels), shape=(None, None, 1))
     return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
@@ -41,7 +41,7 @@ class Fake(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self):
     for i, (image, mask) in enumerate(self.examples):
-      yield i, {"picture": io.BytesIO(image), "trimap": io.BytesIO(mask)}
+      yield i, {"photo": io.BytesIO(image), "trimap": io.BytesIO(mask)}
 
 
 def write(folder, examples, **attributes):
@@ -50,8 +50,8 @@ def write(folder, examples, **attributes):
   return str(folder)
 
 
-def pictures(count=6, seed=0, classes=3):
-  """Images that show their masks: blocks of a class, each class of one colour, in all sizes."""
+def images_and_masks(count=6, seed=0, classes=3):
+  """Images of all sizes and their masks: blocks of a class, each class of one colour."""
   rng = np.random.default_rng(seed)
   for i in range(count):
     blocks = rng.integers(0, classes, (5 + i, 9 - i)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
@@ -59,7 +59,7 @@ def pictures(count=6, seed=0, classes=3):
 
 
 def masks(folder, **kwargs):
-  given = dict(dataset="fake", data_dir=folder, image_size=(24, 32), image="picture", mask="trimap", eval_split="train")
+  given = dict(dataset="fake", data_dir=folder, image_size=(24, 32), image="photo", mask="trimap", eval_split="train")
   return data.make("semantic_segmentation", **given | dict(classes=3) | kwargs)
 
 
@@ -78,8 +78,8 @@ def shown(batch):
   ],
   ids=lambda crop: crop["name"],
 )
-def test_a_mask_goes_where_its_image_goes(tmp_path, crop):
-  folder = write(tmp_path, [(file(image), file(mask + 1)) for image, mask in pictures()])
+def test_a_mask_is_cropped_with_its_image(tmp_path, crop):
+  folder = write(tmp_path, [(file(image), file(mask + 1)) for image, mask in images_and_masks()])
   flips = (dict(name="flip"),)
   made = masks(folder, crop=crop, augment=flips, offset=1)
   batch = concatenate(take(made.train_batches(6, 0), 8))
@@ -93,7 +93,7 @@ def test_a_mask_goes_where_its_image_goes(tmp_path, crop):
   else:
     assert labelled.all()
   assert {0, 1, 2} <= set(np.unique(batch["mask"]))
-  # Another crop's masks fit no better than chance.
+  # Masks of another example agree no better than chance.
   assert (np.roll(shown(batch), 1, 0) == batch["mask"])[labelled].mean() < 0.6
 
 
@@ -111,7 +111,7 @@ def test_at_its_own_size_a_mask_is_exact_and_flips_with_its_image(tmp_path):
 
 
 def test_padding_has_no_class_and_shapes_need_no_data(tmp_path):
-  folder = write(tmp_path, [(file(image), file(mask)) for image, mask in pictures(3)])
+  folder = write(tmp_path, [(file(image), file(mask)) for image, mask in images_and_masks(3)])
   batch = next(masks(folder).eval_batches(4))
   assert batch["valid"].tolist() == [True] * 3 + [False] and (batch["mask"][3] == IGNORE_INDEX).all()
   model = type("Config", (), dict(num_channels=3))
@@ -120,7 +120,7 @@ def test_padding_has_no_class_and_shapes_need_no_data(tmp_path):
 
 
 def test_processes_threads_and_workers_make_the_same_batch(tmp_path):
-  folder = write(tmp_path, [(file(image), file(mask)) for image, mask in pictures()])
+  folder = write(tmp_path, [(file(image), file(mask)) for image, mask in images_and_masks()])
   made = masks(folder, crop=dict(name="random_scale_crop"), augment=(dict(name="flip"),))
   whole = next(made.train_batches(6, 1, 2))
   parts = [next(made.train_batches(6, 1, 2, process, 2)) for process in range(2)]
@@ -128,7 +128,7 @@ def test_processes_threads_and_workers_make_the_same_batch(tmp_path):
     np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), value)
 
 
-def test_numbers_below_the_offset_and_255_have_no_class(tmp_path):
+def test_labels_below_the_offset_and_255_are_ignored(tmp_path):
   stored = np.array([[0, 1, 2, 3], [255, 3, 2, 1]], np.uint8).repeat(12, 0).repeat(8, 1)
   folder = write(tmp_path, [(file(np.zeros((24, 32, 3), np.uint8)), file(stored, mode)) for mode in ("L", "P")])
   batch = next(masks(folder, offset=1).eval_batches(2))
@@ -138,8 +138,8 @@ def test_numbers_below_the_offset_and_255_have_no_class(tmp_path):
   np.testing.assert_array_equal(less, [np.where(wanted > 0, wanted - 1, IGNORE_INDEX) + (wanted == IGNORE_INDEX)] * 2)
 
 
-def test_the_set_tells_its_classes_where_it_can(tmp_path):
-  examples = [(file(image), file(mask)) for image, mask in pictures(2)]
+def test_classes_are_read_from_the_set_where_it_has_them(tmp_path):
+  examples = [(file(image), file(mask)) for image, mask in images_and_masks(2)]
   named = write(tmp_path / "named", examples, labels=("ground", "sea", "sky"))
   made = masks(named, classes=0)
   assert made.num_classes == 3 and made.class_names == ["ground", "sea", "sky"]
@@ -151,8 +151,8 @@ def test_the_set_tells_its_classes_where_it_can(tmp_path):
   )
 
 
-def test_masks_that_are_wrong_are_named(tmp_path):
-  (image, mask), *_ = pictures(1)
+def test_invalid_masks_are_named(tmp_path):
+  (image, mask), *_ = images_and_masks(1)
   good = file(image), file(mask)
   for name, wrong, named in (
     ("size", file(mask[:, 1:]), ("40 x 71", "40 x 72", "example 1", "'fake'")),
@@ -180,29 +180,29 @@ def test_masks_that_are_wrong_are_named(tmp_path):
   ],
   ids=str,
 )
-def test_a_wrong_config_is_an_error_that_helps(kwargs, named):
+def test_an_invalid_config_is_an_error_that_names_the_fault(kwargs, named):
   with raises(ValueError, *named):
     masks("nowhere", **kwargs)
 
 
-def test_a_set_without_masks_is_refused():
+def test_a_set_without_masks_is_an_error():
   with raises(ValueError, "'fashion_mnist_small'", "'mask'", "data.mask", "label"):
     _ = data.make("semantic_segmentation", dataset="fashion_mnist_small", image_size=28).num_classes
 
 
-def test_scaled_crops_have_the_shape_and_the_scales_asked_for():
+def test_scaled_crops_have_the_given_shape_and_scales():
   rng = np.random.default_rng(0)
   boxes = [transforms.random_scale_crop((100, 150), rng, (40, 20), scale=(0.5, 2.0)) for _ in range(500)]
   heights = np.array([box.height for box in boxes])
   assert heights.min() >= 50 and heights.max() <= 200 and np.ptp(heights) > 140  # the shorter side is 100 at scale 1
   assert all(abs(box.width - box.height / 2) <= 1 for box in boxes)
   for side, start, length in ((100, 0, 2), (150, 1, 3)):
-    for box in boxes:  # within the picture, or the picture within it
+    for box in boxes:  # within the image, or the image within it
       low, high = sorted((0, side - box[length]))
       assert low <= box[start] <= high
 
 
-def test_masks_by_nearest_neighbours_are_pillows():
+def test_nearest_neighbour_masks_equal_pillows():
   mask = np.random.default_rng(0).integers(0, 9, (30, 50)).astype(np.uint8)
   for size in ((30, 50), (60, 100), (10, 25), (41, 61)):
     found = transforms.resize_mask(mask, transforms.Box(0, 0, 30, 50), size, 255)
@@ -212,7 +212,7 @@ def test_masks_by_nearest_neighbours_are_pillows():
   np.testing.assert_array_equal(part[2:, :-2], mask[:6, 3:])
 
 
-def test_masks_of_16_bits_keep_their_numbers():
+def test_masks_of_16_bits_keep_their_values():
   out = io.BytesIO()
   Image.fromarray(np.array([[0, 300]], np.uint16)).save(out, "PNG")
   assert decode(out.getvalue()).tolist() == [[0, 300]]
@@ -224,7 +224,7 @@ class FakePanoptic(Fake, skip_registration=True):
   def _info(self):
     segment = dict(id=np.int64, area=np.int64, label=tfds.features.ClassLabel(num_classes=133), is_crowd=np.bool_)
     features = dict(
-      picture=tfds.features.Image(shape=(None, None, 3)),
+      photo=tfds.features.Image(shape=(None, None, 3)),
       trimap=tfds.features.Image(shape=(None, None, 3)),
       objects=tfds.features.Sequence(segment),
     )
@@ -233,7 +233,7 @@ class FakePanoptic(Fake, skip_registration=True):
   def _generate_examples(self):
     for i, (image, mask, labels) in enumerate(self.examples):
       objects = [dict(id=n, area=1, label=label, is_crowd=False) for n, label in labels.items()]
-      yield i, {"picture": io.BytesIO(image), "trimap": io.BytesIO(mask), "objects": objects}
+      yield i, {"photo": io.BytesIO(image), "trimap": io.BytesIO(mask), "objects": objects}
 
 
 def coloured(ids):
@@ -248,21 +248,21 @@ def write_panoptic(folder, examples):
 
 
 def test_panoptic_masks_are_the_labels_of_their_segments(tmp_path):
-  """Two segments of a label are one class; what is no segment is not labelled."""
+  """Two segments of a label are one class; what is no segment is ignored."""
   ids = np.array([300, 7, 70_000, 0, 12])  # also two and three bytes long
   labels = {7: 132, 12: 0, 70_000: 5, 300: 5}
-  places = np.random.default_rng(0).integers(0, 5, (24, 32))
+  index = np.random.default_rng(0).integers(0, 5, (24, 32))
   none = np.zeros((24, 32), int)
   image = file(np.zeros((24, 32, 3), np.uint8))
-  folder = write_panoptic(tmp_path, [(image, coloured(ids[places]), labels), (image, coloured(none), {})])
+  folder = write_panoptic(tmp_path, [(image, coloured(ids[index]), labels), (image, coloured(none), {})])
   made = masks(folder, segments="objects", classes=0)
   assert made.num_classes == 133
   found = next(made.eval_batches(2))["mask"]
-  np.testing.assert_array_equal(found[0], np.array([5, 132, 5, IGNORE_INDEX, 0])[places])
+  np.testing.assert_array_equal(found[0], np.array([5, 132, 5, IGNORE_INDEX, 0])[index])
   assert (found[1] == IGNORE_INDEX).all()
 
 
-def test_panoptic_masks_that_are_wrong_are_named(tmp_path):
+def test_invalid_panoptic_masks_are_named(tmp_path):
   image = file(np.zeros((24, 32, 3), np.uint8))
   (tmp_path / "grey").mkdir()
   ids = np.full((24, 32), 9)

@@ -1,4 +1,4 @@
-"""Labelled texts, in files of any format and in GLUE, become rows as published."""
+"""Labelled texts in files of any format and in GLUE are encoded as published."""
 
 import csv
 import importlib
@@ -18,7 +18,7 @@ from train.data.text import labelled, sequence_classification, tables
 from train.objectives.sequence_classification import Objective as Label
 
 
-def test_the_longer_text_of_a_pair_is_cut_token_by_token():
+def test_the_longer_text_of_a_pair_is_truncated_token_by_token():
   def published(one, two, room):
     while one + two > room:
       one, two = (one - 1, two) if one > two else (one, two - 1)
@@ -46,7 +46,7 @@ def test_rows_are_as_published(tmp_path, vocabulary):
   assert [shown(batch, i) for i in range(3)] == [
     "[CLS] a b [SEP] b ##a ##b [SEP]",
     "[CLS] c c c c c c [SEP] d [SEP]",
-    "[CLS] [SEP] e [UNK] [UNK] [UNK] [SEP]",  # what looks like a special token is none
+    "[CLS] [SEP] e [UNK] [UNK] [UNK] [SEP]",  # text is never a special token
   ]
   assert batch["token_type_ids"][0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0]
   assert batch["token_type_ids"][1].tolist() == [0] * 8 + [1] * 2
@@ -68,7 +68,7 @@ def test_batches_are_of_the_predicted_shapes(tmp_path, vocabulary):
     assert found == expected_shapes
 
 
-def test_every_example_is_in_every_epoch_once_whatever_the_processes(tmp_path, vocabulary):
+def test_every_epoch_has_every_example_once_for_any_number_of_processes(tmp_path, vocabulary):
   rng = np.random.default_rng(0)
   rows = [(" ".join(rng.choice([*"abcdefghijklm"], rng.integers(1, 14))), i % 7) for i in range(45)]
   write_tsv(tmp_path / "train.tsv", rows)
@@ -83,10 +83,10 @@ def test_every_example_is_in_every_epoch_once_whatever_the_processes(tmp_path, v
   for first in (0, 5, steps + 2):  # the position is the step
     parts = [take(made.train_batches(6, 3, first, p, 2), 3) for p in range(2)]
     for i in range(3):
-      joined = {key: np.concatenate([part[i][key] for part in parts]) for key in whole[0]}
-      for key, array in joined.items():
+      whole_batch = {key: np.concatenate([part[i][key] for part in parts]) for key in whole[0]}
+      for key, array in whole_batch.items():
         np.testing.assert_array_equal(array, whole[first + i][key])
-  # In evaluation the order stays.
+  # Evaluation keeps the order.
   one, two = (list(made.eval_batches(8, "train", p, 2)) for p in range(2))
   found = [shown(b, i)[6:-6] for pair in zip(one, two, strict=True) for b in pair for i in range(4) if b["valid"][i]]
   assert found == [text for text, _ in rows]
@@ -94,7 +94,7 @@ def test_every_example_is_in_every_epoch_once_whatever_the_processes(tmp_path, v
   assert "45 examples" in made.about(6, 3)
 
 
-def test_files_of_any_format_say_the_same(tmp_path, vocabulary):
+def test_files_of_all_formats_have_the_same_rows(tmp_path, vocabulary):
   rows = [('say "a, b"', "good"), ("c, d", "bad"), ("e", "good")]
   write_tsv(tmp_path / "one.tsv", rows)
   with (tmp_path / "two.csv").open("w", newline="") as file:
@@ -139,13 +139,13 @@ def test_files_of_any_format_say_the_same(tmp_path, vocabulary):
     ("train.csv", b'text,label\n"a,0\n', {}, ("train.csv, line 2",)),
   ],
 )
-def test_what_is_wrong_in_a_file_is_reported_by_its_line(tmp_path, vocabulary, name, content, options, named):
+def test_faults_of_a_file_are_reported_with_their_line(tmp_path, vocabulary, name, content, options, named):
   (tmp_path / name).write_bytes(content)
   with raises(ValueError, *named):
     sentence_data(tmp_path, vocabulary, **options).examples()
 
 
-def test_a_label_that_the_model_or_the_training_split_has_not_is_reported_by_its_line(tmp_path, vocabulary):
+def test_an_unknown_label_is_reported_with_its_line(tmp_path, vocabulary):
   write_tsv(tmp_path / "train.tsv", [("a", 0), ("b", 2), ("c", 1)])
   write_tsv(tmp_path / "val.tsv", [("a", 0), ("b", 3)])
   made = sentence_data(tmp_path, vocabulary, eval_split="val")
@@ -168,7 +168,7 @@ def test_a_label_that_the_model_or_the_training_split_has_not_is_reported_by_its
     (dict(vocab_file=""), ("data.vocab_file", "vocab.txt")),
   ],
 )
-def test_options_that_cannot_be(tmp_path, vocabulary, options, named):
+def test_invalid_options_are_errors(tmp_path, vocabulary, options, named):
   write_tsv(tmp_path / "train.tsv", [("a", 0)])
   with raises(ValueError, *named):
     sentence_data(tmp_path, vocabulary, **options).examples()
@@ -188,7 +188,7 @@ def test_options_that_cannot_be(tmp_path, vocabulary, options, named):
     (dict(type_vocab_size=1), ("model.type_vocab_size=2",)),
   ],
 )
-def test_a_model_that_does_not_fit_is_an_error_that_says_why(tmp_path, vocabulary, model, named):
+def test_an_incompatible_model_is_an_error_that_names_the_fault(tmp_path, vocabulary, model, named):
   write_tsv(tmp_path / "train.tsv", [("a", "b", 0), ("a", "b", 1)], ("text", "text2", "label"))
   made = sentence_data(tmp_path, vocabulary, text_pair="text2")
   config = zoo.create("bert/test", **dict(head="sequence_classification", num_classes=2) | model).config
@@ -200,7 +200,7 @@ def test_a_model_that_does_not_fit_is_an_error_that_says_why(tmp_path, vocabular
 
 @pytest.mark.parametrize("name", sequence_classification.GLUE)
 def test_glue_has_the_features_that_the_table_names(name):
-  importlib.import_module("tensorflow_datasets.text")  # where TFDS ends its registration without TensorFlow
+  importlib.import_module("tensorflow_datasets.text")  # registers TFDS's text sets without TensorFlow
   features = tfds.builder(f"glue/{name}", data_dir="nowhere").info.features
   made = sequence_classification.SequenceClassification(f"glue/{name}")
   assert {made.text, made.text_pair, made.label} - {""} == set(features) - {"idx"}
@@ -216,8 +216,8 @@ def test_a_task_of_glue_is_read_by_its_name(tmp_path, vocabulary):
     idx=np.int32,
   )
   rows = [dict(sentence1="a b", sentence2="c", label=i % 2, idx=i) for i in range(6)]
-  hidden = [row | dict(label=-1) for row in rows]
-  make_set(tmp_path, "glue/mrpc", features, dict(train=rows, validation=rows, test=hidden))
+  unlabelled = [row | dict(label=-1) for row in rows]
+  make_set(tmp_path, "glue/mrpc", features, dict(train=rows, validation=rows, test=unlabelled))
   options = dict(dataset="glue/mrpc", data_dir=str(tmp_path), vocab_file=vocabulary, length=16)
   made = data.make("sequence_classification", **options)
   assert made.class_names == names and made.num_classes == 2 and made.scores == ("f1", "accuracy")

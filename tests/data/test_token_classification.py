@@ -1,4 +1,4 @@
-"""Tags of words, from CoNLL's files and from TFDS, stand on the first pieces of their words."""
+"""Tags of words, from CoNLL files and from TFDS, are on the first pieces of their words."""
 
 import jax
 import pytest
@@ -29,7 +29,7 @@ def tag_data(folder, vocabulary, **kwargs):
   return data.make("token_classification", **options)
 
 
-def test_conll_files_are_read_and_their_tags_stand_on_first_pieces(tmp_path, vocabulary):
+def test_tags_of_conll_files_are_on_first_pieces(tmp_path, vocabulary):
   (tmp_path / "train.txt").write_text(CONLL.format(begin="B"))
   made = tag_data(tmp_path, vocabulary, length=7)
   assert [sentence.words for sentence in made.sentences("train")] == [
@@ -45,8 +45,8 @@ def test_conll_files_are_read_and_their_tags_stand_on_first_pieces(tmp_path, voc
   assert {key: jax.ShapeDtypeStruct(a.shape, a.dtype) for key, a in batch.items()} == expected_shapes
   assert tag_data(tmp_path, vocabulary, tag=1).class_names == ["IN", "NNP", "VBZ", "a", "b"]
   assert tag_data(tmp_path, vocabulary, tag=2).class_names == ["B-NP", "B-PP", "B-VP", "I-NP", "b", "c"]
-  cut = tag_data(tmp_path, vocabulary, length=5)
-  assert cut.examples().cut == 1 and (cut.examples().token_labels["label"] >= 0).sum() == 3 + 1 + 1
+  truncated = tag_data(tmp_path, vocabulary, length=5)
+  assert truncated.examples().cut == 1 and (truncated.examples().token_labels["label"] >= 0).sum() == 3 + 1 + 1
 
 
 def test_a_set_of_tfds_has_the_same_tags(tmp_path, vocabulary):

@@ -1,4 +1,4 @@
-"""Every pair is in every epoch once, whole, and beside its translation."""
+"""Every epoch has every pair once, complete, and aligned with its translation."""
 
 import re
 import types
@@ -56,8 +56,8 @@ def corpus_pairs(corpus):
   return [(tuple(corpus.source[i].tolist()), tuple(corpus.target[i].tolist())) for i in range(len(corpus))]
 
 
-def test_words_that_a_source_has_are_in_its_target():
-  """By name in the texts, by number in the batch; what was cut off the source cannot be copied."""
+def test_unknown_words_of_a_source_are_copied_to_its_target():
+  """By name in the texts, by number in the batch; what was truncated from the source cannot be copied."""
   copying = small(word_vocab_size=1500, copy_slots=3, source_length=20, target_length=40)
   assert copying.vocab_size == 1500 and tokenizers.is_word_level(copying.tokenizer)
   texts = copying.references("val[:90]")
@@ -125,7 +125,7 @@ def test_packing_fills_rows_and_buckets_waste_less_than_padding():
   assert rows["pack"] < rows["bucket"] / 3 and rows["bucket"] == rows["pad"]
 
 
-def test_a_row_takes_pairs_while_both_sides_have_room(monkeypatch):
+def test_packing_is_first_fit_on_both_sides(monkeypatch):
   rng = np.random.default_rng(0)
   lengths = rng.integers(1, 30, (2, 500))
   monkeypatch.setattr(seq2seq, "OPEN_ROWS", 7)
@@ -145,7 +145,7 @@ def test_a_row_takes_pairs_while_both_sides_have_room(monkeypatch):
   assert [row.tolist() for row in rows] == naive
 
 
-def test_bucket_edges_are_the_cheapest():
+def test_bucket_edges_minimise_padding():
   rng = np.random.default_rng(0)
   for buckets in (1, 2, 3, 9):
     counts = np.concatenate([[0], rng.integers(0, 20, 7)])
@@ -188,7 +188,7 @@ def test_evaluation_sees_every_pair_once_in_order_over_all_processes(batch_size,
 
 
 @pytest.mark.parametrize("batching", seq2seq.BATCHING)
-def test_shapes_need_no_reading(batching, tmp_path):
+def test_shapes_need_no_data(batching, tmp_path):
   config = dict(name="translation", dataset="verses_en_es", batching=batching, source_length=40, target_length=56)
   shapes = Translation.shapes(config | dict(dataset="nowhere", data_dir=str(tmp_path)), None, 8)
   pairs = data.make(**config)
@@ -216,12 +216,12 @@ def test_shapes_need_no_reading(batching, tmp_path):
   ],
   ids=lambda value: str(value)[:60],
 )
-def test_a_wrong_config_is_an_error_that_helps(kwargs, named):
+def test_an_invalid_config_is_an_error_that_names_the_fault(kwargs, named):
   with raises(ValueError, *named):
     _ = small(**kwargs).num_train
 
 
-def test_batches_that_cannot_be_made_are_refused_at_once():
+def test_invalid_batch_sizes_are_errors_before_the_first_batch():
   pairs = small(train_split="train[:50]")
   with raises(ValueError, "batch_size", 64, "'verses_en_es' 'train[:50]'"):
     pairs.train_batches(64, 0)
@@ -238,7 +238,7 @@ def test_a_closed_stream_ends():
 
 
 @pytest.mark.parametrize("batching", ["bucket", "pack"])
-def test_a_run_goes_on_bit_for_bit(batching, tmp_path):
+def test_a_resumed_run_is_bit_identical(batching, tmp_path):
   """In batches of several shapes, each with a program of its own; and in rows of several pairs."""
   config = configuration.load("translate_en_es", [f"data.batching={batching}", "data.train_split=train[:150]"])
   config.data.buckets = 2

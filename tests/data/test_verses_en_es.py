@@ -36,12 +36,12 @@ def test_the_bundled_set_is_small_free_and_split_by_chapters(verses):
   assert not any(chapters[a] & chapters[b] for a, b in (("train", "val"), ("train", "test"), ("val", "test")))
   books = {split: {c.partition(" ")[0] for c in found} for split, found in chapters.items()}
   assert len(books["train"]) == 66 and len(books["val"]) > 25 and len(books["test"]) > 25
-  # What ORIGIN.md says of verses that are in two splits.
+  # ORIGIN.md documents the verses that are in two splits.
   known = {english for _, english, _ in verses["train"]}
   assert [sum(english in known for _, english, _ in verses[split]) for split in ("test", "val")] == [4, 11]
 
 
-def test_verses_of_one_number_translate_each_other(verses):
+def test_verses_of_the_same_number_are_aligned(verses):
   for rows in verses.values():
     lengths = np.array([(len(english), len(spanish)) for _, english, spanish in rows])
     assert np.corrcoef(lengths.T)[0, 1] > 0.94  # of neighbours it is 0.1
@@ -50,7 +50,7 @@ def test_verses_of_one_number_translate_each_other(verses):
   for name in ("David", "Joab", "Job", "Daniel", "Abraham"):  # spelt alike
     here = np.array([[name in re.findall(r"\w+", text) for text in row[1:]] for row in rows])
     assert here.all(1).sum() > 0.9 * here.any(1).sum()
-  # In a chapter that is counted otherwise the lengths agree better with those of the neighbours.
+  # In a chapter that is numbered differently the lengths correlate better with those of the neighbours.
   chapters = {}
   for reference, *texts in rows:
     chapters.setdefault(reference.partition(":")[0], []).append([np.log(len(text)) for text in texts])
@@ -60,13 +60,13 @@ def test_verses_of_one_number_translate_each_other(verses):
       en, es = np.array(lengths).T
       spread = [np.std(en[1:-1] - es[i : len(es) - 2 + i]) for i in range(3)]
       shifted += [chapter] if min(spread) < spread[1] else []
-  assert shifted == ["Lam 5"]  # a poem of lines of one length; read, it is aligned
+  assert shifted == ["Lam 5"]  # a poem of lines of one length; checked by reading, it is aligned
   for _, english, spanish in rows:
     for text in (english, spanish):
       assert text == " ".join(text.split()) and not re.search(r"[<>{}&\[\]]| [,.;:?!]", text), text
 
 
-def test_markup_is_taken_out_of_a_verse():
+def test_markup_is_removed_from_a_verse():
   osis = (
     '<speaker>Beloved</speaker><l level="1"><w lemma="strong:H1">In</w> the\n beginning, <q who="x">“God</q>'
     '<note placement="foot"><reference>1:1 </reference>or, <w>gods</w></note><w>made</w>'
@@ -76,7 +76,7 @@ def test_markup_is_taken_out_of_a_verse():
   assert script.plain(osis) == "In the beginning, “God made, it was good & café.”"
 
 
-def test_chapters_that_are_counted_otherwise_and_verses_with_more_are_left_out():
+def test_misaligned_chapters_and_verses_are_left_out():
   en = {(("Gen", 1), 1): "a b c", (("Gen", 1), 2): "a", (("Gen", 1), 3): "x", (("Num", 13), 1): "n"}
   es = {(("Gen", 1), 1): "d e f", (("Gen", 1), 2): "a b c", (("Num", 13), 1): "n", (("Num", 13), 2): "n"}
   assert script.align(en, es) == {("Gen", 1): [("Gen 1:1", {"en": "a b c", "es": "d e f"})]}
@@ -88,7 +88,7 @@ def test_chapters_that_are_counted_otherwise_and_verses_with_more_are_left_out()
     assert [chapters.index(c) // 31 for c in parts[part]] == list(range(10))
 
 
-def test_the_bundled_tokenizer_is_what_its_text_makes(verses):
+def test_the_bundled_tokenizer_is_reproduced_from_its_texts(verses):
   texts = (text for _, *pair in verses["train"] for text in pair)
   trained = tokenizers.train_tokenizer(texts, script.VOCABULARY)
   pairs = data.make("translation", dataset="verses_en_es")

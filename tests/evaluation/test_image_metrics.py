@@ -30,7 +30,7 @@ def scenes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("way", ["jit", "pmap"])
-def test_scores_are_of_every_pixel_once_on_any_devices(scenes, way):
+def test_every_pixel_is_scored_once_on_any_devices(scenes, way):
   made = scenes_config(scenes, head="linear")
   made.parallel = dict(name="jit", data=-1, fsdp=1, tensor=1) if way == "jit" else dict(name="pmap")
   run = experiment.Experiment(made)
@@ -52,7 +52,7 @@ def test_scores_are_of_every_pixel_once_on_any_devices(scenes, way):
   assert mean["examples"] == 19 * 64 * 64 and abs(mean["accuracy"] - scores["accuracy"]) < 1e-6
 
 
-def test_the_evaluation_is_for_masks():
+def test_the_evaluation_is_for_semantic_segmentation_only():
   made = configuration.load("vit_fashion_mnist")
   made.evals = dict(test=dict(name="semantic_segmentation"))
   with raises(ValueError, "'semantic_segmentation'", "'image_classification'"):

@@ -1,4 +1,4 @@
-"""`zoo translate`: texts and files to translations, and a clear answer to whatever cannot be translated."""
+"""`zoo translate`: texts and files to translations; invalid inputs are errors."""
 
 import json
 
@@ -30,7 +30,7 @@ def config(path, model="", data=""):
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
-  """A model that has learned nothing: what it says does not matter here."""
+  """An untrained model: its translations do not matter here."""
   return experiment.open_run(config(tmp_path_factory.mktemp("run") / "tiny.py"))
 
 
@@ -41,8 +41,8 @@ def run(opened, monkeypatch):
   return lambda *arguments: cli.main(["translate", "run", *map(str, arguments)])
 
 
-def test_a_translation_for_each_line(run, tmp_path, capsys):
-  """Of a file as of texts: only a line feed ends a line, a mark of the byte order is none of the text."""
+def test_every_line_is_translated(run, tmp_path, capsys):
+  """Of a file as of texts: only a line feed ends a line, and a byte-order mark is not part of the text."""
   # U+2028 and U+0085 end lines for `str.splitlines`.
   texts = ["c a b", "a", "b\u2028c", "c\u0085a", "x y ñ 日本語 👍", "a=3 is b"]  # the last changes no config
   (tmp_path / "texts").write_bytes("\ufeff".encode() + "\r\n".join(texts).encode())
@@ -73,7 +73,7 @@ def test_a_translation_for_each_line(run, tmp_path, capsys):
   ],
   ids=lambda value: str(value)[:40],
 )
-def test_what_cannot_be_translated(run, tmp_path, capsys, arguments, named):
+def test_invalid_inputs_are_errors(run, tmp_path, capsys, arguments, named):
   files = {name: tmp_path / name for name in ("good", "missing", "empty", "latin")}
   files["good"].write_text("a b\n")
   files["empty"].write_text("")
@@ -84,14 +84,14 @@ def test_what_cannot_be_translated(run, tmp_path, capsys, arguments, named):
   assert all(str(name).format(**files) in error for name in named) and "Traceback" not in error, error
 
 
-def test_a_translation_that_did_not_end_has_an_alignment(opened):
+def test_a_translation_without_eos_has_an_alignment(opened):
   trained, variables, _ = opened
   limit = trained.model.config.max_length
   weights_TS, target, source = translate.align(trained, variables, "a b", " ".join("abcdefghijklm"[:limit]))
   assert weights_TS.shape == (limit, 3) == (len(target), len(source))
 
 
-def test_an_evaluation_that_cannot_be_is_told_before_the_first_step(tmp_path):
+def test_an_invalid_evaluation_is_an_error_before_the_first_step(tmp_path):
   for change, named in (
     ("beam_size=500", ("beam", 500, 24)),
     ("length_penalty=-1.0", ("length_penalty=-1.0", "length_penalty >= 0")),
@@ -103,13 +103,13 @@ def test_an_evaluation_that_cannot_be_is_told_before_the_first_step(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_run_that_is_no_translator(capsys):
+def test_a_model_that_is_no_translator_is_an_error(capsys):
   assert cli.main(["translate", TINY_CONFIG, "a b"]) == 2
   assert "image_classification" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["alignment", "attention_heads"])
-def test_pictures_of_a_translation(opened, tmp_path, monkeypatch, name):
+def test_plots_of_a_translation(opened, tmp_path, monkeypatch, name):
   drawn = []
   monkeypatch.setattr(plots, name, lambda *arguments, path: drawn.append(arguments))
   registry.draw(name, opened[0], opened[1], tmp_path)

@@ -16,7 +16,7 @@ from train.objectives import semantic_segmentation
 from train.plots import registry
 
 
-def test_the_loss_is_of_the_labelled_pixels():
+def test_the_loss_is_over_labelled_pixels():
   rng = np.random.default_rng(0)
   logits, mask = rng.normal(size=(3, 4, 5, 6)), rng.integers(0, 6, (3, 4, 5)).astype(np.uint8)
   mask[0, :2] = IGNORE_INDEX
@@ -30,12 +30,12 @@ def test_the_loss_is_of_the_labelled_pixels():
 
   model, objective = Model(), semantic_segmentation.Objective(mean=(0.2,), std=(0.3,))
   loss = objective(model, {"params": {}}, batch)
-  places = [(i, y, x) for i in (0, 2) for y in range(4) for x in range(5) if mask[i, y, x] != IGNORE_INDEX]
-  chosen = np.array([logits[place] for place in places])
-  wanted = np.array([mask[place] for place in places])
-  log = np.log(np.exp(chosen).sum(1)) - chosen[np.arange(len(places)), wanted]
+  positions = [(i, y, x) for i in (0, 2) for y in range(4) for x in range(5) if mask[i, y, x] != IGNORE_INDEX]
+  chosen = np.array([logits[position] for position in positions])
+  wanted = np.array([mask[position] for position in positions])
+  log = np.log(np.exp(chosen).sum(1)) - chosen[np.arange(len(positions)), wanted]
   np.testing.assert_allclose(loss.total, log.sum(), rtol=1e-5)
-  assert loss.weight == len(places) == 30 and loss.metrics["accuracy"] == (chosen.argmax(1) == wanted).sum()
+  assert loss.weight == len(positions) == 30 and loss.metrics["accuracy"] == (chosen.argmax(1) == wanted).sum()
   np.testing.assert_allclose(model.seen, (image / 255 - 0.2) / 0.3, atol=1e-6)
   assert model.rngs is None
   objective(model, {"params": {}}, batch, jax.random.key(0))
@@ -68,7 +68,7 @@ def test_training_end_to_end(scenes, tmp_path):
   ],
   ids=str,
 )
-def test_models_that_do_not_fit_the_data(scenes, change, named):
+def test_incompatible_models_are_errors(scenes, change, named):
   made = scenes_config(scenes, **change.get("model", {}))
   made.data.image_size = change.get("image_size", 64)
   with raises(ValueError, *named):
