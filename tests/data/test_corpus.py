@@ -184,7 +184,7 @@ def test_invalid_vocabularies_are_errors(tmp_path):
   with raises(ValueError, "'bpee'", "'bpe'"):
     train_vocabulary([], 1000, "bpee")
   for kind in ("wordpiece", "bpe"):
-    with raises(ValueError, "vocab_size", 100):
+    with raises(ValueError, "100 tokens"):
       train_vocabulary(["a"], 100, kind)
 
 
