@@ -1,6 +1,6 @@
-"""A corpus made by Apache Beam is the same to the bit. Needs the extra [beam]."""
+"""A corpus made by Apache Beam is bit-identical. Needs the extra [beam]."""
 
-import pytest
+from support import raises
 from test_prepare import content, folder, prepared, small  # noqa: F401  (fixtures)
 
 from train.data.text import prepare_corpus
@@ -8,7 +8,7 @@ from train.data.text import prepare_corpus
 OPTIONS = ["direct_num_workers=2", "direct_running_mode=multi_threading"]
 
 
-def test_a_runner_makes_what_one_process_makes(tmp_path, folder, small, monkeypatch):  # noqa: F811
+def test_a_runner_makes_the_same_corpus_as_one_process(tmp_path, folder, small, monkeypatch):  # noqa: F811
   wanted = prepared(tmp_path, "one", folder, processes=1)
   made, make = [], prepare_corpus.make_chunk
   monkeypatch.setattr(
@@ -18,9 +18,9 @@ def test_a_runner_makes_what_one_process_makes(tmp_path, folder, small, monkeypa
   assert content(found) == content(wanted) and len(set(made)) > 5
 
 
-def test_what_beam_cannot_do(tmp_path, folder, small):  # noqa: F811
-  with pytest.raises(ValueError, match=r"DirectRuner\. Valid values are .*DirectRunner"):
+def test_errors_of_beam(tmp_path, folder, small):  # noqa: F811
+  with raises(ValueError, "DirectRuner", "DirectRunner"):
     prepared(tmp_path, "one", folder, runner="DirectRuner")
   (folder / "c").write_bytes(b"abc \xe9")
-  with pytest.raises(ValueError, match=r"text/c is not UTF-8: byte 4 is 0xe9"):
+  with raises(ValueError, "text/c", "UTF-8", 4, "0xe9"):
     prepared(tmp_path, "two", folder, runner="DirectRunner")

@@ -1,4 +1,4 @@
-"""A vocabulary has what it must; all text is in the rows, and pairs are what they say."""
+"""Vocabularies are complete, rows have all of the text, and labels of sentence pairs are right."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import STRANGE
+from support import STRANGE, raises
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from train.data.text import documents as documents_to_tokens
@@ -28,7 +28,7 @@ def words(chapters):
 
 @pytest.fixture(scope="module")
 def numbered(chapters, words):
-  """The chapters, of which each token is another number: so a row tells where it is from."""
+  """The chapters with a distinct number for each token, which identifies its origin."""
   encoded = Encoder(words)(chapters)
   return dataclasses.replace(encoded, tokens=np.arange(len(encoded.tokens)))
 
@@ -38,7 +38,7 @@ def rows(documents, seed=0, **kwargs):
 
 
 def sequences(row):
-  """(A, B, next) of each sequence of a row, whose marks are checked on the way."""
+  """(A, B, next) of each sequence of a row; checks its special tokens."""
   begin, found = 0, []
   for end, split, follows in zip(row["ends"], row["second_starts"], row["next_sentence_label"], strict=True):
     token = row["input_ids"][begin:end]
@@ -76,11 +76,11 @@ def lengths(*counts):
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
-def test_a_vocabulary_is_the_same_every_time(chapters, kind):
+def test_training_a_vocabulary_is_deterministic(chapters, kind):
   lines = [verse for chapter in chapters[:60] for verse in chapter]
   made = [train_vocabulary(texts, 2000, kind) for texts in (lines, lines[::-1], iter(lines))]
   assert len({v.tokenizer.to_str() for v in made}) == 1 and made[0].size == 2000
-  # Nothing of ordinary text is unknown, not even what the corpus has not.
+  # No ordinary text is unknown, even where the corpus lacks it.
   assert made[0].unk not in made[0].encode(['The [quick] {fox} @ "home" costs $5~'])[0]
   assert made[0].digest != train_vocabulary(lines, 2000, kind, lowercase=kind == "bpe").digest
 
@@ -89,11 +89,11 @@ def test_rare_characters_leave_room_for_words(monkeypatch):
   monkeypatch.setattr("train.data.text.vocabulary.ALPHABET", 3)
   found = train_vocabulary(["bbb aa aa 丁 丙 乙 乙"] * 3, 170).tokenizer.get_vocab()
   assert "乙" in found and "丁" not in found and "丙" not in found
-  assert "##a" in found and "##," not in found and "##乙" not in found  # what can never be
+  assert "##a" in found and "##," not in found and "##乙" not in found  # tokens that cannot occur
 
 
 @pytest.mark.parametrize("kind, lowercase", [("wordpiece", True), ("wordpiece", False), ("bpe", None), ("bpe", True)])
-def test_words_one_by_one_are_the_text(chapters, kind, lowercase, monkeypatch):
+def test_encoding_word_by_word_equals_encoding_the_text(chapters, kind, lowercase, monkeypatch):
   words = train_vocabulary([verse for chapter in chapters[:60] for verse in chapter], 1500, kind, lowercase)
   assert words.separable
   documents = [*chapters[:30], [" ".join(text.split(" ")) for text in STRANGE]]
@@ -104,7 +104,7 @@ def test_words_one_by_one_are_the_text(chapters, kind, lowercase, monkeypatch):
     assert found.tokens.tolist() == [i for document in wanted for ids in document for i in ids]
     assert np.diff(found.sentence_starts).tolist() == [len(ids) for document in wanted for ids in document if ids]
     assert np.diff(found.document_starts).tolist() == [sum(map(bool, document)) for document in wanted]
-  # One that remembers too many forgets them.
+  # A full cache is emptied.
   known = len(encoder._words)
   monkeypatch.setattr(documents_to_tokens, "CACHED_WORDS", 100)
   again = encoder(documents[::-1][:3]), encoder(documents[:1])
@@ -122,7 +122,7 @@ def test_another_tokenizer_encodes_whole_sentences(tmp_path):
   assert Encoder(words)([["a b,c", "c"], [], [","]]).tokens.tolist() == [5, 6, 6]
 
 
-def test_special_tokens_stand_anywhere_and_none_may_be_missing(tmp_path):
+def test_special_tokens_have_any_id_and_none_may_be_missing(tmp_path):
   path = tmp_path / "vocab.txt"
   path.write_text("[MASK]\nthe\n[SEP]\n##s\n[unused0]\n[PAD]\n[UNK]\ncat\n[CLS]\n", encoding="utf-8")
   words = load_vocabulary(path)
@@ -135,11 +135,11 @@ def test_special_tokens_stand_anywhere_and_none_may_be_missing(tmp_path):
   again = load_vocabulary(tmp_path)
   assert again.digest == words.digest and again.mask == 0
   path.write_text("[PAD]\n[UNK]\n[CLS]\nthe\n")
-  with pytest.raises(ValueError, match=r"vocab.txt has no \[SEP\], \[MASK\]; wanted"):
+  with raises(ValueError, path, "[SEP]", "[MASK]"):
     load_vocabulary(path)
 
 
-def test_cased_or_not_is_seen(tmp_path):
+def test_casing_is_inferred_from_the_vocabulary(tmp_path):
   special = [text for text, _ in SPECIAL.values()]
   for tokens, lowercase, wanted in (
     (["the", "The"], None, ["[UNK]", "The"]),
@@ -170,28 +170,28 @@ def test_whole_words(chapters):
   assert wordpiece.encode_words([["\x00"]]) == [[[wordpiece.unk]]]
 
 
-def test_a_vocabulary_that_is_none(tmp_path):
+def test_invalid_vocabularies_are_errors(tmp_path):
   (tmp_path / "tokenizer.json").write_text("{}")
-  for path, message in (
-    (tmp_path, "is no tokenizer"),
-    (tmp_path / "none.txt", "cannot read"),
-    (Path("/"), "has no voc"),
+  for path, named in (
+    (tmp_path, (tmp_path / "tokenizer.json",)),
+    (tmp_path / "none.txt", (tmp_path / "none.txt",)),
+    (Path("/"), ("/", "vocab.txt", "tokenizer.json")),
   ):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, *named):
       load_vocabulary(path)
-  with pytest.raises(ValueError, match="lowercase=True is for"):
+  with raises(ValueError, "lowercase", True):
     load_vocabulary(tmp_path / "tokenizer.json", True)
-  with pytest.raises(ValueError, match="did you mean 'bpe'"):
+  with raises(ValueError, "'bpee'", "'bpe'"):
     train_vocabulary([], 1000, "bpee")
   for kind in ("wordpiece", "bpe"):
-    with pytest.raises(ValueError, match="wanted more than"):
+    with raises(ValueError, "100 tokens"):
       train_vocabulary(["a"], 100, kind)
 
 
 # Rows.
 
 
-def test_pairs_of_real_text_are_as_published(numbered):
+def test_sentence_pairs_of_real_text_are_as_published(numbered):
   made = rows(numbered)
   assert max(len(row["input_ids"]) for row in made) == 128
   assert len(made) > 8000 and 0.5 < np.mean([row["next_sentence_label"][0] == 0 for row in made]) < 0.58
@@ -200,24 +200,24 @@ def test_pairs_of_real_text_are_as_published(numbered):
     assert len(documents[0]) == len(documents[1]) == 1
     assert (documents[0] == documents[1]) == follows
     if follows:
-      assert 0 < b[0] - a[-1] < 128  # what was cut is between
-  # A is as often cut in front as behind.
-  uncut = numbered.sentence_starts
-  cut = [(a[0] not in uncut, a[-1] + 1 not in uncut) for a, _, _ in every(made)]
-  front, behind = np.mean(cut, 0)
+      assert 0 < b[0] - a[-1] < 128  # what was truncated is between
+  # A is truncated equally often at both ends.
+  starts = numbered.sentence_starts
+  truncated = [(a[0] not in starts, a[-1] + 1 not in starts) for a, _, _ in every(made)]
+  front, behind = np.mean(truncated, 0)
   assert 0.2 < front < 0.8 and abs(front - behind) < 0.05
 
 
-def test_sentences_of_one_token_are_never_cut_so_all_can_be_predicted():
+def test_sentences_of_one_token_are_never_truncated():
   documents = lengths(*[[1] * n for n in (20_000, 1, 3000, 2, 7000)])
   made = every(rows(documents, length=64))
   followed = [b for _, b, follows in made if follows]
   assert all(b[0] == a[-1] + 1 for a, b, follows in made if follows)
-  # Every sentence once: those that made room for a random B were put back.
+  # Every sentence once: those that a random B replaced are used later.
   used = np.concatenate([*(a for a, _, _ in made), *followed])
   assert np.array_equal(np.sort(used), documents.tokens)
   assert 0.45 < 1 - len(followed) / len(made) < 0.55
-  # One in ten wants less than there is room for, and then any length.
+  # One in ten is shorter than the row, of any length.
   total = np.array([len(a) + len(b) for a, b, follows in made if follows])
   assert total.max() == 61 and 0.06 < np.mean(total < 61) < 0.14 and 20 < np.mean(total[total < 61]) < 40
   # A is any part of it.
@@ -229,7 +229,7 @@ def test_sentences_of_one_token_are_never_cut_so_all_can_be_predicted():
   )
 
 
-def test_a_random_b_is_any_other_document():
+def test_a_random_second_segment_is_of_any_other_document():
   made = every(rows(lengths(*[[5] * 4] * 6), dupe_factor=2000))
   counts = Counter((a[0] // 20, b[0] // 20, b[0] % 20) for a, b, follows in made if not follows)
   assert len(counts) == 6 * 5 * 4 and min(counts.values()) > 0.5 * max(counts.values())
@@ -238,7 +238,7 @@ def test_a_random_b_is_any_other_document():
 def test_documents_of_one_sentence_and_chunks_of_one_document():
   made = every(rows(lengths([4], [3], [2]), dupe_factor=20))
   assert len(made) == 60 and {follows for _, _, follows in made} == {0}
-  # Alone: what is random is elsewhere in the document, and not the next sentence.
+  # A single document: a random B is elsewhere in it, and not the next sentence.
   for size, least, most in ((10, 0.4, 0.6), (70, 1, 1)):  # of the longer a row has but one
     documents = lengths([size] * 40)
     made = every(rows(documents, length=64, dupe_factor=20))
@@ -253,7 +253,7 @@ def test_documents_of_one_sentence_and_chunks_of_one_document():
   assert len(make_rows(lengths(), MARKS, np.random.default_rng(0))) == 0
 
 
-def test_the_longer_is_cut_and_nothing_becomes_empty():
+def test_the_longer_segment_is_truncated_and_none_becomes_empty():
   for length in (8, 9, 16, 40):
     for a, b, _ in every(rows(lengths([1, 300, 2], [90, 1], [3] * 30), length=length, dupe_factor=30)):
       assert len(a) + len(b) <= length - 3
@@ -263,7 +263,7 @@ def test_the_longer_is_cut_and_nothing_becomes_empty():
 
 
 @pytest.mark.parametrize("pack", [False, True])
-def test_without_pairs_all_text_is_there_once(numbered, pack):
+def test_without_pairs_every_token_is_used_once(numbered, pack):
   made = rows(numbered, pairs=False, pack=pack)
   used = np.concatenate([a for a, _, _ in every(made)])
   assert {follows for _, _, follows in every(made)} == {-1}
@@ -271,11 +271,11 @@ def test_without_pairs_all_text_is_there_once(numbered, pack):
   assert max(len(row["input_ids"]) for row in made) == 128
 
 
-def test_full_sentences_go_on_into_the_next_document():
+def test_full_sentences_continue_into_the_next_document():
   documents = lengths([5, 5], [5, 5, 30, 1], [1])
   made = [a.tolist() for a, _, _ in every(rows(documents, pairs=False, length=22))]
   part = [*range(10), MARKS.sep, *range(10, 15)]
-  assert made[:2] == [part, [*range(15, 20)]]  # a sentence longer than a row is cut, and begins one
+  assert made[:2] == [part, [*range(15, 20)]]  # a sentence longer than a row begins one, and is split
   assert made[2:] == [[*range(20, 40)], [*range(40, 51), MARKS.sep, 51]]
 
 
@@ -301,17 +301,17 @@ def test_packed_rows_are_full(numbered, kwargs):
   assert max(len(row["ends"]) for row in made) > 1
 
 
-def test_packing_changes_where_a_sequence_is_and_little_else(numbered, monkeypatch):
+def test_packing_keeps_the_sequences(numbered, monkeypatch):
   def used(made):
     return Counter((tuple(a), tuple(b), follows) for a, b, follows in every(made))
 
   alone, packed = used(rows(numbered)), used(rows(numbered, pack=True))
   assert (alone & packed).total() > 0.93 * alone.total() == 0.93 * packed.total()
-  monkeypatch.setattr(masked_lm_rows, "SLACK", 1000)  # nothing may be cut
+  monkeypatch.setattr(masked_lm_rows, "SLACK", 1000)  # nothing may be truncated
   assert used(rows(numbered, pack=True)) == alone
 
 
-def test_draws_are_of_the_seed(numbered):
+def test_rows_are_a_function_of_the_seed(numbered):
   part = numbered.part(range(10, 40))
   assert np.array_equal(part.tokens, numbered.tokens[np.isin(document_of(numbered, numbered.tokens), range(10, 40))])
   first, again, other = (make_rows(part, MARKS, np.random.default_rng(seed), pack=True) for seed in (3, 3, 4))
@@ -322,8 +322,8 @@ def test_draws_are_of_the_seed(numbered):
   assert not np.array_equal(twice[0][0], twice[len(once)][0]) or not np.array_equal(twice[0][1], twice[len(once)][1])
 
 
-def test_arguments_that_make_no_rows(numbered):
-  with pytest.raises(ValueError, match=r"length is 7(.|\n)*short_seq_prob is 2(.|\n)*dupe_factor is 0"):
+def test_invalid_arguments_of_rows_are_errors(numbered):
+  with raises(ValueError, "length is 7", "short_seq_prob is 2", "dupe_factor is 0"):
     rows(numbered, length=7, short_seq_prob=2, dupe_factor=0)
-  with pytest.raises(ValueError, match=r"short_seq_prob is 0\.1"):
+  with raises(ValueError, "short_seq_prob", 0.1):
     rows(numbered, pairs=False, pack=True, short_seq_prob=0.1)

@@ -7,7 +7,7 @@ from train.evaluation.linear_probe import fit_softmax, logistic_regression
 
 
 def examples(count, seed=0):
-  """Features of which the first two tell three classes, with noise; each has a scale and a mean of its own."""
+  """Noisy features, of which the first two separate three classes; each has its own scale and mean."""
   draw = np.random.default_rng(seed)
   label_N = draw.integers(3, size=count)
   x_ND = draw.normal(size=(count, 6))
@@ -16,7 +16,7 @@ def examples(count, seed=0):
 
 
 @pytest.mark.parametrize("l2", [1e-3, 1.0])
-def test_at_the_minimum_the_gradient_is_zero(l2):
+def test_the_gradient_is_zero_at_the_minimum(l2):
   x_ND, label_N = examples(500)
   x_ND = (x_ND - x_ND.mean(0)) / x_ND.std(0)
   kernel, bias = fit_softmax(x_ND, label_N, 3, l2, 200)
@@ -34,7 +34,7 @@ def test_iterations_are_a_limit():
   assert abs(one - more).max() > 0.1
 
 
-def test_scores_are_of_both_splits_whatever_the_scale_of_a_feature():
+def test_scores_do_not_depend_on_the_scale_of_a_feature():
   train, test = examples(900), examples(300, seed=1)
   score, train_score = logistic_regression(*train, *test, 3, 1e-3, 200)
   assert 0.9 < score < 1 and 0.9 < train_score < 1

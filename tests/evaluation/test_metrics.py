@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from support import raises
 from tensorboardX.proto.event_pb2 import Event
 
 from train import metrics
@@ -49,7 +50,7 @@ def test_a_line_is_an_object_with_its_step(tmp_path):
   ]
 
 
-def test_what_takes_its_time_is_told_in_a_file_until_there_are_steps(tmp_path):
+def test_status_is_printed_to_a_file_until_the_first_step(tmp_path):
   with log(tmp_path, out=(out := io.StringIO())) as run:
     run.status("compiling the step")
     run.train(1, {"loss": 0.5})
@@ -57,20 +58,20 @@ def test_what_takes_its_time_is_told_in_a_file_until_there_are_steps(tmp_path):
   assert out.getvalue().splitlines() == ["compiling the step", "step 1/10  loss 0.5"]
 
 
-def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path):
+def test_lines_after_the_checkpoint_are_removed(tmp_path):
   with log(tmp_path) as run:
     for step in (2, 4, 6):
       run.train(step, {"loss": float(step)})
   with log(tmp_path, first_step=4) as run:
     run.train(6, {"loss": -6.0})
   assert [(x["step"], x["train/loss"]) for x in metrics.read(tmp_path)] == [(2, 2.0), (4, 4.0), (6, -6.0)]
-  with log(tmp_path) as run:  # a new run in an old place
+  with log(tmp_path) as run:  # a new run in the same folder
     run.train(1, {"loss": 1.0})
   assert [x["step"] for x in metrics.read(tmp_path)] == [1]
 
 
 @pytest.mark.parametrize("ruin", ['{"step": 3, "train/lo', '{"step": 3, "train/loss": 1', "\n{", "3\n", "\xff\x00\n"])
-def test_a_half_written_last_line_is_passed_over_and_then_removed(tmp_path, ruin):
+def test_a_half_written_last_line_is_skipped_and_then_removed(tmp_path, ruin):
   with log(tmp_path) as run:
     run.train(2, {"loss": 1.0})
   path = tmp_path / "metrics.jsonl"
@@ -81,7 +82,7 @@ def test_a_half_written_last_line_is_passed_over_and_then_removed(tmp_path, ruin
   assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [2, 6]
 
 
-def test_what_json_has_no_word_for(tmp_path):
+def test_nan_and_infinity_are_valid_json(tmp_path):
   with log(tmp_path) as run:
     run.train(1, {"loss": math.nan, "top": math.inf})
   strict = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
@@ -99,14 +100,14 @@ def test_a_killed_process_loses_no_line(tmp_path):
   assert metrics.read(tmp_path) == [{"step": 1, "train/loss": 2.0}]
 
 
-def test_tensorboard_shows_the_same(tmp_path):
+def test_tensorboard_has_the_same_values(tmp_path):
   with log(tmp_path) as run:
     run.train(3, {"loss": 0.5})
     run.eval(3, "probe", {"accuracy": 0.75})
   assert events(tmp_path) == [("train/loss", 3, 0.5), ("probe/accuracy", 3, 0.75)]
 
 
-def test_tensorboard_forgets_it_too(tmp_path):
+def test_tensorboard_drops_events_after_the_checkpoint(tmp_path):
   with log(tmp_path) as run:
     run.train(6, {"loss": 0.5})
   with log(tmp_path, first_step=4) as run:
@@ -115,7 +116,7 @@ def test_tensorboard_forgets_it_too(tmp_path):
   assert ("start", 5, 0.0) in events(tmp_path) and events(tmp_path)[-1] == ("train/loss", 6, 0.25)
 
 
-def test_plain_lines_where_there_is_no_terminal(tmp_path):
+def test_plain_lines_without_a_terminal(tmp_path):
   out = io.StringIO()
   with log(tmp_path, out=out) as run:
     run.train(4, {"loss": 0.25, "images_per_second": 1234.0})
@@ -129,7 +130,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
   assert lines[2].endswith("done") and "\x1b" not in out.getvalue()
 
 
-def test_the_bar_tells_step_loss_speed_and_time_left(tmp_path):
+def test_the_progress_bar_shows_step_loss_speed_and_time_left(tmp_path):
   out = io.StringIO()
   with log(tmp_path, out=out, terminal=True, unit="tokens") as run:
     run.train(4, {"loss": 0.25, "tokens_per_second": 1234.0})
@@ -150,7 +151,7 @@ def test_only_one_process_writes(tmp_path, monkeypatch):
 
 
 def test_a_metric_is_one_number(tmp_path):
-  with log(tmp_path) as run, pytest.raises(ValueError, match=r"train/loss \(2,\)"):
+  with log(tmp_path) as run, raises(ValueError, "train/loss", (2,)):
     run.train(1, {"loss": np.ones(2)})
 
 

@@ -1,4 +1,4 @@
-"""Minimum-risk training: BLEU by sacrebleu, the gradient by its closed form, and that it raises what it should."""
+"""Minimum-risk training: BLEU by sacrebleu, the gradient in closed form, and that training raises BLEU."""
 
 import itertools
 import types
@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import sacrebleu
+from support import raises
 
 import zoo
 from train import data
@@ -37,7 +38,7 @@ def pair_batch(targets, S=5, T=6, vocab_size=29):
 # ---- BLEU
 
 
-def test_bleu_is_sacrebleu_s():
+def test_bleu_equals_sacrebleu():
   """Of random sentences of few words, so that many match, and some match several times."""
   rng = np.random.default_rng(0)
   B, T, S = 300, 9, 11
@@ -58,7 +59,7 @@ def test_bleu_is_sacrebleu_s():
   assert 0.2 < np.mean(found) < 0.8 and (np.asarray(found)[lengths == 0] == 0).all()
 
 
-def test_words_end_at_the_first_end():
+def test_length_ends_before_the_first_eos():
   tokens = np.array([[5, 6, EOS, PAD], [EOS, 5, EOS, 6], [5, PAD, 6, 7]])
   assert minimum_risk.length_before(jnp.asarray(tokens), EOS).tolist() == [2, 0, 4]
 
@@ -90,7 +91,7 @@ def every_sequence():
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
-def test_risk_and_gradient_are_the_closed_forms(alpha):
+def test_risk_and_gradient_equal_their_closed_forms(alpha):
   """With samples enough to have drawn every sequence; eq. 4 to 6, and eq. 8 for the gradient."""
   table = np.random.default_rng(1).normal(0, 0.3, (6, 6)).astype(np.float32)
   batch = pair_batch([[4, 5], [5]], T=T)
@@ -129,14 +130,14 @@ def test_risk_and_gradient_are_the_closed_forms(alpha):
 
 
 def test_the_reference_is_a_candidate_and_each_counts_once():
-  """Where the model says but one thing, there are two candidates: that, and the reference."""
+  """Where the model generates only one sequence, there are two candidates: that and the reference."""
   table = np.full((6, 6), -20, np.float32)
   table[BOS, 4] = table[4, EOS] = 0.0
   batch = pair_batch([[4, 5], [4]], T=T)
   loss = minimum_risk.Objective(num_samples=5, sharpness=0.1)(Bigrams(), {"params": table}, batch)
-  assert loss.metrics["candidates"] == 2 + 1  # the second time it is the reference that is said
+  assert loss.metrics["candidates"] == 2 + 1  # for the second pair the sample is the reference
   scores = np.log([1, np.exp(-20)])  # "4 </s>", and "4 5 </s>" with an unlikely 5 ...
-  scores[1] += np.log(1 / 3)  # ... after which all is as likely
+  scores[1] += np.log(1 / 3)  # ... after which all is equally likely
   Q = np.exp(0.1 * scores) / np.exp(0.1 * scores).sum()
   one_word = sacrebleu.BLEU(tokenize="none", smooth_method="add-k", smooth_value=1, force=True)
   bleu = one_word.sentence_score("4", ["4 5"]).score / 100
@@ -154,7 +155,7 @@ def transformer(batch, **overrides):
 
 
 def test_the_expected_bleu_rises():
-  """Also of a scanned model, whose caches are another's; padding counts for nothing."""
+  """Also of a scanned model, whose caches differ; padding has no weight."""
   targets = [[4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14, 15]]
   batch = pair_batch([*targets, [4]], vocab_size=17)
   batch["valid"][3] = False
@@ -173,8 +174,8 @@ def test_the_expected_bleu_rises():
 
 
 @pytest.mark.parametrize("name", ["transformer/test", "seq2seq/test"])
-def test_samples_are_an_example_s_own(name):
-  """Whatever its company: parts of a batch add up to the whole, in training too, for all who say token by token."""
+def test_samples_do_not_depend_on_the_batch(name):
+  """Parts of a batch add up to the whole, in training too, for all autoregressive models."""
   batch = pair_batch([[4, 5, 6, 7], [8, 9, 10]])
   model = zoo.create(name)
   variables = jax.jit(model.init)({"params": jax.random.key(0)}, batch["source_ids"], batch["target_ids"])
@@ -186,8 +187,8 @@ def test_samples_are_an_example_s_own(name):
   assert whole.total != loss(batch, jax.random.key(4)).total
 
 
-def test_keys_of_sequences():
-  """A sample with a key of its own is the sample that key gives alone."""
+def test_sampling_takes_a_key_per_sequence():
+  """A sample of a batch is the one its key gives by itself."""
   logits = jax.random.normal(jax.random.key(0), (4, 12))
   step = lambda memory, cache, token_B, index: (memory, cache)  # noqa: E731
   special = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, max_length=5)
@@ -200,16 +201,16 @@ def test_keys_of_sequences():
   assert (same[0] != same[1]).any()
 
 
-def test_what_does_not_fit():
+def test_incompatible_data_options_and_models_are_errors():
   pairs = data.make("translation", dataset="verses_en_es", batching="pack", source_length=16, target_length=16)
-  with pytest.raises(ValueError, match=r"data\.batching='pack'"):
+  with raises(ValueError, "data.batching", "'pack'"):
     pairs.check_fit(zoo.create("transformer/test", vocab_size=4000).config, minimum_risk.Objective())
   for wrong in (dict(num_samples=0), dict(num_samples=1, reference=False), dict(sharpness=0.0)):
-    with pytest.raises(ValueError, match="wanted sharpness > 0 and at least two candidates"):
+    with raises(ValueError, "num_samples", "sharpness", "reference=True", next(iter(wrong.values()))):
       minimum_risk.Objective(**wrong)
   batch = pair_batch([[4, 5]])
   model = zoo.create("nat/test")
-  with pytest.raises(ValueError, match=r"zoo\.decoding\.non_autoregressive"):
+  with raises(ValueError, "zoo.decoding.non_autoregressive"):
     jax.eval_shape(
       lambda: minimum_risk.Objective()(
         model, model.init(jax.random.key(0), batch["source_ids"], batch["target_ids"]), batch

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import raises
 
 import zoo
 from train import rng
@@ -15,7 +16,7 @@ VOCAB, MASK, CLS, SEP, WORDS = 29, 4, 2, 3, 5
 
 
 def rows(lengths, length, pieces=1, seed=0):
-  """Rows of sequences of these lengths, [CLS] word word ... [SEP], a list a row; words have up to so many pieces."""
+  """Rows of sequences of these lengths, [CLS] word word ... [SEP], a list per row; a word has up to `pieces` pieces."""
   draw = np.random.default_rng(seed)
   token, segment, position, word = np.zeros((4, len(lengths), length), np.int32)
   for i, sequences in enumerate(lengths):
@@ -46,16 +47,16 @@ def mask_tokens(key_B, arrays, most=20, whole_words=False):
 def chosen_of(masked, shape):
   """[B, T] bool, where a token is predicted."""
   chosen = np.zeros(shape, bool)
-  for i, (places, mask) in enumerate(
+  for i, (positions, mask) in enumerate(
     zip(np.asarray(masked.position_BP), np.asarray(masked.label_mask_BP), strict=True)
   ):
-    assert (np.diff(places[mask]) > 0).all()
-    chosen[i, places[mask]] = True
+    assert (np.diff(positions[mask]) > 0).all()
+    chosen[i, positions[mask]] = True
   return chosen
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_how_many_are_chosen_and_of_which(whole_words):
+def test_the_number_of_masked_tokens(whole_words):
   """15 % of each sequence, rounded, one at least; never a special token or padding."""
   lengths = [[3], [40, 24], [64], [9, 30, 3, 20], [5] * 12, [1 + 17]] * 40
   arrays = rows(lengths, 64, pieces=3)
@@ -68,13 +69,13 @@ def test_how_many_are_chosen_and_of_which(whole_words):
       here = arrays["segment_ids"][i] == number
       found, wanted = (chosen[i] & here).sum(), max(round(0.15 * n), 1)
       assert found <= wanted and (whole_words or found == wanted)
-      # Of words, the shortest may be longer than what is still wanted.
+      # The shortest word may be longer than what is still to be masked.
       words = np.bincount(arrays["word_ids"][i, here & ~chosen[i]])[1:]
       missed += (words[words > 0] <= wanted - found).any()
   assert missed <= 0.005 * sum(map(len, lengths))
 
 
-def test_words_are_chosen_whole():
+def test_whole_words_are_masked():
   arrays = rows([[64]] * 200, 64, pieces=3)
   chosen = chosen_of(mask_tokens(keys(200), arrays, whole_words=True), (200, 64))
   for word, one in zip(arrays["word_ids"], chosen, strict=True):
@@ -84,22 +85,22 @@ def test_words_are_chosen_whole():
   assert any(len(set(one[word == 1])) == 2 for word, one in zip(arrays["word_ids"], by_piece, strict=True))
 
 
-def test_every_word_is_as_likely_as_any_other():
+def test_all_words_are_equally_likely_to_be_masked():
   arrays = rows([[42]] * 3000, 42)
   share = chosen_of(mask_tokens(keys(3000), arrays), (3000, 42))[:, 1:-1].mean(0)
   expected = 6 / 40
   assert np.abs(share - expected).max() < 4.5 * np.sqrt(expected * (1 - expected) / 3000)
 
 
-def test_most_of_the_chosen_are_masked():
-  """80 % behind [MASK], 10 % behind another word, 10 % not at all; all others are as they were."""
+def test_shares_of_mask_random_and_unchanged_tokens():
+  """80 % become [MASK], 10 % a random token, 10 % stay; all others are unchanged."""
   arrays = rows([[64]] * 2000, 64)
   masked = mask_tokens(keys(2000), arrays)
   token, old = np.asarray(masked.input_ids_BT), arrays["input_ids"]
   chosen = chosen_of(masked, old.shape)
   np.testing.assert_array_equal(token[~chosen], old[~chosen])
   n = chosen.sum()
-  random = 0.1 * np.bincount(old[chosen], minlength=VOCAB) / n  # by chance the word itself, or [MASK]
+  random = 0.1 * np.bincount(old[chosen], minlength=VOCAB) / n  # by chance the token itself, or [MASK]
   for share, expected in (
     ((token[chosen] == MASK).mean(), 0.8 + 0.1 / VOCAB),
     ((token[chosen] == old[chosen]).mean(), 0.1 + (random / VOCAB).sum()),
@@ -110,7 +111,7 @@ def test_most_of_the_chosen_are_masked():
   assert np.abs(others - others.mean()).max() < 5 * np.sqrt(others.mean())
 
 
-def test_a_row_has_no_more_than_it_may():
+def test_a_row_has_at_most_max_predictions():
   arrays = rows([[64], [20, 20, 24], [5] * 12], 64)
   masked = mask_tokens(keys(3), arrays, most=4)
   chosen = chosen_of(masked, (3, 64))
@@ -120,7 +121,7 @@ def test_a_row_has_no_more_than_it_may():
   assert mask_tokens(keys(3), arrays, most=100).position_BP.shape == (3, 64)
 
 
-def test_masks_are_a_row_s_own():
+def test_masks_depend_on_the_example_only():
   arrays = rows([[64], [30]], 64)
   first = mask_tokens(keys(2), arrays)
   swapped = mask_tokens(keys(2)[::-1], {k: v[::-1] for k, v in arrays.items()})
@@ -162,8 +163,8 @@ def compute(arrays, key=None, head="pretraining", **fields):
   return jax.jit(lambda v, b: objective(model, v, b, key))(variables, arrays)
 
 
-def test_the_loss_is_the_mean_of_words_plus_that_of_pairs():
-  """Of pairs of one length, as it was published, by another way: all tokens predicted, at every position."""
+def test_the_loss_is_the_mean_of_tokens_plus_that_of_pairs():
+  """Of pairs of one length, as published, from predictions at every position."""
   arrays = batch([[14]] * 5, sequences=1)
   loss = compute(arrays)
   model, variables = model_of()
@@ -183,7 +184,7 @@ def test_the_loss_is_the_mean_of_words_plus_that_of_pairs():
   assert loss.weight == chosen.sum() == 10
 
 
-def test_two_halves_are_the_whole():
+def test_losses_of_two_halves_add_up():
   arrays = batch([[14], [5, 9], [6, 4, 4], [16]])
   whole = compute(arrays)
   halves = [compute({k: v[part] for k, v in arrays.items()}) for part in (slice(2), slice(2, 4))]
@@ -191,45 +192,45 @@ def test_two_halves_are_the_whole():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, added)
 
 
-def test_what_is_not_valid_counts_for_nothing():
+def test_invalid_examples_have_no_weight():
   arrays = batch([[14], [5, 9], [6, 4, 4]])
   part = compute({k: v[:2] for k, v in arrays.items()})
   whole = compute(arrays | dict(valid=np.array([True, True, False])))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole, part)
 
 
-def test_packing_changes_no_sequence_s_loss():
-  """Three sequences in a row, or a row each: with the same tokens masked, all predictions are the same."""
+def test_packing_does_not_change_predictions():
+  """Three sequences packed into one row predict the same as in a row each, with the same tokens masked."""
   packed = batch([[6, 5, 5]])
   token = packed["input_ids"].copy()
-  places, model_and = np.array([[2, 7, 12]]), model_of()
+  positions, model_and = np.array([[2, 7, 12]]), model_of()
   model, variables = model_and[0], jax.tree.map(lambda a: 5 * a, model_and[1])
-  token[0, places[0]] = MASK
+  token[0, positions[0]] = MASK
   row = mlm_nsp.SequenceInfo(packed["segment_ids"], packed["position_ids"])
-  words, aux = model.apply(variables, token, packed["token_type_ids"], row, places, packed["cls_positions"])
+  words, aux = model.apply(variables, token, packed["token_type_ids"], row, positions, packed["cls_positions"])
   for k, (start, size) in enumerate(((0, 6), (6, 5), (11, 5))):
     alone = np.zeros((2, 1, 16), np.int32)
     alone[0, 0, :size], alone[1, 0, :size] = (
       token[0, start : start + size],
       packed["token_type_ids"][0, start : start + size],
     )
-    one, own = model.apply(variables, *alone, masked_positions_BP=places[:, k : k + 1] - start)
+    one, own = model.apply(variables, *alone, masked_positions_BP=positions[:, k : k + 1] - start)
     np.testing.assert_allclose(words[0, k], one[0, 0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(aux["next_sentence"][0, k], own["next_sentence"][0], rtol=1e-5, atol=1e-5)
 
 
-def test_without_the_head_of_pairs_there_is_no_loss_of_them():
+def test_without_a_next_sentence_head_there_is_no_loss_of_pairs():
   loss = compute(batch([[14], [5, 9]]), head="masked_lm")
   assert loss.metrics.keys() == {"accuracy", "nll"} and loss.total == loss.metrics["nll"]
 
 
-def test_masks_are_drawn_again_or_stay():
+def test_masks_are_dynamic_or_static():
   arrays, steps = batch([[16]] * 4), [rng.root(step) for step in (0, 1)]
   drawn, again, other = (compute(arrays, key) for key in (steps[0], steps[0], steps[1]))
   assert drawn.total == again.total != other.total
   first, second = (compute(arrays, key, static_masking=True) for key in steps)
   assert first.total == second.total
-  # They belong to the example, wherever it comes.
+  # They depend on the example, not on its position.
   moved = compute(arrays | dict(id=arrays["id"] + 7), steps[0], static_masking=True)
   assert (
     moved.total
@@ -239,8 +240,14 @@ def test_masks_are_drawn_again_or_stay():
   assert compute(arrays).total == compute(arrays).total
 
 
-def test_fields_that_make_no_sense():
-  for fields, words in ((dict(mask_prob=1.5), "mask_prob is 1.5"), (dict(max_predictions=0), "max_predictions"),
-                        (dict(mask_token_prob=0.9, random_token_prob=0.2), "random_token_prob.*1.1")):  # fmt: skip
-    with pytest.raises(ValueError, match=words):
-      mlm_nsp.Objective(**fields)
+@pytest.mark.parametrize(
+  ("fields", "named"),
+  [
+    (dict(mask_prob=1.5), ("mask_prob", 1.5)),
+    (dict(max_predictions=0), ("max_predictions", 0)),
+    (dict(mask_token_prob=0.9, random_token_prob=0.2), ("mask_token_prob", "random_token_prob", 1.1)),
+  ],
+)
+def test_invalid_fields_are_errors(fields, named):
+  with raises(ValueError, *named):
+    mlm_nsp.Objective(**fields)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import raises
 
 import zoo
 from train import plots, rng
@@ -17,13 +18,13 @@ P = 20
 
 @pytest.fixture(scope="module")
 def many():
-  """What is done to 20 patches of each of 6,000 images."""
+  """The corruption of 20 patches of each of 6,000 images."""
   noise = np.random.default_rng(0).uniform(size=(6000, P)).astype(np.float32)
   return jax.device_get(jax.jit(corrupt)(noise))
 
 
 def roles(found):
-  """[B, P]: 0 for patches left alone, 1 hidden, 2 swapped, 3 chosen and left as they are."""
+  """[B, P]: 0 for patches not chosen, 1 masked, 2 swapped, 3 chosen and unchanged."""
   chosen = np.zeros(found.masked_BP.shape, bool)
   np.put_along_axis(chosen, found.chosen_BT, True, 1)
   swapped = found.source_BP != np.arange(found.masked_BP.shape[1])
@@ -31,22 +32,22 @@ def roles(found):
   return np.select([found.masked_BP, swapped, chosen], [1, 2, 3], 0)
 
 
-def test_half_is_corrupted_in_shares_of_80_10_10(many):
+def test_half_of_the_patches_are_corrupted_80_10_10(many):
   counts = np.stack([(roles(many) == role).sum(1) for role in range(4)], 1)
   np.testing.assert_array_equal(counts, np.tile([10, 8, 1, 1], (6000, 1)))
   assert many.chosen_BT.shape == (6000, 10)
 
 
-def test_every_patch_has_every_role_as_often(many):
+def test_roles_are_equally_frequent_for_all_patches(many):
   """Binomial, five deviations."""
   for role, share in {0: 0.5, 1: 0.4, 2: 0.05, 3: 0.05}.items():
     found = (roles(many) == role).mean(0)
     assert np.abs(found - share).max() < 5 * np.sqrt(share * (1 - share) / 6000), role
 
 
-def test_what_replaces_a_patch_is_any_other(many):
-  rows, places = np.nonzero(roles(many) == 2)
-  offsets = (many.source_BP[rows, places] - places) % P
+def test_a_swapped_patch_is_any_other(many):
+  rows, patches = np.nonzero(roles(many) == 2)
+  offsets = (many.source_BP[rows, patches] - patches) % P
   counts = np.bincount(offsets, minlength=P)
   assert counts[0] == 0
   assert np.abs(counts[1:] / 6000 - 1 / 19).max() < 5 * np.sqrt(1 / 19 / 6000)
@@ -63,15 +64,15 @@ def test_other_shares(shares, counts):
 
 
 @pytest.mark.parametrize(
-  ("shares", "message"),
+  ("shares", "named"),
   [
-    (dict(share=-0.1), "share is -0.1; wanted 0 <= share <= 1"),
-    (dict(share=1.2), "share is 1.2; wanted 0 <= share <= 1"),
-    (dict(masked=0.8, swapped=0.3), "masked is 0.8 and swapped is 0.3; wanted both at least 0 and their sum at most 1"),
+    (dict(share=-0.1), ("share", -0.1, "0 <= share <= 1")),
+    (dict(share=1.2), ("share", 1.2, "0 <= share <= 1")),
+    (dict(masked=0.8, swapped=0.3), ("masked", 0.8, "swapped", 0.3)),
   ],
 )
-def test_shares_that_cannot_be(shares, message):
-  with pytest.raises(ValueError, match=message):
+def test_invalid_shares_are_errors(shares, named):
+  with raises(ValueError, *named):
     corrupt(np.zeros((1, P)), **shares)
 
 
@@ -91,7 +92,7 @@ def draw(**overrides):
   return model, variables, image.astype(np.float32), noise.astype(np.float32)
 
 
-def test_what_stands_in_the_place_of_a_patch():
+def test_embeddings_of_corrupted_patches():
   """A learned vector or the embedding of another patch; its position embedding is unchanged."""
   model, variables, image, noise = draw()
   _, aux = model.apply(variables, image, noise)
@@ -109,7 +110,7 @@ def test_what_stands_in_the_place_of_a_patch():
   assert (np.asarray(aux["source"]) != np.arange(15)).any() and aux["masked"].any()
 
 
-def test_the_corrupted_are_predicted_and_only_they():
+def test_only_corrupted_patches_are_predicted():
   model, variables, image, noise = draw()
   logits, aux = model.apply(variables, image, noise)
   assert logits.shape == (2, 8, 512) and aux["chosen"].shape == (2, 8)
@@ -118,25 +119,25 @@ def test_the_corrupted_are_predicted_and_only_they():
   np.testing.assert_allclose(logits, tokens @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-4)
 
 
-def test_colours_follow_channels():
+def test_the_number_of_colours_depends_on_channels_and_bits():
   assert zoo.create("patch_prediction/nano4").config.colours == 8
   assert zoo.create("patch_prediction/b16").config.colours == 512
   model, variables, image, noise = draw(num_channels=1, bits=2)
   assert model.apply(variables, image, noise)[0].shape == (2, 8, 4)
-  with pytest.raises(ValueError, match="bits is 9; wanted at most 8"):
+  with raises(ValueError, "bits", 9, 8):
     zoo.create("patch_prediction/test", bits=9)
 
 
 def test_an_rng_is_needed_where_no_noise_is_given():
   model, variables, image, _ = draw()
-  with pytest.raises(ValueError, match="rng `mask`"):
+  with raises(ValueError, "`mask`"):
     model.apply(variables, image)
   chosen = [model.apply(variables, image, rngs={"mask": jax.random.key(k)})[1]["chosen"] for k in (0, 0, 1)]
   np.testing.assert_array_equal(chosen[0], chosen[1])
   assert (chosen[0] != chosen[2]).any() and (chosen[0][0] != chosen[0][1]).any()
 
 
-def test_attention_is_drawn_of_the_patches_as_they_are():
+def test_attention_plots_use_uncorrupted_patches():
   model, variables, image, _ = draw()
   image = (image * 30 + 100).astype(np.uint8)
   found = plots.attention_weights(model, variables, image)
@@ -174,8 +175,8 @@ BATCH = dict(
 LOGITS = np.random.default_rng(3).normal(size=(5, 6, 512)).astype(np.float32)
 
 
-class Teller:
-  """A model whose logits for every patch are known, and which remembers what it was asked."""
+class KnownLogits:
+  """A model with known logits for every patch, which records its arguments."""
 
   config = SimpleNamespace(patch_size=2, bits=3)
 
@@ -188,7 +189,7 @@ class Teller:
 
 
 def test_loss_by_hand():
-  model = Teller()
+  model = KnownLogits()
   loss = objective.Objective(mask_prob=0.4, mask_token_prob=0.7, random_patch_prob=0.2, mean=(0.2,), std=(0.3,))(
     model, {}, BATCH
   )
@@ -204,8 +205,8 @@ def test_loss_by_hand():
   assert loss.weight == 4 and loss.variables == {}
 
 
-def test_corruption_belongs_to_the_example_and_not_to_its_place():
-  model = Teller()
+def test_corruption_depends_on_the_example_and_not_on_its_position():
+  model = KnownLogits()
 
   def noise(key, choice):
     objective.Objective()(model, {}, {k: v[choice] for k, v in BATCH.items()}, key)
@@ -218,13 +219,13 @@ def test_corruption_belongs_to_the_example_and_not_to_its_place():
   np.testing.assert_array_equal(noise(None, np.array([2])), noise(None, np.arange(5))[[2]])
 
 
-def test_a_negative_share():
-  with pytest.raises(ValueError, match=r"config.objective: mask_token_prob is -0.1"):
+def test_a_negative_share_is_an_error():
+  with raises(ValueError, "config.objective", "mask_token_prob", -0.1):
     objective.Objective(mask_token_prob=-0.1)
 
 
-def test_a_share_that_corrupts_nothing():
+def test_a_share_that_corrupts_no_patch_is_an_error():
   model, variables, _, _ = draw()
   batch = dict(image=np.zeros((2, 20, 12, 3), np.uint8), valid=np.ones(2, bool), id=np.arange(2))
-  with pytest.raises(ValueError, match=r"mask_prob 0.02 corrupts none of 15 patches; wanted at least one"):
+  with raises(ValueError, "mask_prob", 0.02, 15):
     objective.Objective(mask_prob=0.02)(model, variables, batch)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import raises
 
 import zoo
 from train.objectives import seq2seq
@@ -18,22 +19,22 @@ def batch(lengths=((7, 6), (4, 3), (5, 5)), valid=(True, True, True)):
   """One pair a row, each ending with </s>."""
   made = dict(valid=np.array(valid), id=np.arange(B))
   for side, size, which in (("source", S, 0), ("target", T, 1)):
-    place = np.arange(size)[None].repeat(B, 0)
-    real = place < np.array([pair[which] for pair in lengths])[:, None]
+    position = np.arange(size)[None].repeat(B, 0)
+    real = position < np.array([pair[which] for pair in lengths])[:, None]
     tokens = np.random.default_rng(which).integers(4, V, (B, size))
     made |= {
       f"{side}_ids": np.where(real, tokens, 0),
       f"{side}_segment_ids": real.astype(int),
-      f"{side}_position_ids": place * real,
+      f"{side}_position_ids": position * real,
     }
   return made
 
 
-OWN = 1  # what the model below would rather read, a token that no target has
+OWN = 1  # the token that the model below samples, which no target has
 
 
 class Model:
-  """Remembers what it was given, and returns fixed logits."""
+  """Records its inputs, and returns fixed logits."""
 
   def __init__(self, logits, alignment=None):
     self.config, self.calls, self.logits = zoo.create("transformer/test").config, [], logits
@@ -57,7 +58,7 @@ def log_softmax(x):
   return np.asarray(jax.nn.log_softmax(x))
 
 
-def test_cross_entropy_of_the_tokens_that_are_there():
+def test_cross_entropy_over_target_tokens():
   logits, data = draw(B, T, V), batch(valid=(True, True, False))
   model = Model(logits)
   loss = seq2seq.Objective(label_smoothing=0.3)(model, {}, data)  # evaluation: not smoothed
@@ -70,12 +71,12 @@ def test_cross_entropy_of_the_tokens_that_are_there():
   np.testing.assert_array_equal(model.calls[0][0, 1:], data["target_ids"][0, :-1])
 
 
-def test_every_sequence_of_a_row_begins_with_its_own_beginning():
+def test_every_sequence_of_a_packed_row_begins_with_bos():
   position = np.array([[0, 1, 2, 0, 1, 0]])
   assert seq2seq.shift(np.array([[5, 6, 3, 7, 3, 0]]), position, 2).tolist() == [[2, 5, 6, 2, 7, 2]]
 
 
-def test_label_smoothing_is_a_mean_over_all_words():
+def test_label_smoothing_is_uniform_over_the_vocabulary():
   logits, data = draw(B, T, V), batch()
   loss = seq2seq.Objective(label_smoothing=0.1)(Model(logits), {}, data, jax.random.key(0))
   target = 0.9 * np.eye(V)[data["target_ids"]] + 0.1 / V
@@ -85,7 +86,7 @@ def test_label_smoothing_is_a_mean_over_all_words():
 
 
 def test_scheduled_sampling_reads_its_own_tokens():
-  """At the rate asked for, and never where a sequence begins; not in evaluation."""
+  """At its rate, and never where a sequence begins; not in evaluation."""
   logits, data = draw(B, T, V), batch(((S, T),) * B)
   true = np.concatenate([np.full((B, 1), 2), data["target_ids"][:, :-1]], 1)
   swapped = []
@@ -116,8 +117,8 @@ def small(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_no_gradient_goes_through_the_choice(name):
-  """With a model: the gradient is that of reading, by teacher forcing, what it has chosen."""
+def test_no_gradient_flows_through_sampled_tokens(name):
+  """With a model: the gradient equals that of teacher forcing with the sampled tokens."""
   (model, variables), data = small(name), batch()
 
   class Spy:
@@ -145,7 +146,7 @@ def test_no_gradient_goes_through_the_choice(name):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
 
 
-def test_guided_attention_wants_the_diagonal():
+def test_guided_attention_prefers_the_diagonal():
   data = batch(((6, 6), (6, 6), (6, 6)))
   rows = seq2seq.rows(data)
   far = np.asarray(seq2seq.off_diagonal(*rows, 0.2))
@@ -158,13 +159,13 @@ def test_guided_attention_wants_the_diagonal():
   losses = [objective(Model(logits, alignment=a), {}, data, key).total for a in (straight, crossed)]
   assert losses[0] < losses[1]
   np.testing.assert_allclose(losses[0], 18 * np.log(V), rtol=1e-5)
-  with pytest.raises(ValueError, match=r"guided_width is 0\.0; wanted more than 0"):
+  with raises(ValueError, "guided_width", 0.0):
     seq2seq.Objective(guided_width=0.0)
-  with pytest.raises(ValueError, match="guided_attention guides attention, of which this model has none"):
+  with raises(ValueError, "guided_attention"):
     objective(Model(logits), {}, data, key)
 
 
-def test_guidance_is_by_sequence_where_several_share_a_row():
+def test_guided_attention_is_per_sequence_of_a_packed_row():
   rows = [SequenceInfo(np.array([[1, 1, 2, 2, 2]]), np.array([[0, 1, 0, 1, 2]]))] * 2
   far = np.asarray(seq2seq.off_diagonal(*rows, 0.2))[0]
   np.testing.assert_allclose(far[:2, :2].diagonal(), 0, atol=1e-6)
@@ -172,7 +173,7 @@ def test_guidance_is_by_sequence_where_several_share_a_row():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_padding_and_company_change_nothing(name):
+def test_padding_and_packing_do_not_change_the_loss(name):
   """With a model: a packed row's loss is the sum of its pairs'."""
   (model, variables), data = small(name), batch()
   loss = jax.jit(lambda data: seq2seq.Objective()(model, variables, data).total)
@@ -188,6 +189,6 @@ def test_padding_and_company_change_nothing(name):
   np.testing.assert_allclose(loss(packed), whole, rtol=1e-5)
 
 
-def test_shares_that_make_no_sense():
-  with pytest.raises(ValueError, match=r"label_smoothing is 1.5; wanted 0 <= label_smoothing < 1"):
+def test_an_invalid_label_smoothing_is_an_error():
+  with raises(ValueError, "label_smoothing", 1.5, "0 <= label_smoothing < 1"):
     seq2seq.Objective(label_smoothing=1.5)
