@@ -53,7 +53,7 @@ def as_users_have_it(tmp_path_factory):
   return os.environ | dict(
     JAX_DISABLE_MOST_OPTIMIZATIONS="false",
     JAX_NUM_CPU_DEVICES="1",
-    JAX_COMPILATION_CACHE_DIR=str(tmp_path_factory.mktemp("cache")),
+    JAX_COMPILATION_CACHE_DIR=os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("cache")),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
   )
 

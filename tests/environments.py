@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "environments.md"
 PYTHONS = ("3.11", "3.12", "3.13")
 COLAB = "tests/constraints/colab.txt"
+# What is compiled for a version of JAX is compiled once for all environments that have it.
+COMPILED = tempfile.TemporaryDirectory()
 # One build of the checkout at a time.
 INSTALLING = threading.Lock()
 # The versions that the table names.
@@ -93,6 +95,7 @@ class Environment:
   def tests(self, also: str = "", *paths: str, **variables: str) -> None:
     """The core tests and `paths`, called `also`; or with `--whole` all tests whose extras are installed."""
     name, selected = ("whole suite", ()) if self.whole else ("core tests", (*paths, "@tests/core.txt"))
+    variables |= dict(JAX_COMPILATION_CACHE_DIR=COMPILED.name, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1")
     self.pytest(", ".join([name, also] if also else [name]), *selected, **variables)
 
   def versions(self) -> dict[str, str]:

@@ -151,10 +151,9 @@ def test_unknown_symbols_can_only_be_copied():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "expected"), [("copy", "b g c"), ("reverse", "c g b"), ("sort", "b c g")])
-def test_a_task_is_learned_exactly(task, expected, tmp_path, capfd, as_users_have_it):
-  """By the commands, trained with optimised machine code; then on new sequences."""
-  small = f"data.task={task} data.symbols=8 data.max_length=5 data.train_size=5000 data.eval_size=200"
+def test_sorting_is_learned_exactly(tmp_path, capfd, as_users_have_it):
+  """By the commands, trained with optimised machine code; then on new sequences. No task is harder."""
+  small = "data.task=sort data.symbols=8 data.max_length=5 data.train_size=5000 data.eval_size=200"
   small += " model.vocab_size=12 model.max_length=6 batch_size=64 steps=400 evals.eval.every_steps=0"
 
   result = tmp_path / "result.json"
@@ -163,4 +162,4 @@ def test_a_task_is_learned_exactly(task, expected, tmp_path, capfd, as_users_hav
   subprocess.run(command, env=as_users_have_it, check=True, timeout=600)
   assert json.loads(result.read_text())["eval"]["exact"] == 1.0
   assert cli.main(["translate", str(tmp_path / "run"), "b g c"]) == 0
-  assert capfd.readouterr().out.splitlines()[-1] == expected
+  assert capfd.readouterr().out.splitlines()[-1] == "b c g"

@@ -173,7 +173,11 @@ CHECKS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "mesh_name"),
-  [("vit/test", "data"), *itertools.product(MODELS, ("fsdp", "tensor")), *((name, "fsdp and tensor") for name in HEADS)],
+  [
+    ("vit/test", "data"),
+    *itertools.product(MODELS, ("fsdp", "tensor")),
+    *((name, "fsdp and tensor") for name in HEADS),
+  ],
 )
 def test_a_step_on_a_mesh(name, mesh_name):
   found, mesh, params, memory = compiled(name, mesh_name)
