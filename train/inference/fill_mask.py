@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from train.data.text.vocabulary import Vocabulary
 
@@ -21,7 +22,7 @@ class Prediction(NamedTuple):
 
 
 def fill_mask(
-  model, variables: dict, vocabulary: Vocabulary, texts: Sequence[str], top_k: int = 5
+  model: nn.Module, variables: dict, vocabulary: Vocabulary, texts: Sequence[str], top_k: int = 5
 ) -> list[list[list[Prediction]]]:
   """The most probable tokens for every [MASK] of every text, each predicted with the others masked.
 

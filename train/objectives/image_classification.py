@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 from train import rng
 from train.images import normalise
@@ -28,10 +29,10 @@ class Objective:
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.5,)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_fields(self, {0: ("mixup", "cutmix")}, ("label_smoothing",))
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the valid examples; `key=None` evaluates: no smoothing, mixing or dropout."""
     image_BYXC = normalise(batch["image"], self.mean, self.std)
     target_BV = jax.nn.one_hot(batch["label"], model.config.num_classes)
@@ -51,7 +52,9 @@ class Objective:
     return Loss((weight_B * loss_B).sum(), weight_B.sum(), metrics, rest)
 
 
-def mix(key, image_BYXC, target_BV, weight_B, mixup: float, cutmix: float):
+def mix(
+  key: jax.Array, image_BYXC: jax.Array, target_BV: jax.Array, weight_B: jax.Array, mixup: float, cutmix: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Mixes every example with its neighbour in the batch, by mixup or cutmix.
 
   One mixing share is drawn for the batch: mixup blends all pixels, cutmix pastes one box whose area is the other

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from train import rng
 from train.objectives import Loss, apply
@@ -36,14 +37,14 @@ class Objective:
   reference: bool = True
   one_pair_per_row = True  # so the data must not be packed
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.num_samples < 1 or self.num_samples + self.reference < 2 or self.sharpness <= 0:
       raise ValueError(
         f"config.objective: num_samples is {self.num_samples} and sharpness {self.sharpness}; wanted sharpness > 0 and "
         "at least two candidates, of which reference=True is one"
       )
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the pairs; `key=None` evaluates, with the same randomness every time, and no dropout.
 
     Metrics: "bleu" of the samples, 0 to 1, the model's expectation; "candidates", how many different ones there are.
@@ -62,12 +63,13 @@ class Objective:
     candidate_RT = candidate_BNT.reshape(-1, T)
     words_R = length_before(candidate_RT, c.eos_token_id)
     real_RT = jnp.arange(T) <= words_R[:, None]  # with `eos_token_id`
-    target = SequenceInfo(real_RT.astype(jnp.int32), jnp.broadcast_to(jnp.arange(T), real_RT.shape))
+    position_RT = jnp.broadcast_to(jnp.arange(T), real_RT.shape)
+    target = SequenceInfo(real_RT.astype(jnp.int32), position_RT)
     source_RS, source, reference_RT = jax.tree.map(
       lambda a: jnp.repeat(a, N, 0), (batch["source_ids"], rows(batch)[0], target_BT)
     )
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    inputs_RT = shift(candidate_RT, target.position_ids_BT, c.bos_token_id)
+    inputs_RT = shift(candidate_RT, position_RT, c.bos_token_id)
     (logits_RTV, _), rest = apply(model, variables, source_RS, inputs_RT, source, target, rngs=rngs)
     gain_RT = jnp.take_along_axis(jax.nn.log_softmax(logits_RTV), candidate_RT[..., None], -1)[..., 0]
     score_BN = (gain_RT * real_RT).sum(1).reshape(B, N)
@@ -80,7 +82,7 @@ class Objective:
     sums = {name: (weight_B * value_B).sum() for name, value_B in metrics.items()}
     return Loss((weight_B * risk_B).sum(), weight_B.sum(), sums, rest)
 
-  def _sample(self, model, variables: dict, batch: dict, key: jax.Array) -> jax.Array:
+  def _sample(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array) -> jax.Array:
     """Translations [B, n, T], drawn without dropout; no gradient goes through the choice."""
     c, (B, T) = model.config, batch["target_ids"].shape
     parts = decoding.decode_step_of(model, jax.lax.stop_gradient(variables), batch["source_ids"], T)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from train import rng
 from train.objectives import Loss, apply, check_fields
@@ -37,12 +38,12 @@ class Objective:
   random_token_prob: float = 0.1
   static_masking: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_fields(self, {1: ("max_predictions",), 0: ("mask_token_prob", "random_token_prob")}, ("mask_prob",))
     if (total := self.mask_token_prob + self.random_token_prob) > 1:
       raise ValueError(f"config.objective: mask_token_prob + random_token_prob is {total}; wanted at most 1")
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the masked tokens; `key=None` evaluates: without dropout, and with the same masks every time."""
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     masked = self.mask_tokens(batch, key, mask_token=model.config.mask_token_id, vocab_size=model.config.vocab_size)
@@ -64,7 +65,7 @@ class Objective:
       total = total + metrics["next_nll"]
     return Loss(total, weight_BP.sum(), metrics, rest)
 
-  def mask_tokens(self, batch, key, *, mask_token: int, vocab_size: int) -> "MaskedTokens":
+  def mask_tokens(self, batch: dict, key: jax.Array | None, *, mask_token: int, vocab_size: int) -> "MaskedTokens":
     """Masks a batch for the step of this key; None: for an evaluation."""
     number_B = batch["example"] if self.static_masking and key is not None else batch["id"]
     mask_key = rng.streams(rng.root(0) if self.static_masking or key is None else key, "mask")["mask"]

@@ -90,11 +90,13 @@ def collectives(hlo: str) -> list[Collective]:
   Raises:
     ValueError: replica groups in a notation that is not known.
   """
-  computations, entry = {}, None
+  computations: dict[str, list[str]] = {}
+  lines: list[str] = []
+  entry = None
   for line in hlo.splitlines():
-    if found := _COMPUTATION.match(line):
-      lines = computations[found[2]] = []
-      entry = found[2] if found[1] else entry
+    if header := _COMPUTATION.match(line):
+      lines = computations[header[2]] = []
+      entry = header[2] if header[1] else entry
     elif computations:
       lines.append(line)
 
@@ -112,7 +114,7 @@ def collectives(hlo: str) -> list[Collective]:
         channel = re.search(r"channel_id=(\d+)", line)
         if name.startswith("all-reduce-scatter"):
           # A fusion of an all-reduce and the slice that the device keeps: a TPU's reduce-scatter.
-          root = next(_INSTRUCTION.match(x) for x in computations[name] if "ROOT" in x)
+          root = next(filter(None, (_INSTRUCTION.match(x) for x in computations[name] if "ROOT" in x)))
           one = dataclasses.replace(one, op="reduce-scatter", shapes=_shapes(root[3]))
         key = (one.op, one.shapes, channel[1] if channel else f"{name}/{result}")
         if key not in found or found[key].count < times:
@@ -146,6 +148,7 @@ def _collective(op: str, kind: str, line: str, asynchronous: bool, times: int) -
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
   if found := re.search(r'known_trip_count"?:\{"n":"(\d+)"\}', line):
     return int(found[1])
-  condition = computations[re.search(r"condition=%?([\w.-]+)", line)[1]]
+  called = re.search(r"condition=%?([\w.-]+)", line)
+  condition = computations[called[1]] if called else []
   bounds = [int(n) for x in condition for n in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", x)]
   return bounds[0] if len(bounds) == 1 and any("direction=LT" in x for x in condition) else 1

@@ -15,7 +15,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -60,7 +60,7 @@ class TokenRows(Dataset):
   unit = "rows"
 
   @classmethod
-  def shapes(cls, config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  def shapes(cls, config: Mapping, model_config: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch that `config.data` makes, without reading anything."""
     del model_config
     fields = cls.from_config(config)
@@ -71,7 +71,7 @@ class TokenRows(Dataset):
     arrays = {key: jax.ShapeDtypeStruct((batch_size, *size), np.int32) for key, size in sizes.items()}
     return arrays | {"valid": jax.ShapeDtypeStruct((batch_size,), bool)}
 
-  def check_fit(self, model_config, objective) -> None:
+  def check_fit(self, model_config: Any, objective: object) -> None:
     """Raises ValueError where a model has not the vocabulary, length, special tokens or head for these rows."""
     del objective
     c, faults = model_config, []
@@ -109,7 +109,7 @@ class TokenRows(Dataset):
 
 
 def collate(
-  vocabulary: Vocabulary, rows: Sequence[Row | None], numbers: Sequence[int], length: int, sequences: int
+  vocabulary: Vocabulary, rows: Sequence[Row | None], numbers: np.ndarray, length: int, sequences: int
 ) -> Batch:
   """Arrays of rows; see the top of this file.
 
@@ -188,7 +188,7 @@ class MaskedLMCorpus(TokenRows):
   eval_split: str = "val"
   data_dir: str | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for key, least in dict(length=masked_lm_rows.SHORTEST, sequences=1).items():
       if (value := getattr(self, key)) < least:
         raise ValueError(f"data.{key} is {value!r}; wanted at least {least}")
@@ -217,9 +217,9 @@ class MaskedLMCorpus(TokenRows):
   @functools.cached_property
   def vocabulary(self) -> Vocabulary:
     """The one that was prepared with the corpus."""
-    return load_vocabulary(self._opened[0].data_path)
+    return load_vocabulary(str(self._opened[0].data_path))
 
-  def examples(self, split: str | None = None) -> Sequence[Row]:
+  def examples(self, split: str | None = None) -> array_record.Records:
     """The rows of a split, by default the training split."""
     return _Records(self.dataset, split or self.train_split, self.data_dir, self._opened[0])
 
@@ -233,7 +233,7 @@ class MaskedLMCorpus(TokenRows):
 class _Made(Sequence):
   """Rows in memory."""
 
-  def __init__(self, rows: masked_lm_rows.Rows):
+  def __init__(self, rows: masked_lm_rows.Rows) -> None:
     self.made = rows
 
   def __len__(self) -> int:
@@ -295,7 +295,7 @@ class MaskedLM(TokenRows):
   vocab_file: str = ""
   seed: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     try:
       masked_lm_rows.check(self.length, self.pairs, None, self.pack, self.dupe_factor)
     except ValueError as error:

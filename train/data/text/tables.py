@@ -94,7 +94,7 @@ class Fields(array_record.Records):
 
   def __init__(
     self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder, columns: Sequence[str]
-  ):
+  ) -> None:
     known = _flat(builder.info.features)
     self._columns = []
     for column in columns:

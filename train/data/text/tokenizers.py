@@ -12,6 +12,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -43,9 +44,11 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, kind: str = "bpe") ->
     trainer = trainers.WordLevelTrainer(vocab_size=vocab_size - len(SPECIAL), show_progress=False)
     tokenizer.train_from_iterator(lines, trainer)
     found = tokenizer.get_vocab(with_added_tokens=False)
-    return word_tokenizer(sorted(found, key=found.get))
+    return word_tokenizer(sorted(found, key=found.__getitem__))
   special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
-  shared = dict(vocab_size=vocab_size, show_progress=False, special_tokens=special, initial_alphabet=alphabet)
+  shared: dict[str, Any] = dict(
+    vocab_size=vocab_size, show_progress=False, special_tokens=special, initial_alphabet=alphabet
+  )
   if kind == "bpe":
     tokenizer, trainer = Tokenizer(models.BPE()), trainers.BpeTrainer(**shared)
   else:

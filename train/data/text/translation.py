@@ -36,7 +36,7 @@ class Lines(array_record.Records):
 
   def __init__(
     self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder, wanted: Sequence[str]
-  ):
+  ) -> None:
     known = languages(builder.info.features)
     if not known:
       raise ValueError(f"{dataset!r} has no translations: its features are {builder.info.features}")
@@ -143,7 +143,7 @@ class Translation(Seq2Seq):
   copy_slots: int = 0
   train_targets: str = ""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self._check_numbers(dict(word_vocab_size=0))
     if self.source == self.target:
