@@ -4,6 +4,7 @@ A chunk is what one process reads at a time, about 4 MB: pieces of files that be
 records of a data set. Which chunks there are is found without reading the text, and is the same every time.
 """
 
+import abc
 import functools
 import hashlib
 import itertools
@@ -59,23 +60,24 @@ def split_sentences(text: str) -> list[str]:
   return [*found, *([text[begin:]] if begin < len(text) else [])]
 
 
-def _sentences(text: str, how: str) -> list[str]:
+def _sentences(text: str, how: str | None) -> list[str]:
   """Of one document. A blank line ends a sentence in any case."""
   if how == "line":
     return [words for line in text.split("\n") if (words := " ".join(line.split()))]
   return [*itertools.chain.from_iterable(map(split_sentences, _BLANK.split(text)))]
 
 
-class Source:
+@dataclass(frozen=True)
+class Source(abc.ABC):
   """What there is to read. `chunks` plans, `read` gives the documents of a chunk; an empty document has no sentence."""
 
+  @abc.abstractmethod
   def chunks(self) -> list[Chunk]:
     """All of the text, in order."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def read(self, chunk: Chunk) -> list[list[str]]:
     """The documents of a chunk; words are separated by single spaces."""
-    raise NotImplementedError
 
   def describe(self) -> dict:
     """What it is, as JSON has it."""
@@ -106,7 +108,7 @@ class TextFiles(Source):
   documents: str = "blank"
   sentences: str = "line"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     _check_word("documents", self.documents, DOCUMENTS)
     _check_word("sentences", self.sentences, SENTENCES)
     if not self._files:
@@ -208,7 +210,7 @@ class TextRecords(Source):
   sentences: str | None = None
   document: str | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.dataset in KNOWN:
       for name, value in KNOWN[self.dataset].items():
         if getattr(self, name) is None:
@@ -291,7 +293,7 @@ def _text_features(features, prefix: str = "") -> Iterator[str]:
       yield from _text_features(feature, f"{prefix}/{name}" if prefix else name)
 
 
-def _check_word(what: str, word: str, known: Sequence[str]) -> None:
+def _check_word(what: str, word: str | None, known: Sequence[str]) -> None:
   if word not in known:
     from zoo.errors import nearest  # imports JAX, which worker processes do not need
 

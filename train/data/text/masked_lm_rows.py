@@ -113,12 +113,8 @@ def make_rows(
   check(length, pairs, short_seq_prob, pack, dupe_factor)
   if short_seq_prob is None:
     short_seq_prob = 0.1 if pairs else 0.0
-  if pairs:
-    stream, make = documents.tokens, _pairs
-  elif pack:
-    stream, make = documents.tokens, _pieces
-  else:
-    stream, make = _joined(documents, vocabulary.sep), _full_sentences
+  make = _pairs if pairs else _pieces if pack else _full_sentences
+  stream = _joined(documents, vocabulary.sep) if make is _full_sentences else documents.tokens
   made = [make(documents, length, short_seq_prob, rng) for _ in range(dupe_factor)] if len(documents) else [_nothing()]
   sequences = _Sequences(*map(np.concatenate, zip(*made, strict=True)))
   if pack:
