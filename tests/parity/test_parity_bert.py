@@ -111,7 +111,7 @@ def test_only_the_masked_places_are_told(tmp_path):
   wanted = theirs_of(theirs, token, types, real).prediction_logits.numpy()
   model, variables = zoo.load(tmp_path, "bert/test", **OURS)
   masked_BP = np.array([[3, 0, 22], [1, 0, 1], [2, 2, 0], [0, 1, 2]])
-  output, _ = jax.jit(model.apply)(variables, token, types, masked_positions_BP=masked_BP)
+  output, _ = jax.jit(model.apply)(variables, token, types, masked_positions_BI=masked_BP)
   assert relative_error(output, np.take_along_axis(wanted, masked_BP[..., None], 1)) < 1e-5
 
 
@@ -136,7 +136,7 @@ def test_gradients():
   count = np.array([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 1]])
 
   def loss(params):
-    logits, aux = model.apply({"params": params}, token, types, masked_positions_BP=masked_BP)
+    logits, aux = model.apply({"params": params}, token, types, masked_positions_BI=masked_BP)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), words[..., None], -1)[..., 0]
     pairs = -jnp.take_along_axis(jax.nn.log_softmax(aux["next_sentence"]), follows[:, None], -1)
     return (nll * count).sum() / count.sum() + pairs.mean()

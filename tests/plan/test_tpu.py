@@ -223,7 +223,7 @@ def test_decoding_stays_where_it_is(method, options, mesh_name):
       max_length=LENGTH,
       **options,
     )
-    return decoded.sequences_BNT, decoded.scores_BN
+    return decoded.sequences_BUT, decoded.scores_BU
 
   program = compiler.compile_for(way.compile_eval(run), variables, dict(source=source))
   found = collectives(program.as_text())

@@ -54,7 +54,7 @@ def fill_mask(
 
   @jax.jit
   def predict(variables, input_ids, masked_positions):
-    logits, _ = model.apply(variables, input_ids, masked_positions_BP=masked_positions)
+    logits, _ = model.apply(variables, input_ids, masked_positions_BI=masked_positions)
     # An embedding table may have more rows than the vocabulary has tokens.
     logits = jnp.where(jnp.arange(c.vocab_size) < vocabulary.size, logits, -jnp.inf)
     return jax.lax.top_k(jax.nn.softmax(logits), top_k)

@@ -48,7 +48,7 @@ class Translator:
           decoded = decoding.beam_search(*parts, beam_size=beam_size, length_penalty=length_penalty, **special)
         else:
           decoded = decoding.greedy(*parts, **special)
-      out = decoded.sequences_BNT[:, 0], batch["valid"]
+      out = decoded.sequences_BUT[:, 0], batch["valid"]
       return jax.lax.all_gather(out, axis, tiled=True) if axis else out
 
     self._decode = experiment.parallel.compile_eval(decode)

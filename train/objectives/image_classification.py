@@ -47,8 +47,8 @@ class Objective:
       rngs = {"dropout": keys["dropout"]}
     (logits_BV, _), rest = apply(model, variables, image_BYXC, rngs=rngs)
     loss_B = optax.softmax_cross_entropy(logits_BV, target_BV)
-    hit_BK = jax.lax.top_k(logits_BV, min(5, logits_BV.shape[1]))[1] == batch["label"][:, None]
-    metrics = {"accuracy": (weight_B * hit_BK[:, 0]).sum(), "top5": (weight_B * hit_BK.any(1)).sum()}
+    hits = jax.lax.top_k(logits_BV, min(5, logits_BV.shape[1]))[1] == batch["label"][:, None]
+    metrics = {"accuracy": (weight_B * hits[:, 0]).sum(), "top5": (weight_B * hits.any(1)).sum()}
     return Loss((weight_B * loss_B).sum(), weight_B.sum(), metrics, rest)
 
 

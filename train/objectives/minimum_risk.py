@@ -52,45 +52,45 @@ class Objective:
     c, target_BT = model.config, batch["target_ids"]
     B, T = target_BT.shape
     sample_key = rng.streams(rng.root(0) if key is None else key, "sample")["sample"]
-    candidate_BNT = sampled_BNT = self._sample(model, variables, batch, sample_key)
+    candidate_BJT = sampled_BJT = self._sample(model, variables, batch, sample_key)
     if self.reference:
-      candidate_BNT = jnp.concatenate([target_BT[:, None], sampled_BNT], 1)
-    N = candidate_BNT.shape[1]
-    same_BNN = (candidate_BNT[:, :, None] == candidate_BNT[:, None]).all(-1)
-    first_BN = ~jnp.tril(same_BNN, -1).any(-1)
+      candidate_BJT = jnp.concatenate([target_BT[:, None], sampled_BJT], 1)
+    J = candidate_BJT.shape[1]
+    same_BJJ = (candidate_BJT[:, :, None] == candidate_BJT[:, None]).all(-1)
+    first_BJ = ~jnp.tril(same_BJJ, -1).any(-1)
 
-    # All candidates as rows: their probabilities, by teacher forcing, and their BLEU.
-    candidate_RT = candidate_BNT.reshape(-1, T)
-    words_R = length_before(candidate_RT, c.eos_token_id)
-    real_RT = jnp.arange(T) <= words_R[:, None]  # with `eos_token_id`
-    position_RT = jnp.broadcast_to(jnp.arange(T), real_RT.shape)
-    target = SequenceInfo(real_RT.astype(jnp.int32), position_RT)
-    source_RS, source, reference_RT = jax.tree.map(
-      lambda a: jnp.repeat(a, N, 0), (batch["source_ids"], rows(batch)[0], target_BT)
+    # Each candidate is a row of its own: their probabilities, by teacher forcing, and their BLEU.
+    candidates = candidate_BJT.reshape(-1, T)
+    lengths = length_before(candidates, c.eos_token_id)
+    valid = jnp.arange(T) <= lengths[:, None]  # with `eos_token_id`
+    positions = jnp.broadcast_to(jnp.arange(T), valid.shape)
+    target = SequenceInfo(valid.astype(jnp.int32), positions)
+    source_ids, source, references = jax.tree.map(
+      lambda a: jnp.repeat(a, J, 0), (batch["source_ids"], rows(batch)[0], target_BT)
     )
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    inputs_RT = shift(candidate_RT, position_RT, c.bos_token_id)
-    (logits_RTV, _), rest = apply(model, variables, source_RS, inputs_RT, source, target, rngs=rngs)
-    gain_RT = jnp.take_along_axis(jax.nn.log_softmax(logits_RTV), candidate_RT[..., None], -1)[..., 0]
-    score_BN = (gain_RT * real_RT).sum(1).reshape(B, N)
-    bleu_R = sentence_bleu(candidate_RT, words_R, reference_RT, length_before(reference_RT, c.eos_token_id))
-    bleu_BN = bleu_R.reshape(B, N)
+    inputs = shift(candidates, positions, c.bos_token_id)
+    (logits, _), rest = apply(model, variables, source_ids, inputs, source, target, rngs=rngs)
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), candidates[..., None], -1)[..., 0]
+    score_BJ = (log_probs * valid).sum(1).reshape(B, J)
+    bleu = sentence_bleu(candidates, lengths, references, length_before(references, c.eos_token_id))
+    bleu_BJ = bleu.reshape(B, J)
 
-    risk_B = (masked_softmax(self.sharpness * score_BN, first_BN) * (1 - bleu_BN)).sum(1)
+    risk_B = (masked_softmax(self.sharpness * score_BJ, first_BJ) * (1 - bleu_BJ)).sum(1)
     weight_B = batch["valid"].astype(jnp.float32)
-    metrics = {"bleu": bleu_BN[:, -self.num_samples :].mean(1), "candidates": first_BN.sum(1)}
+    metrics = {"bleu": bleu_BJ[:, -self.num_samples :].mean(1), "candidates": first_BJ.sum(1)}
     sums = {name: (weight_B * value_B).sum() for name, value_B in metrics.items()}
     return Loss((weight_B * risk_B).sum(), weight_B.sum(), sums, rest)
 
   def _sample(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array) -> jax.Array:
-    """Translations [B, n, T], drawn without dropout; no gradient goes through the choice."""
+    """Translations [B, J, T], drawn without dropout; no gradient goes through the choice."""
     c, (B, T) = model.config, batch["target_ids"].shape
     parts = decoding.decode_step_of(model, jax.lax.stop_gradient(variables), batch["source_ids"], T)
     step, memory, cache = parts
     memory, cache = jax.tree.map(lambda a: jnp.repeat(a, self.num_samples, 0), (memory, cache))
-    keys_BN = jax.vmap(lambda key: jax.random.split(key, self.num_samples))(rng.per_example(key, batch["id"]))
+    keys_BJ = jax.vmap(lambda key: jax.random.split(key, self.num_samples))(rng.per_example(key, batch["id"]))
     special = dict(bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id, max_length=T)
-    return decoding.sample(step, memory, cache, keys_BN.reshape(-1), **special).sequences_BNT.reshape(B, -1, T)
+    return decoding.sample(step, memory, cache, keys_BJ.reshape(-1), **special).sequences_BUT.reshape(B, -1, T)
 
 
 def length_before(token_BT: jax.Array, end: int) -> jax.Array:

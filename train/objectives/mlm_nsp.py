@@ -48,22 +48,22 @@ class Objective:
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     masked = self.mask_tokens(batch, key, mask_token=model.config.mask_token_id, vocab_size=model.config.vocab_size)
     row = SequenceInfo(batch["segment_ids"], batch["position_ids"])
-    inputs = masked.input_ids_BT, batch["token_type_ids"], row, masked.position_BP, batch["cls_positions"]
-    (logits_BPV, aux), rest = apply(model, variables, *inputs, rngs=rngs)
-    weight_BP = (masked.label_mask_BP & batch["valid"][:, None]).astype(jnp.float32)
-    nll_BP, _, hit_BP = cross_entropy(logits_BPV, masked.label_BP, 0.0, model.config.vocab_size)
-    total = (weight_BP * nll_BP).sum()
-    metrics = {"accuracy": (weight_BP * hit_BP).sum(), "nll": total}
+    inputs = masked.input_ids_BT, batch["token_type_ids"], row, masked.position_BI, batch["cls_positions"]
+    (logits_BIV, aux), rest = apply(model, variables, *inputs, rngs=rngs)
+    weight_BI = (masked.label_mask_BI & batch["valid"][:, None]).astype(jnp.float32)
+    nll_BI, _, hit_BI = cross_entropy(logits_BIV, masked.label_BI, 0.0, model.config.vocab_size)
+    total = (weight_BI * nll_BI).sum()
+    metrics = {"accuracy": (weight_BI * hit_BI).sum(), "nll": total}
     if "next_sentence" in aux:
-      label_BK = batch["next_sentence_label"]
-      segment_BP = jnp.take_along_axis(batch["segment_ids"], masked.position_BP, 1)
-      segment_K = jnp.arange(1, label_BK.shape[1] + 1)
-      weight_BK = ((segment_BP[:, None] == segment_K[:, None]) * weight_BP[:, None]).sum(-1) * (label_BK >= 0)
+      label_BZ = batch["next_sentence_label"]
+      segment_BI = jnp.take_along_axis(batch["segment_ids"], masked.position_BI, 1)
+      segment_Z = jnp.arange(1, label_BZ.shape[1] + 1)
+      weight_BZ = ((segment_BI[:, None] == segment_Z[:, None]) * weight_BI[:, None]).sum(-1) * (label_BZ >= 0)
       # The first class is that B follows A, as published.
-      next_nll_BK, _, next_hit_BK = cross_entropy(aux["next_sentence"], jnp.where(label_BK == 1, 0, 1), 0.0, 2)
-      metrics |= {"next_nll": (weight_BK * next_nll_BK).sum(), "next_accuracy": (weight_BK * next_hit_BK).sum()}
+      next_nll_BZ, _, next_hit_BZ = cross_entropy(aux["next_sentence"], jnp.where(label_BZ == 1, 0, 1), 0.0, 2)
+      metrics |= {"next_nll": (weight_BZ * next_nll_BZ).sum(), "next_accuracy": (weight_BZ * next_hit_BZ).sum()}
       total = total + metrics["next_nll"]
-    return Loss(total, weight_BP.sum(), metrics, rest)
+    return Loss(total, weight_BI.sum(), metrics, rest)
 
   def mask_tokens(self, batch: dict, key: jax.Array | None, *, mask_token: int, vocab_size: int) -> "MaskedTokens":
     """Masks a batch for the step of this key; None: for an evaluation."""
@@ -85,14 +85,14 @@ class MaskedTokens(NamedTuple):
 
   Attributes:
     input_ids_BT: the tokens that the model reads.
-    position_BP: positions of the tokens to predict, rising. label_BP: these tokens.
-    label_mask_BP: bool, False where a row has fewer than P.
+    position_BI: positions of the tokens to predict, rising. label_BI: these tokens.
+    label_mask_BI: bool, False where a row has fewer than I.
   """
 
   input_ids_BT: jax.Array
-  position_BP: jax.Array
-  label_BP: jax.Array
-  label_mask_BP: jax.Array
+  position_BI: jax.Array
+  label_BI: jax.Array
+  label_mask_BI: jax.Array
 
 
 def mask_tokens(
@@ -129,9 +129,9 @@ def mask_tokens(
   limit = objective.mask_token_prob + objective.random_token_prob
   replaced_BT = jnp.where(uniform_BT < limit, random_BT, token_BT)
   replaced_BT = jnp.where(uniform_BT < objective.mask_token_prob, mask_token, replaced_BT)
-  rank_BP, position_BP = jax.lax.top_k(jnp.where(chosen_BT, T - position_T, 0), min(objective.max_predictions, T))
-  label_BP = jnp.take_along_axis(token_BT, position_BP, 1)
-  return MaskedTokens(jnp.where(chosen_BT, replaced_BT, token_BT), position_BP, label_BP, rank_BP > 0)
+  rank_BI, position_BI = jax.lax.top_k(jnp.where(chosen_BT, T - position_T, 0), min(objective.max_predictions, T))
+  label_BI = jnp.take_along_axis(token_BT, position_BI, 1)
+  return MaskedTokens(jnp.where(chosen_BT, replaced_BT, token_BT), position_BI, label_BI, rank_BI > 0)
 
 
 def _choose(priority_BT: jax.Array, unit_BT: jax.Array, segment_BT: jax.Array, objective: Objective) -> jax.Array:

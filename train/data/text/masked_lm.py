@@ -3,7 +3,7 @@
 A batch (`train.data.base`) has, of tokens, int32 [B, T]: "input_ids"; "segment_ids", which sequence of the row a token
 belongs to, 1, 2, ..., and 0 for padding; "position_ids", which start at 0 in each sequence; "token_type_ids", 1 in the
 second text of a pair, 0 elsewhere; "word_ids", which word of the row a token is a piece of, 1, 2, ..., and 0 for
-special tokens and padding. Of the first K sequences, int32 [B, K]: "cls_positions", where each begins;
+special tokens and padding. Of the first Z sequences, int32 [B, Z]: "cls_positions", where each begins;
 "next_sentence_label", 1 where the second text follows the first in the corpus, 0 where it is random, and -1 where there
 is none. Of rows int32 [B]: "example", the number in the split. No token is masked yet: the objective does it.
 """
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 class TokenRows(Dataset):
-  """Rows of tokens. A subclass has as fields or properties `length` (T), `sequences` (K), `pairs` and `vocabulary`."""
+  """Rows of tokens. A subclass has as fields or properties `length` (T), `sequences` (Z), `pairs` and `vocabulary`."""
 
   dataset: str
   train_split: str
@@ -117,7 +117,7 @@ def collate(
     vocabulary: separates words from their pieces.
     rows: None for padding.
     numbers: of the rows in the split.
-    length: T. sequences: K.
+    length: T. sequences: Z.
   """
   input_ids, segments, positions, types = np.zeros((4, len(rows), length), np.int32)
   input_ids[:] = vocabulary.pad
@@ -171,7 +171,7 @@ class MaskedLMCorpus(TokenRows):
     dataset: "corpus/NAME".
     length: T, at least that of the preparation.
     pairs: whether rows are of pairs of texts, as the preparation made them.
-    sequences: K; of a packed row, next sentence prediction covers the first K sequences, masked tokens all of it.
+    sequences: Z; of a packed row, next sentence prediction covers the first Z sequences, masked tokens all of it.
     train_split: what to train on.
     eval_split: what to evaluate on.
     data_dir: where prepared sets are; by default where TFDS keeps them.
@@ -258,7 +258,7 @@ class MaskedLM(TokenRows):
     dataset: a text file, a folder of them, "verses_en_es" (bundled) or a prepared set of TFDS.
     length: T.
     pairs, pack, dupe_factor: what is in a row, see `train.data.text.masked_lm_rows.make_rows`.
-    sequences: K; of a packed row, next sentence prediction covers the first K sequences, masked tokens all of it.
+    sequences: Z; of a packed row, next sentence prediction covers the first Z sequences, masked tokens all of it.
     documents, sentences, feature: where documents and sentences end, and which text of a data set; see
       `train.data.text.corpora`. Empty for what fits most.
     train_split: what to train on.
