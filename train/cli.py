@@ -90,7 +90,7 @@ def train(
   json: str | None,
 ) -> None:
   """Train, or resume the run in the work directory."""
-  _join(distributed)
+  _init_distributed(distributed)
   import jax
 
   from train import config as configuration
@@ -323,7 +323,7 @@ VERBS: Mapping[str, Callable[..., int | None]] = {
 }
 
 
-def _join(distributed: str | None) -> None:
+def _init_distributed(distributed: str | None) -> None:
   """Makes this process one of several; before anything touches a device."""
   if distributed is None:
     return

@@ -190,7 +190,7 @@ def _muon_dimensions(axes: partitioning.Axes, params: dict) -> dict:
   """The input and output axes of each kernel for Muon; None for what Adam trains.
 
   Muon is for hidden matrices: embeddings, heads and vectors go to Adam (Jordan et al. 2024), and depthwise
-  convolutions, which are a vector for each place.
+  convolutions, which are a vector for each position.
   """
 
   def dimensions(path, names):
@@ -201,7 +201,7 @@ def _muon_dimensions(axes: partitioning.Axes, params: dict) -> dict:
       return None
     first = int(names[0] == "layers")
     split = first + (2 if names[first] == "heads" else 1)  # `attn/out` has two input axes, heads and head_dim
-    if names[first].endswith("rows"):  # a convolution: its places are inputs, too
+    if names[first].endswith("rows"):  # a convolution: its positions are inputs, too
       if "one" in names:
         return None
       split = len(names) - 1

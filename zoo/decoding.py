@@ -277,8 +277,8 @@ def _extend(step: Step, memory, normalize: Callable, eos_token_id: int, max_leng
   log_probs_BUV = jax.nn.log_softmax(logits).reshape(B, beam_size, vocab_size)
   # Twice the beam, for at most half of the candidates end.
   count = min(2 * beam_size, beam_size * vocab_size)
-  scores_BJ, place_BJ = jax.lax.top_k((beams.live_scores_BU[..., None] + log_probs_BUV).reshape(B, -1), count)
-  parent_BJ, token_BJ = place_BJ // vocab_size, (place_BJ % vocab_size).astype(jnp.int32)
+  scores_BJ, index_BJ = jax.lax.top_k((beams.live_scores_BU[..., None] + log_probs_BUV).reshape(B, -1), count)
+  parent_BJ, token_BJ = index_BJ // vocab_size, (index_BJ % vocab_size).astype(jnp.int32)
   sequences_BJT = _take(beams.live_BUT, parent_BJ).at[:, :, index].set(token_BJ)
   ended_BJ = (token_BJ == eos_token_id) | (index + 1 == max_length)
 
@@ -323,9 +323,9 @@ def non_autoregressive(
   logits_BUTV = logits[:, :max_length].reshape(B, n, max_length, -1)
   sequences_BUT = logits_BUTV.argmax(-1).astype(jnp.int32)
   ended_BUT = jnp.cumsum(sequences_BUT == c.eos_token_id, -1) - (sequences_BUT == c.eos_token_id) > 0
-  real_BUT = ~ended_BUT & (jnp.arange(max_length) < length_BU[..., None])
+  valid_BUT = ~ended_BUT & (jnp.arange(max_length) < length_BU[..., None])
   gain_BUT = jax.nn.log_softmax(logits_BUTV).max(-1)
-  scores_BU = (gain_BUT * real_BUT).sum(-1) / real_BUT.sum(-1)
+  scores_BU = (gain_BUT * valid_BUT).sum(-1) / valid_BUT.sum(-1)
   order_BU = jnp.argsort(-scores_BU, 1)
-  sequences_BUT = jnp.take_along_axis(jnp.where(real_BUT, sequences_BUT, c.pad_token_id), order_BU[..., None], 1)
+  sequences_BUT = jnp.take_along_axis(jnp.where(valid_BUT, sequences_BUT, c.pad_token_id), order_BU[..., None], 1)
   return DecodeOutput(sequences_BUT, jnp.take_along_axis(scores_BU, order_BU, 1))

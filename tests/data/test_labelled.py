@@ -121,7 +121,7 @@ def test_rows_are_as_published(tmp_path, vocabulary):
   assert batch["token_type_ids"][0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0]
   assert batch["token_type_ids"][1].tolist() == [0] * 8 + [1] * 2
   assert batch["label"].tolist() == [1, 0, 2, 0] and batch["valid"].tolist() == [True] * 3 + [False]
-  assert pairs.examples().cut == 1 and pairs.num_classes == 3
+  assert pairs.examples().truncated == 1 and pairs.num_classes == 3
   single = sentence_data(tmp_path, vocabulary, text="one", eval_split="train")
   (batch,) = single.eval_batches(3)
   assert shown(batch, 0) == "[CLS] a b [SEP]" and not batch["token_type_ids"].any()
@@ -379,7 +379,7 @@ def test_conll_files_are_read_and_their_tags_stand_on_first_pieces(tmp_path, voc
   assert tag_data(tmp_path, vocabulary, tag=1).class_names == ["IN", "NNP", "VBZ", "a", "b"]
   assert tag_data(tmp_path, vocabulary, tag=2).class_names == ["B-NP", "B-PP", "B-VP", "I-NP", "b", "c"]
   cut = tag_data(tmp_path, vocabulary, length=5)
-  assert cut.examples().cut == 1 and (cut.examples().token_labels["label"] >= 0).sum() == 3 + 1 + 1
+  assert cut.examples().truncated == 1 and (cut.examples().token_labels["label"] >= 0).sum() == 3 + 1 + 1
 
 
 def test_a_set_of_tfds_has_the_same_tags(tmp_path, vocabulary):

@@ -5,7 +5,7 @@ puts examples together (`collate`). Sharding over processes, order and epochs, p
 and workers are here. Process p of P makes the rows [p*B/P, (p+1)*B/P) of every batch of B rows, and the batch of step s
 is a pure function of the seed and s (`train.data.order`).
 
-A batch is a dict of arrays. Every kind has "valid" bool [B], False for padding, and "id" int32 [B], the place in the
+A batch is a dict of arrays. Every kind has "valid" bool [B], False for padding, and "id" int32 [B], the position in the
 batch of all processes; the rest is documented by the kind.
 """
 
@@ -206,16 +206,16 @@ class _Share:
     """The chunk of work of that number."""
     step, chunk = divmod(number, self.size // self.chunk)
     first = self.process_index * self.size + chunk * self.chunk
-    places = step * self.batch_size + first + np.arange(self.chunk)
+    positions = step * self.batch_size + first + np.arange(self.chunk)
     numbers, length = self.order.take(step, first, self.chunk)
-    rows = [self._example(*pair) for pair in zip(numbers.tolist(), places.tolist(), strict=True)]
-    batch = {"valid": numbers >= 0} | self.data.collate(rows, np.where(numbers < 0, places, numbers), length)
+    rows = [self._example(*pair) for pair in zip(numbers.tolist(), positions.tolist(), strict=True)]
+    batch = {"valid": numbers >= 0} | self.data.collate(rows, np.where(numbers < 0, positions, numbers), length)
     return batch | {"id": np.arange(first, first + self.chunk, dtype=np.int32)}
 
-  def _example(self, number: int, place: int) -> Any:
+  def _example(self, number: int, position: int) -> Any:
     if number < 0:
       return None
-    return self.data.example(self.examples, number, None if self.seed is None else (self.seed, place))
+    return self.data.example(self.examples, number, None if self.seed is None else (self.seed, position))
 
   def batches(self, first_step: int, end_step: int) -> Batches:
     """The batches of these steps, made by threads or worker processes ahead of time."""

@@ -35,9 +35,9 @@ class InOrder(Order):
 
   def take(self, step: int, first: int, count: int) -> tuple[np.ndarray, Any]:
     begin = step * self.batch_size
-    places = begin + first + np.arange(count)
+    positions = begin + first + np.arange(count)
     length = self._length and self._length(begin, min(begin + self.batch_size, self.end))
-    return np.where(places < self.end, places, -1), length
+    return np.where(positions < self.end, positions, -1), length
 
 
 class Stream(Order):
@@ -55,7 +55,7 @@ class Stream(Order):
 
   def take(self, step: int, first: int, count: int) -> tuple[np.ndarray, Any]:
     begin = step * self.batch_size + first
-    return np.array([self._order[place] for place in range(begin, begin + count)]), None
+    return np.array([self._order[position] for position in range(begin, begin + count)]), None
 
 
 class Permutations(Order):
@@ -67,8 +67,8 @@ class Permutations(Order):
 
   def take(self, step: int, first: int, count: int) -> tuple[np.ndarray, Any]:
     begin = step * self.batch_size + first
-    places = (divmod(place, self._count) for place in range(begin, begin + count))
-    return np.array([self._epoch(epoch)[place] for epoch, place in places]), None
+    positions = (divmod(position, self._count) for position in range(begin, begin + count))
+    return np.array([self._epoch(epoch)[position] for epoch, position in positions]), None
 
 
 class Buckets(Order):
@@ -107,9 +107,9 @@ class Buckets(Order):
     return batches[mixed], buckets[mixed]
 
   def take(self, step: int, first: int, count: int) -> tuple[np.ndarray, Any]:
-    epoch, place = divmod(step, self.steps)
+    epoch, position = divmod(step, self.steps)
     batches, buckets = self.epoch(epoch)
-    return batches[place, first : first + count], self.lengths[buckets[place]]
+    return batches[position, first : first + count], self.lengths[buckets[position]]
 
 
 def cheapest_edges(counts: Sequence[int] | np.ndarray, buckets: int) -> list[int]:

@@ -29,7 +29,7 @@ class Batches(Iterator[Batch]):
 
   def __init__(self, work: grain.IterDataset, chunks: int) -> None:
     # In a list, so that `close` can drop it: Grain complains of iterators that outlive their modules.
-    self._iterator = [iter(work.batch(chunks, batch_fn=_join) if chunks > 1 else work)]
+    self._iterator = [iter(work.batch(chunks, batch_fn=_concatenate) if chunks > 1 else work)]
     self._finalize = weakref.finalize(self, _close, self._iterator)
 
   def __next__(self) -> Batch:
@@ -70,5 +70,5 @@ def _end_with_parent(index: int, count: int) -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
-def _join(chunks: Sequence[Batch]) -> Batch:
+def _concatenate(chunks: Sequence[Batch]) -> Batch:
   return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}

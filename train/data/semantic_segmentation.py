@@ -93,7 +93,7 @@ def make_source(dataset: str, split: str, data_dir: str | None, names: Names) ->
 
 
 def decode(encoded: bytes | Panoptic) -> np.ndarray:
-  """The numbers in a mask's file [Y, X]: of a grey image its values, of one with a palette the places in that.
+  """The numbers in a mask's file [Y, X]: of a grey image its values, of one with a palette the indices into that.
 
   Of a panoptic one the labels of its segments, and `IGNORE_INDEX` where there is none, which is the colour black.
 

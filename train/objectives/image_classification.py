@@ -17,7 +17,7 @@ class Objective:
   """Cross-entropy of the predicted and the given classes.
 
   Attributes:
-    label_smoothing: share of the target spread over all classes (Szegedy et al. 2016, 7).
+    label_smoothing: share of the target distributed uniformly over all classes (Szegedy et al. 2016, 7).
     mixup: alpha of the Beta distribution of mixed images (Zhang et al. 2018); 0 for none.
     cutmix: the same for pasted boxes (Yun et al. 2019); with both, each batch takes one of them at random.
     mean, std: of the pixels, 0 to 1, per channel; one value for all channels, or one each.

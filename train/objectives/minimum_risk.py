@@ -118,7 +118,7 @@ def sentence_bleu(
   sizes = expect(candidate_BT=candidate_BT, reference_BS=reference_BS)
   inside_BT = jnp.arange(sizes["T"]) < candidate_length_B[:, None]
   inside_BS = jnp.arange(sizes["S"]) < reference_length_B[:, None]
-  # Which n-grams are equal, by the places where they end: at first with n = 0, which all are.
+  # Which n-grams are equal, by the positions where they end: at first with n = 0, which all are.
   own_BTT = jnp.ones((sizes["B"], sizes["T"], sizes["T"]), bool)
   other_BTS = jnp.ones((sizes["B"], sizes["T"], sizes["S"]), bool)
   own_token_BTT = (candidate_BT[:, :, None] == candidate_BT[:, None]) & inside_BT[:, :, None] & inside_BT[:, None]

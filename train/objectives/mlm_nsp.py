@@ -118,11 +118,11 @@ def mask_tokens(
   """
   T = expect(token_BT=token_BT, word_BT=word_BT, segment_BT=segment_BT)["T"]
   position_T = jnp.arange(T)
-  unit_BT = word_BT if objective.whole_words else jnp.where(word_BT > 0, position_T + 1, 0)
+  group_BT = word_BT if objective.whole_words else jnp.where(word_BT > 0, position_T + 1, 0)
   priority_key, replace_key, random_key = (jax.vmap(jax.random.fold_in, (0, None))(key_B, i) for i in range(3))
   priority_BT = jax.vmap(lambda key: jax.random.uniform(key, (T + 1,)))(priority_key)
-  priority_BT = jnp.take_along_axis(priority_BT, unit_BT, 1)  # all pieces of a word have one
-  chosen_BT = _choose(priority_BT, unit_BT, segment_BT, objective)
+  priority_BT = jnp.take_along_axis(priority_BT, group_BT, 1)  # all pieces of a word have one
+  chosen_BT = _choose(priority_BT, group_BT, segment_BT, objective)
 
   uniform_BT = jax.vmap(lambda key: jax.random.uniform(key, (T,)))(replace_key)
   random_BT = jax.vmap(lambda key: jax.random.randint(key, (T,), 0, vocab_size))(random_key)
@@ -134,12 +134,12 @@ def mask_tokens(
   return MaskedTokens(jnp.where(chosen_BT, replaced_BT, token_BT), position_BI, label_BI, rank_BI > 0)
 
 
-def _choose(priority_BT: jax.Array, unit_BT: jax.Array, segment_BT: jax.Array, objective: Objective) -> jax.Array:
+def _choose(priority_BT: jax.Array, group_BT: jax.Array, segment_BT: jax.Array, objective: Objective) -> jax.Array:
   """Bool [B, T]: the tokens to predict. Words are visited by priority; a word whose pieces all fit is chosen.
 
   Args:
     priority_BT: the lowest first.
-    unit_BT: tokens of the same number are chosen together; those of 0 never.
+    group_BT: tokens of the same number are chosen together; those of 0 never.
     segment_BT: which sequence of the row a token belongs to, 0 for padding.
     objective: see `mask_tokens`.
   """
@@ -150,13 +150,13 @@ def _choose(priority_BT: jax.Array, unit_BT: jax.Array, segment_BT: jax.Array, o
   earlier_BT = jnp.cumsum(wanted_BT * begins_BT, 1) - wanted_BT
   budget_BT = jnp.clip(objective.max_predictions - earlier_BT, 0, wanted_BT)
 
-  size_BT = (unit_BT[:, :, None] == unit_BT[:, None, :]).sum(-1)
-  chosen_BT = jnp.zeros_like(unit_BT, bool)
+  size_BT = (group_BT[:, :, None] == group_BT[:, None, :]).sum(-1)
+  chosen_BT = jnp.zeros_like(group_BT, bool)
   # A pass chooses words up to the first that does not fit; the next pass goes on behind it. Single pieces need one
   # pass; of whole words four passes leave almost none.
   for _ in range(4 if objective.whole_words else 1):
     left_BT = budget_BT - (same_BTT & chosen_BT[:, None]).sum(-1)
-    open_BT = (unit_BT > 0) & ~chosen_BT & (size_BT <= left_BT)
+    open_BT = (group_BT > 0) & ~chosen_BT & (size_BT <= left_BT)
     before_BT = (same_BTT & open_BT[:, None] & (priority_BT[:, None] < priority_BT[..., None])).sum(-1)
     chosen_BT |= open_BT & (before_BT + size_BT <= left_BT)
   return chosen_BT

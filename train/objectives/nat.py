@@ -22,7 +22,7 @@ class Objective:
   position.
 
   Attributes:
-    label_smoothing: share of the target spread over all tokens (Vaswani et al. 2017, 5.4).
+    label_smoothing: share of the target distributed uniformly over all tokens (Vaswani et al. 2017, 5.4).
     length_weight: of the length's cross-entropy; 1 for the likelihood.
   """
 
@@ -52,12 +52,12 @@ class Objective:
     # Without a predicted length the model has more positions than the row: beyond the target's end it predicts `eos`.
     beyond = ((0, 0), (0, logits_BTV.shape[1] - weight_BT.shape[1]))
     target_BT, weight_BT = jnp.pad(batch["target_ids"], beyond), jnp.pad(weight_BT, beyond)
-    real_BT = batch["target_segment_ids"] > 0
-    end_BT = ~jnp.pad(real_BT, beyond)
+    target_mask_BT = batch["target_segment_ids"] > 0
+    end_BT = ~jnp.pad(target_mask_BT, beyond)
     target_BT = jnp.where(end_BT, model.config.eos_token_id, target_BT)
     smoothing = self.label_smoothing if key is not None else 0.0
     nll_BT, loss_BT, hit_BT = cross_entropy(logits_BTV, target_BT, smoothing, model.config.vocab_size)
-    length_B = real_BT.sum(1)
+    length_B = target_mask_BT.sum(1)
     if model.config.length_prediction == "none":
       total = (batch["valid"][:, None] * loss_BT).sum()
       right_B = (logits_BTV.argmax(-1) == model.config.eos_token_id).argmax(1) + 1 == length_B

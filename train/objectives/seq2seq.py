@@ -17,7 +17,7 @@ class Objective:
   """Cross-entropy by teacher forcing: the decoder reads the true target.
 
   Attributes:
-    label_smoothing: share of the target spread over all tokens (Vaswani et al. 2017, 5.4).
+    label_smoothing: share of the target distributed uniformly over all tokens (Vaswani et al. 2017, 5.4).
     scheduled_sampling: share of the tokens that the decoder reads, in training, which are its own instead of the true
       ones (Bengio et al. 2015); the model computes them (`scheduled_sampling_inputs`). No gradient goes
       through the choice.

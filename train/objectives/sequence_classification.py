@@ -20,7 +20,7 @@ class Objective:
   One of several choices, each of which the model gives a number: cross-entropy of the softmax over the choices.
 
   Attributes:
-    label_smoothing: share of the target spread over all classes or choices (Szegedy et al. 2016, 7).
+    label_smoothing: share of the target distributed uniformly over all classes or choices (Szegedy et al. 2016, 7).
   """
 
   label_smoothing: float = 0.0

@@ -17,7 +17,7 @@ class Collective:
     op: "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute" or "collective-broadcast".
     shapes: what one device gets of it, such as ("f32[256,512]",); several where XLA combined them.
     bytes: of the whole arrays, once: what an all-gather ends with and a reduce-scatter starts from.
-    groups: the devices (places in the mesh) that talk to each other; for a permutation pairs of source and target.
+    groups: the devices (positions in the mesh) that communicate; for a permutation pairs of source and target.
     count: how often it runs in one run of the program; loops counted.
     source: the operation of the traced function it was made for.
   """
@@ -40,9 +40,9 @@ class Collective:
     return sum(self.sizes) * (len(self.groups[0]) if self.op == "reduce-scatter" else 1)
 
   def crosses(self, mesh: Mesh, axis: str) -> bool:
-    """Whether devices at different places of a mesh axis talk to each other."""
-    place = np.indices(mesh.devices.shape)[mesh.axis_names.index(axis)].ravel()
-    return any(len({place[device] for device in group}) > 1 for group in self.groups)
+    """Whether devices at different positions of a mesh axis communicate."""
+    position = np.indices(mesh.devices.shape)[mesh.axis_names.index(axis)].ravel()
+    return any(len({position[device] for device in group}) > 1 for group in self.groups)
 
 
 _OPS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
@@ -85,7 +85,7 @@ def collectives(hlo: str) -> list[Collective]:
   """The collectives of a compiled program, `compiled.as_text()`, in its order.
 
   A loop's length is the one XLA knows, or the bound in its condition. One that the compiler made asynchronous and
-  spread over several fusions is one; an all-reduce that only a slice is kept of is the reduce-scatter it was.
+  distributed over several fusions is one; an all-reduce that only a slice is kept of is the reduce-scatter it was.
 
   Raises:
     ValueError: replica groups in a notation that is not known.

@@ -23,13 +23,17 @@ from zoo import registry
 def abstract_arguments(experiment: Experiment, mesh: Mesh) -> tuple[State, dict, jax.ShapeDtypeStruct]:
   """Shapes and shardings of a step's arguments: state, batch and root key; nothing is allocated."""
 
-  def place(tree, spec: PartitionSpec):
-    placed = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=placed), tree)
+  def with_sharding(tree, spec: PartitionSpec):
+    named = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=named), tree)
 
   axes = registry.family_of(experiment.model).LOGICAL_AXES
   state = sharding.Jit(mesh, axes).abstract(experiment.abstract_state())
-  return state, place(experiment.abstract_batch(), sharding.BATCH), place(experiment.abstract_key(), PartitionSpec())
+  return (
+    state,
+    with_sharding(experiment.abstract_batch(), sharding.BATCH),
+    with_sharding(experiment.abstract_key(), PartitionSpec()),
+  )
 
 
 @dataclass(frozen=True)

@@ -181,16 +181,16 @@ def beam_tree(followed: Sequence[Sequence[tuple[str, ...]]], best: tuple[str, ..
   height: dict[tuple, float] = {}
   lines = 0
 
-  def place(node: tuple) -> float:
+  def set_height(node: tuple) -> float:
     nonlocal lines
     if children[node]:
-      found = [place(child) for child in children[node]]
+      found = [set_height(child) for child in children[node]]
       height[node] = (found[0] + found[-1]) / 2
     else:
       height[node], lines = float(lines), lines + 1
     return height[node]
 
-  place(())
+  set_height(())
   depth = max(map(len, children))
   figure = Figure(figsize=(max(1.1 * (depth + 0.6), 4.8), 0.24 * lines + 0.85))
   bottom, top = 0.1 / figure.get_figheight(), 0.62 / figure.get_figheight()

@@ -97,7 +97,7 @@ class TextFiles(Source):
     documents: "blank": a blank line ends a document. "file": a file is one.
     sentences: "line": each line is one. "split": see `split_sentences`.
 
-  A document that would make a chunk of more than twice the size is cut at a line's end, or where there is none at a
+  A document that would make a chunk of more than twice the size is split at a line's end, or where there is none at a
   space.
 
   Raises:
@@ -137,9 +137,9 @@ class TextFiles(Source):
         close()
       while True:
         end = size
-        # A file that is a document is cut only if it has to be.
+        # A file that is a document is split only if it has to be.
         if size - begin > (CHUNK - held if self.documents == "blank" else 2 * CHUNK):
-          end = self._cut(file, begin + CHUNK - held)
+          end = self._split_at(file, begin + CHUNK - held)
         parts.append(Part(str(file), begin, end))
         held, begin = held + end - begin, end
         if held >= CHUNK:
@@ -149,8 +149,8 @@ class TextFiles(Source):
     close()
     return found
 
-  def _cut(self, file: Path, at: int) -> int:
-    """The first position from this one on where the file can be cut."""
+  def _split_at(self, file: Path, at: int) -> int:
+    """The first position from this one on where the file can be split."""
     with file.open("rb") as raw:
       raw.seek(at)
       text, more = b"", 2**16
@@ -272,11 +272,11 @@ class TextRecords(Source):
       last = name
     return documents
 
-  def _decoded(self, place: int, text: bytes) -> list[str]:
+  def _decoded(self, index: int, text: bytes) -> list[str]:
     try:
       return _sentences(text.decode(), self.sentences)
     except UnicodeDecodeError as error:
-      raise ValueError(f"a text that is not UTF-8: {self._records.where(place)}: {error}") from error
+      raise ValueError(f"a text that is not UTF-8: {self._records.where(index)}: {error}") from error
 
   @staticmethod
   def _name(record: Sequence[bytes]) -> bytes:
@@ -330,7 +330,7 @@ def make_source(
 
 
 def fingerprint(chunks: Sequence[Chunk]) -> str:
-  """Of all chunks' places, in 16 hexadecimal digits: files of other sizes have others."""
+  """Of the positions of all chunks, in 16 hexadecimal digits: files of other sizes have others."""
   return hashlib.sha256(json.dumps(chunks).encode()).hexdigest()[:16]
 
 

@@ -42,7 +42,7 @@ class Rows(Sequence):
     labels: by name, an array with a value for each example.
     token_labels: by name, an array with a value for each of `tokens`; padding has -1.
     choices: C.
-    cut: how many rows were cut to their length.
+    truncated: how many rows were truncated.
     note: a remark on the split, for the log.
   """
 
@@ -52,7 +52,7 @@ class Rows(Sequence):
   labels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   token_labels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   choices: int = 1
-  cut: int = 0
+  truncated: int = 0
   note: str = ""
 
   def __len__(self) -> int:
@@ -91,13 +91,13 @@ class RowBuilder:
     self._cls, self._sep, self.length = vocabulary.cls, vocabulary.sep, length
     self._rows: list[np.ndarray] = []
     self._second: list[int] = []
-    self.cut = 0
+    self.truncated = 0
 
   def add(self, one: Sequence[int], two: Sequence[int] | None = None) -> tuple[int, int]:
     """Makes a row of one text or two; returns how many tokens of each there was room for."""
     room = self.length - (2 if two is None else 3)
     kept = truncate(len(one), 0 if two is None else len(two), room)
-    self.cut += sum(kept) < len(one) + len(two or ())
+    self.truncated += sum(kept) < len(one) + len(two or ())
     first = [self._cls, *one[: kept[0]], self._sep]
     self._rows.append(np.array(first if two is None else [*first, *two[: kept[1]], self._sep], np.int32))
     self._second.append(len(first))
@@ -107,7 +107,7 @@ class RowBuilder:
     """The rows, with what else they have."""
     tokens = np.concatenate(self._rows) if self._rows else np.zeros(0, np.int32)
     lengths = np.array([len(row) for row in self._rows], np.int64)
-    return Rows(tokens, lengths, np.array(self._second, np.int64), cut=self.cut, **rest)
+    return Rows(tokens, lengths, np.array(self._second, np.int64), truncated=self.truncated, **rest)
 
 
 def truncate(one: int, two: int, room: int) -> tuple[int, int]:
@@ -252,7 +252,7 @@ class LabelledText(Dataset):
     rows = self.examples()
     batches, shapes = self.train_order(rows, batch_size, seed).epoch(0)
     slots = batches.shape[1] * rows.choices * np.array(self.batch_lengths)[shapes].sum()
-    parts = [f"{len(rows):,} {self.unit}", rows.note, f"{rows.cut:,} cut" if rows.cut else ""]
+    parts = [f"{len(rows):,} {self.unit}", rows.note, f"{rows.truncated:,} truncated" if rows.truncated else ""]
     return f"{', '.join(filter(None, parts))}; batches of {1 - rows.lengths.sum() / slots:.1%} padding"
 
   def train_order(self, examples: Rows, batch_size: int, seed: int) -> Buckets:

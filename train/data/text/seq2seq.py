@@ -234,7 +234,7 @@ class Seq2Seq(Dataset):
     return tokenizers.encode(self.tokenizer, texts, self.copy_slots, self.source_length - 1, unknown)
 
   def references(self, split: str | None = None) -> list[tuple[str, str]]:
-    """(source, target) of the examples that `eval_batches` has, in that order; whole, where those are cut."""
+    """(source, target) of the examples that `eval_batches` has, in that order; whole, where those are truncated."""
     return [pair for pair in self.texts(split or self.eval_split) if all(pair)]
 
   def corpus(self, split: str | None = None) -> Corpus:

@@ -35,16 +35,16 @@ def read_conll(path: Path, token: int, tag: int) -> Iterator[Sentence]:
   Raises:
     ValueError: a line that has not these columns; file and line are named.
   """
-  words, tags, places = [], [], []
+  words, tags, locations = [], [], []
   for number, line in enumerate(files.lines(path), 1):
     where = f"{path}, line {number}"
     columns = line.split("\t") if "\t" in line else line.split()
     if not line.strip() or columns[0] == START:
       if words:
-        yield Sentence(words, tags, places)
-      words, tags, places = [], [], []
+        yield Sentence(words, tags, locations)
+      words, tags, locations = [], [], []
       continue
-    least = max(place + 1 if place >= 0 else -place for place in (token, tag))
+    least = max(index + 1 if index >= 0 else -index for index in (token, tag))
     # With one column alone, a word would be its own tag.
     if len(columns) < max(least, 2) or not columns[token].strip() or not columns[tag].strip():
       raise ValueError(
@@ -53,9 +53,9 @@ def read_conll(path: Path, token: int, tag: int) -> Iterator[Sentence]:
       )
     words.append(columns[token].strip())
     tags.append(columns[tag].strip())
-    places.append(where)
+    locations.append(where)
   if words:
-    yield Sentence(words, tags, places)
+    yield Sentence(words, tags, locations)
 
 
 @dataclasses.dataclass(frozen=True)

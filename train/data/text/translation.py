@@ -110,7 +110,7 @@ class Translation(Seq2Seq):
     source_length: tokens in a row of sources, at most, </s> included.
     target_length: the same of targets.
     batching: what is in a row in training. "pad": one pair and padding. "bucket": the same, but pairs of similar
-      length are together in a batch, which is cut to one of a few lengths. "pack": as many pairs as there is room for.
+      length are together in a batch, whose length is one of a few. "pack": as many pairs as there is room for.
     buckets: how many lengths there are; each is a program to compile.
     too_long: "drop" leaves training pairs above the limits out, "truncate" truncates them. In evaluation they are
       truncated.

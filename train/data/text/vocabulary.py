@@ -70,7 +70,7 @@ class Vocabulary:
       )
     for name, found in ids.items():
       object.__setattr__(self, name, found[0])
-    # Special tokens are put around a text where a row is made of it, and rows are cut and filled there.
+    # Special tokens are put around a text where a row is made of it, and rows are truncated and padded there.
     self.tokenizer.post_processor = None
     self.tokenizer.no_truncation()
     self.tokenizer.no_padding()

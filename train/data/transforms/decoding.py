@@ -131,6 +131,6 @@ def resize_mask(mask: np.ndarray, box: Box, size: tuple[int, int], outside: int)
     np.floor(start + (np.arange(wanted) + 0.5) * length / wanted).astype(int)
     for start, length, wanted in zip(box[:2], box[2:], size, strict=True)
   )
-  inside = [(places >= 0) & (places < side) for places, side in zip((rows, columns), mask.shape, strict=True)]
+  inside = [(positions >= 0) & (positions < side) for positions, side in zip((rows, columns), mask.shape, strict=True)]
   found = mask[np.clip(rows, 0, mask.shape[0] - 1)[:, None], np.clip(columns, 0, mask.shape[1] - 1)]
   return np.where(inside[0][:, None] & inside[1], found, np.asarray(outside, mask.dtype))
