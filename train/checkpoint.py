@@ -6,12 +6,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from train.step import State
 from zoo.errors import Unwritable, nearest
 from zoo.partitioning import flatten
 
@@ -43,7 +45,7 @@ class Checkpoints:
     best_mode: str = "max",
     note: Callable[[str], None] = print,
     read_only: bool = False,
-  ):
+  ) -> None:
     if best_mode not in ("max", "min"):
       raise ValueError(f"config.checkpoint.best_mode is {best_mode!r}{nearest(best_mode, ('max', 'min'))}")
     for key, value, least in (("max_to_keep", max_to_keep, 1), ("every_steps", every_steps, 0)):
@@ -54,8 +56,8 @@ class Checkpoints:
     self.read_only = read_only
     self.directory = self.workdir / "checkpoints"
     sign = 1 if best_mode == "max" else -1
-    best_fn = (lambda metrics: sign * metrics[best_metric]) if best_metric else None
-    kept = [policies.LatestN(max_to_keep)]
+    best_fn: Any = (lambda metrics: sign * metrics[best_metric]) if best_metric else None
+    kept: list = [policies.LatestN(max_to_keep)]
     if best_metric:
       kept.append(policies.BestN(get_metric_fn=best_fn, n=1, keep_checkpoints_without_metrics=False))
     self._manager = ocp.CheckpointManager(
@@ -69,7 +71,7 @@ class Checkpoints:
       item_names=("state", "meta"),
     )
 
-  def check_room(self, state) -> None:
+  def check_room(self, state: State) -> None:
     """Raises ValueError if the disk cannot hold the checkpoints that are kept and the one being written."""
     # An old one is deleted only when the new one is complete. Existing ones need no more space.
     number = max(1, self.max_to_keep + bool(self.best_metric) + 1 - len(self.steps))
@@ -87,7 +89,7 @@ class Checkpoints:
     # Not read from disk, where a checkpoint that is being deleted in a thread would be a missing file.
     return sorted(self._manager.all_steps())
 
-  def save(self, state, meta: dict, metrics: dict | None = None) -> None:
+  def save(self, state: State, meta: dict, metrics: dict | None = None) -> None:
     """Starts to write the state; training may continue at once.
 
     Args:
@@ -133,7 +135,7 @@ class Checkpoints:
         continue
     return None
 
-  def restore(self, target) -> tuple | None:
+  def restore(self, target: State) -> tuple[State, dict] | None:
     """The newest intact checkpoint; damaged ones are reported and moved to `WORKDIR/damaged`.
 
     Args:
@@ -151,7 +153,7 @@ class Checkpoints:
       self._check_same_state(step, target)
       try:
         items = self._manager.restore(step, args=wanted)
-        restored = type(target)(**items.state)
+        restored = type(target)(**items["state"])
       except Exception as error:  # Orbax and its stores raise all kinds
         damaged.append(step)
         reason = str(error).strip().partition("\n")[0][:200]
@@ -161,7 +163,7 @@ class Checkpoints:
         self._move_away(bad)
       if damaged:
         self.note(f"resuming from the checkpoint of step {step}")
-      return restored, items.meta
+      return restored, items["meta"]
     if damaged:
       raise ValueError(
         f"none of the checkpoints in {self.directory} can be read (steps {sorted(damaged)}); nothing was changed. "
@@ -169,10 +171,11 @@ class Checkpoints:
       )
     return None
 
-  def _check_same_state(self, step: int, target) -> None:
+  def _check_same_state(self, step: int, target: State) -> None:
     """Raises ValueError where a checkpoint has other arrays than `target`: a wrong config, not damage."""
     try:
-      stored = ocp.StandardCheckpointer().metadata(self._manager.directory / str(step) / "state").item_metadata.tree
+      metadata: Any = ocp.StandardCheckpointer().metadata(self._manager.directory / str(step) / "state")
+      stored = metadata.item_metadata.tree
     except Exception:  # damaged: restoring it reports how
       return
     there, here = ({k: tuple(v.shape) for k, v in flatten(tree).items()} for tree in (stored, _as_dict(target)))
@@ -205,5 +208,5 @@ class Checkpoints:
     self._manager.close()
 
 
-def _as_dict(state) -> dict:
+def _as_dict(state: State) -> dict:
   return dict(state._asdict())

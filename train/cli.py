@@ -9,8 +9,9 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -68,40 +69,48 @@ def _is_override(word: str, before: str) -> bool:
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
   """The parser of the command, and that of each verb."""
-  parser = argparse.ArgumentParser(prog="zoo", description=__doc__.partition("\n")[0])
+  parser = argparse.ArgumentParser(prog="zoo", description=(__doc__ or "").partition("\n")[0])
   subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
   verbs = {}
   for verb, function in VERBS.items():
-    doc = function.__doc__
+    doc = function.__doc__ or ""
     verbs[verb] = subparsers.add_parser(verb, help=doc.partition("\n")[0], description=doc)
     for names, options in ARGUMENTS[verb].items():
       verbs[verb].add_argument(*names.split(), **options)
   return parser, verbs
 
 
-def train(config, overrides, workdir, resume, override_config, distributed, json):
+def train(
+  config: str,
+  overrides: Sequence[str],
+  workdir: str | None,
+  resume: bool,
+  override_config: bool,
+  distributed: str | None,
+  json: str | None,
+) -> None:
   """Train, or resume the run in the work directory."""
-  _join(distributed)
+  _init_distributed(distributed)
   import jax
 
   from train import config as configuration
   from train import loop
 
   loaded = configuration.load(config, overrides)
-  workdir = Path(workdir or Path("runs") / configuration.run_name(config))
-  result = loop.train(loaded, workdir, resume=resume, override_config=override_config)
+  folder = Path(workdir or Path("runs") / configuration.run_name(config))
+  result = loop.train(loaded, folder, resume=resume, override_config=override_config)
   if jax.process_index():  # only process 0 prints
     return
   if result["stopped"]:
     words = ["zoo", "train", config, *overrides, *([f"--distributed={distributed}"] if distributed else [])]
     print(f"Stopped by {result['stopped']} after step {result['step']}; the checkpoint is written. To resume:")
-    print(" ", shlex.join([*words, "--workdir", str(workdir)]))
+    print(" ", shlex.join([*words, "--workdir", str(folder)]))
   else:
-    _print_results(result, workdir)
+    _print_results(result, folder)
   _write(json, result)
 
 
-def eval(run, evaluations, overrides, json):
+def eval(run: str, evaluations: Sequence[str], overrides: Sequence[str], json: str | None) -> None:
   """Evaluate a run (its work directory) or a config with init.path=WEIGHTS, on every example exactly once."""
   from train import experiment
   from train.evaluation import registry
@@ -120,7 +129,18 @@ def eval(run, evaluations, overrides, json):
   _write(json, {"step": step, **result})
 
 
-def translate(run, text, file, split, out, beam_size, length_penalty, plot, json, overrides):
+def translate(
+  run: str,
+  text: Sequence[str],
+  file: str | None,
+  split: str | None,
+  out: str | None,
+  beam_size: int,
+  length_penalty: float,
+  plot: str | None,
+  json: str | None,
+  overrides: Sequence[str],
+) -> None:
   """Translate texts, the lines of a file or a split with a trained run."""
   from train import experiment, plots
   from train.data.text.seq2seq import Seq2Seq
@@ -158,7 +178,7 @@ def translate(run, text, file, split, out, beam_size, length_penalty, plot, json
   _write(json, [dict(source=source, translation=line) for source, line in zip(text, translations, strict=True)])
 
 
-def fill_mask(run, text, top_k, json, overrides):
+def fill_mask(run: str, text: Sequence[str], top_k: int, json: str | None, overrides: Sequence[str]) -> None:
   """Predict the most probable tokens for every [MASK] of a text, with a run pretrained on masked tokens."""
   from train import experiment
   from train.data.text.labelled import LabelledText
@@ -180,7 +200,7 @@ def fill_mask(run, text, top_k, json, overrides):
   _write(json, [dict(text=given, masks=masks) for given, masks in zip(text, dicts, strict=True)])
 
 
-def average(run, last, out):
+def average(run: str, last: int, out: str) -> None:
   """Write the mean of a run's last checkpoints as one file of weights, for init.path and `zoo.load`."""
   from zoo import weights
 
@@ -188,7 +208,7 @@ def average(run, last, out):
   print(f"{out}: the mean of the checkpoints of steps {', '.join(map(str, steps))}")
 
 
-def plot(run, names, image, out, overrides):
+def plot(run: str, names: Sequence[str], image: str | None, out: str | None, overrides: Sequence[str]) -> None:
   """Plot a run as PNG files: reconstructions, attention, positions, loss curves."""
   from train import experiment
   from train.plots import registry
@@ -210,7 +230,7 @@ def plot(run, names, image, out, overrides):
     print(path)
 
 
-def models(pattern, json):
+def models(pattern: str, json: str | None) -> None:
   """List every model with its parameters, multiply-adds and input."""
   from train.plan.models import describe_models
 
@@ -230,7 +250,7 @@ def models(pattern, json):
   _write(json, [vars(fact) for fact in facts])
 
 
-def plan(config, overrides, tpu, json):
+def plan(config: str, overrides: Sequence[str], tpu: str, json: str | None) -> int:
   """Compile a config's step for a TPU that need not be here; print memory, FLOPs, and whether it fits (else exit 1)."""
   os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu can compile for a described TPU or drive a real one, not both
   from train import config as configuration
@@ -242,14 +262,16 @@ def plan(config, overrides, tpu, json):
   return 0 if result.memory.fits else 1
 
 
-def prepare(name, data_dir, source, vocab_size, tokenizer, **corpus):
+def prepare(
+  name: str, data_dir: str, source: str | None, vocab_size: int | None, tokenizer: str | None, **corpus: Any
+) -> None:
   """Build a data set as ArrayRecord files: any TFDS name, a local one, or a text to pretrain on as corpus/NAME."""
   from train.data import prepare
 
   print(prepare.prepare(name, data_dir, source, vocab_size, tokenizer, **corpus))
 
 
-def configs(json):
+def configs(json: str | None) -> None:
   """List the installed configs with the first line of their documentation."""
   import ast
 
@@ -271,7 +293,7 @@ def configs(json):
   _write(json, summaries)
 
 
-def doctor(json):
+def doctor(json: str | None) -> int:
   """Report the devices that are used, the versions, the time of a tiny step, and what is wrong (else exit 1)."""
   from train import doctor
 
@@ -286,7 +308,7 @@ def doctor(json):
   return 1 if problems else 0
 
 
-VERBS: Mapping[str, Callable] = {
+VERBS: Mapping[str, Callable[..., int | None]] = {
   "train": train,
   "eval": eval,
   "plot": plot,
@@ -301,7 +323,7 @@ VERBS: Mapping[str, Callable] = {
 }
 
 
-def _join(distributed: str | None) -> None:
+def _init_distributed(distributed: str | None) -> None:
   """Makes this process one of several; before anything touches a device."""
   if distributed is None:
     return

@@ -13,6 +13,7 @@ import pkgutil
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 from ml_collections import ConfigDict
 
@@ -64,7 +65,7 @@ def defaults() -> ConfigDict:
   )
   config.lock()
   for component in COMPONENTS:  # after the whole, which locks its parts
-    config[component].unlock()
+    cast(ConfigDict, config[component]).unlock()
   return config
 
 
@@ -104,6 +105,7 @@ def load(source: str, overrides: Iterable[str] = ()) -> ConfigDict:
   if not path.exists():
     raise ValueError(f"there is no config {source!r}, neither a file nor shipped{nearest(source, shipped())}")
   spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+  assert spec and spec.loader
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if (variants := getattr(module, "VARIANTS", ())) and argument not in variants:
@@ -147,15 +149,16 @@ def apply(config: ConfigDict, override: str) -> None:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError):
     value = text
-  node, keys = config, path.split(".")
+  node, keys = cast(Any, config), path.split(".")
   for i, key in enumerate(keys[:-1]):
     if not isinstance(node, ConfigDict) or key not in node:
       raise ValueError(f"config has no {'.'.join(keys[: i + 1])!r}{nearest(key, _keys(node))}")
     node = node[key]
   if not isinstance(node, ConfigDict) or (node.is_locked and keys[-1] not in node):
     raise ValueError(f"config has no {path!r}{nearest(keys[-1], _keys(node))}")
-  if isinstance(node.get(keys[-1]), ConfigDict) and not isinstance(value, dict):
-    inside = "name" if "name" in node[keys[-1]] else next(iter(node[keys[-1]]), "name")
+  component = node.get(keys[-1])
+  if isinstance(component, ConfigDict) and not isinstance(value, dict):
+    inside = "name" if "name" in component else next(iter(component), "name")
     raise ValueError(f"config.{path} is {value!r}; set its keys one by one, such as {path}.{inside}={value}")
   try:
     # A component is checked against its signature when it is made; the types of all other keys are checked here.

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ class Experiment:
     total_steps: of the whole training.
   """
 
-  def __init__(self, config: ConfigDict, *, parallel: sharding.Jit | None = None, load_data: bool = True):
+  def __init__(self, config: ConfigDict, *, parallel: sharding.Jit | None = None, load_data: bool = True) -> None:
     """Makes the components; nothing is allocated on the devices.
 
     Args:
@@ -47,23 +48,24 @@ class Experiment:
     Raises:
       ValueError: a component that is unknown, misconfigured, or does not fit another.
     """
-    check_call(sharding.parallel, config.parallel, "config.parallel", given=("axes",))
-    if not 0 <= config.ema_decay < 1:
-      raise ValueError(f"config.ema_decay is {config.ema_decay}; wanted 0 <= ema_decay < 1")
-    self.config, self.batch_size = config, config.batch_size
-    self.parallel = parallel or sharding.parallel(**config.parallel, axes=zoo.family(config.model.name).LOGICAL_AXES)
+    self.config = c = cast(Any, config)  # the attributes of a ConfigDict have no types
+    check_call(sharding.parallel, c.parallel, "config.parallel", given=("axes",))
+    if not 0 <= c.ema_decay < 1:
+      raise ValueError(f"config.ema_decay is {c.ema_decay}; wanted 0 <= ema_decay < 1")
+    self.batch_size: int = c.batch_size
+    self.parallel = parallel or sharding.parallel(**c.parallel, axes=zoo.family(c.model.name).LOGICAL_AXES)
     sharding.check_batch(
-      config.batch_size, self.parallel.data_devices, config.grad_accum_steps, 1 if parallel else jax.process_count()
+      c.batch_size, self.parallel.data_devices, c.grad_accum_steps, 1 if parallel else jax.process_count()
     )
-    self.data = data.make(config.data.name, **configuration.kwargs(config.data)) if load_data else None
-    self.total_steps = self._count_steps() if load_data else config.steps or ANY_STEPS
-    self.model = zoo.create(config.model.name, **configuration.kwargs(config.model))
-    self.objective = objectives.make(config.objective.name, **configuration.kwargs(config.objective))
-    options = configuration.kwargs(config.optimizer)
+    self.data: Any = data.make(c.data.name, **configuration.kwargs(c.data)) if load_data else None
+    self.total_steps: int = self._count_steps() if load_data else c.steps or ANY_STEPS
+    self.model = zoo.create(c.model.name, **configuration.kwargs(c.model))
+    self.objective: Any = objectives.make(c.objective.name, **configuration.kwargs(c.objective))
+    options = configuration.kwargs(c.optimizer)
     check_call(optim.make, options, "config.optimizer", given=("params", "total_steps", "model", "name"))
     self._variables = jax.eval_shape(self.init_variables)  # shapes
     self.optimizer, self.schedule = optim.make(
-      self._variables["params"], self.total_steps, model=self.model, name=config.optimizer.name, **options
+      self._variables["params"], self.total_steps, model=self.model, name=c.optimizer.name, **options
     )
     self._freeze = options.get("freeze", ())
     if load_data:
@@ -86,7 +88,7 @@ class Experiment:
     shapes = zoo.family(self.config.model.name).inputs(self.model.config, 1)
     zeros = [jnp.zeros(s.shape, s.dtype) for s in shapes]
     # Linen omits empty collections; a model without parameters has an empty "params".
-    return {"params": {}} | self.model.init(rng.streams(key, "params", "mask"), *zeros)
+    return {"params": {}, **self.model.init(rng.streams(key, "params", "mask"), *zeros)}
 
   def init_state(self, variables: dict) -> State:
     """The state of step 0 with these variables."""

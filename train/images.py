@@ -1,5 +1,7 @@
 """Pixels on the device: bytes to normalised floats and back. Bytes cross to the device, a quarter of the traffic."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +9,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def normalise(image_BYXC: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+def normalise(image_BYXC: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
   """Bytes [B, Y, X, C] to (value / 255 - mean) / std in float32; `mean` and `std` have 1 or C values.
 
   Raises:

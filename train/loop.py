@@ -8,8 +8,9 @@ import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,7 +63,7 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
   saved_config = configuration.as_json(config)
   notes: list[str] = []  # until there is a log
   check_workdir(workdir)
-  checkpoints = Checkpoints(workdir, **config.checkpoint, note=notes.append)
+  checkpoints = Checkpoints(workdir, **experiment.config.checkpoint, note=notes.append)
   if checkpoints.steps and not resume:
     raise ValueError(f"{workdir} holds a run (steps {checkpoints.steps}); resume it, or give another --workdir")
   if (meta := checkpoints.newest_meta()) and not override_config:
@@ -88,20 +89,21 @@ def train(config: ConfigDict, workdir: str | Path, *, resume: bool = True, overr
 
 def prepare(config: ConfigDict, workdir: Path) -> tuple[Experiment, dict[str, Evaluation]]:
   """Makes the experiment and its evaluations; raises ValueError for any fault that can be found before the start."""
-  if config.log_every_steps < 1:
-    raise ValueError(f"config.log_every_steps is {config.log_every_steps}; wanted at least 1")
   experiment = Experiment(config)
-  for name in config.plots:
+  options = experiment.config
+  if options.log_every_steps < 1:
+    raise ValueError(f"config.log_every_steps is {options.log_every_steps}; wanted at least 1")
+  for name in options.plots:
     plots.check(name, experiment)
   evals = evaluations.make(experiment)
-  best_eval = config.checkpoint.best_metric.partition("/")[0]
+  best_eval = options.checkpoint.best_metric.partition("/")[0]
   if best_eval and best_eval not in evals:
     remedy = nearest(best_eval, evals) if evals else "; there are none: set checkpoint.best_metric=''"
     raise ValueError(f"config.checkpoint.best_metric: no evaluation {best_eval!r}{remedy}")
-  if config.init.path and not workdir.exists():  # a run that is resumed does not read it
+  if options.init.path and not workdir.exists():  # a run that is resumed does not read it
     sources = {configuration.run_name(name): name for name in configuration.shipped()}
-    name = sources.get(Path(config.init.path).name)
-    check_exists(config.init.path, f"; `zoo train {name}` makes it" if name else "")
+    name = sources.get(Path(options.init.path).name)
+    check_exists(options.init.path, f"; `zoo train {name}` makes it" if name else "")
   return experiment, evals
 
 
@@ -143,7 +145,7 @@ class Trainer:
     log: metrics.Log,
     stop: "StopSignal",
     first_step: int,
-  ):
+  ) -> None:
     self.experiment, self.config, self.parallel = experiment, experiment.config, experiment.parallel
     self.evals, self.checkpoints, self.log, self.stop = evals, checkpoints, log, stop
     self.step = self.first_step = first_step
@@ -151,7 +153,8 @@ class Trainer:
     self.speed: dict[str, float] = {}
     self.meter = metrics.Meter(experiment.batch_size, experiment.data.unit)
     self._key = self.parallel.put(rng.root(self.config.seed, self.config.prng_impl))
-    self._train_step, self._schedule = experiment.parallel_step(), jax.jit(experiment.schedule)
+    self._train_step: Any = experiment.parallel_step()
+    self._schedule = jax.jit(experiment.schedule)
     self._programs = {}  # shapes of a batch -> the compiled step and its FLOPs; images have one shape
     self._unchecked: deque = deque()  # (step, metrics) of steps whose loss is not yet known to be finite
     # Examples skipped so far, of all processes: summed on the devices, so that the loop does not wait for them.
@@ -194,7 +197,7 @@ class Trainer:
     """Whether something that happens every so many steps, and at the last, happens now; 0 is only at the last."""
     return self.step == self.experiment.total_steps or bool(every_steps and self.step % every_steps == 0)
 
-  def _batches(self) -> Iterator[dict]:
+  def _batches(self) -> Generator[dict]:
     """Batches on the devices, from the first step's on."""
     batches = self.experiment.data.train_batches(
       self.experiment.batch_size, self.config.seed, self.first_step, jax.process_index(), jax.process_count()
@@ -298,7 +301,7 @@ def draw_plots(experiment: Experiment, state: State, workdir: Path) -> dict[str,
 class StopSignal:
   """Remembers SIGTERM and SIGINT, so that the loop can stop between two steps. A second one stops at once."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.name = ""
 
   def __enter__(self):

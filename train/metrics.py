@@ -91,7 +91,7 @@ class Log:
     *,
     console: Console | None = None,
     every_seconds: float = 5.0,
-  ):
+  ) -> None:
     self.total_steps, self.unit, self.every_seconds = total_steps, unit, every_seconds
     self.step = first_step
     self.console = console or Console(highlight=False)
@@ -194,6 +194,7 @@ class Log:
     self.console.print(text, markup=False, soft_wrap=True)
 
   def _write(self, values: Mapping) -> None:
+    assert self._file is not None
     try:
       self._file.write(_line({"step": self.step} | dict(values)))
       self._file.flush()  # so that a killed process loses nothing
@@ -225,7 +226,7 @@ class Meter:
     unit: plural of an example, as in `images_per_second`.
   """
 
-  def __init__(self, examples: int, unit: str = "images"):
+  def __init__(self, examples: int, unit: str = "images") -> None:
     self.examples, self.unit = examples, unit
     self.compile_seconds = 0.0
     self._restart()

@@ -2,8 +2,9 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -189,7 +190,7 @@ def _muon_dimensions(axes: partitioning.Axes, params: dict) -> dict:
   """The input and output axes of each kernel for Muon; None for what Adam trains.
 
   Muon is for hidden matrices: embeddings, heads and vectors go to Adam (Jordan et al. 2024), and depthwise
-  convolutions, which are a vector for each place.
+  convolutions, which are a vector for each position.
   """
 
   def dimensions(path, names):
@@ -200,7 +201,7 @@ def _muon_dimensions(axes: partitioning.Axes, params: dict) -> dict:
       return None
     first = int(names[0] == "layers")
     split = first + (2 if names[first] == "heads" else 1)  # `attn/out` has two input axes, heads and head_dim
-    if names[first].endswith("rows"):  # a convolution: its places are inputs, too
+    if names[first].endswith("rows"):  # a convolution: its positions are inputs, too
       if "one" in names:
         return None
       split = len(names) - 1
@@ -229,7 +230,7 @@ def make(
   layer_decay: float = 1.0,
   grad_clip_norm: float = 0.0,
   freeze: tuple[str, ...] = (),
-  **kwargs,
+  **kwargs: Any,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """An optimiser for these parameters.
 
@@ -256,11 +257,46 @@ def make(
   Raises:
     ValueError: unknown name or argument (the nearest is named), or a pattern that matches nothing.
   """
+  fields = dict(learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, grad_clip_norm=grad_clip_norm)
+  _check_arguments(name, fields, kwargs)
+  if model is None and (name == "muon" or layer_decay != 1):
+    raise ValueError("muon and layer_decay need the model whose parameters these are")
+  steps = round(warmup * total_steps) if 0 < warmup < 1 else int(warmup)
+  more: dict[str, Any] = dict(final=final_learning_rate, timescale=timescale, boundaries=boundaries)
+  rate = make_schedule(schedule, learning_rate, steps, total_steps, **more)
+  parts = [optax.clip_by_global_norm(grad_clip_norm)] if grad_clip_norm else []
+  parts += _decayed_updates(name, rate, weight_decay, no_decay, model, kwargs)
+  if model is not None and layer_decay != 1:
+    scales = layer_scales(params, layer_decay, model)
+    parts += [optax.stateless(lambda updates, _: partitioning.map_with_path(lambda path, u: u * scales[path], updates))]
+  return _freeze(optax.chain(*parts), freeze, params), rate
+
+
+def _freeze(
+  optimizer: optax.GradientTransformation, patterns: tuple[str, ...], params: dict
+) -> optax.GradientTransformation:
+  """The optimiser for the parameters whose path matches no pattern; the others get no update and have no state."""
+  if not patterns:
+    return optimizer
+  check_patterns(patterns, params, "config.optimizer.freeze")
+  labels = partitioning.map_with_path(
+    lambda path, _: "frozen" if partitioning.matches(patterns, path) else "trained", params
+  )
+  return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def _check_arguments(name: str, fields: Mapping[str, float], kwargs: Mapping) -> None:
+  """Raises ValueError for arguments of `make` that are out of range, or that the named optimiser does not take.
+
+  Args:
+    name: of the optimiser.
+    fields: arguments that may not be negative.
+    kwargs: of the optimiser's function.
+  """
   if name not in OPTIMIZERS:
     raise ValueError(f"unknown optimizer {name!r}{nearest(name, OPTIMIZERS)}")
-  fields = dict(learning_rate=learning_rate, warmup=warmup, weight_decay=weight_decay, grad_clip_norm=grad_clip_norm)
   faults = [f"{key} is {value}; wanted 0 or more" for key, value in fields.items() if value < 0]
-  if warmup > 1 and warmup != int(warmup):
+  if (warmup := fields["warmup"]) > 1 and warmup != int(warmup):
     faults.append(f"warmup is {warmup}; wanted a share of all steps, below 1, or a whole number of steps")
   if faults:
     raise ValueError("\n".join(f"config.optimizer: {fault}" for fault in faults))
@@ -268,40 +304,36 @@ def make(
   filled = tuple(a for a in ("learning_rate", decay_argument, mask_argument) if a)
   own = [n for n in inspect.signature(make).parameters if n not in ("params", "total_steps", "model", "kwargs")]
   check_call(function, kwargs, f"config.optimizer ({name})", given=filled, also=own)
-  check_patterns(freeze, params, "config.optimizer.freeze")
-  steps = round(warmup * total_steps) if 0 < warmup < 1 else int(warmup)
-  more = dict(final=final_learning_rate, timescale=timescale, boundaries=boundaries)
-  rate = make_schedule(schedule, learning_rate, steps, total_steps, **more)
 
-  family = model and registry.family_of(model)
+
+def _decayed_updates(
+  name: str,
+  rate: optax.Schedule,
+  weight_decay: float,
+  no_decay: Sequence[str] | None,
+  model: nn.Module | None,
+  kwargs: Mapping[str, Any],
+) -> list[optax.GradientTransformation]:
+  """The named optimiser with weight decay; see `make` for the arguments."""
+  function, decay_argument, mask_argument = OPTIMIZERS[name]
+  options = dict(kwargs)
+  patterns = cast(Sequence[str], no_decay)
   if no_decay is None:
-    no_decay = family.NO_DECAY if family else partitioning.BIASES_AND_SCALES
-  if not family and (name == "muon" or layer_decay != 1):
-    raise ValueError("muon and layer_decay need the model whose parameters these are")
+    patterns = registry.family_of(model).NO_DECAY if model else partitioning.BIASES_AND_SCALES
 
-  # Functions of the tree they are given: where parameters are frozen, optax shows only the others.
+  # A function of the tree it is given: where parameters are frozen, optax shows only the others.
   def decays(tree):
-    return partitioning.map_with_path(lambda path, _: not partitioning.matches(no_decay, path), tree)
+    return partitioning.map_with_path(lambda path, _: not partitioning.matches(patterns, path), tree)
 
   if name == "muon":
-    kwargs["muon_weight_dimension_numbers"] = partial(_muon_dimensions, family.LOGICAL_AXES)
+    axes = registry.family_of(cast(nn.Module, model)).LOGICAL_AXES
+    options["muon_weight_dimension_numbers"] = partial(_muon_dimensions, axes)
   if decay_argument:
-    kwargs |= {decay_argument: weight_decay, mask_argument: decays}
+    options |= {decay_argument: weight_decay, mask_argument: decays}
   if name == "adafactor":  # the only one whose decay is not already times the rate
-    kwargs[decay_argument] = lambda step: weight_decay * rate(step)
-  parts = [optax.clip_by_global_norm(grad_clip_norm)] if grad_clip_norm else []
-  if name == "sgd" and weight_decay:
-    parts += [optax.add_decayed_weights(weight_decay, decays)]
-  parts += [function(rate, **kwargs)]
+    options["weight_decay_rate"] = lambda step: weight_decay * rate(step)
+  parts = [optax.add_decayed_weights(weight_decay, decays)] if name == "sgd" and weight_decay else []
+  parts += [function(rate, **options)]
   if name == "muon" and weight_decay:  # optax would decay only what Muon trains, or also the vectors that Adam does
     parts += [optax.add_decayed_weights(lambda step: -weight_decay * rate(step), decays)]
-  if layer_decay != 1:
-    scales = layer_scales(params, layer_decay, model)
-    parts += [optax.stateless(lambda updates, _: partitioning.map_with_path(lambda path, u: u * scales[path], updates))]
-  optimizer = optax.chain(*parts)
-  if freeze:
-    labels = partitioning.map_with_path(
-      lambda path, _: "frozen" if partitioning.matches(freeze, path) else "trained", params
-    )
-    optimizer = optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
-  return optimizer, rate
+  return parts

@@ -1,9 +1,10 @@
 """Device meshes and array sharding: axes data, fsdp and tensor under `jit`, or data parallelism under `pmap`."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from queue import Full, Queue
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zoo import partitioning
 from zoo.errors import nearest
+from zoo.partitioning import Tree
 
 # Logical axis -> mesh axis; other axes are not sharded. Vectors are not sharded at all: the latency of gathering one
 # costs more than its memory.
@@ -24,7 +26,12 @@ MESH_AXES = {
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, devices=None) -> Mesh:
+def make_mesh(
+  data: int,
+  fsdp: int,
+  tensor: int,
+  devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
   """A mesh of the given sizes; -1 for `data` takes all remaining devices.
 
   Raises:
@@ -78,7 +85,7 @@ def param_specs(params: dict, mesh: Mesh, axes: partitioning.Axes) -> dict:
   return specs
 
 
-def state_shardings(state, mesh: Mesh, axes: partitioning.Axes):
+def state_shardings(state: Any, mesh: Mesh, axes: partitioning.Axes) -> Any:
   """A sharding for each array of a training state: that of its parameter if it belongs to one, else replicated.
 
   Optimiser state, averages and parameters have paths that end in a parameter's path, and its shape.
@@ -136,12 +143,12 @@ class Jit:
     """The number of devices that the batch is sharded over."""
     return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
-  def init(self, make_state: Callable, *args):
+  def init(self, make_state: Callable[..., Tree], *args: Any) -> Tree:
     """`make_state(*args)`, computed sharded: no device holds more than its part."""
     shardings = state_shardings(jax.eval_shape(make_state, *args), self.mesh, self.axes)
     return jax.jit(make_state, out_shardings=shardings)(*args)
 
-  def abstract(self, state):
+  def abstract(self, state: Tree) -> Tree:
     """Shapes of a state with the shardings of `init`, as the target of `Checkpoints.restore`."""
     return jax.tree.map(
       lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
@@ -149,7 +156,7 @@ class Jit:
       state_shardings(state, self.mesh, self.axes),
     )
 
-  def put(self, tree):
+  def put(self, tree: Tree) -> Tree:
     """Host arrays that are equal in all processes to replicated device arrays."""
     # As constants of a program, since `device_put` does not reach devices of other processes.
     return jax.jit(lambda: tree, out_shardings=NamedSharding(self.mesh, PartitionSpec()))()
@@ -188,13 +195,13 @@ class Jit:
 
     return jax.jit(sharded, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
 
-  def gather(self, tree):
+  def gather(self, tree: Tree) -> Tree:
     """The arrays as a checkpoint stores them: unchanged."""
     return tree
 
   scatter = gather
 
-  def host(self, tree):
+  def host(self, tree: Tree) -> Tree:
     """Whole arrays on the host; of sharded arrays all processes must call this together."""
     if not all(a.is_fully_replicated for a in jax.tree.leaves(tree) if isinstance(a, jax.Array)):
       tree = jax.jit(lambda t: t, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(tree)
@@ -217,16 +224,16 @@ class Pmap:
     """The number of devices that the batch is sharded over."""
     return jax.device_count()
 
-  def init(self, make_state: Callable, *args):
+  def init(self, make_state: Callable[..., Tree], *args: Any) -> Tree:
     """`make_state(*args)` on each device."""
     return self.scatter(jax.jit(make_state)(*args))
 
-  def abstract(self, state):
+  def abstract(self, state: Tree) -> Tree:
     """Shapes of a state as `gather` returns it, as the target of `Checkpoints.restore`."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state)
 
-  def put(self, tree):
+  def put(self, tree: Tree) -> Tree:
     """Arrays to one copy for each device, along a new first axis."""
     copies = jax.local_device_count()
 
@@ -249,13 +256,13 @@ class Pmap:
     """Compiles `step(variables, batch)`."""
     return jax.pmap(step, axis_name=self.axis)
 
-  def gather(self, tree):
+  def gather(self, tree: Tree) -> Tree:
     """One copy, as a checkpoint stores it."""
     return jax.tree.map(lambda a: a.addressable_data(0)[0], tree)
 
   scatter = put
 
-  def host(self, tree):
+  def host(self, tree: Tree) -> Tree:
     """One copy, on the host."""
     return jax.device_get(self.gather(tree))
 
@@ -290,7 +297,7 @@ def parallel(
   raise ValueError(f"unknown parallel {name!r}{nearest(name, ('jit', 'pmap'))}")
 
 
-def prefetch(batches: Iterable[dict], put: Callable[[dict], dict], ahead: int = 2) -> Iterator[dict]:
+def prefetch(batches: Iterable[dict], put: Callable[[dict], dict], ahead: int = 2) -> Generator[dict]:
   """Loads batches and starts their transfer in a thread, up to `ahead` batches before they are used.
 
   So the step waits neither for the pipeline nor for copies. An error in the thread is raised here.

@@ -5,12 +5,14 @@ global, or with `jax.pmap`, where `axis` names the devices to sum over.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
+from train.objectives import Loss
 from zoo.layers.norms import BACKWARD_STATISTICS
 
 
@@ -47,8 +49,8 @@ def init_state(variables: dict, optimizer: optax.GradientTransformation, ema: bo
 
 
 def make_step(
-  objective: Callable,
-  model,
+  objective: Callable[..., Loss],
+  model: nn.Module,
   optimizer: optax.GradientTransformation,
   *,
   grad_accum_steps: int = 1,
@@ -89,8 +91,10 @@ def make_step(
     grads, metrics = jax.tree.map(lambda a: a / divisor, (grads, totals))
     grad_norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay) if ema_decay else state.ema_params
+    params = cast(dict, optax.apply_updates(state.params, updates))
+    ema_params = state.ema_params
+    if ema_decay:
+      ema_params = cast(dict, optax.incremental_update(params, cast(dict, ema_params), 1 - ema_decay))
     metrics |= {"weight": weight, "grad_norm": grad_norm, "param_norm": optax.global_norm(params)}
     new = State(state.step + 1, params, model_state, opt_state, ema_params, state.skipped_steps)
     if skip_nonfinite:
@@ -103,7 +107,9 @@ def make_step(
   return step
 
 
-def make_sum_gradients(objective: Callable, model, grad_accum_steps: int, freeze: Callable[[dict], dict]) -> Callable:
+def make_sum_gradients(
+  objective: Callable[..., Loss], model: nn.Module, grad_accum_steps: int, freeze: Callable[[dict], dict]
+) -> Callable[[State, dict, jax.Array], tuple[dict, dict, dict]]:
   """Makes `sum_gradients(state, batch, key) -> (gradients, totals, model_state)`, by parts of the batch.
 
   The gradients are those of the sum of the losses. `totals` has the sums "loss" and "weight" and the objective's
@@ -141,7 +147,9 @@ def make_sum_gradients(objective: Callable, model, grad_accum_steps: int, freeze
   return sum_gradients
 
 
-def make_eval_step(objective: Callable, model, *, axis: str | None = None) -> Callable:
+def make_eval_step(
+  objective: Callable[..., Loss], model: nn.Module, *, axis: str | None = None
+) -> Callable[[dict, dict], dict]:
   """Makes `step(variables, batch) -> sums`: loss, weight and the objective's metrics, summed over the batch."""
 
   def step(variables: dict, batch: dict) -> dict:

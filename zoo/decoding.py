@@ -26,16 +26,16 @@ Step = Callable[[object, object, jax.Array, jax.Array], tuple[jax.Array, object]
 
 
 class DecodeOutput(NamedTuple):
-  """Decoded sequences, n for each example, the best first.
+  """Decoded sequences, U for each example, the best first.
 
   Attributes:
-    sequences_BNT: [B, n, T] int32, with `eos_token_id` at the end and `pad_token_id` after it.
-    scores_BN: [B, n] float32, the log probability (in a beam search, over the length penalty; of a non-autoregressive
-      model, the mean over tokens). Where there are fewer than n sequences, the rest is padding with the least float32.
+    sequences_BUT: [B, U, T] int32, with `eos_token_id` at the end and `pad_token_id` after it.
+    scores_BU: [B, U] float32, the log probability (in a beam search, over the length penalty; of a non-autoregressive
+      model, the mean over tokens). Where there are fewer than U sequences, the rest is padding with the least float32.
   """
 
-  sequences_BNT: jax.Array
-  scores_BN: jax.Array
+  sequences_BUT: jax.Array
+  scores_BU: jax.Array
 
 
 def decode_step_of(
@@ -183,23 +183,23 @@ def check_beam(beam_size: int, n_best: int, length_penalty: float, vocab_size: i
 
 
 class _Beams(NamedTuple):
-  """State of a beam search: K unfinished sequences (`live`) and the K best finished ones (`kept`) of each example."""
+  """State of a beam search: U unfinished sequences (`live`) and the U best finished ones (`kept`) of each example."""
 
   index: jax.Array
-  live_BKT: jax.Array
-  live_scores_BK: jax.Array
-  kept_BKT: jax.Array
-  kept_scores_BK: jax.Array
-  input_ids_BK: jax.Array
+  live_BUT: jax.Array
+  live_scores_BU: jax.Array
+  kept_BUT: jax.Array
+  kept_scores_BU: jax.Array
+  input_ids_BU: jax.Array
   cache: object
 
 
 _WORST = float(jnp.finfo(jnp.float32).min)  # instead of -inf, whose differences are NaN
 
 
-def _take(tree_BK, index_BJ):
+def _take(tree_BU, index_BJ):
   """Of each example the beams with these indices."""
-  return jax.tree.map(lambda a: jax.vmap(lambda row, i: row[i])(a, index_BJ), tree_BK)
+  return jax.tree.map(lambda a: jax.vmap(lambda row, i: row[i])(a, index_BJ), tree_BU)
 
 
 def beam_search(
@@ -250,49 +250,49 @@ def beam_search(
   memory, cache = jax.tree.map(lambda a: jnp.repeat(a, beam_size, 0), (memory, cache))
 
   def unfinished(beams: _Beams):
-    best_B = beams.live_scores_BK.max(1)
+    best_B = beams.live_scores_BU.max(1)
     bound_B = best_B / normalize(float(max_length))
-    possible = ((best_B > _WORST) & (bound_B > beams.kept_scores_BK.min(1))).any()
+    possible = ((best_B > _WORST) & (bound_B > beams.kept_scores_BU.min(1))).any()
     return (beams.index < max_length) & (possible if early_stopping else True)
 
   beams = _start(cache, jnp.full((B, beam_size), bos_token_id, jnp.int32), max_length, pad_token_id)
   extend = partial(_extend, step, memory, normalize, eos_token_id, max_length)
   beams = jax.lax.while_loop(unfinished, extend, beams)
-  return DecodeOutput(beams.kept_BKT[:, :n_best], beams.kept_scores_BK[:, :n_best])
+  return DecodeOutput(beams.kept_BUT[:, :n_best], beams.kept_scores_BU[:, :n_best])
 
 
-def _start(cache, bos_BK: jax.Array, max_length: int, pad_token_id: int) -> _Beams:
+def _start(cache, bos_BU: jax.Array, max_length: int, pad_token_id: int) -> _Beams:
   """The state of a beam search before its first step."""
-  empty_BKT = jnp.full((*bos_BK.shape, max_length), pad_token_id, jnp.int32)
-  worst_BK = jnp.full(bos_BK.shape, _WORST)
+  empty_BUT = jnp.full((*bos_BU.shape, max_length), pad_token_id, jnp.int32)
+  worst_BU = jnp.full(bos_BU.shape, _WORST)
   # All beams are equal at first, so only one of them counts.
-  return _Beams(jnp.int32(0), empty_BKT, worst_BK.at[:, 0].set(0.0), empty_BKT, worst_BK, bos_BK, cache)
+  return _Beams(jnp.int32(0), empty_BUT, worst_BU.at[:, 0].set(0.0), empty_BUT, worst_BU, bos_BU, cache)
 
 
 def _extend(step: Step, memory, normalize: Callable, eos_token_id: int, max_length: int, beams: _Beams) -> _Beams:
   """One position of a beam search."""
-  index, (B, beam_size) = beams.index, beams.input_ids_BK.shape
-  logits, cache = step(memory, beams.cache, beams.input_ids_BK.reshape(-1), index)
+  index, (B, beam_size) = beams.index, beams.input_ids_BU.shape
+  logits, cache = step(memory, beams.cache, beams.input_ids_BU.reshape(-1), index)
   vocab_size = logits.shape[1]
-  log_probs_BKV = jax.nn.log_softmax(logits).reshape(B, beam_size, vocab_size)
+  log_probs_BUV = jax.nn.log_softmax(logits).reshape(B, beam_size, vocab_size)
   # Twice the beam, for at most half of the candidates end.
   count = min(2 * beam_size, beam_size * vocab_size)
-  scores_BJ, place_BJ = jax.lax.top_k((beams.live_scores_BK[..., None] + log_probs_BKV).reshape(B, -1), count)
-  parent_BJ, token_BJ = place_BJ // vocab_size, (place_BJ % vocab_size).astype(jnp.int32)
-  sequences_BJT = _take(beams.live_BKT, parent_BJ).at[:, :, index].set(token_BJ)
+  scores_BJ, index_BJ = jax.lax.top_k((beams.live_scores_BU[..., None] + log_probs_BUV).reshape(B, -1), count)
+  parent_BJ, token_BJ = index_BJ // vocab_size, (index_BJ % vocab_size).astype(jnp.int32)
+  sequences_BJT = _take(beams.live_BUT, parent_BJ).at[:, :, index].set(token_BJ)
   ended_BJ = (token_BJ == eos_token_id) | (index + 1 == max_length)
 
   # A candidate that ends is kept if it is among the first `beam_size`.
   ended_scores_BJ = jnp.where(ended_BJ & (jnp.arange(count) < beam_size), scores_BJ / normalize(index + 1.0), _WORST)
   ended_scores_BJ = jnp.where(scores_BJ > _WORST, ended_scores_BJ, _WORST)
-  kept_scores_BK, chosen_BK = jax.lax.top_k(jnp.concatenate([beams.kept_scores_BK, ended_scores_BJ], 1), beam_size)
-  kept_BKT = _take(jnp.concatenate([beams.kept_BKT, sequences_BJT], 1), chosen_BK)
+  kept_scores_BU, chosen_BU = jax.lax.top_k(jnp.concatenate([beams.kept_scores_BU, ended_scores_BJ], 1), beam_size)
+  kept_BUT = _take(jnp.concatenate([beams.kept_BUT, sequences_BJT], 1), chosen_BU)
 
   # The best of the others are extended.
-  live_scores_BK, chosen_BK = jax.lax.top_k(jnp.where(ended_BJ, _WORST, scores_BJ), beam_size)
-  live_BKT, token_BK, parent_BK = _take((sequences_BJT, token_BJ, parent_BJ), chosen_BK)
-  cache = jax.tree.map(lambda a: _take(a.reshape(B, beam_size, *a.shape[1:]), parent_BK).reshape(a.shape), cache)
-  return _Beams(index + 1, live_BKT, live_scores_BK, kept_BKT, kept_scores_BK, token_BK, cache)
+  live_scores_BU, chosen_BU = jax.lax.top_k(jnp.where(ended_BJ, _WORST, scores_BJ), beam_size)
+  live_BUT, token_BU, parent_BU = _take((sequences_BJT, token_BJ, parent_BJ), chosen_BU)
+  cache = jax.tree.map(lambda a: _take(a.reshape(B, beam_size, *a.shape[1:]), parent_BU).reshape(a.shape), cache)
+  return _Beams(index + 1, live_BUT, live_scores_BU, kept_BUT, kept_scores_BU, token_BU, cache)
 
 
 def non_autoregressive(
@@ -308,7 +308,7 @@ def non_autoregressive(
     variables: its variables.
     source_BS: token ids, padded with `pad_token_id`.
     max_length: maximum number of decoded tokens, with `eos_token_id`.
-    num_lengths: n, how many of the most probable lengths to decode; 1 for a model without length prediction.
+    num_lengths: U, how many of the most probable lengths to decode; 1 for a model without length prediction.
 
   Raises:
     ValueError: `max_length` is more than the model's, or there are fewer lengths.
@@ -316,16 +316,16 @@ def non_autoregressive(
   c = model.config
   check_length(model, max_length)
   predicted: Any = model.apply(variables, source_BS, max_length, num_lengths, method="predict_lengths")
-  encoded, length_BN = predicted
-  B, n = length_BN.shape
+  encoded, length_BU = predicted
+  B, n = length_BU.shape
   encoded = jax.tree.map(lambda a: jnp.repeat(a, n, 0), encoded)
-  logits, _ = model.apply(variables, encoded, length_BN.reshape(-1), max_length, method="decode_lengths")
-  logits_BNTV = logits[:, :max_length].reshape(B, n, max_length, -1)
-  sequences_BNT = logits_BNTV.argmax(-1).astype(jnp.int32)
-  ended_BNT = jnp.cumsum(sequences_BNT == c.eos_token_id, -1) - (sequences_BNT == c.eos_token_id) > 0
-  real_BNT = ~ended_BNT & (jnp.arange(max_length) < length_BN[..., None])
-  gain_BNT = jax.nn.log_softmax(logits_BNTV).max(-1)
-  scores_BN = (gain_BNT * real_BNT).sum(-1) / real_BNT.sum(-1)
-  order_BN = jnp.argsort(-scores_BN, 1)
-  sequences_BNT = jnp.take_along_axis(jnp.where(real_BNT, sequences_BNT, c.pad_token_id), order_BN[..., None], 1)
-  return DecodeOutput(sequences_BNT, jnp.take_along_axis(scores_BN, order_BN, 1))
+  logits, _ = model.apply(variables, encoded, length_BU.reshape(-1), max_length, method="decode_lengths")
+  logits_BUTV = logits[:, :max_length].reshape(B, n, max_length, -1)
+  sequences_BUT = logits_BUTV.argmax(-1).astype(jnp.int32)
+  ended_BUT = jnp.cumsum(sequences_BUT == c.eos_token_id, -1) - (sequences_BUT == c.eos_token_id) > 0
+  valid_BUT = ~ended_BUT & (jnp.arange(max_length) < length_BU[..., None])
+  gain_BUT = jax.nn.log_softmax(logits_BUTV).max(-1)
+  scores_BU = (gain_BUT * valid_BUT).sum(-1) / valid_BUT.sum(-1)
+  order_BU = jnp.argsort(-scores_BU, 1)
+  sequences_BUT = jnp.take_along_axis(jnp.where(valid_BUT, sequences_BUT, c.pad_token_id), order_BU[..., None], 1)
+  return DecodeOutput(sequences_BUT, jnp.take_along_axis(scores_BU, order_BU, 1))

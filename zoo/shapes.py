@@ -3,15 +3,14 @@
     B batch               D model width             Y image or grid rows
     T query length        F MLP width               X image or grid columns
     S key length          V vocabulary or classes   C channels of an image
-    N heads               L layers                  P patches of an image, or masked tokens
+    N heads               L layers                  P patches of an image
     K key/value heads     W windows of a map        O relative offsets
     H head width          G query heads of a key head
     Q, E, A widths of queries, of keys and embeddings, and of the hidden layer of an additive score
     M, R    widths of an encoder's memory and of a readout
+    Z, I    sequences that share a row, and tokens of a row that are predicted
+    U, J    hypotheses (the beam, or the sequences returned) and candidates of a source in decoding
     1, 2    axes of that size
-
-Decoding has no heads: there N, K and J are the results, the beams and the candidates of a source; and K the sequences
-that share a row of BERT.
 
 An argument called `q_BTNH` is an array of rank 4 whose axes are B, T, N and H.
 """

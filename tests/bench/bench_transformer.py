@@ -146,7 +146,7 @@ def our_decoding(directory: str, batch: int, length: int):
     # No token ends a sequence, so that both sides decode equally many.
     return decoding.greedy(
       *parts, bos_token_id=c.bos_token_id, eos_token_id=-1, pad_token_id=c.pad_token_id, max_length=length
-    ).sequences_BNT[:, 0]
+    ).sequences_BUT[:, 0]
 
   def run():
     return jax.block_until_ready(translate(variables, source))

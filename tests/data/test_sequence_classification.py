@@ -51,7 +51,7 @@ def test_rows_are_as_published(tmp_path, vocabulary):
   assert batch["token_type_ids"][0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0]
   assert batch["token_type_ids"][1].tolist() == [0] * 8 + [1] * 2
   assert batch["label"].tolist() == [1, 0, 2, 0] and batch["valid"].tolist() == [True] * 3 + [False]
-  assert pairs.examples().cut == 1 and pairs.num_classes == 3
+  assert pairs.examples().truncated == 1 and pairs.num_classes == 3
   single = sentence_data(tmp_path, vocabulary, text="one", eval_split="train")
   (batch,) = single.eval_batches(3)
   assert shown(batch, 0) == "[CLS] a b [SEP]" and not batch["token_type_ids"].any()

@@ -136,7 +136,7 @@ def learn(sequences, steps, **overrides):
   batch, texts = next(sequences.eval_batches(sequences.eval_size)), sequences.references()
   special = dict(bos_token_id=2, eos_token_id=3, pad_token_id=0, max_length=sequences.target_length)
   parts = decoding.decode_step_of(model, {"params": state.params}, batch["source_ids"], special["max_length"])
-  tokens = decoding.greedy(*parts, **special).sequences_BNT[:, 0].tolist()
+  tokens = decoding.greedy(*parts, **special).sequences_BUT[:, 0].tolist()
   return translate.score(
     translate.detokenise(sequences, tokens, [source for source, _ in texts]), [target for _, target in texts]
   )["exact"]

@@ -46,7 +46,7 @@ def test_tags_of_conll_files_are_on_first_pieces(tmp_path, vocabulary):
   assert tag_data(tmp_path, vocabulary, tag=1).class_names == ["IN", "NNP", "VBZ", "a", "b"]
   assert tag_data(tmp_path, vocabulary, tag=2).class_names == ["B-NP", "B-PP", "B-VP", "I-NP", "b", "c"]
   truncated = tag_data(tmp_path, vocabulary, length=5)
-  assert truncated.examples().cut == 1 and (truncated.examples().token_labels["label"] >= 0).sum() == 3 + 1 + 1
+  assert truncated.examples().truncated == 1 and (truncated.examples().token_labels["label"] >= 0).sum() == 3 + 1 + 1
 
 
 def test_a_set_of_tfds_has_the_same_tags(tmp_path, vocabulary):

@@ -40,7 +40,7 @@ def compiled(method, **options):
 def run(method, logits, key=(), **options):
   arrays = jnp.asarray(logits), jnp.zeros((len(logits), LENGTH), jnp.int32)
   decoded = compiled(method, **options)(*arrays, *([key] if method is decoding.sample else []))
-  return np.asarray(decoded.sequences_BNT), np.asarray(decoded.scores_BN)
+  return np.asarray(decoded.sequences_BUT), np.asarray(decoded.scores_BU)
 
 
 def log_softmax(x):
@@ -234,7 +234,7 @@ def test_decoding_with_a_cache_is_decoding_without():
   for i in range(8):
     target[:, i + 1] = np.where(done, model.config.pad_token_id, np.asarray(whole(target)[:, i]).argmax(-1))
     done |= target[:, i + 1] == model.config.eos_token_id
-  np.testing.assert_array_equal(decoded.sequences_BNT[:, 0], target[:, 1:])
+  np.testing.assert_array_equal(decoded.sequences_BUT[:, 0], target[:, 1:])
 
 
 @pytest.mark.parametrize(
@@ -245,8 +245,8 @@ def test_a_sequence_is_decoded_as_if_alone(method, options):
   together = of_model(method, source, **options)
   for row, length in ((1, 4), (2, 1)):
     alone = of_model(method, source[row : row + 1, :length], **options)
-    np.testing.assert_array_equal(together.sequences_BNT[row], alone.sequences_BNT[0])
-    np.testing.assert_allclose(together.scores_BN[row], alone.scores_BN[0], rtol=1e-4)
+    np.testing.assert_array_equal(together.sequences_BUT[row], alone.sequences_BUT[0])
+    np.testing.assert_allclose(together.scores_BU[row], alone.scores_BU[0], rtol=1e-4)
 
 
 def test_a_beam_follows_its_own_cache():
@@ -255,12 +255,12 @@ def test_a_beam_follows_its_own_cache():
   c = model.config
   decoded = of_model(decoding.beam_search, source, beam_size=4, n_best=4, length_penalty=0.0)
   for n in range(4):
-    tokens = np.asarray(decoded.sequences_BNT[:, n])
+    tokens = np.asarray(decoded.sequences_BUT[:, n])
     before = np.concatenate([np.full((4, 1), c.bos_token_id), tokens[:, :-1]], 1)
     logits, _ = model.apply(variables, source, before)
     gains = np.take_along_axis(log_softmax(np.asarray(logits)), tokens[..., None], -1)[..., 0]
     real = np.cumsum(tokens == c.eos_token_id, 1) - (tokens == c.eos_token_id) == 0
-    np.testing.assert_allclose(decoded.scores_BN[:, n], (gains * real).sum(1), rtol=1e-4)
+    np.testing.assert_allclose(decoded.scores_BU[:, n], (gains * real).sum(1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("length", [4, 8, 16])
@@ -285,8 +285,8 @@ def test_a_model_s_beam_of_one_is_greedy():
     of_model(decoding.beam_search, source, beam_size=1, length_penalty=0.0),
     of_model(decoding.greedy, source),
   )
-  np.testing.assert_array_equal(beam.sequences_BNT, greedy.sequences_BNT)
-  np.testing.assert_allclose(beam.scores_BN, greedy.scores_BN, rtol=1e-5)
+  np.testing.assert_array_equal(beam.sequences_BUT, greedy.sequences_BUT)
+  np.testing.assert_allclose(beam.scores_BU, greedy.scores_BU, rtol=1e-5)
 
 
 def test_decoding_stays_within_the_model():

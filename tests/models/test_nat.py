@@ -280,4 +280,4 @@ def test_it_learns_a_word_by_word_translation(length):
   assert metrics["accuracy"] > 0.9 and metrics["length_accuracy"] > 0.9
   new = language()
   found = jax.jit(lambda v, s: decoding.non_autoregressive(model, v, s, 7))({"params": state.params}, new["source_ids"])
-  assert (found.sequences_BNT[:, 0] == new["target_ids"]).all(1).mean() > 0.7
+  assert (found.sequences_BUT[:, 0] == new["target_ids"]).all(1).mean() > 0.7

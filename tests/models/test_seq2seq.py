@@ -249,7 +249,7 @@ def test_a_pointer_generates_only_tokens_of_the_source(search):
       else decoding.sample(*parts, jax.random.key(0), **special)
     )
 
-  for row, tokens in zip(source, np.asarray(run(variables).sequences_BNT[:, 0]), strict=True):
+  for row, tokens in zip(source, np.asarray(run(variables).sequences_BUT[:, 0]), strict=True):
     length = [*tokens, 3].index(3)
     assert set(tokens[:length]) <= set(row) and (tokens[length + 1 :] == 0).all() and length > 0
 

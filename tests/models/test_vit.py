@@ -67,7 +67,7 @@ def test_the_mean_of_a_text():
   padded, _ = model.apply(variables, jnp.pad(token, ((0, 0), (0, 3))))
   np.testing.assert_allclose(padded, logits, rtol=1e-5, atol=1e-6)
   with raises(ValueError, "pool='mean'", "pool='cls'"):
-    model.apply(variables, token, cls_positions_BK=jnp.zeros((2, 1), jnp.int32))
+    model.apply(variables, token, cls_positions_BZ=jnp.zeros((2, 1), jnp.int32))
   with raises(ValueError, "pool", "'max'"):
     zoo.create("bert/test", pool="max")
 

@@ -193,11 +193,11 @@ def test_sampling_takes_a_key_per_sequence():
   step = lambda memory, cache, token_B, index: (memory, cache)  # noqa: E731
   special = dict(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, max_length=5)
   keys = jax.random.split(jax.random.key(1), 4)
-  together = decoding.sample(step, logits, logits, keys, **special).sequences_BNT
+  together = decoding.sample(step, logits, logits, keys, **special).sequences_BUT
   for row in range(4):
-    alone = decoding.sample(step, logits[row : row + 1], logits[:1], keys[row : row + 1], **special).sequences_BNT
+    alone = decoding.sample(step, logits[row : row + 1], logits[:1], keys[row : row + 1], **special).sequences_BUT
     np.testing.assert_array_equal(together[row], alone[0])
-  same = decoding.sample(step, logits[:1].repeat(4, 0), logits, keys, **special).sequences_BNT
+  same = decoding.sample(step, logits[:1].repeat(4, 0), logits, keys, **special).sequences_BUT
   assert (same[0] != same[1]).any()
 
 

@@ -48,7 +48,7 @@ def chosen_of(masked, shape):
   """[B, T] bool, where a token is predicted."""
   chosen = np.zeros(shape, bool)
   for i, (positions, mask) in enumerate(
-    zip(np.asarray(masked.position_BP), np.asarray(masked.label_mask_BP), strict=True)
+    zip(np.asarray(masked.position_BI), np.asarray(masked.label_mask_BI), strict=True)
   ):
     assert (np.diff(positions[mask]) > 0).all()
     chosen[i, positions[mask]] = True
@@ -115,10 +115,10 @@ def test_a_row_has_at_most_max_predictions():
   arrays = rows([[64], [20, 20, 24], [5] * 12], 64)
   masked = mask_tokens(keys(3), arrays, most=4)
   chosen = chosen_of(masked, (3, 64))
-  assert masked.position_BP.shape == (3, 4) and (chosen.sum(1) == 4).all()
+  assert masked.position_BI.shape == (3, 4) and (chosen.sum(1) == 4).all()
   # Only tokens that are predicted are replaced.
   np.testing.assert_array_equal(np.asarray(masked.input_ids_BT)[~chosen], arrays["input_ids"][~chosen])
-  assert mask_tokens(keys(3), arrays, most=100).position_BP.shape == (3, 64)
+  assert mask_tokens(keys(3), arrays, most=100).position_BI.shape == (3, 64)
 
 
 def test_masks_depend_on_the_example_only():
@@ -126,7 +126,7 @@ def test_masks_depend_on_the_example_only():
   first = mask_tokens(keys(2), arrays)
   swapped = mask_tokens(keys(2)[::-1], {k: v[::-1] for k, v in arrays.items()})
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[::-1]), first, swapped)
-  assert (mask_tokens(keys(2, seed=1), arrays).position_BP != first.position_BP).any()
+  assert (mask_tokens(keys(2, seed=1), arrays).position_BI != first.position_BI).any()
 
 
 # ---- The loss ----
@@ -214,7 +214,7 @@ def test_packing_does_not_change_predictions():
       token[0, start : start + size],
       packed["token_type_ids"][0, start : start + size],
     )
-    one, own = model.apply(variables, *alone, masked_positions_BP=positions[:, k : k + 1] - start)
+    one, own = model.apply(variables, *alone, masked_positions_BI=positions[:, k : k + 1] - start)
     np.testing.assert_allclose(words[0, k], one[0, 0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(aux["next_sentence"][0, k], own["next_sentence"][0], rtol=1e-5, atol=1e-5)
 

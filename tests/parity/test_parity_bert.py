@@ -110,19 +110,19 @@ def test_the_loss_is_of_masked_positions_only(tmp_path):
   token, types, real = batch()
   wanted = theirs_of(theirs, token, types, real).prediction_logits.numpy()
   model, variables = zoo.load(tmp_path, "bert/test", **OURS)
-  masked_BP = np.array([[3, 0, 22], [1, 0, 1], [2, 2, 0], [0, 1, 2]])
-  output, _ = jax.jit(model.apply)(variables, token, types, masked_positions_BP=masked_BP)
-  assert relative_error(output, np.take_along_axis(wanted, masked_BP[..., None], 1)) < 1e-5
+  masked_BI = np.array([[3, 0, 22], [1, 0, 1], [2, 2, 0], [0, 1, 2]])
+  output, _ = jax.jit(model.apply)(variables, token, types, masked_positions_BI=masked_BI)
+  assert relative_error(output, np.take_along_axis(wanted, masked_BI[..., None], 1)) < 1e-5
 
 
 def test_gradients():
   """Of the published loss, the mean over masked tokens plus the mean over pairs; read by the table of the weights."""
   theirs = make("BertForPreTraining")
   token, types, real = batch()
-  masked_BP = np.array([[3, 5, 22], [1, 0, 1], [2, 1, 0], [0, 1, 2]])
+  masked_BI = np.array([[3, 5, 22], [1, 0, 1], [2, 1, 0], [0, 1, 2]])
   words, labels = np.array([[7, 8, 9], [10, 11, 60], [12, 13, 14], [15, 16, 17]]), np.full(token.shape, -100)
   words[1, 2] = words[1, 0]  # that position is expected twice
-  np.put_along_axis(labels, masked_BP, words, 1)
+  np.put_along_axis(labels, masked_BI, words, 1)
   follows = np.array([0, 1, 1, 0])
   arrays = dict(input_ids=token, token_type_ids=types, attention_mask=real.astype(int), labels=labels)
   arrays = {k: torch.from_numpy(a) for k, a in arrays.items()} | dict(next_sentence_label=torch.from_numpy(follows))
@@ -136,7 +136,7 @@ def test_gradients():
   count = np.array([[1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 1]])
 
   def loss(params):
-    logits, aux = model.apply({"params": params}, token, types, masked_positions_BP=masked_BP)
+    logits, aux = model.apply({"params": params}, token, types, masked_positions_BI=masked_BI)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), words[..., None], -1)[..., 0]
     pairs = -jnp.take_along_axis(jax.nn.log_softmax(aux["next_sentence"]), follows[:, None], -1)
     return (nll * count).sum() / count.sum() + pairs.mean()

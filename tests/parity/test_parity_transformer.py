@@ -289,7 +289,7 @@ class Translators:
       )
 
     decoded = run(self.variables, np.asarray(self.source, np.int32))
-    return np.asarray(decoded.sequences_BNT), np.asarray(decoded.scores_BN)
+    return np.asarray(decoded.sequences_BUT), np.asarray(decoded.scores_BU)
 
 
 @pytest.fixture(scope="module", params=range(2))

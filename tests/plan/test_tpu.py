@@ -232,7 +232,7 @@ def test_decoding_needs_no_communication_of_examples(method, options, mesh_name)
       max_length=LENGTH,
       **options,
     )
-    return decoded.sequences_BNT, decoded.scores_BN
+    return decoded.sequences_BUT, decoded.scores_BU
 
   program = compiler.compile_for(way.compile_eval(run), variables, dict(source=source))
   found = collectives(program.as_text())

@@ -30,7 +30,7 @@ STEPS = 60
 
 @pytest.fixture(scope="module")
 def environment(as_users_have_it):
-  """One device, and compiled programs shared by the processes of this module, unoptimised since they run for seconds."""
+  """One device, and compiled programs shared by the processes; unoptimised, since they run for seconds."""
   return as_users_have_it | dict(JAX_DISABLE_MOST_OPTIMIZATIONS="true")
 
 

@@ -1,5 +1,6 @@
 """Data sets on disk: the records of a split in ArrayRecord files."""
 
+import abc
 import bisect
 import difflib
 import functools
@@ -21,13 +22,13 @@ from zoo.errors import nearest
 CORPUS = "corpus"
 
 
-class Records:
+class Records(abc.ABC):
   """The records of a split on disk, in their order there; `parse` makes an example of a record.
 
   Attributes: `dataset`, `split`, `data_dir`, `builder`.
   """
 
-  def __init__(self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder):
+  def __init__(self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder) -> None:
     self.dataset, self.split, self.data_dir, self.builder = dataset, split, data_dir, builder
     try:
       self._files = builder.info.splits[split].file_instructions
@@ -36,9 +37,9 @@ class Records:
       raise ValueError(f"{dataset!r} has no split {split!r} ({error}){known}") from error
     self._ends = np.cumsum([file.take for file in self._files]).tolist()
 
+  @abc.abstractmethod
   def parse(self, values: Mapping) -> tuple:
     """An example, from its features as TFDS stores them."""
-    raise NotImplementedError
 
   def __len__(self) -> int:
     return self._ends[-1] if self._ends else 0

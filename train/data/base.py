@@ -5,14 +5,15 @@ puts examples together (`collate`). Sharding over processes, order and epochs, p
 and workers are here. Process p of P makes the rows [p*B/P, (p+1)*B/P) of every batch of B rows, and the batch of step s
 is a pure function of the seed and s (`train.data.order`).
 
-A batch is a dict of arrays. Every kind has "valid" bool [B], False for padding, and "id" int32 [B], the place in the
+A batch is a dict of arrays. Every kind has "valid" bool [B], False for padding, and "id" int32 [B], the position in the
 batch of all processes; the rest is documented by the kind.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import grain
 import jax
@@ -25,7 +26,7 @@ from train.data.pipeline import Batch, Batches, check_share, start_workers
 ENDLESS = 2**62
 
 
-class Dataset:
+class Dataset(abc.ABC):
   """One kind of data: a frozen dataclass whose fields are `config.data`.
 
   Attributes:
@@ -47,19 +48,20 @@ class Dataset:
 
   # What a kind of data gives.
 
+  @abc.abstractmethod
   def examples(self, split: str | None = None) -> Sequence:
     """The examples of a split as evaluation has them; None: of the training split as training has them.
 
     Raises:
       ValueError: no such split; the nearest is named.
     """
-    raise NotImplementedError
 
   def example(self, examples: Sequence, index: int, seed: Sequence[int] | None) -> Any:
     """One example; `seed` is what random augmentation is made from, None in evaluation."""
     del seed
     return examples[index]
 
+  @abc.abstractmethod
   def collate(self, rows: Sequence[Any], numbers: np.ndarray, length: Any) -> Batch:
     """Arrays of examples.
 
@@ -68,10 +70,10 @@ class Dataset:
       numbers: of the examples in the split; of padding, those that would come next.
       length: that rows are padded to, as `train_order` and `eval_order` specify it.
     """
-    raise NotImplementedError
 
   @classmethod
-  def shapes(cls, config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  @abc.abstractmethod
+  def shapes(cls, config: Mapping, model_config: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of the largest batch that `config.data` makes, without reading the data.
 
     Args:
@@ -79,11 +81,10 @@ class Dataset:
       model_config: of the model.
       batch_size: B.
     """
-    raise NotImplementedError
 
-  def check_fit(self, model_config, objective) -> None:
+  @abc.abstractmethod
+  def check_fit(self, model_config: Any, objective: object) -> None:
     """Raises ValueError where a model or an objective does not fit this data; all faults are named."""
-    raise NotImplementedError
 
   def about(self, batch_size: int, seed: int) -> str:
     """The training data in a line for the log; empty where there is none."""
@@ -108,11 +109,12 @@ class Dataset:
 
   def preload(self, examples: Sequence) -> None:
     """Reads what threads share, before several of them want it at once."""
+    del examples
 
   # What all kinds of data have.
 
   @classmethod
-  def from_config(cls, config: Mapping) -> "Dataset":
+  def from_config(cls, config: Mapping) -> Self:
     """From `config.data`, with its name."""
     return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if key != "name"})
 
@@ -204,16 +206,16 @@ class _Share:
     """The chunk of work of that number."""
     step, chunk = divmod(number, self.size // self.chunk)
     first = self.process_index * self.size + chunk * self.chunk
-    places = step * self.batch_size + first + np.arange(self.chunk)
+    positions = step * self.batch_size + first + np.arange(self.chunk)
     numbers, length = self.order.take(step, first, self.chunk)
-    rows = [self._example(*pair) for pair in zip(numbers.tolist(), places.tolist(), strict=True)]
-    batch = {"valid": numbers >= 0} | self.data.collate(rows, np.where(numbers < 0, places, numbers), length)
+    rows = [self._example(*pair) for pair in zip(numbers.tolist(), positions.tolist(), strict=True)]
+    batch = {"valid": numbers >= 0} | self.data.collate(rows, np.where(numbers < 0, positions, numbers), length)
     return batch | {"id": np.arange(first, first + self.chunk, dtype=np.int32)}
 
-  def _example(self, number: int, place: int) -> Any:
+  def _example(self, number: int, position: int) -> Any:
     if number < 0:
       return None
-    return self.data.example(self.examples, number, None if self.seed is None else (self.seed, place))
+    return self.data.example(self.examples, number, None if self.seed is None else (self.seed, position))
 
   def batches(self, first_step: int, end_step: int) -> Batches:
     """The batches of these steps, made by threads or worker processes ahead of time."""

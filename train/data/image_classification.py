@@ -9,6 +9,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +32,7 @@ class Source(Records):
   Attributes: `num_classes`, `class_names`, `shape` (None where it varies).
   """
 
-  def __init__(self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder):
+  def __init__(self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder) -> None:
     features, keys = dict(builder.info.features), builder.info.supervised_keys
     self._image, self._label = keys if keys and len(keys) == 2 else ("image", "label")
     image, label = features.get(self._image), features.get(self._label)
@@ -123,7 +124,7 @@ class ImageClassification(Dataset):
   unit = "images"
   chunk_size = 64  # a first batch is soon there, and memory is bounded
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     size = (self.image_size,) * 2 if isinstance(self.image_size, int) else tuple(self.image_size)
     if not (len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
       raise ValueError(f"data.image_size is {self.image_size!r}; wanted a number, or rows and columns")
@@ -175,7 +176,7 @@ class ImageClassification(Dataset):
     return self.examples().class_names
 
   @classmethod
-  def shapes(cls, config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  def shapes(cls, config: Mapping, model_config: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch, from `config.data` and the model's config: the data need not be there."""
     size = config["image_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
@@ -188,7 +189,7 @@ class ImageClassification(Dataset):
     image = np.zeros(image_shape, np.uint8)
     return dict(image=image, label=np.zeros((), np.int32), valid=np.zeros((), np.bool_))
 
-  def check_fit(self, model_config, objective) -> None:
+  def check_fit(self, model_config: Any, objective: object) -> None:
     """Raises ValueError where a model or an objective is for other images or classes than these."""
     Y, X, C = self.image_shape
     faults = []

@@ -4,6 +4,7 @@ So the position in the data *is* the step: nothing needs saving to resume, and n
 threads changes the order.
 """
 
+import abc
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,12 +13,12 @@ import grain
 import numpy as np
 
 
-class Order:
+class Order(abc.ABC):
   """Which examples each batch holds. `length` is the length that its rows are padded to, where that varies."""
 
+  @abc.abstractmethod
   def take(self, step: int, first: int, count: int) -> tuple[np.ndarray, Any]:
     """The numbers of the examples [first, first + count) of a batch, -1 for padding; and the batch's length."""
-    raise NotImplementedError
 
 
 class InOrder(Order):
@@ -29,20 +30,20 @@ class InOrder(Order):
     length: from the range of a batch's examples to its length.
   """
 
-  def __init__(self, batch_size: int, end: int, length: Callable[[int, int], Any] | None = None):
+  def __init__(self, batch_size: int, end: int, length: Callable[[int, int], Any] | None = None) -> None:
     self.batch_size, self.end, self._length = batch_size, end, length
 
   def take(self, step: int, first: int, count: int) -> tuple[np.ndarray, Any]:
     begin = step * self.batch_size
-    places = begin + first + np.arange(count)
+    positions = begin + first + np.arange(count)
     length = self._length and self._length(begin, min(begin + self.batch_size, self.end))
-    return np.where(places < self.end, places, -1), length
+    return np.where(positions < self.end, positions, -1), length
 
 
 class Stream(Order):
   """One endless stream: all examples, shuffled again every epoch, which takes no memory; batches cross epochs."""
 
-  def __init__(self, batch_size: int, count: int, seed: int):
+  def __init__(self, batch_size: int, count: int, seed: int) -> None:
     self.batch_size = batch_size
     self._count, self._seed = count, seed
 
@@ -54,20 +55,20 @@ class Stream(Order):
 
   def take(self, step: int, first: int, count: int) -> tuple[np.ndarray, Any]:
     begin = step * self.batch_size + first
-    return np.array([int(self._order[place]) for place in range(begin, begin + count)]), None
+    return np.array([self._order[position] for position in range(begin, begin + count)]), None
 
 
 class Permutations(Order):
   """An endless stream as well; each epoch is a permutation in memory, made from (seed, epoch)."""
 
-  def __init__(self, batch_size: int, count: int, seed: int):
+  def __init__(self, batch_size: int, count: int, seed: int) -> None:
     self.batch_size, self._count = batch_size, count
     self._epoch = functools.lru_cache(maxsize=2)(lambda epoch: np.random.default_rng((seed, epoch)).permutation(count))
 
   def take(self, step: int, first: int, count: int) -> tuple[np.ndarray, Any]:
     begin = step * self.batch_size + first
-    places = (divmod(place, self._count) for place in range(begin, begin + count))
-    return np.array([self._epoch(epoch)[place] for epoch, place in places]), None
+    positions = (divmod(position, self._count) for position in range(begin, begin + count))
+    return np.array([self._epoch(epoch)[position] for epoch, position in positions]), None
 
 
 class Buckets(Order):
@@ -83,7 +84,7 @@ class Buckets(Order):
     seed: of the order.
   """
 
-  def __init__(self, batch_size: int, row_buckets: np.ndarray, lengths: Sequence, seed: int):
+  def __init__(self, batch_size: int, row_buckets: np.ndarray, lengths: Sequence, seed: int) -> None:
     self.batch_size, self.lengths, self.steps = batch_size, lengths, -(-len(row_buckets) // batch_size)
     self._row_buckets, self._seed = row_buckets, seed
     self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
@@ -106,12 +107,12 @@ class Buckets(Order):
     return batches[mixed], buckets[mixed]
 
   def take(self, step: int, first: int, count: int) -> tuple[np.ndarray, Any]:
-    epoch, place = divmod(step, self.steps)
+    epoch, position = divmod(step, self.steps)
     batches, buckets = self.epoch(epoch)
-    return batches[place, first : first + count], self.lengths[buckets[place]]
+    return batches[position, first : first + count], self.lengths[buckets[position]]
 
 
-def cheapest_edges(counts: Sequence[int], buckets: int) -> list[int]:
+def cheapest_edges(counts: Sequence[int] | np.ndarray, buckets: int) -> list[int]:
   """The sizes of at most so many buckets that cost the least padding, the last of which is the largest size.
 
   Args:
@@ -126,7 +127,7 @@ def cheapest_edges(counts: Sequence[int], buckets: int) -> list[int]:
   @functools.cache
   def best(last: int, left: int) -> tuple[int, tuple[int, ...]]:
     """Cost and edges for the rows that need at most `last`."""
-    options = [(below[last] * last, (last,))]
+    options: list[tuple[int, tuple[int, ...]]] = [(below[last] * last, (last,))]
     for edge in range(1, last) if left > 1 else ():
       cost, edges = best(edge, left - 1)
       options.append((cost + (below[last] - below[edge]) * last, (*edges, last)))

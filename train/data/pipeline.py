@@ -27,9 +27,9 @@ def check_share(batch_size: int, process_index: int, process_count: int) -> None
 class Batches(Iterator[Batch]):
   """An iterator over batches; `close()`, its deletion, or the end of the program ends its threads and workers."""
 
-  def __init__(self, work: grain.IterDataset, chunks: int):
+  def __init__(self, work: grain.IterDataset, chunks: int) -> None:
     # In a list, so that `close` can drop it: Grain complains of iterators that outlive their modules.
-    self._iterator = [iter(work.batch(chunks, batch_fn=_join) if chunks > 1 else work)]
+    self._iterator = [iter(work.batch(chunks, batch_fn=_concatenate) if chunks > 1 else work)]
     self._finalize = weakref.finalize(self, _close, self._iterator)
 
   def __next__(self) -> Batch:
@@ -63,11 +63,12 @@ def _end_with_parent(index: int, count: int) -> None:
   del index, count
 
   def watch():
-    connection.wait([multiprocessing.parent_process().sentinel])
+    if parent := multiprocessing.parent_process():
+      connection.wait([parent.sentinel])
     os._exit(1)
 
   threading.Thread(target=watch, daemon=True).start()
 
 
-def _join(chunks: Sequence[Batch]) -> Batch:
+def _concatenate(chunks: Sequence[Batch]) -> Batch:
   return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}

@@ -4,11 +4,13 @@ import functools
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from train.data.array_record import CORPUS, bundled, check_name, local
 from train.data.text import prepare_corpus, tokenizers, translation
+from train.data.text.corpus_options import Preparation
 from train.datasets._tensorflow import stand_in
 from zoo.errors import check_call
 
@@ -19,7 +21,7 @@ def prepare(
   source: str | None = None,
   vocab_size: int | None = None,
   tokenizer: str | None = None,
-  **corpus,
+  **corpus: Any,
 ) -> str:
   """Builds a set as ArrayRecord in `data_dir`, downloading what is needed; returns the set's folder.
 
@@ -32,7 +34,7 @@ def prepare(
       of a corpus.
     vocab_size: of the tokenizer; by default 32,000, of a corpus 30,522.
     tokenizer: its kind, "bpe" (the default), "unigram" or "word"; of a corpus "wordpiece" (the default) or "bpe".
-    corpus: keyword arguments of `train.data.text.prepare_corpus.prepare_corpus`; None is as if not given.
+    corpus: keyword arguments of `train.data.text.corpus_options.Preparation`; None is as if not given.
 
   Raises:
     ValueError: no such set (the nearest is named), or one that cannot be built here, and why; another tokenizer is
@@ -40,7 +42,7 @@ def prepare(
   """
   corpus = {key: value for key, value in corpus.items() if value is not None}
   if re.split("[/:]", name)[0] == CORPUS:
-    check_call(prepare_corpus.prepare_corpus, corpus, "a corpus", given=("name", "data_dir", "source"))
+    check_call(Preparation, corpus, "a corpus", given=("name", "data_dir", "source"))
     if source is None:
       raise ValueError(f"{name!r} needs a text: --source FILE, FOLDER or a name in TFDS")
     return prepare_corpus.prepare_corpus(name, data_dir, source, vocab_size=vocab_size, tokenizer=tokenizer, **corpus)

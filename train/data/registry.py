@@ -1,8 +1,12 @@
 """The kinds of data by name."""
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import check_call, nearest
+
+if TYPE_CHECKING:  # importing this package must not import Grain
+  from train.data.base import Dataset
 
 # Where each kind of data is. Those that build on this module cannot be imported before it.
 KINDS = {
@@ -19,7 +23,7 @@ KINDS = {
 }
 
 
-def kind(name: str) -> type:
+def kind(name: str) -> "type[Dataset]":
   """The class of a kind of data, one of `KINDS`.
 
   Raises:
@@ -31,7 +35,7 @@ def kind(name: str) -> type:
   return getattr(importlib.import_module(module), attribute)
 
 
-def make(name: str, **kwargs):
+def make(name: str, **kwargs: Any) -> "Dataset":
   """`make(**config.data)`: the data by the name of its kind and the arguments of that.
 
   Raises:

@@ -12,7 +12,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -64,7 +64,8 @@ def read_csv(path: Path) -> Table:
   if faults:
     more = [f"and {len(faults) - FAULTS} lines more"] if len(faults) > FAULTS else []
     raise ValueError("\n".join([*faults[:FAULTS], *more, "wanted two numbers a line, with a comma between: x,y"]))
-  return Table(*np.array(rows, np.float64).reshape(-1, 2).T, *heading)
+  x, y = np.array(rows, np.float64).reshape(-1, 2).T
+  return Table(x, y, *heading)
 
 
 def _number(cell: str) -> float | None:
@@ -95,7 +96,7 @@ class Regression(Dataset):
   unit = "points"
   train_split, eval_split = "train", "test"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 0 < self.test_share < 1:
       raise ValueError(f"data.test_share is {self.test_share}; wanted 0 < test_share < 1")
 
@@ -146,16 +147,16 @@ class Regression(Dataset):
     return float(self.split("train")[0].mean())
 
   @classmethod
-  def shapes(cls, config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  def shapes(cls, config: Mapping, model_config: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch; reads the file, since only that determines how many points there are."""
     del model_config
     batch = next(cls.from_config(config).eval_batches(1, limit=1))
     return {name: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype) for name, a in batch.items()}
 
-  def check_fit(self, model_config, objective) -> None:
+  def check_fit(self, model_config: Any, objective: object) -> None:
     """Raises ValueError where a model is not for points."""
     del objective
-    family = inspect.getmodule(type(model_config))
+    family: Any = inspect.getmodule(type(model_config))
     found = [(len(shape.shape), shape.dtype) for shape in family.inputs(model_config, 1)]
     if found != [(2, np.float32)] * 3:
       raise ValueError(
@@ -171,12 +172,12 @@ class Regression(Dataset):
     """Arrays of the points in these rows of the table."""
     del numbers, length
     keys = self.examples()
-    rows = np.array([0 if row is None else row for row in rows])
+    which = np.array([0 if row is None else row for row in rows])
     x, y = (self.table.x - self.origin).astype(np.float32), self.table.y.astype(np.float32)
     return {
-      "x": x[rows],
-      "y": y[rows],
+      "x": x[which],
+      "y": y[which],
       "keys": np.tile(x[keys], (len(rows), 1)),
       "values": np.tile(y[keys], (len(rows), 1)),
-      "attention_mask": keys != rows[:, None],
+      "attention_mask": keys != which[:, None],
     }

@@ -47,7 +47,9 @@ class Source(Records):
   Attributes: `num_classes`, 0 where the set does not specify it; `class_names`, `shape` (None where it varies).
   """
 
-  def __init__(self, dataset: str, split: str, data_dir: str | None, names: Names, builder: tfds.core.DatasetBuilder):
+  def __init__(
+    self, dataset: str, split: str, data_dir: str | None, names: Names, builder: tfds.core.DatasetBuilder
+  ) -> None:
     features = dict(builder.info.features)
     self._names = names
     for key, name in (("image", names.image), ("mask", names.mask)):
@@ -91,7 +93,7 @@ def make_source(dataset: str, split: str, data_dir: str | None, names: Names) ->
 
 
 def decode(encoded: bytes | Panoptic) -> np.ndarray:
-  """The numbers in a mask's file [Y, X]: of a grey image its values, of one with a palette the places in that.
+  """The numbers in a mask's file [Y, X]: of a grey image its values, of one with a palette the indices into that.
 
   Of a panoptic one the labels of its segments, and `IGNORE_INDEX` where there is none, which is the colour black.
 
@@ -149,7 +151,7 @@ class SemanticSegmentation(ImageClassification):
   classes: int = 0
   names: tuple[str, ...] = ()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     moving = [op.func.__name__ for op in self._ops if op.func in MOVING]
     if moving:

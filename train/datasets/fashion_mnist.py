@@ -8,6 +8,7 @@ import gzip
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -39,7 +40,7 @@ def read_idx(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
   return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
-def encode(image: np.ndarray, format: str = "png", **options) -> io.BytesIO:
+def encode(image: np.ndarray, format: str = "png", **options: Any) -> io.BytesIO:
   """A grey image as a file; TFDS stores such bytes as they are, where an array would need TensorFlow."""
   file = io.BytesIO()
   Image.fromarray(image).save(file, format, **options)

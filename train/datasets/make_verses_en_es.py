@@ -76,7 +76,7 @@ def align(en: dict[tuple[Chapter, int], str], es: dict[tuple[Chapter, int], str]
 
 
 def split(chapters: Iterable[Chapter]) -> dict[str, list[Chapter]]:
-  """Whole chapters, since neighbouring verses resemble each other; spread over the books, since those differ."""
+  """Whole chapters, since neighbouring verses resemble each other; distributed over the books, since those differ."""
   chapters, draw = list(chapters), random.Random(0)
   drawn = [draw.sample(chapters[i : i + CHAPTERS], 2) for i in range(0, len(chapters) - CHAPTERS + 1, CHAPTERS)]
   val, test = ({pair[i] for pair in drawn} for i in (0, 1))

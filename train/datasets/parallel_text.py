@@ -7,6 +7,7 @@ columns are not read). Of the splits "train" must be there; others are named as 
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -20,7 +21,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   VERSION = tfds.core.Version("1.0.0")
   MANUAL_DOWNLOAD_INSTRUCTIONS = "Name the folder with train.en and train.es, or with train.tsv: --source FOLDER."
 
-  def __init__(self, *, config: str | None = None, **kwargs):
+  def __init__(self, *, config: str | None = None, **kwargs: Any) -> None:
     self.languages = (config or "").split("-")
     if len(set(self.languages)) != 2 or not all(self.languages):
       raise ValueError(f"parallel_text wants two languages, such as parallel_text/en-es; these are {config!r}")

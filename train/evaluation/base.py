@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from train import sharding
+from train.experiment import Experiment
 
 
 class Evaluation(NamedTuple):
@@ -16,7 +17,7 @@ class Evaluation(NamedTuple):
   function: Callable[[dict], dict[str, float]]
 
 
-def device_batches(experiment, split: str, batch_size: int, limit: int | None = None) -> Iterator[dict]:
+def device_batches(experiment: Experiment, split: str, batch_size: int, limit: int | None = None) -> Iterator[dict]:
   """The batches of a split on the devices: every example once, padding marked by `valid`.
 
   Args:
@@ -35,7 +36,9 @@ def device_batches(experiment, split: str, batch_size: int, limit: int | None = 
   return sharding.prefetch(batches, experiment.parallel.put_batch)
 
 
-def map_examples(experiment, function: Callable) -> Callable[[dict, str, int], Iterator[tuple[np.ndarray, ...]]]:
+def map_examples(
+  experiment: Experiment, function: Callable
+) -> Callable[[dict, str, int], Iterator[tuple[np.ndarray, ...]]]:
   """Maps a function of variables and a batch over the examples of a split.
 
   Args:
@@ -62,7 +65,7 @@ def map_examples(experiment, function: Callable) -> Callable[[dict, str, int], I
   return mapped
 
 
-def check_data(experiment, task: str) -> None:
+def check_data(experiment: Experiment, task: str) -> None:
   """Raises ValueError where the evaluation of a task is given data of another."""
   if experiment.config.data.name != task:
     raise ValueError(f"the evaluation {task!r} is for data {task!r}; this is {experiment.config.data.name!r}")

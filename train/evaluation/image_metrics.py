@@ -16,7 +16,7 @@ def score_confusion(confusion: np.ndarray, names: Sequence[str]) -> dict[str, fl
   """
   intersection = np.diag(confusion)
   union = confusion.sum(0) + confusion.sum(1) - intersection
-  scores = {f"iou/{names[i]}": float(intersection[i] / union[i]) for i in np.flatnonzero(union)}
+  scores = {f"iou/{names[i]}": float(intersection[i] / union[i]) for i in np.flatnonzero(union).tolist()}
   if not scores:
     return {"miou": float("nan"), "accuracy": float("nan")}
   accuracy = float(intersection.sum() / confusion.sum())

@@ -1,18 +1,18 @@
 """A linear probe: logistic regression on frozen features."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from train.evaluation.base import Evaluation, map_examples
+from train.experiment import Experiment
 from train.images import normalise
+from zoo import registry
 
 
 def linear_probe(
-  experiment,
+  experiment: Experiment,
   *,
   every_steps: int = 0,
   train_split: str = "",
@@ -39,7 +39,7 @@ def linear_probe(
   Returns:
     an evaluation of "accuracy" on `split` and "train_accuracy" on the training split.
   """
-  family = inspect.getmodule(type(experiment.model))
+  family = registry.family_of(experiment.model)
   data, objective = experiment.data, experiment.objective
 
   def features(variables, batch):
@@ -50,7 +50,8 @@ def linear_probe(
 
   def compute(variables, name: str) -> tuple[np.ndarray, np.ndarray]:
     batches = features_of(variables, name, batch_size)
-    return tuple(np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    found, labels = map(np.concatenate, zip(*batches, strict=True))
+    return found, labels
 
   def probe(variables) -> dict[str, float]:
     train, test = compute(variables, train_split or data.train_split), compute(variables, split)
@@ -94,7 +95,7 @@ def logistic_regression(
 
 @jax.jit
 @jax.value_and_grad
-def softmax_loss(flat, features, labels, l2):
+def softmax_loss(flat: jax.Array, features: jax.Array, labels: jax.Array, l2: float) -> jax.Array:
   """The mean cross-entropy plus `l2` times the squared norm of the kernel, and its gradient.
 
   `flat` [(width + 1) * classes] holds the kernel [width, classes] and, as its last row, the bias.
@@ -106,7 +107,9 @@ def softmax_loss(flat, features, labels, l2):
   return loss + l2 * jnp.square(weights[:-1]).sum()
 
 
-def fit_softmax(features, labels, num_classes: int, l2: float, iterations: int) -> tuple[np.ndarray, np.ndarray]:
+def fit_softmax(
+  features: np.ndarray, labels: np.ndarray, num_classes: int, l2: float, iterations: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Minimises `softmax_loss` by at most `iterations` iterations of L-BFGS.
 
   SciPy's takes little more than one evaluation an iteration; one within JAX takes longer to compile than this to run.

@@ -1,14 +1,24 @@
 """The mean loss over a split."""
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
 
 from train import config as configuration
 from train import objectives
 from train.evaluation.base import Evaluation, device_batches
+from train.experiment import Experiment
 from train.step import make_eval_step
 
 
-def loss(experiment, *, every_steps: int = 0, split: str = "", batch_size: int = 0, objective=None) -> Evaluation:
+def loss(
+  experiment: Experiment,
+  *,
+  every_steps: int = 0,
+  split: str = "",
+  batch_size: int = 0,
+  objective: Mapping | None = None,
+) -> Evaluation:
   """The mean of an objective over every example of a split, each exactly once, on any number of devices.
 
   Args:

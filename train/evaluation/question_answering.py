@@ -5,11 +5,12 @@ import itertools
 from train.data.text.question_answering import choose
 from train.evaluation import text_metrics
 from train.evaluation.base import Evaluation, check_data, map_examples
+from train.experiment import Experiment
 from train.objectives.question_answering import span_logits
 
 
 def question_answering(
-  experiment,
+  experiment: Experiment,
   *,
   every_steps: int = 0,
   split: str = "",

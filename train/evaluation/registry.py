@@ -11,6 +11,7 @@ from train.evaluation.semantic_segmentation import semantic_segmentation
 from train.evaluation.sequence_classification import sequence_classification
 from train.evaluation.token_classification import token_classification
 from train.evaluation.translation import translation
+from train.experiment import Experiment
 from zoo.errors import check_call, nearest
 
 # name -> `function(experiment, *, every_steps, split, ...) -> Evaluation`.
@@ -25,7 +26,7 @@ EVALUATIONS = {
 }
 
 
-def make(experiment) -> dict[str, Evaluation]:
+def make(experiment: Experiment) -> dict[str, Evaluation]:
   """The evaluations of an experiment's config by their names there.
 
   Args:
@@ -41,7 +42,7 @@ def make(experiment) -> dict[str, Evaluation]:
       given = component.to_dict() if isinstance(component, ConfigDict) else component
       raise ValueError(f"{key} is {given!r}; wanted a name and its arguments, such as name='loss'")
     if component.name not in EVALUATIONS:
-      raise ValueError(f"{key}: unknown evaluation {component.name!r}{nearest(component.name, EVALUATIONS)}")
+      raise ValueError(f"{key}: unknown evaluation {component.name!r}{nearest(str(component.name), EVALUATIONS)}")
     function, options = EVALUATIONS[component.name], configuration.kwargs(component)
     check_call(function, options, f"{key} ({component.name})", given=("experiment",))
     try:  # a split that is missing is an error before the first step, not after the last

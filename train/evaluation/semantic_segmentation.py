@@ -8,10 +8,13 @@ import numpy as np
 
 from train.evaluation.base import Evaluation, check_data, device_batches
 from train.evaluation.image_metrics import score_confusion
+from train.experiment import Experiment
 from train.objectives.semantic_segmentation import labelled_pixels, pixel_logits
 
 
-def semantic_segmentation(experiment, *, every_steps: int = 0, split: str = "", batch_size: int = 0) -> Evaluation:
+def semantic_segmentation(
+  experiment: Experiment, *, every_steps: int = 0, split: str = "", batch_size: int = 0
+) -> Evaluation:
   """The mean intersection over union of the classes, and the accuracy of pixels.
 
   Both are of one confusion matrix, summed over the split's pixels (`score_confusion`).

@@ -5,11 +5,12 @@ import numpy as np
 from train.data.text.sequence_classification import has_label
 from train.evaluation import text_metrics
 from train.evaluation.base import Evaluation, check_data, map_examples
+from train.experiment import Experiment
 from train.objectives.sequence_classification import scores_of_labels
 
 
 def sequence_classification(
-  experiment, *, every_steps: int = 0, split: str = "", batch_size: int = 0, metrics: tuple = ()
+  experiment: Experiment, *, every_steps: int = 0, split: str = "", batch_size: int = 0, metrics: tuple = ()
 ) -> Evaluation:
   """Metrics of the predicted labels of texts (`train.evaluation.text_metrics`).
 

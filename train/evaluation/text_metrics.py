@@ -169,15 +169,15 @@ def score_answers(
   }
   if null is None:
     return {name: 100 * float(score.mean()) for name, score in scores.items()}
-  null, unanswerable = np.asarray(null), np.array([answers == [""] for answers in right])
+  margin, unanswerable = np.asarray(null), np.array([answers == [""] for answers in right])
   result = {}
   for name, score in scores.items():
-    at_threshold = np.where(null > threshold, unanswerable, score)
+    at_threshold = np.where(margin > threshold, unanswerable, score)
     result[name] = 100 * float(at_threshold.mean())
     for group, members in (("HasAns", ~unanswerable), ("NoAns", unanswerable)):
       if members.any():
         result[f"{group}_{name}"] = 100 * float(at_threshold[members].mean())
-    best, where = best_threshold(score, unanswerable, null, [answer == "" for answer in predicted])
+    best, where = best_threshold(score, unanswerable, margin, [answer == "" for answer in predicted])
     result |= {f"best_{name}": 100 * best, f"best_{name}_thresh": where}
   return result
 

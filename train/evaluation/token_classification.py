@@ -2,10 +2,13 @@
 
 from train.evaluation import text_metrics
 from train.evaluation.base import Evaluation, check_data, map_examples
+from train.experiment import Experiment
 from train.objectives.sequence_classification import read
 
 
-def token_classification(experiment, *, every_steps: int = 0, split: str = "", batch_size: int = 0) -> Evaluation:
+def token_classification(
+  experiment: Experiment, *, every_steps: int = 0, split: str = "", batch_size: int = 0
+) -> Evaluation:
   """Precision, recall and F1 of whole entities (CoNLL), 0 to 1, of tags in IOB1 or IOB2; and the accuracy of tags.
 
   Args:

@@ -1,11 +1,12 @@
 """BLEU and chrF of translations."""
 
 from train.evaluation.base import Evaluation, device_batches
+from train.experiment import Experiment
 from train.inference.translate import Translator, score
 
 
 def translation(
-  experiment,
+  experiment: Experiment,
   *,
   every_steps: int = 0,
   split: str = "",

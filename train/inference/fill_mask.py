@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from train.data.text.vocabulary import Vocabulary
 
@@ -21,7 +22,7 @@ class Prediction(NamedTuple):
 
 
 def fill_mask(
-  model, variables: dict, vocabulary: Vocabulary, texts: Sequence[str], top_k: int = 5
+  model: nn.Module, variables: dict, vocabulary: Vocabulary, texts: Sequence[str], top_k: int = 5
 ) -> list[list[list[Prediction]]]:
   """The most probable tokens for every [MASK] of every text, each predicted with the others masked.
 
@@ -53,7 +54,7 @@ def fill_mask(
 
   @jax.jit
   def predict(variables, input_ids, masked_positions):
-    logits, _ = model.apply(variables, input_ids, masked_positions_BP=masked_positions)
+    logits, _ = model.apply(variables, input_ids, masked_positions_BI=masked_positions)
     # An embedding table may have more rows than the vocabulary has tokens.
     logits = jnp.where(jnp.arange(c.vocab_size) < vocabulary.size, logits, -jnp.inf)
     return jax.lax.top_k(jax.nn.softmax(logits), top_k)

@@ -8,6 +8,8 @@ import numpy as np
 import sacrebleu
 
 from train.data.text import tokenizers
+from train.data.text.seq2seq import Seq2Seq
+from train.experiment import Experiment
 from zoo import decoding
 
 
@@ -25,7 +27,7 @@ class Translator:
     ValueError: an argument out of range, or not for this model.
   """
 
-  def __init__(self, experiment, max_length: int, beam_size: int = 1, length_penalty: float = 0.6):
+  def __init__(self, experiment: Experiment, max_length: int, beam_size: int = 1, length_penalty: float = 0.6) -> None:
     self.experiment = experiment
     model, c, axis = experiment.model, experiment.model.config, experiment.parallel.axis
     autoregressive = not hasattr(model, "decode_lengths")
@@ -46,7 +48,7 @@ class Translator:
           decoded = decoding.beam_search(*parts, beam_size=beam_size, length_penalty=length_penalty, **special)
         else:
           decoded = decoding.greedy(*parts, **special)
-      out = decoded.sequences_BNT[:, 0], batch["valid"]
+      out = decoded.sequences_BUT[:, 0], batch["valid"]
       return jax.lax.all_gather(out, axis, tiled=True) if axis else out
 
     self._decode = experiment.parallel.compile_eval(decode)
@@ -105,7 +107,7 @@ def translate_lines(
   return [translations.get(i, "") for i in range(len(texts))]
 
 
-def _batches(experiment, sources: Sequence[Sequence[int]], batch_size: int) -> Iterator[dict]:
+def _batches(experiment: Experiment, sources: Sequence[Sequence[int]], batch_size: int) -> Iterator[dict]:
   """Batches of sources on the devices, one a row, in order; the rows that fill up the last are not valid."""
   devices = experiment.parallel.data_devices
   size = -(-max(min(batch_size, len(sources)), 1) // devices) * devices
@@ -121,7 +123,9 @@ def _batches(experiment, sources: Sequence[Sequence[int]], batch_size: int) -> I
     yield experiment.parallel.put_batch(dict(source_ids=source_ids, valid=np.arange(size) < len(rows)))
 
 
-def intermediates(experiment, variables: dict, source: str, target: str) -> tuple[dict, list[str], list[str]]:
+def intermediates(
+  experiment: Experiment, variables: dict, source: str, target: str
+) -> tuple[dict, list[str], list[str]]:
   """The model's aux for a text and its translation, and the tokens of target and source."""
   data, c = experiment.data, experiment.model.config
   source_ids, unknown = data.encode([source])
@@ -141,7 +145,7 @@ def intermediates(experiment, variables: dict, source: str, target: str) -> tupl
   return aux, names(targets[0].tolist()), names(source_ids[0])
 
 
-def align(experiment, variables: dict, source: str, target: str) -> tuple[np.ndarray, list[str], list[str]]:
+def align(experiment: Experiment, variables: dict, source: str, target: str) -> tuple[np.ndarray, list[str], list[str]]:
   """The attention of each target token of a translation to the source tokens.
 
   Returns:
@@ -158,7 +162,7 @@ def align(experiment, variables: dict, source: str, target: str) -> tuple[np.nda
   return np.asarray(aux["decoder/alignment"][0])[: len(target_tokens)], target_tokens, source_tokens
 
 
-def detokenise(data, rows: Sequence[list[int]], sources: Sequence[str]) -> list[str]:
+def detokenise(data: Seq2Seq, rows: Sequence[list[int]], sources: Sequence[str]) -> list[str]:
   """Rows of tokens, each up to </s>, to texts; `sources` are the texts they translate."""
   _, unknown = data.encode(sources)
   ended = [row[: row.index(tokenizers.EOS)] if tokenizers.EOS in row else row for row in rows]

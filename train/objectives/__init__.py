@@ -2,10 +2,11 @@
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+from flax import linen as nn
 
 from zoo.errors import check_call, field_faults, nearest
 
@@ -26,7 +27,9 @@ class Loss(NamedTuple):
   variables: dict
 
 
-def apply(model, variables: dict, *inputs, rngs: dict | None = None, **options) -> tuple[tuple, dict]:
+def apply(
+  model: nn.Module, variables: dict, *inputs: Any, rngs: dict | None = None, **options: Any
+) -> tuple[tuple, dict]:
   """What a model returns, and its collections other than parameters as they are after that.
 
   Args:
@@ -37,18 +40,20 @@ def apply(model, variables: dict, *inputs, rngs: dict | None = None, **options) 
     **options: of `model.apply`, such as another method.
   """
   if rngs is None:
-    return model.apply(variables, *inputs, **options), {}
+    outputs: Any = model.apply(variables, *inputs, **options)
+    return outputs, {}
   collections = [name for name in variables if name != "params"]
-  return model.apply(variables, *inputs, rngs=rngs, mutable=collections, **options)
+  changed: Any = model.apply(variables, *inputs, rngs=rngs, mutable=collections, **options)
+  return changed
 
 
-def check_fields(objective, at_least: Mapping[float, Iterable[str]], shares: Iterable[str]) -> None:
+def check_fields(objective: object, at_least: Mapping[float, Iterable[str]], shares: Iterable[str]) -> None:
   """Raises ValueError for fields below what they must be at least, and for shares outside of 0 <= share < 1."""
   if faults := field_faults(objective, {}, at_least, shares):
     raise ValueError("\n".join(f"config.objective: {fault}" for fault in faults))
 
 
-def make(name: str, **kwargs):
+def make(name: str, **kwargs: Any) -> Callable[..., Loss]:
   """`train.objectives.NAME.Objective(**kwargs)`; every module of this package is an objective.
 
   Raises:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 from train import rng
 from train.images import normalise
@@ -16,7 +17,7 @@ class Objective:
   """Cross-entropy of the predicted and the given classes.
 
   Attributes:
-    label_smoothing: share of the target spread over all classes (Szegedy et al. 2016, 7).
+    label_smoothing: share of the target distributed uniformly over all classes (Szegedy et al. 2016, 7).
     mixup: alpha of the Beta distribution of mixed images (Zhang et al. 2018); 0 for none.
     cutmix: the same for pasted boxes (Yun et al. 2019); with both, each batch takes one of them at random.
     mean, std: of the pixels, 0 to 1, per channel; one value for all channels, or one each.
@@ -28,10 +29,10 @@ class Objective:
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.5,)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_fields(self, {0: ("mixup", "cutmix")}, ("label_smoothing",))
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the valid examples; `key=None` evaluates: no smoothing, mixing or dropout."""
     image_BYXC = normalise(batch["image"], self.mean, self.std)
     target_BV = jax.nn.one_hot(batch["label"], model.config.num_classes)
@@ -46,12 +47,14 @@ class Objective:
       rngs = {"dropout": keys["dropout"]}
     (logits_BV, _), rest = apply(model, variables, image_BYXC, rngs=rngs)
     loss_B = optax.softmax_cross_entropy(logits_BV, target_BV)
-    hit_BK = jax.lax.top_k(logits_BV, min(5, logits_BV.shape[1]))[1] == batch["label"][:, None]
-    metrics = {"accuracy": (weight_B * hit_BK[:, 0]).sum(), "top5": (weight_B * hit_BK.any(1)).sum()}
+    hits = jax.lax.top_k(logits_BV, min(5, logits_BV.shape[1]))[1] == batch["label"][:, None]
+    metrics = {"accuracy": (weight_B * hits[:, 0]).sum(), "top5": (weight_B * hits.any(1)).sum()}
     return Loss((weight_B * loss_B).sum(), weight_B.sum(), metrics, rest)
 
 
-def mix(key, image_BYXC, target_BV, weight_B, mixup: float, cutmix: float):
+def mix(
+  key: jax.Array, image_BYXC: jax.Array, target_BV: jax.Array, weight_B: jax.Array, mixup: float, cutmix: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Mixes every example with its neighbour in the batch, by mixup or cutmix.
 
   One mixing share is drawn for the batch: mixup blends all pixels, cutmix pastes one box whose area is the other

@@ -1,9 +1,11 @@
 """Masked autoencoding: mean squared error of the masked patches' pixels (He et al. 2022, section 3)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from train import rng
 from train.images import normalise
@@ -27,7 +29,7 @@ class Objective:
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.5,)
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the valid images; `key=None` evaluates, with the same masks every time."""
     image_BYXC = normalise(batch["image"], self.mean, self.std)
     rngs = {}
@@ -35,7 +37,8 @@ class Objective:
       rngs = rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     patches = (image_BYXC.shape[1] // model.config.patch_size) * (image_BYXC.shape[2] // model.config.patch_size)
     noise_BP = rng.per_patch(key, batch["id"], patches)
-    pixels_BPF, aux = model.apply(variables, image_BYXC, noise_BP, mask_ratio=self.mask_ratio, rngs=rngs)
+    output: Any = model.apply(variables, image_BYXC, noise_BP, mask_ratio=self.mask_ratio, rngs=rngs)
+    pixels_BPF, aux = output
     loss_B = reconstruction_loss(pixels_BPF, image_BYXC, aux["masked"], model.config.patch_size, self.norm_pix_loss)
     weight_B = batch["valid"].astype(jnp.float32)
     return Loss((weight_B * loss_B).sum(), weight_B.sum(), {}, {})

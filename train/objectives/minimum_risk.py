@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from train import rng
 from train.objectives import Loss, apply
@@ -36,14 +37,14 @@ class Objective:
   reference: bool = True
   one_pair_per_row = True  # so the data must not be packed
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.num_samples < 1 or self.num_samples + self.reference < 2 or self.sharpness <= 0:
       raise ValueError(
         f"config.objective: num_samples is {self.num_samples} and sharpness {self.sharpness}; wanted sharpness > 0 and "
         "at least two candidates, of which reference=True is one"
       )
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the pairs; `key=None` evaluates, with the same randomness every time, and no dropout.
 
     Metrics: "bleu" of the samples, 0 to 1, the model's expectation; "candidates", how many different ones there are.
@@ -51,44 +52,45 @@ class Objective:
     c, target_BT = model.config, batch["target_ids"]
     B, T = target_BT.shape
     sample_key = rng.streams(rng.root(0) if key is None else key, "sample")["sample"]
-    candidate_BNT = sampled_BNT = self._sample(model, variables, batch, sample_key)
+    candidate_BJT = sampled_BJT = self._sample(model, variables, batch, sample_key)
     if self.reference:
-      candidate_BNT = jnp.concatenate([target_BT[:, None], sampled_BNT], 1)
-    N = candidate_BNT.shape[1]
-    same_BNN = (candidate_BNT[:, :, None] == candidate_BNT[:, None]).all(-1)
-    first_BN = ~jnp.tril(same_BNN, -1).any(-1)
+      candidate_BJT = jnp.concatenate([target_BT[:, None], sampled_BJT], 1)
+    J = candidate_BJT.shape[1]
+    same_BJJ = (candidate_BJT[:, :, None] == candidate_BJT[:, None]).all(-1)
+    first_BJ = ~jnp.tril(same_BJJ, -1).any(-1)
 
-    # All candidates as rows: their probabilities, by teacher forcing, and their BLEU.
-    candidate_RT = candidate_BNT.reshape(-1, T)
-    words_R = length_before(candidate_RT, c.eos_token_id)
-    real_RT = jnp.arange(T) <= words_R[:, None]  # with `eos_token_id`
-    target = SequenceInfo(real_RT.astype(jnp.int32), jnp.broadcast_to(jnp.arange(T), real_RT.shape))
-    source_RS, source, reference_RT = jax.tree.map(
-      lambda a: jnp.repeat(a, N, 0), (batch["source_ids"], rows(batch)[0], target_BT)
+    # Each candidate is a row of its own: their probabilities, by teacher forcing, and their BLEU.
+    candidates = candidate_BJT.reshape(-1, T)
+    lengths = length_before(candidates, c.eos_token_id)
+    valid = jnp.arange(T) <= lengths[:, None]  # with `eos_token_id`
+    positions = jnp.broadcast_to(jnp.arange(T), valid.shape)
+    target = SequenceInfo(valid.astype(jnp.int32), positions)
+    source_ids, source, references = jax.tree.map(
+      lambda a: jnp.repeat(a, J, 0), (batch["source_ids"], rows(batch)[0], target_BT)
     )
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
-    inputs_RT = shift(candidate_RT, target.position_ids_BT, c.bos_token_id)
-    (logits_RTV, _), rest = apply(model, variables, source_RS, inputs_RT, source, target, rngs=rngs)
-    gain_RT = jnp.take_along_axis(jax.nn.log_softmax(logits_RTV), candidate_RT[..., None], -1)[..., 0]
-    score_BN = (gain_RT * real_RT).sum(1).reshape(B, N)
-    bleu_R = sentence_bleu(candidate_RT, words_R, reference_RT, length_before(reference_RT, c.eos_token_id))
-    bleu_BN = bleu_R.reshape(B, N)
+    inputs = shift(candidates, positions, c.bos_token_id)
+    (logits, _), rest = apply(model, variables, source_ids, inputs, source, target, rngs=rngs)
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), candidates[..., None], -1)[..., 0]
+    score_BJ = (log_probs * valid).sum(1).reshape(B, J)
+    bleu = sentence_bleu(candidates, lengths, references, length_before(references, c.eos_token_id))
+    bleu_BJ = bleu.reshape(B, J)
 
-    risk_B = (masked_softmax(self.sharpness * score_BN, first_BN) * (1 - bleu_BN)).sum(1)
+    risk_B = (masked_softmax(self.sharpness * score_BJ, first_BJ) * (1 - bleu_BJ)).sum(1)
     weight_B = batch["valid"].astype(jnp.float32)
-    metrics = {"bleu": bleu_BN[:, -self.num_samples :].mean(1), "candidates": first_BN.sum(1)}
+    metrics = {"bleu": bleu_BJ[:, -self.num_samples :].mean(1), "candidates": first_BJ.sum(1)}
     sums = {name: (weight_B * value_B).sum() for name, value_B in metrics.items()}
     return Loss((weight_B * risk_B).sum(), weight_B.sum(), sums, rest)
 
-  def _sample(self, model, variables: dict, batch: dict, key: jax.Array) -> jax.Array:
-    """Translations [B, n, T], drawn without dropout; no gradient goes through the choice."""
+  def _sample(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array) -> jax.Array:
+    """Translations [B, J, T], drawn without dropout; no gradient goes through the choice."""
     c, (B, T) = model.config, batch["target_ids"].shape
     parts = decoding.decode_step_of(model, jax.lax.stop_gradient(variables), batch["source_ids"], T)
     step, memory, cache = parts
     memory, cache = jax.tree.map(lambda a: jnp.repeat(a, self.num_samples, 0), (memory, cache))
-    keys_BN = jax.vmap(lambda key: jax.random.split(key, self.num_samples))(rng.per_example(key, batch["id"]))
+    keys_BJ = jax.vmap(lambda key: jax.random.split(key, self.num_samples))(rng.per_example(key, batch["id"]))
     special = dict(bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id, max_length=T)
-    return decoding.sample(step, memory, cache, keys_BN.reshape(-1), **special).sequences_BNT.reshape(B, -1, T)
+    return decoding.sample(step, memory, cache, keys_BJ.reshape(-1), **special).sequences_BUT.reshape(B, -1, T)
 
 
 def length_before(token_BT: jax.Array, end: int) -> jax.Array:
@@ -116,7 +118,7 @@ def sentence_bleu(
   sizes = expect(candidate_BT=candidate_BT, reference_BS=reference_BS)
   inside_BT = jnp.arange(sizes["T"]) < candidate_length_B[:, None]
   inside_BS = jnp.arange(sizes["S"]) < reference_length_B[:, None]
-  # Which n-grams are equal, by the places where they end: at first with n = 0, which all are.
+  # Which n-grams are equal, by the positions where they end: at first with n = 0, which all are.
   own_BTT = jnp.ones((sizes["B"], sizes["T"], sizes["T"]), bool)
   other_BTS = jnp.ones((sizes["B"], sizes["T"], sizes["S"]), bool)
   own_token_BTT = (candidate_BT[:, :, None] == candidate_BT[:, None]) & inside_BT[:, :, None] & inside_BT[:, None]

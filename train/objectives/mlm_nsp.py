@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from train import rng
 from train.objectives import Loss, apply, check_fields
@@ -37,34 +38,34 @@ class Objective:
   random_token_prob: float = 0.1
   static_masking: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_fields(self, {1: ("max_predictions",), 0: ("mask_token_prob", "random_token_prob")}, ("mask_prob",))
     if (total := self.mask_token_prob + self.random_token_prob) > 1:
       raise ValueError(f"config.objective: mask_token_prob + random_token_prob is {total}; wanted at most 1")
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the masked tokens; `key=None` evaluates: without dropout, and with the same masks every time."""
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     masked = self.mask_tokens(batch, key, mask_token=model.config.mask_token_id, vocab_size=model.config.vocab_size)
     row = SequenceInfo(batch["segment_ids"], batch["position_ids"])
-    inputs = masked.input_ids_BT, batch["token_type_ids"], row, masked.position_BP, batch["cls_positions"]
-    (logits_BPV, aux), rest = apply(model, variables, *inputs, rngs=rngs)
-    weight_BP = (masked.label_mask_BP & batch["valid"][:, None]).astype(jnp.float32)
-    nll_BP, _, hit_BP = cross_entropy(logits_BPV, masked.label_BP, 0.0, model.config.vocab_size)
-    total = (weight_BP * nll_BP).sum()
-    metrics = {"accuracy": (weight_BP * hit_BP).sum(), "nll": total}
+    inputs = masked.input_ids_BT, batch["token_type_ids"], row, masked.position_BI, batch["cls_positions"]
+    (logits_BIV, aux), rest = apply(model, variables, *inputs, rngs=rngs)
+    weight_BI = (masked.label_mask_BI & batch["valid"][:, None]).astype(jnp.float32)
+    nll_BI, _, hit_BI = cross_entropy(logits_BIV, masked.label_BI, 0.0, model.config.vocab_size)
+    total = (weight_BI * nll_BI).sum()
+    metrics = {"accuracy": (weight_BI * hit_BI).sum(), "nll": total}
     if "next_sentence" in aux:
-      label_BK = batch["next_sentence_label"]
-      segment_BP = jnp.take_along_axis(batch["segment_ids"], masked.position_BP, 1)
-      segment_K = jnp.arange(1, label_BK.shape[1] + 1)
-      weight_BK = ((segment_BP[:, None] == segment_K[:, None]) * weight_BP[:, None]).sum(-1) * (label_BK >= 0)
+      label_BZ = batch["next_sentence_label"]
+      segment_BI = jnp.take_along_axis(batch["segment_ids"], masked.position_BI, 1)
+      segment_Z = jnp.arange(1, label_BZ.shape[1] + 1)
+      weight_BZ = ((segment_BI[:, None] == segment_Z[:, None]) * weight_BI[:, None]).sum(-1) * (label_BZ >= 0)
       # The first class is that B follows A, as published.
-      next_nll_BK, _, next_hit_BK = cross_entropy(aux["next_sentence"], jnp.where(label_BK == 1, 0, 1), 0.0, 2)
-      metrics |= {"next_nll": (weight_BK * next_nll_BK).sum(), "next_accuracy": (weight_BK * next_hit_BK).sum()}
+      next_nll_BZ, _, next_hit_BZ = cross_entropy(aux["next_sentence"], jnp.where(label_BZ == 1, 0, 1), 0.0, 2)
+      metrics |= {"next_nll": (weight_BZ * next_nll_BZ).sum(), "next_accuracy": (weight_BZ * next_hit_BZ).sum()}
       total = total + metrics["next_nll"]
-    return Loss(total, weight_BP.sum(), metrics, rest)
+    return Loss(total, weight_BI.sum(), metrics, rest)
 
-  def mask_tokens(self, batch, key, *, mask_token: int, vocab_size: int) -> "MaskedTokens":
+  def mask_tokens(self, batch: dict, key: jax.Array | None, *, mask_token: int, vocab_size: int) -> "MaskedTokens":
     """Masks a batch for the step of this key; None: for an evaluation."""
     number_B = batch["example"] if self.static_masking and key is not None else batch["id"]
     mask_key = rng.streams(rng.root(0) if self.static_masking or key is None else key, "mask")["mask"]
@@ -84,14 +85,14 @@ class MaskedTokens(NamedTuple):
 
   Attributes:
     input_ids_BT: the tokens that the model reads.
-    position_BP: positions of the tokens to predict, rising. label_BP: these tokens.
-    label_mask_BP: bool, False where a row has fewer than P.
+    position_BI: positions of the tokens to predict, rising. label_BI: these tokens.
+    label_mask_BI: bool, False where a row has fewer than I.
   """
 
   input_ids_BT: jax.Array
-  position_BP: jax.Array
-  label_BP: jax.Array
-  label_mask_BP: jax.Array
+  position_BI: jax.Array
+  label_BI: jax.Array
+  label_mask_BI: jax.Array
 
 
 def mask_tokens(
@@ -117,28 +118,28 @@ def mask_tokens(
   """
   T = expect(token_BT=token_BT, word_BT=word_BT, segment_BT=segment_BT)["T"]
   position_T = jnp.arange(T)
-  unit_BT = word_BT if objective.whole_words else jnp.where(word_BT > 0, position_T + 1, 0)
+  group_BT = word_BT if objective.whole_words else jnp.where(word_BT > 0, position_T + 1, 0)
   priority_key, replace_key, random_key = (jax.vmap(jax.random.fold_in, (0, None))(key_B, i) for i in range(3))
   priority_BT = jax.vmap(lambda key: jax.random.uniform(key, (T + 1,)))(priority_key)
-  priority_BT = jnp.take_along_axis(priority_BT, unit_BT, 1)  # all pieces of a word have one
-  chosen_BT = _choose(priority_BT, unit_BT, segment_BT, objective)
+  priority_BT = jnp.take_along_axis(priority_BT, group_BT, 1)  # all pieces of a word have one
+  chosen_BT = _choose(priority_BT, group_BT, segment_BT, objective)
 
   uniform_BT = jax.vmap(lambda key: jax.random.uniform(key, (T,)))(replace_key)
   random_BT = jax.vmap(lambda key: jax.random.randint(key, (T,), 0, vocab_size))(random_key)
   limit = objective.mask_token_prob + objective.random_token_prob
   replaced_BT = jnp.where(uniform_BT < limit, random_BT, token_BT)
   replaced_BT = jnp.where(uniform_BT < objective.mask_token_prob, mask_token, replaced_BT)
-  rank_BP, position_BP = jax.lax.top_k(jnp.where(chosen_BT, T - position_T, 0), min(objective.max_predictions, T))
-  label_BP = jnp.take_along_axis(token_BT, position_BP, 1)
-  return MaskedTokens(jnp.where(chosen_BT, replaced_BT, token_BT), position_BP, label_BP, rank_BP > 0)
+  rank_BI, position_BI = jax.lax.top_k(jnp.where(chosen_BT, T - position_T, 0), min(objective.max_predictions, T))
+  label_BI = jnp.take_along_axis(token_BT, position_BI, 1)
+  return MaskedTokens(jnp.where(chosen_BT, replaced_BT, token_BT), position_BI, label_BI, rank_BI > 0)
 
 
-def _choose(priority_BT: jax.Array, unit_BT: jax.Array, segment_BT: jax.Array, objective: Objective) -> jax.Array:
+def _choose(priority_BT: jax.Array, group_BT: jax.Array, segment_BT: jax.Array, objective: Objective) -> jax.Array:
   """Bool [B, T]: the tokens to predict. Words are visited by priority; a word whose pieces all fit is chosen.
 
   Args:
     priority_BT: the lowest first.
-    unit_BT: tokens of the same number are chosen together; those of 0 never.
+    group_BT: tokens of the same number are chosen together; those of 0 never.
     segment_BT: which sequence of the row a token belongs to, 0 for padding.
     objective: see `mask_tokens`.
   """
@@ -149,13 +150,13 @@ def _choose(priority_BT: jax.Array, unit_BT: jax.Array, segment_BT: jax.Array, o
   earlier_BT = jnp.cumsum(wanted_BT * begins_BT, 1) - wanted_BT
   budget_BT = jnp.clip(objective.max_predictions - earlier_BT, 0, wanted_BT)
 
-  size_BT = (unit_BT[:, :, None] == unit_BT[:, None, :]).sum(-1)
-  chosen_BT = jnp.zeros_like(unit_BT, bool)
+  size_BT = (group_BT[:, :, None] == group_BT[:, None, :]).sum(-1)
+  chosen_BT = jnp.zeros_like(group_BT, bool)
   # A pass chooses words up to the first that does not fit; the next pass goes on behind it. Single pieces need one
   # pass; of whole words four passes leave almost none.
   for _ in range(4 if objective.whole_words else 1):
     left_BT = budget_BT - (same_BTT & chosen_BT[:, None]).sum(-1)
-    open_BT = (unit_BT > 0) & ~chosen_BT & (size_BT <= left_BT)
+    open_BT = (group_BT > 0) & ~chosen_BT & (size_BT <= left_BT)
     before_BT = (same_BTT & open_BT[:, None] & (priority_BT[:, None] < priority_BT[..., None])).sum(-1)
     chosen_BT |= open_BT & (before_BT + size_BT <= left_BT)
   return chosen_BT

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 from train import rng
 from train.objectives import Loss, apply, check_fields
@@ -20,7 +22,7 @@ class Objective:
   position.
 
   Attributes:
-    label_smoothing: share of the target spread over all tokens (Vaswani et al. 2017, 5.4).
+    label_smoothing: share of the target distributed uniformly over all tokens (Vaswani et al. 2017, 5.4).
     length_weight: of the length's cross-entropy; 1 for the likelihood.
   """
 
@@ -28,10 +30,10 @@ class Objective:
   length_weight: float = 1.0
   one_pair_per_row = True  # so the data must not be packed
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_fields(self, {0: ("length_weight",)}, ("label_smoothing",))
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the target tokens; `key=None` evaluates: no smoothing or dropout.
 
     The metric length_accuracy is the share of target tokens whose sentence's length is predicted right.
@@ -50,16 +52,17 @@ class Objective:
     # Without a predicted length the model has more positions than the row: beyond the target's end it predicts `eos`.
     beyond = ((0, 0), (0, logits_BTV.shape[1] - weight_BT.shape[1]))
     target_BT, weight_BT = jnp.pad(batch["target_ids"], beyond), jnp.pad(weight_BT, beyond)
-    end_BT = ~jnp.pad(target.segment_ids_BT > 0, beyond)
+    target_mask_BT = batch["target_segment_ids"] > 0
+    end_BT = ~jnp.pad(target_mask_BT, beyond)
     target_BT = jnp.where(end_BT, model.config.eos_token_id, target_BT)
     smoothing = self.label_smoothing if key is not None else 0.0
     nll_BT, loss_BT, hit_BT = cross_entropy(logits_BTV, target_BT, smoothing, model.config.vocab_size)
-    length_B = (target.segment_ids_BT > 0).sum(1)
+    length_B = target_mask_BT.sum(1)
     if model.config.length_prediction == "none":
       total = (batch["valid"][:, None] * loss_BT).sum()
       right_B = (logits_BTV.argmax(-1) == model.config.eos_token_id).argmax(1) + 1 == length_B
     else:
-      class_B = length_class((source.segment_ids_BT > 0).sum(1), length_B, model.config.max_length_difference)
+      class_B = length_class((batch["source_segment_ids"] > 0).sum(1), length_B, model.config.max_length_difference)
       length_nll_B = optax.softmax_cross_entropy_with_integer_labels(aux["length"], class_B)
       total = (weight_BT * loss_BT).sum() + self.length_weight * (batch["valid"] * length_nll_B).sum()
       right_B = aux["length"].argmax(1) == class_B

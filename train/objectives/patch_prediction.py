@@ -1,10 +1,12 @@
 """Masked patch prediction: cross-entropy of the corrupted patches' mean colours (Dosovitskiy et al. 2021, B.1.2)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 from train import rng
 from train.images import normalise
@@ -30,18 +32,19 @@ class Objective:
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.5,)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_fields(self, {0: ("mask_prob", "mask_token_prob", "random_patch_prob")}, ())
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the valid images; `key=None` evaluates, with the same corruption every time."""
     image_BYXC = normalise(batch["image"], self.mean, self.std)
     colour_BP = mean_colours(batch["image"], model.config.patch_size, model.config.bits)
     rngs = {} if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     patches = colour_BP.shape[1]
     noise_BP = rng.per_patch(key, batch["id"], patches)
-    shares = dict(share=self.mask_prob, masked=self.mask_token_prob, swapped=self.random_patch_prob)
-    logits_BTV, aux = model.apply(variables, image_BYXC, noise_BP, **shares, rngs=rngs)
+    shares: dict = dict(share=self.mask_prob, masked=self.mask_token_prob, swapped=self.random_patch_prob)
+    output: Any = model.apply(variables, image_BYXC, noise_BP, **shares, rngs=rngs)
+    logits_BTV, aux = output
     if not logits_BTV.shape[1]:
       raise ValueError(
         f"config.objective: mask_prob {self.mask_prob} corrupts none of {patches} patches; wanted at least one"

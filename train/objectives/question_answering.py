@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 from train.objectives import Loss
 from train.objectives.sequence_classification import read
@@ -17,7 +18,7 @@ class Objective:
   For a row without an answer, start and end are the first token, [CLS] (4.3).
   """
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the valid rows; `key=None` evaluates: no dropout."""
     logits_BT2, rest = span_logits(model, variables, batch, key)
     weight_B = batch["valid"].astype(jnp.float32)
@@ -27,7 +28,7 @@ class Objective:
     return Loss((weight_B * loss_B2.mean(1)).sum(), weight_B.sum(), {"exact": (weight_B * exact_B).sum()}, rest)
 
 
-def span_logits(model, variables: dict, batch: dict, key: jax.Array | None = None) -> tuple[jax.Array, dict]:
+def span_logits(model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> tuple[jax.Array, dict]:
   """Logits of start and end [B, T, 2], and the collections other than parameters; padding can be neither.
 
   The released code allows padding as an answer, so that a row's loss depends on its padding.

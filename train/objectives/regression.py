@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from train import rng
 from train.objectives import Loss, apply
@@ -17,7 +19,7 @@ class Objective:
   keys a width of 0 would have no error at all.
   """
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the valid points; `key=None` evaluates: no dropout."""
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     points = batch["x"][:, None], batch["keys"], batch["values"], batch["attention_mask"][:, None]

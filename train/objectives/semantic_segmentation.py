@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 from train import rng
 from train.data.semantic_segmentation import IGNORE_INDEX
@@ -23,10 +24,10 @@ class Objective:
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.5,)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_fields(self, {}, ())
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the labelled pixels; `key=None` evaluates: no dropout."""
     rngs = None if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     logits_BYXV, rest = pixel_logits(model, variables, batch["image"], self.mean, self.std, rngs)
@@ -38,12 +39,19 @@ class Objective:
     return Loss(total, weight, {"accuracy": hits}, rest)
 
 
-def pixel_logits(model, variables, image_BYXC, mean, std, rngs=None) -> tuple[jax.Array, dict]:
+def pixel_logits(
+  model: nn.Module,
+  variables: dict,
+  image_BYXC: jax.Array,
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+  rngs: dict | None = None,
+) -> tuple[jax.Array, dict]:
   """The logits of pixels [B, Y, X, V] for images as bytes, and the collections (`train.objectives.apply`)."""
   (logits_BYXV, _), rest = apply(model, variables, normalise(image_BYXC, mean, std), rngs=rngs)
   return logits_BYXV, rest
 
 
-def labelled_pixels(batch) -> jax.Array:
+def labelled_pixels(batch: dict) -> jax.Array:
   """The pixels of examples [B, Y, X] that have a class."""
   return (batch["mask"] != IGNORE_INDEX) & batch["valid"][:, None, None]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from train import rng
 from train.objectives import Loss, apply, check_fields
@@ -16,7 +17,7 @@ class Objective:
   """Cross-entropy by teacher forcing: the decoder reads the true target.
 
   Attributes:
-    label_smoothing: share of the target spread over all tokens (Vaswani et al. 2017, 5.4).
+    label_smoothing: share of the target distributed uniformly over all tokens (Vaswani et al. 2017, 5.4).
     scheduled_sampling: share of the tokens that the decoder reads, in training, which are its own instead of the true
       ones (Bengio et al. 2015); the model computes them (`scheduled_sampling_inputs`). No gradient goes
       through the choice.
@@ -29,24 +30,24 @@ class Objective:
   guided_attention: float = 0.0
   guided_width: float = 0.2
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_fields(self, {0: ("guided_attention",)}, ("label_smoothing", "scheduled_sampling"))
     if self.guided_width <= 0:
       raise ValueError(f"config.objective: guided_width is {self.guided_width}; wanted more than 0")
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the target tokens; `key=None` evaluates: no smoothing, sampling, guiding or dropout."""
     source, target = rows(batch)
     target_BT, weight_BT = batch["target_ids"], token_weights(batch)
-    inputs_BT = shift(target_BT, target.position_ids_BT, model.config.bos_token_id)
-    rngs = None
+    inputs_BT = shift(target_BT, batch["target_position_ids"], model.config.bos_token_id)
+    keys = None
     if key is not None:
       keys = rng.streams(rng.per_batch(key, batch["id"]), "dropout", "first_dropout", "sampling")
-      rngs = {"dropout": keys["dropout"]}
+    rngs = keys and {"dropout": keys["dropout"]}
 
-    if self.scheduled_sampling and key is not None:
+    if self.scheduled_sampling and keys:
       own_BT = jax.random.bernoulli(keys["sampling"], self.scheduled_sampling, inputs_BT.shape)
-      own_BT &= target.position_ids_BT > 0  # the first token is always `bos`
+      own_BT &= batch["target_position_ids"] > 0  # the first token is always `bos`
       fixed, first = jax.lax.stop_gradient(variables), {"dropout": keys["first_dropout"]}
       mixed = batch["source_ids"], inputs_BT, own_BT, source, target
       inputs_BT, _ = apply(model, fixed, *mixed, rngs=first, method="scheduled_sampling_inputs")
@@ -64,9 +65,8 @@ class Objective:
 
 def rows(batch: dict) -> tuple[SequenceInfo, SequenceInfo]:
   """Segments and positions of a batch's sources and targets."""
-  return tuple(
-    SequenceInfo(batch[f"{side}_segment_ids"], batch[f"{side}_position_ids"]) for side in ("source", "target")
-  )
+  source = SequenceInfo(batch["source_segment_ids"], batch["source_position_ids"])
+  return source, SequenceInfo(batch["target_segment_ids"], batch["target_position_ids"])
 
 
 def token_weights(batch: dict) -> jax.Array:
@@ -114,8 +114,9 @@ def off_diagonal(source: SequenceInfo, target: SequenceInfo, width: float) -> ja
 
   def share(row: SequenceInfo) -> jax.Array:
     """A token's relative position in its sequence, from 0 to 1."""
-    same_BTT = row.segment_ids_BT[:, :, None] == row.segment_ids_BT[:, None, :]
-    return row.position_ids_BT / same_BTT.sum(-1)
+    segment_BT, position_BT = row
+    assert segment_BT is not None and position_BT is not None
+    return position_BT / (segment_BT[:, :, None] == segment_BT[:, None, :]).sum(-1)
 
   distance_BTS = share(target)[:, :, None] - share(source)[:, None, :]
   return 1 - jnp.exp(-jnp.square(distance_BTS) / (2 * width**2))

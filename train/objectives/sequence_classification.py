@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 from train import rng
 from train.objectives import Loss, apply, check_fields
@@ -19,15 +20,15 @@ class Objective:
   One of several choices, each of which the model gives a number: cross-entropy of the softmax over the choices.
 
   Attributes:
-    label_smoothing: share of the target spread over all classes or choices (Szegedy et al. 2016, 7).
+    label_smoothing: share of the target distributed uniformly over all classes or choices (Szegedy et al. 2016, 7).
   """
 
   label_smoothing: float = 0.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_fields(self, {}, ("label_smoothing",))
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the valid examples with a label; `key=None` evaluates: no smoothing or dropout."""
     output, rest = scores_of_labels(model, variables, batch, key)
     label_B = batch["label"]
@@ -45,7 +46,9 @@ class Objective:
     return Loss((weight_B * loss_B).sum(), weight_B.sum(), sums, rest)
 
 
-def scores_of_labels(model, variables: dict, batch: dict, key: jax.Array | None = None) -> tuple[jax.Array, dict]:
+def scores_of_labels(
+  model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None
+) -> tuple[jax.Array, dict]:
   """The predictions of labels, and the collections other than parameters.
 
   [B, V] for classes, [B] for numbers, [B, C] for choices, each of which is a row of its own for the model.
@@ -56,7 +59,7 @@ def scores_of_labels(model, variables: dict, batch: dict, key: jax.Array | None 
   return (output[:, 0] if jnp.issubdtype(batch["label"].dtype, jnp.floating) else output), rest
 
 
-def read(model, variables: dict, batch: dict, key: jax.Array | None = None) -> tuple[tuple, dict]:
+def read(model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> tuple[tuple, dict]:
   """The model's output for the rows of a batch (`train.data.text.labelled`), with aux; and the other collections.
 
   Args:

@@ -1,9 +1,11 @@
 """Masked image modelling: absolute error of the masked pixels (Xie et al. 2022, 3.4)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from train import rng
 from train.images import normalise
@@ -27,18 +29,20 @@ class Objective:
   mean: tuple[float, ...] = (0.5,)
   std: tuple[float, ...] = (0.5,)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 0 < self.mask_ratio < 1:
       raise ValueError(f"config.objective: mask_ratio is {self.mask_ratio}; wanted 0 < mask_ratio < 1")
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the valid images; `key=None` evaluates, with the same masks every time."""
     image_BYXC = normalise(batch["image"], self.mean, self.std)
-    rows, columns = mask_grid(model.config, image_BYXC.shape[1:3], self.mask_patch_size)
+    Y, X = image_BYXC.shape[1:3]
+    rows, columns = mask_grid(model.config, (Y, X), self.mask_patch_size)
     rngs = {} if key is None else rng.streams(rng.per_batch(key, batch["id"]), "dropout")
     noise_BP = rng.per_patch(key, batch["id"], rows * columns)
-    options = dict(mask_patch_size=self.mask_patch_size, mask_ratio=self.mask_ratio)
-    pixels_BYXC, aux = model.apply(variables, image_BYXC, noise_BP, **options, rngs=rngs)
+    options: dict = dict(mask_patch_size=self.mask_patch_size, mask_ratio=self.mask_ratio)
+    output: Any = model.apply(variables, image_BYXC, noise_BP, **options, rngs=rngs)
+    pixels_BYXC, aux = output
     loss_B = absolute_error(pixels_BYXC, image_BYXC, aux["masked"])
     weight_B = batch["valid"].astype(jnp.float32)
     return Loss((weight_B * loss_B).sum(), weight_B.sum(), {}, {})

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 
 from train.objectives import Loss
 from train.objectives.sequence_classification import read
@@ -13,7 +15,7 @@ from train.objectives.sequence_classification import read
 class Objective:
   """Cross-entropy over the tokens that have a tag, each by itself (Devlin et al. 2019, 5.3)."""
 
-  def __call__(self, model, variables, batch, key=None) -> Loss:
+  def __call__(self, model: nn.Module, variables: dict, batch: dict, key: jax.Array | None = None) -> Loss:
     """Sums over the tokens whose "label" is not -1; `key=None` evaluates: no dropout."""
     (logits_BTV, _), rest = read(model, variables, batch, key)
     label_BT = batch["label"]

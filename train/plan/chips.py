@@ -34,13 +34,13 @@ CHIPS = {
 }
 
 
-def chip(device: jax.Device) -> Chip | None:
+def chip(device: jax.Device) -> Chip | None:  # pyright: ignore[reportInvalidTypeForm]
   """The chip of a device, None if it is not in `CHIPS` (every CPU and GPU)."""
   kind = device.device_kind.removeprefix("TPU ")
   return next((c for c in CHIPS.values() if kind in c.kind), None)
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device: jax.Device) -> float | None:  # pyright: ignore[reportInvalidTypeForm]
   """The bf16 peak of a device in FLOP/s, None if it is not in `CHIPS`."""
   found = chip(device)
   return found and found.peak_flops

@@ -17,7 +17,7 @@ class Collective:
     op: "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute" or "collective-broadcast".
     shapes: what one device gets of it, such as ("f32[256,512]",); several where XLA combined them.
     bytes: of the whole arrays, once: what an all-gather ends with and a reduce-scatter starts from.
-    groups: the devices (places in the mesh) that talk to each other; for a permutation pairs of source and target.
+    groups: the devices (positions in the mesh) that communicate; for a permutation pairs of source and target.
     count: how often it runs in one run of the program; loops counted.
     source: the operation of the traced function it was made for.
   """
@@ -40,9 +40,9 @@ class Collective:
     return sum(self.sizes) * (len(self.groups[0]) if self.op == "reduce-scatter" else 1)
 
   def crosses(self, mesh: Mesh, axis: str) -> bool:
-    """Whether devices at different places of a mesh axis talk to each other."""
-    place = np.indices(mesh.devices.shape)[mesh.axis_names.index(axis)].ravel()
-    return any(len({place[device] for device in group}) > 1 for group in self.groups)
+    """Whether devices at different positions of a mesh axis communicate."""
+    position = np.indices(mesh.devices.shape)[mesh.axis_names.index(axis)].ravel()
+    return any(len({position[device] for device in group}) > 1 for group in self.groups)
 
 
 _OPS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
@@ -85,16 +85,18 @@ def collectives(hlo: str) -> list[Collective]:
   """The collectives of a compiled program, `compiled.as_text()`, in its order.
 
   A loop's length is the one XLA knows, or the bound in its condition. One that the compiler made asynchronous and
-  spread over several fusions is one; an all-reduce that only a slice is kept of is the reduce-scatter it was.
+  distributed over several fusions is one; an all-reduce that only a slice is kept of is the reduce-scatter it was.
 
   Raises:
     ValueError: replica groups in a notation that is not known.
   """
-  computations, entry = {}, None
+  computations: dict[str, list[str]] = {}
+  lines: list[str] = []
+  entry = None
   for line in hlo.splitlines():
-    if found := _COMPUTATION.match(line):
-      lines = computations[found[2]] = []
-      entry = found[2] if found[1] else entry
+    if header := _COMPUTATION.match(line):
+      lines = computations[header[2]] = []
+      entry = header[2] if header[1] else entry
     elif computations:
       lines.append(line)
 
@@ -112,7 +114,7 @@ def collectives(hlo: str) -> list[Collective]:
         channel = re.search(r"channel_id=(\d+)", line)
         if name.startswith("all-reduce-scatter"):
           # A fusion of an all-reduce and the slice that the device keeps: a TPU's reduce-scatter.
-          root = next(_INSTRUCTION.match(x) for x in computations[name] if "ROOT" in x)
+          root = next(filter(None, (_INSTRUCTION.match(x) for x in computations[name] if "ROOT" in x)))
           one = dataclasses.replace(one, op="reduce-scatter", shapes=_shapes(root[3]))
         key = (one.op, one.shapes, channel[1] if channel else f"{name}/{result}")
         if key not in found or found[key].count < times:
@@ -146,6 +148,7 @@ def _collective(op: str, kind: str, line: str, asynchronous: bool, times: int) -
 def _trips(line: str, computations: dict[str, list[str]]) -> int:
   if found := re.search(r'known_trip_count"?:\{"n":"(\d+)"\}', line):
     return int(found[1])
-  condition = computations[re.search(r"condition=%?([\w.-]+)", line)[1]]
+  called = re.search(r"condition=%?([\w.-]+)", line)
+  condition = computations[called[1]] if called else []
   bounds = [int(n) for x in condition for n in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", x)]
   return bounds[0] if len(bounds) == 1 and any("direction=LT" in x for x in condition) else 1

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -13,7 +14,7 @@ from train.plan.memory import out_of_hbm
 from zoo.errors import nearest
 
 
-def tpu_devices(topology: str) -> tuple[Chip, list[jax.Device]]:
+def tpu_devices(topology: str) -> tuple[Chip, list[jax.Device]]:  # pyright: ignore[reportInvalidTypeForm]
   """The devices of a TPU slice that need not exist, to compile for.
 
   On a machine with a TPU call it in a process of its own, started with JAX_PLATFORMS=cpu: it configures libtpu not to
@@ -47,7 +48,7 @@ def tpu_devices(topology: str) -> tuple[Chip, list[jax.Device]]:
   return CHIPS[name], list(described.devices)
 
 
-def compile_for(function: Callable, *args, **jit_options) -> jax.stages.Compiled:
+def compile_for(function: Callable, *args: Any, **jit_options: Any) -> jax.stages.Compiled:
   """Compiles a function for the devices that its arguments' shardings name.
 
   Args:
@@ -58,7 +59,7 @@ def compile_for(function: Callable, *args, **jit_options) -> jax.stages.Compiled
   Raises:
     OutOfHbm: it needs more memory than a chip has.
   """
-  jitted = function if hasattr(function, "lower") and not jit_options else jax.jit(function, **jit_options)
+  jitted: Any = function if hasattr(function, "lower") and not jit_options else jax.jit(function, **jit_options)
   try:
     return jitted.lower(*args).compile()
   except jax.errors.JaxRuntimeError as error:

@@ -1,7 +1,8 @@
 """Counts the multiply-adds of a traced function and the parameters of a model."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from jax.extend import core
@@ -10,7 +11,7 @@ from jax.interpreters import partial_eval
 from zoo import compat
 
 
-def count_macs(function: Callable, *args) -> int:
+def count_macs(function: Callable, *args: Any) -> int:
   """Multiply-adds of all matmuls and convolutions of a function, over all devices; nothing is run or allocated.
 
   Operations that no output depends on are not counted, as XLA removes them. A scan counts its body once for each
@@ -36,14 +37,15 @@ def _macs(jaxpr: core.Jaxpr) -> int:
 
 def _equation_macs(eqn: core.JaxprEqn) -> int:
   name, params = eqn.primitive.name, eqn.params
+  inputs, outputs = ([_shape(v) for v in variables] for variables in (eqn.invars, eqn.outvars))
   if name == "dot_general":
     (contracted, _), _ = params["dimension_numbers"]
-    return math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+    return math.prod(outputs[0]) * math.prod(inputs[0][i] for i in contracted)
   if name == "conv_general_dilated":
-    kernel = eqn.invars[1].aval.shape
+    kernel = inputs[1]
     out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
     zeros = math.prod(params["lhs_dilation"])
-    return math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // out_features // zeros
+    return math.prod(outputs[0]) * math.prod(kernel) // out_features // zeros
   inner = [_macs(j) for value in params.values() for j in _jaxprs(value)]
   if name == "cond":
     platforms = params.get("branches_platforms") or ()
@@ -57,9 +59,13 @@ def _equation_macs(eqn: core.JaxprEqn) -> int:
   return sum(inner)
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+  return getattr(variable.aval, "shape", ())
+
+
 def _jaxprs(value) -> list[core.Jaxpr]:
   """The jaxprs in a primitive's parameter."""
-  if isinstance(value, core.ClosedJaxpr):
+  if isinstance(value, core.ClosedJaxpr):  # pyright: ignore[reportPrivateImportUsage]
     return [value.jaxpr]
   if isinstance(value, core.Jaxpr):
     return [value]
@@ -68,6 +74,6 @@ def _jaxprs(value) -> list[core.Jaxpr]:
   return []
 
 
-def count_parameters(params) -> int:
+def count_parameters(params: Mapping) -> int:
   """The number of elements of a tree of arrays or shapes."""
   return sum(math.prod(p.shape) for p in jax.tree.leaves(params))

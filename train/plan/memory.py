@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -11,7 +12,7 @@ from train.plan.chips import GB, Chip
 class OutOfHbm(ValueError):
   """The program does not fit a chip; `needed` and `usable` are bytes."""
 
-  def __init__(self, needed: int, usable: int):
+  def __init__(self, needed: int, usable: int) -> None:
     super().__init__(f"needs {needed / GB:.2f} GiB of HBM a chip and there are {usable / GB:.2f}")
     self.needed, self.usable = needed, usable
 
@@ -56,7 +57,7 @@ class Memory:
 
 def hbm(compiled: jax.stages.Compiled, chip: Chip) -> Memory:
   """The memory that a compiled program needs on one chip."""
-  m = compiled.memory_analysis()
+  m: Any = compiled.memory_analysis()
   return Memory(
     peak=m.peak_memory_in_bytes,
     usable=chip.usable,

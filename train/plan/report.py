@@ -23,13 +23,17 @@ from zoo import registry
 def abstract_arguments(experiment: Experiment, mesh: Mesh) -> tuple[State, dict, jax.ShapeDtypeStruct]:
   """Shapes and shardings of a step's arguments: state, batch and root key; nothing is allocated."""
 
-  def place(tree, spec: PartitionSpec):
-    placed = NamedSharding(mesh, spec)
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=placed), tree)
+  def with_sharding(tree, spec: PartitionSpec):
+    named = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=named), tree)
 
   axes = registry.family_of(experiment.model).LOGICAL_AXES
   state = sharding.Jit(mesh, axes).abstract(experiment.abstract_state())
-  return state, place(experiment.abstract_batch(), sharding.BATCH), place(experiment.abstract_key(), PartitionSpec())
+  return (
+    state,
+    with_sharding(experiment.abstract_batch(), sharding.BATCH),
+    with_sharding(experiment.abstract_key(), PartitionSpec()),
+  )
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,9 @@ def plan(config: ConfigDict, topology: str) -> Plan:
     ValueError: no such slice, no TPU compiler, or a config that does not fit the slice.
   """
   chip, devices = tpu_devices(topology)
-  sizes = {axis: config.parallel[axis] for axis in ("data", "fsdp", "tensor")}
-  axes = registry.family(config.model.name).LOGICAL_AXES
+  options = config.to_dict()
+  sizes = {axis: options["parallel"][axis] for axis in ("data", "fsdp", "tensor")}
+  axes = registry.family(options["model"]["name"]).LOGICAL_AXES
   parallel = sharding.Jit(sharding.make_mesh(**sizes, devices=devices), axes)
   experiment = Experiment(config, parallel=parallel, load_data=False)
   step, arguments = experiment.parallel_step(), abstract_arguments(experiment, parallel.mesh)
@@ -124,16 +129,16 @@ def plan(config: ConfigDict, topology: str) -> Plan:
   start = time.perf_counter()
   try:
     compiled = compile_for(step, *arguments)
-    memory, traffic = hbm(compiled, chip), tuple(collectives(compiled.as_text()))
+    memory, traffic = hbm(compiled, chip), tuple(collectives(compiled.as_text() or ""))
   except OutOfHbm as error:
     memory, traffic = Memory(error.needed, error.usable), ()
   return Plan(
     topology=topology,
     chips=len(devices),
     mesh=dict(parallel.mesh.shape),
-    model=config.model.name,
+    model=options["model"]["name"],
     parameters=count_parameters(arguments[0].params),
-    batch_size=config.batch_size,
+    batch_size=experiment.batch_size,
     macs=macs,
     memory=memory,
     collectives=traffic,

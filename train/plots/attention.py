@@ -4,11 +4,13 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from flax import linen as nn
 from matplotlib.figure import Figure
 
 from train.images import normalise
@@ -16,9 +18,17 @@ from train.plots.style import MAP, drawing, heading, panels, row_label, show_ima
 from zoo.layers.position_embeddings import resample
 
 
-def _intermediates(model, variables: dict, images, choose: Callable[[dict], dict], *, mean, std) -> dict:
+def _intermediates(
+  model: nn.Module,
+  variables: dict,
+  images: np.ndarray,
+  choose: Callable[[dict], dict],
+  *,
+  mean: Sequence[float],
+  std: Sequence[float],
+) -> dict:
   """`choose(aux)` of a model applied to uint8 images without masking."""
-  options = {}
+  options: dict[str, Any] = {}
   parameters = inspect.signature(type(model).__call__).parameters
   if "noise_BP" in parameters:
     patches = math.prod(_grid(model, images))
@@ -30,12 +40,20 @@ def _intermediates(model, variables: dict, images, choose: Callable[[dict], dict
 
   @jax.jit
   def apply(variables, images):
-    return choose(model.apply(variables, normalise(images, mean, std), **options)[1])
+    output: Any = model.apply(variables, normalise(images, mean, std), **options)
+    return choose(output[1])
 
   return jax.device_get(apply(variables, images))
 
 
-def attention_weights(model, variables: dict, images, *, mean=(0.5,), std=(0.5,)) -> np.ndarray:
+def attention_weights(
+  model: nn.Module,
+  variables: dict,
+  images: np.ndarray,
+  *,
+  mean: Sequence[float] = (0.5,),
+  std: Sequence[float] = (0.5,),
+) -> np.ndarray:
   """The encoder's attention weights [layers, batch, heads, tokens, tokens] for uint8 images, none masked.
 
   Raises:
@@ -51,7 +69,14 @@ def attention_weights(model, variables: dict, images, *, mean=(0.5,), std=(0.5,)
   return np.stack([aux[name] for name in sorted(aux)])
 
 
-def attention_received(model, variables: dict, images, *, mean=(0.5,), std=(0.5,)) -> list[np.ndarray]:
+def attention_received(
+  model: nn.Module,
+  variables: dict,
+  images: np.ndarray,
+  *,
+  mean: Sequence[float] = (0.5,),
+  std: Sequence[float] = (0.5,),
+) -> list[np.ndarray]:
   """The attention that each token of a Swin receives from its window, in the last block of each stage.
 
   Args:
@@ -106,13 +131,13 @@ def query_map(weights: np.ndarray, grid: tuple[int, int], pool: str) -> np.ndarr
   return (row / row.sum(-1, keepdims=True)).reshape(*row.shape[:-1], *grid)
 
 
-def _grid(model, images) -> tuple[int, int]:
+def _grid(model: nn.Module, images: np.ndarray) -> tuple[int, int]:
   return images.shape[1] // model.config.patch_size, images.shape[2] // model.config.patch_size
 
 
 @drawing
 def attention_maps(
-  model,
+  model: nn.Module,
   variables: dict,
   images: np.ndarray,
   *,
@@ -160,7 +185,12 @@ def attention_maps(
 
 @drawing
 def attention_rollout(
-  model, variables: dict, images: np.ndarray, *, mean: Sequence[float] = (0.5,), std: Sequence[float] = (0.5,)
+  model: nn.Module,
+  variables: dict,
+  images: np.ndarray,
+  *,
+  mean: Sequence[float] = (0.5,),
+  std: Sequence[float] = (0.5,),
 ) -> Figure:
   """Attention rollout over images (as ViT, Dosovitskiy et al. 2021, fig. 6)."""
   images = np.asarray(images)
@@ -171,7 +201,7 @@ def attention_rollout(
   for (above, below), image, values in zip(axes.T, images, maps, strict=True):
     show_image(above, image)
     fine = resample(_rescale(values)[..., None], (height, width), "bilinear")[..., 0]
-    colour = matplotlib.colormaps[MAP](fine)[..., :3] * 255
+    colour = np.asarray(matplotlib.colormaps[MAP](fine))[..., :3] * 255
     # Little of the image, so that low values are dark where it is white.
     show_image(below, (0.75 * colour + 0.25 * image.mean(-1, keepdims=True)).astype(np.uint8))
   row_label(axes[0, 0], "image")

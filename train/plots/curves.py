@@ -25,7 +25,8 @@ def smooth(values: np.ndarray, width: float) -> np.ndarray:
 
 def _series(log: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
   points = [(entry["step"], entry[key]) for entry in log if isinstance(entry.get(key), (int, float))]
-  return tuple(np.array(points, np.float64).reshape(-1, 2).T)
+  steps, values = np.array(points, np.float64).reshape(-1, 2).T
+  return steps, values
 
 
 def _draw_rates(axis, steps: np.ndarray, rates: np.ndarray) -> None:

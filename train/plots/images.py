@@ -1,11 +1,13 @@
 """Plots of images: reconstructions of masked images, and classes of pixels."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from flax import linen as nn
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -21,16 +23,16 @@ def _pixels(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 def reconstruct(
-  model,
+  model: nn.Module,
   variables: dict,
-  images,
-  noise,
+  images: np.ndarray,
+  noise: jax.Array | np.ndarray,
   *,
-  mask_ratio=0.75,
-  norm_pix_loss=True,
-  mean=(0.5,),
-  std=(0.5,),
-  mask_patch_size=None,
+  mask_ratio: float = 0.75,
+  norm_pix_loss: bool = True,
+  mean: Sequence[float] = (0.5,),
+  std: Sequence[float] = (0.5,),
+  mask_patch_size: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Reconstructs masked images.
 
@@ -45,14 +47,16 @@ def reconstruct(
   Returns:
     the predicted images, uint8, and which pixels were masked [batch, height, width, 1], bool.
   """
-  patch, options = model.config.patch_size, dict(mask_ratio=mask_ratio)
+  patch: int = model.config.patch_size
+  options: dict[str, Any] = dict(mask_ratio=mask_ratio)
   if mask_patch_size:
     options["mask_patch_size"] = mask_patch_size
 
   @jax.jit
   def predict(variables, images, noise):
     normalised = normalise(images, mean, std)
-    pixels, aux = model.apply(variables, normalised, noise, **options)
+    output: Any = model.apply(variables, normalised, noise, **options)
+    pixels, aux = output
     target = patchify(normalised, patch)
     predicted = patchify(pixels, patch) if pixels.ndim == 4 else pixels.reshape(target.shape)
     if norm_pix_loss:
@@ -67,7 +71,7 @@ def reconstruct(
 
 @drawing
 def reconstructions(
-  model,
+  model: nn.Module,
   variables: dict,
   images: np.ndarray,
   *,
@@ -153,7 +157,9 @@ def segmentations(
     for v, colour in zip(occur, mask_colors(np.array(occur, int), names), strict=True)
   ]
   inches = figure.get_size_inches()
-  place = dict(loc="upper left", bbox_to_anchor=(0.1 / inches[0], 1 - 0.55 / inches[1]), borderaxespad=0, borderpad=0)
+  place: dict = dict(
+    loc="upper left", bbox_to_anchor=(0.1 / inches[0], 1 - 0.55 / inches[1]), borderaxespad=0, borderpad=0
+  )
   figure.legend(handles=patches, ncols=4, handlelength=1, labelspacing=0.2, columnspacing=1, **place)
   heading(figure, "Classes of pixels", f"mean intersection over union of these images: {100 * score:.1f} %")
   return figure

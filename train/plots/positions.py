@@ -3,13 +3,16 @@
 import math
 
 import numpy as np
+from flax import linen as nn
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from train.plots.style import MAP, SOFT, drawing, heading
 from zoo.layers.position_embeddings import Positions
 
 
-def position_table(model, variables: dict) -> np.ndarray:
+def position_table(model: nn.Module, variables: dict) -> np.ndarray:
   """The position embeddings [rows, columns, width] that an encoder adds to its patches.
 
   Raises:
@@ -52,15 +55,15 @@ def position_similarity(table: np.ndarray, *, max_maps: int = 14) -> Figure:
   for i, y in enumerate(rows):
     for j, x in enumerate(columns):
       box_y = height - top - (i + 1) * (size * aspect) - i * gap
-      box = [(left + j * (size + gap)) / width, box_y / height, size / width, size * aspect / height]
+      box = ((left + j * (size + gap)) / width, box_y / height, size / width, size * aspect / height)
       axis = figure.add_axes(box)
-      drawn = axis.imshow(values[y, x], cmap=MAP, vmin=least, vmax=1, interpolation="nearest")
+      axis.imshow(values[y, x], cmap=MAP, vmin=least, vmax=1, interpolation="nearest")
       axis.set(xticks=[], yticks=[])
       axis.spines[:].set_visible(False)
       if i == len(rows) - 1:
-        axis.set_xlabel(x + 1, labelpad=2)
+        axis.set_xlabel(str(x + 1), labelpad=2)
       if j == 0:
-        axis.set_ylabel(y + 1, labelpad=4, rotation=0, va="center", ha="right")
+        axis.set_ylabel(str(y + 1), labelpad=4, rotation=0, va="center", ha="right")
   figure.text(
     (left + len(columns) * (size + gap) / 2) / width, 0.12 / height, "column of the patch", ha="center", color=SOFT
   )
@@ -68,8 +71,8 @@ def position_similarity(table: np.ndarray, *, max_maps: int = 14) -> Figure:
   figure.text(0.1 / width, middle, "row of the patch", va="center", rotation=90, color=SOFT)
   span = min(len(rows) * (size * aspect + gap) - gap, 2.0)
   bar = figure.colorbar(
-    drawn,
-    cax=figure.add_axes([(width - right + 0.12) / width, (height - top - span) / height, 0.1 / width, span / height]),
+    ScalarMappable(Normalize(least, 1), MAP),
+    cax=figure.add_axes(((width - right + 0.12) / width, (height - top - span) / height, 0.1 / width, span / height)),
   )
   bar.outline.set_visible(False)
   bar.set_ticks([least, (least + 1) / 2, 1])

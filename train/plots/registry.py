@@ -15,8 +15,12 @@ from matplotlib.figure import Figure
 
 import zoo
 from train import plots
+from train.data.base import Dataset
+from train.data.image_classification import ImageClassification
+from train.data.regression import Regression
 from train.data.transforms import decode
 from train.evaluation.image_metrics import score_confusion
+from train.experiment import Experiment
 from train.inference import translate
 from train.objectives.regression import Objective
 from train.objectives.semantic_segmentation import pixel_logits
@@ -42,7 +46,12 @@ class Plot(NamedTuple):
 
 
 def draw(
-  name: str, experiment, variables: dict, workdir: Path, path: Path | None = None, images: np.ndarray | None = None
+  name: str,
+  experiment: Experiment,
+  variables: dict,
+  workdir: Path,
+  path: Path | None = None,
+  images: np.ndarray | None = None,
 ) -> Figure:
   """Draws one of `PLOTS`, as a matplotlib figure.
 
@@ -63,7 +72,7 @@ def draw(
   return PLOTS[name].function(experiment, variables, workdir, images, path=path)
 
 
-def check(name: str, experiment) -> None:
+def check(name: str, experiment: Experiment) -> None:
   """Raises ValueError where there is no such plot, or it does not fit the experiment."""
   if name not in PLOTS:
     raise ValueError(f"unknown plot {name!r}{nearest(name, PLOTS)}")
@@ -74,7 +83,7 @@ def check(name: str, experiment) -> None:
     raise ValueError(f"{experiment.config.model.name} does not reconstruct; the plot is for MAE and SimMIM")
 
 
-def examples(data, count: int = 8) -> np.ndarray:
+def examples(data: ImageClassification, count: int = 8) -> np.ndarray:
   """The first images of the evaluation split that are of different classes, at most `count`."""
   found: dict[int, np.ndarray] = {}
   source = data.examples(data.eval_split)
@@ -87,7 +96,7 @@ def examples(data, count: int = 8) -> np.ndarray:
   return np.stack([found[label] for label in sorted(found)])
 
 
-def read_image(path: str | Path, data) -> np.ndarray:
+def read_image(path: str | Path, data: ImageClassification) -> np.ndarray:
   """An image file as a batch of one, scaled and cropped as in evaluation.
 
   Raises:
@@ -108,18 +117,18 @@ def read_image(path: str | Path, data) -> np.ndarray:
   return image[None, top : top + height, left : left + width]
 
 
-def _loss_curve(experiment, variables, workdir, images, *, path):
+def _loss_curve(experiment: Experiment, variables, workdir, images, *, path):
   return plots.loss_curve(workdir, path=path)
 
 
-def _position_similarity(experiment, variables, workdir, images, *, path):
+def _position_similarity(experiment: Experiment, variables, workdir, images, *, path):
   return plots.position_similarity(plots.position_table(experiment.model, variables), path=path)
 
 
 # ---- images
 
 
-def _reconstructions(experiment, variables, workdir, images, *, path):
+def _reconstructions(experiment: Experiment, variables, workdir, images, *, path):
   options = dict(norm_pix_loss=False) | dataclasses.asdict(experiment.objective)
   return plots.reconstructions(experiment.model, variables, images, **options, path=path)
 
@@ -129,7 +138,7 @@ def _attention(function, experiment, variables, workdir, images, *, path):
   return function(experiment.model, variables, images[:6], mean=objective.mean, std=objective.std, path=path)
 
 
-def _segmentations(experiment, variables, workdir, images, *, path):
+def _segmentations(experiment: Experiment, variables, workdir, images, *, path):
   batch = next(experiment.data.eval_batches(6))
   images, masks = (batch[name][batch["valid"]] for name in ("image", "mask"))
   objective, names = experiment.objective, experiment.data.class_names
@@ -148,7 +157,7 @@ def _segmentations(experiment, variables, workdir, images, *, path):
 # ---- regressions
 
 
-def predict(experiment, variables: dict, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def predict(experiment: Experiment, variables: dict, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Predictions of a regression at these x, in the units of its file; and attention weights [queries, keys]."""
   data = experiment.data
   example = next(data.eval_batches(1, "train", limit=1))
@@ -157,7 +166,7 @@ def predict(experiment, variables: dict, x: np.ndarray) -> tuple[np.ndarray, np.
   return np.asarray(y[0]), np.asarray(aux["weights"][0])
 
 
-def width_errors(data, split: str, widths: np.ndarray) -> np.ndarray:
+def width_errors(data: Regression, split: str, widths: np.ndarray) -> np.ndarray:
   """The root mean squared error of kernel regression with each of these widths on a split."""
   batch = next(data.eval_batches(min(len(data.examples(split)), MAX_POINTS), split))
   model = zoo.create("kernel_regression/learned", bandwidth=1.0)  # one program for all widths
@@ -169,7 +178,7 @@ def width_errors(data, split: str, widths: np.ndarray) -> np.ndarray:
   return np.asarray(jax.jit(lambda widths: jax.lax.map(error, widths))(widths.astype(np.float32)))
 
 
-def _regression_curve(experiment, variables, workdir, images, *, path):
+def _regression_curve(experiment: Experiment, variables, workdir, images, *, path):
   data = experiment.data
   splits = {split: data.split(split) for split in ("train", "test")}
   x = np.linspace(data.table.x.min(), data.table.x.max(), 1000)
@@ -179,14 +188,14 @@ def _regression_curve(experiment, variables, workdir, images, *, path):
   return plots.regression_curve(curve, splits, names=data.table.names, about=about, path=path)
 
 
-def _attention_heat_map(experiment, variables, workdir, images, *, path):
+def _attention_heat_map(experiment: Experiment, variables, workdir, images, *, path):
   data = experiment.data
   queries, keys = data.split("test")[0][:MAX_POINTS], data.split("train")[0]
   weights = predict(experiment, variables, queries)[1]
   return plots.attention_heat_map(weights, queries, keys, name=data.table.names[0], path=path)
 
 
-def _kernel_widths(experiment, variables, workdir, images, *, path):
+def _kernel_widths(experiment: Experiment, variables, workdir, images, *, path):
   data = experiment.data
   x, y = data.split("train")
   widths = np.geomspace(np.ptp(x) / 1000, np.ptp(x), 60)
@@ -200,17 +209,17 @@ def _kernel_widths(experiment, variables, workdir, images, *, path):
 # ---- texts
 
 
-def _pair(experiment, min_words: int = 6, max_words: int = 10) -> tuple[str, str]:
+def _pair(experiment: Experiment, min_words: int = 6, max_words: int = 10) -> tuple[str, str]:
   """A text short enough to draw and its translation: the first of a suitable length, else the first of all."""
   pairs = experiment.data.references()
   return next((pair for pair in pairs if min_words <= len(pair[0].split()) <= max_words), pairs[0])
 
 
-def _alignment(experiment, variables, workdir, images, *, path):
+def _alignment(experiment: Experiment, variables, workdir, images, *, path):
   return plots.alignment(*translate.align(experiment, variables, *_pair(experiment)), path=path)
 
 
-def _sequence(data) -> tuple[np.ndarray, np.ndarray]:
+def _sequence(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
   """Tokens and types of a sequence to draw: the shortest that is long enough, else the longest; truncated.
 
   Of the first sequences of some rows of the evaluation split.
@@ -226,7 +235,7 @@ def _sequence(data) -> tuple[np.ndarray, np.ndarray]:
   return tokens[:MAX_TOKENS], types[:MAX_TOKENS]
 
 
-def _attention_heads(experiment, variables, workdir, images, *, path):
+def _attention_heads(experiment: Experiment, variables, workdir, images, *, path):
   data = experiment.data
   if experiment.config.data.name in ROWS:
     vocabulary = data.vocabulary

@@ -1,6 +1,7 @@
 """Plots of regression by attention pooling."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -26,10 +27,13 @@ def regression_curve(
     about: a line below the title.
   """
   figure = Figure(figsize=(6.4, 4.4))
-  axis = figure.add_axes([0.11, 0.12, 0.86, 0.7])
-  markers = (dict(s=13, color=SOFT, alpha=0.55, linewidths=0), dict(s=22, color="none", edgecolors=COLORS[1]))
+  axis = figure.add_axes((0.11, 0.12, 0.86, 0.7))
+  markers: tuple[dict[str, Any], ...] = (
+    dict(s=13, color=SOFT, alpha=0.55, linewidths=0),
+    dict(s=22, color="none", edgecolors=COLORS[1]),
+  )
   for (name, points), marker in zip(splits.items(), markers, strict=False):
-    axis.scatter(*points, **marker, label=f"{name} points", zorder=2)
+    axis.scatter(points[0], points[1], **marker, label=f"{name} points", zorder=2)
   average = next(iter(splits.values()))[1].mean()
   axis.axhline(average, color=COLORS[2], linewidth=1.4, linestyle=(0, (5, 3)), label="average pooling", zorder=1)
   axis.plot(*curve, color=COLORS[0], linewidth=2, label="attention pooling", zorder=3)
@@ -55,7 +59,7 @@ def attention_heat_map(weights: np.ndarray, queries: np.ndarray, keys: np.ndarra
   """
   rows, columns = np.argsort(queries, kind="stable"), np.argsort(keys, kind="stable")
   figure = Figure(figsize=(6.4, 4.4))
-  axis = figure.add_axes([0.11, 0.12, 0.75, 0.71])
+  axis = figure.add_axes((0.11, 0.12, 0.75, 0.71))
   most = max(float(weights.max()), 1e-9)
   # Weights of dense keys are small, and visible beside those of isolated keys only on a logarithmic scale.
   scale = LogNorm(most / 1000, most, clip=True)
@@ -66,7 +70,7 @@ def attention_heat_map(weights: np.ndarray, queries: np.ndarray, keys: np.ndarra
   axis.set(xlabel=f"key: {name}", ylabel=f"query: {name}")
   axis.tick_params(length=0)
   axis.spines[:].set_visible(False)
-  bar = figure.colorbar(drawn, cax=figure.add_axes([0.885, 0.12, 0.02, 0.71]), extend="min")
+  bar = figure.colorbar(drawn, cax=figure.add_axes((0.885, 0.12, 0.02, 0.71)), extend="min")
   bar.set_label("attention weight")
   bar.outline.set_visible(False)
   bar.ax.tick_params(length=0, which="both")
@@ -91,7 +95,7 @@ def kernel_widths(
     names: of x and y, with their units.
   """
   figure = Figure(figsize=(6.4, 3.6))
-  axis = figure.add_axes([0.11, 0.15, 0.76, 0.65])
+  axis = figure.add_axes((0.11, 0.15, 0.76, 0.65))
   axis.set_xscale("log")
   draw_lines(axis, [(name, widths, e, colour, {}) for (name, e), colour in zip(errors.items(), COLORS, strict=False)])
   axis.plot(widths[[0, -1]], [average, average], color=COLORS[2], linewidth=1.2, linestyle=(0, (5, 3)))

@@ -6,9 +6,11 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK, SOFT, FAINT = "#26303a", "#66727f", "#d5dadf"
@@ -16,7 +18,7 @@ INK, SOFT, FAINT = "#26303a", "#66727f", "#d5dadf"
 COLORS = ("#1f4e79", "#c8553d", "#3b8574", "#9468b8", "#66192d")
 MASKED = (190, 205, 218)  # of masked pixels: a tint that no grey image has
 MAP = "viridis"  # perceptually uniform, also with colour blindness
-STYLE = {
+STYLE: dict = {
   "font.size": 9,
   "axes.titlesize": 9,
   "axes.labelsize": 9,
@@ -74,14 +76,14 @@ def panels(rows: int, columns: int, aspect: float, left: float, top: float) -> t
   for row in range(rows):
     for column in range(columns):
       x, y = left + column * (size + gap), height - top - (row + 1) * size * aspect - row * gap
-      box = [x / figure.get_figwidth(), y / height, size / figure.get_figwidth(), size * aspect / height]
+      box = (x / figure.get_figwidth(), y / height, size / figure.get_figwidth(), size * aspect / height)
       axes[row, column] = axis = figure.add_axes(box)
       axis.set(xticks=[], yticks=[])
       axis.spines[:].set_visible(False)
   return figure, axes
 
 
-def show_image(axis, image: np.ndarray, **kwargs) -> None:
+def show_image(axis: Axes, image: np.ndarray, **kwargs: Any) -> None:
   """Shows a uint8 image unscaled; one channel is grey."""
   grey = image.ndim == 2 or image.shape[-1] == 1
   values = image.reshape(image.shape[:2]) if grey else image
@@ -93,12 +95,12 @@ def rgb(images: np.ndarray) -> np.ndarray:
   return np.repeat(images, 3, -1) if images.shape[-1] == 1 else images
 
 
-def row_label(axis, text: str) -> None:
+def row_label(axis: Axes, text: str) -> None:
   """Labels a row on the left of its first panel."""
   axis.text(-0.06, 0.5, text, transform=axis.transAxes, ha="right", va="center", size=9)
 
 
-def draw_lines(axis, lines: list[tuple]) -> None:
+def draw_lines(axis: Axes, lines: list[tuple]) -> None:
   """Draws lines (label, x, y, colour, style), each labelled at its end in place of a legend."""
   ends = []
   for label, x, y, colour, style in lines:
@@ -108,7 +110,8 @@ def draw_lines(axis, lines: list[tuple]) -> None:
       ends.append([x[finite[-1]], y[finite[-1]], label, colour])
   low, high = axis.get_ylim()
   axis.set_ylim(low, high)
-  apart = 0.13 * (high - low) / (axis.get_position().height * axis.figure.get_figheight())  # a line of text
+  figure_height = cast(Figure, axis.get_figure(root=True)).get_figheight()
+  apart = 0.13 * (high - low) / (axis.get_position().height * figure_height)  # a line of text
   floor = -math.inf
   right = max(x for x, *_ in ends) if ends else 0
   for _, y, label, colour in sorted(ends, key=lambda end: end[1]):

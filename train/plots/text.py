@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
+from matplotlib import colors
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -52,7 +52,7 @@ def attention_heads(weights: np.ndarray, target: Sequence[str], source: Sequence
   most = max(0.5, weights.max())  # the same for all, see `alignment`
   for row, column in np.ndindex(rows, columns):
     x, y = left + column * (across + gap), height - top - (row + 1) * down - row * gap
-    axis = figure.add_axes([x / width, y / height, across / width, down / height])
+    axis = figure.add_axes((x / width, y / height, across / width, down / height))
     axis.imshow(weights[row, column], cmap="Blues", vmin=0, vmax=most, interpolation="nearest", aspect="auto")
     axis.spines[:].set(visible=True, color=FAINT)
     axis.xaxis.tick_top()
@@ -80,7 +80,7 @@ def token_inputs(tokens: Sequence[str], numbers: Mapping[str, Sequence[int]]) ->
   figure = Figure(figsize=(width, height))
   for line, (name, values) in enumerate(numbers.items()):
     y = height - top - (1.25 * line + 1) * cell
-    axis = figure.add_axes([left / width, y / height, cell * len(tokens) / width, cell / height])
+    axis = figure.add_axes((left / width, y / height, cell * len(tokens) / width, cell / height))
     kinds = {value: kind for kind, value in enumerate(sorted({*values}))}
     most = max(max(values), 1)
     for i, value in enumerate(values):
@@ -88,7 +88,7 @@ def token_inputs(tokens: Sequence[str], numbers: Mapping[str, Sequence[int]]) ->
       colour = _pale(COLORS[kinds[value]], 0.62) if few else _pale(COLORS[0], 0.9 - 0.65 * value / most)
       axis.add_patch(Rectangle((i + 0.04, 0), 0.92, 1, color=colour, linewidth=0))
       light = not few and value / most > 0.6
-      axis.text(i + 0.5, 0.47, value, ha="center", va="center", size=7, color="white" if light else INK)
+      axis.text(i + 0.5, 0.47, str(value), ha="center", va="center", size=7, color="white" if light else INK)
     axis.set(xlim=(0, len(tokens)), ylim=(0, 1), xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     axis.annotate(
@@ -106,7 +106,8 @@ def token_inputs(tokens: Sequence[str], numbers: Mapping[str, Sequence[int]]) ->
 
 def _pale(colour: str, share: float) -> tuple[float, float, float]:
   """A colour mixed with a share of white."""
-  return tuple(share + (1 - share) * c for c in matplotlib.colors.to_rgb(colour))
+  red, green, blue = (share + (1 - share) * c for c in colors.to_rgb(colour))
+  return red, green, blue
 
 
 @drawing
@@ -128,12 +129,12 @@ def masked_tokens(
   box = left / width, bottom / height, across * len(inputs) / width, down * len(tokens) / height
   axis = figure.add_axes(box)
   colours = {"masked": COLORS[0], "random token": COLORS[1], "unchanged": COLORS[2]}
-  for (epoch, i), predicted in np.ndenumerate(selected):
-    token = inputs[epoch][i]
+  for epoch, i in np.ndindex(selected.shape):
+    token, predicted = str(inputs[epoch][i]), selected[epoch, i]
     kind = "masked" if token == mask else "unchanged" if token == tokens[i] else "random token"
     colour = _pale(colours[kind], 0.1) if predicted else _pale(FAINT, 0.75)
     axis.add_patch(Rectangle((epoch + 0.02, i + 0.05), 0.96, 0.9, color=colour, linewidth=0))
-    style = dict(color="white", weight="bold") if predicted else dict(color=SOFT)
+    style: dict = dict(color="white", weight="bold") if predicted else dict(color=SOFT)
     axis.text(epoch + 0.5, i + 0.55, token, ha="center", va="center", size=6.5, clip_on=True, **style)
   axis.set(xlim=(0, len(inputs)), ylim=(len(tokens), 0))
   axis.set_xticks(np.arange(len(inputs)) + 0.5, [f"epoch {epoch}" for epoch in range(1, len(inputs) + 1)])
@@ -180,20 +181,20 @@ def beam_tree(followed: Sequence[Sequence[tuple[str, ...]]], best: tuple[str, ..
   height: dict[tuple, float] = {}
   lines = 0
 
-  def place(node: tuple) -> float:
+  def set_height(node: tuple) -> float:
     nonlocal lines
     if children[node]:
-      found = [place(child) for child in children[node]]
+      found = [set_height(child) for child in children[node]]
       height[node] = (found[0] + found[-1]) / 2
     else:
       height[node], lines = float(lines), lines + 1
     return height[node]
 
-  place(())
+  set_height(())
   depth = max(map(len, children))
   figure = Figure(figsize=(max(1.1 * (depth + 0.6), 4.8), 0.24 * lines + 0.85))
   bottom, top = 0.1 / figure.get_figheight(), 0.62 / figure.get_figheight()
-  axis = figure.add_axes([0, bottom, 1, 1 - bottom - top])
+  axis = figure.add_axes((0, bottom, 1, 1 - bottom - top))
   axis.set(xlim=(-0.3, depth + 0.7), ylim=(lines - 0.4, -0.6))
   axis.axis("off")
   for node in children:
@@ -201,7 +202,7 @@ def beam_tree(followed: Sequence[Sequence[tuple[str, ...]]], best: tuple[str, ..
     if node:
       ends = [len(node) - 0.38, len(node) - 0.05], [height[node[:-1]], height[node]]
       axis.plot(*ends, color=COLORS[0] if chosen else FAINT, linewidth=1.8 if chosen else 0.9, zorder=2 + chosen)
-    style = dict(color=INK, weight="bold") if chosen else dict(color=SOFT)
+    style: dict = dict(color=INK, weight="bold") if chosen else dict(color=SOFT)
     axis.text(len(node), height[node], node[-1] if node else "<s>", size=8, va="center", zorder=4, **style)
   heading(figure, "Beam search", "a column for each step; the chosen sequence is bold")
   return figure

@@ -197,16 +197,16 @@ class Encoder(nn.Module):
 
 
 class MaskedLMHead(nn.Module):
-  """Tokens [B, P, D] to logits [B, P, V] of the words, with the embedding table as output matrix (released code)."""
+  """Tokens [B, I, D] to logits [B, I, V] of the words, with the embedding table as output matrix (released code)."""
 
   config: Config
 
   @nn.compact
-  def __call__(self, x_BPD: jax.Array, table_VD: jax.Array) -> jax.Array:
+  def __call__(self, x_BID: jax.Array, table_VD: jax.Array) -> jax.Array:
     c, dtype = self.config, jnp.dtype(self.config.dtype)
-    x_BPD = nn.Dense(c.width, kernel_init=initializers.bert(c.init_std), dtype=dtype, name="transform")(x_BPD)
-    x_BPD = LayerNorm(epsilon=c.norm_eps, dtype=dtype, name="norm")(ACTIVATIONS[c.activation](x_BPD))
-    return tied_logits(x_BPD, table_VD) + self.param("bias", nn.initializers.zeros, (c.vocab_size,))
+    x_BID = nn.Dense(c.width, kernel_init=initializers.bert(c.init_std), dtype=dtype, name="transform")(x_BID)
+    x_BID = LayerNorm(epsilon=c.norm_eps, dtype=dtype, name="norm")(ACTIVATIONS[c.activation](x_BID))
+    return tied_logits(x_BID, table_VD) + self.param("bias", nn.initializers.zeros, (c.vocab_size,))
 
 
 class Model(nn.Module):
@@ -220,8 +220,8 @@ class Model(nn.Module):
     input_ids_BT: jax.Array,
     token_type_ids_BT: jax.Array | None = None,
     sequence_info: SequenceInfo = SINGLE_SEQUENCE,
-    masked_positions_BP: jax.Array | None = None,
-    cls_positions_BK: jax.Array | None = None,
+    masked_positions_BI: jax.Array | None = None,
+    cls_positions_BZ: jax.Array | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Encodes rows of tokens; rng `dropout` enables dropout.
 
@@ -229,40 +229,40 @@ class Model(nn.Module):
       input_ids_BT: token ids; each sequence begins with [CLS], the token that is pooled.
       token_type_ids_BT: 0 in the first segment of a sequence, 1 in the second; None: all 0.
       sequence_info: segment and position ids, if several sequences share a row or padding is not `pad_token_id`.
-      masked_positions_BP: positions whose words are predicted; None: all, at T / P times the cost.
-      cls_positions_BK: position of [CLS] of each sequence of a row; None: one sequence, which starts at 0.
+      masked_positions_BI: positions whose words are predicted; None: all, at T / I times the cost.
+      cls_positions_BZ: position of [CLS] of each sequence of a row; None: one sequence, which starts at 0.
 
     Returns:
       float32 output, and aux: "embedded", "block_00", ..., "tokens" [B, T, D], the attention weights
-      "block_00/weights" [B, N, T, T], ..., and "pooled" [B, D] or [B, K, D].
-      "pretraining": logits [B, P, V], and in aux "next_sentence" [B, 2] or [B, K, 2], logits of "B follows A" and
-      of "B is another text". "masked_lm": logits [B, P, V]. "sequence_classification": [B, V] or [B, K, V].
-      "multiple_choice": [B, 1] or [B, K, 1]. "token_classification": [B, T, V]. "question_answering": [B, T, 2],
+      "block_00/weights" [B, N, T, T], ..., and "pooled" [B, D] or [B, Z, D].
+      "pretraining": logits [B, I, V], and in aux "next_sentence" [B, 2] or [B, Z, 2], logits of "B follows A" and
+      of "B is another text". "masked_lm": logits [B, I, V]. "sequence_classification": [B, V] or [B, Z, V].
+      "multiple_choice": [B, 1] or [B, Z, 1]. "token_classification": [B, T, V]. "question_answering": [B, T, 2],
       start and end. "none": [B, T, D].
 
     Raises:
       ValueError: a row is longer than `max_length`.
     """
     c = self.config
-    expect(input_ids_BT=input_ids_BT, masked_positions_BP=masked_positions_BP, cls_positions_BK=cls_positions_BK)
+    expect(input_ids_BT=input_ids_BT, masked_positions_BI=masked_positions_BI, cls_positions_BZ=cls_positions_BZ)
     tokens_BTD, table_VD, aux = Encoder(c, name="encoder")(input_ids_BT, token_type_ids_BT, sequence_info)
     aux["tokens"] = tokens_BTD
     dense = functools.partial(nn.Dense, kernel_init=initializers.bert(c.init_std))
     sequence_heads = ("sequence_classification", "multiple_choice")
     if c.head in sequence_heads and c.pool == "mean":
-      if cls_positions_BK is not None:
+      if cls_positions_BZ is not None:
         raise ValueError("pool='mean' takes the mean of a whole row; sequences that share a row need pool='cls'")
       padding_mask_BT = sequence_info.segments(input_ids_BT, c.pad_token_id) > 0
       aux["pooled"] = shard_batch(mean_pool(tokens_BTD, padding_mask_BT))
     elif c.head in ("pretraining", *sequence_heads) or (c.head == "none" and c.pooler):
-      cls_BKD = tokens_BTD[:, 0] if cls_positions_BK is None else take_tokens(tokens_BTD, cls_positions_BK)
+      cls_BZD = tokens_BTD[:, 0] if cls_positions_BZ is None else take_tokens(tokens_BTD, cls_positions_BZ)
       pooler = nn.Dense(c.width, kernel_init=initializers.bert(c.init_std), dtype=jnp.dtype(c.dtype), name="pooler")
-      aux["pooled"] = shard_batch(jnp.tanh(pooler(cls_BKD)).astype(jnp.float32))
+      aux["pooled"] = shard_batch(jnp.tanh(pooler(cls_BZD)).astype(jnp.float32))
     if c.head == "pretraining":
       aux["next_sentence"] = shard_batch(dense(2, name="next_sentence")(aux["pooled"]))
     if c.head in ("pretraining", "masked_lm"):
-      masked_BPD = tokens_BTD if masked_positions_BP is None else take_tokens(tokens_BTD, masked_positions_BP)
-      return shard_batch(MaskedLMHead(c, name="masked_lm")(masked_BPD, table_VD)), aux
+      masked_BID = tokens_BTD if masked_positions_BI is None else take_tokens(tokens_BTD, masked_positions_BI)
+      return shard_batch(MaskedLMHead(c, name="masked_lm")(masked_BID, table_VD)), aux
     if c.head == "none":
       return tokens_BTD.astype(jnp.float32), aux
     x = aux["pooled"] if c.head in sequence_heads else tokens_BTD.astype(jnp.float32)

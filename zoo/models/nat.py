@@ -143,9 +143,9 @@ class Model(transformer.Model):
     classes = aux["length"].shape[1]
     if count > classes:
       raise ValueError(f"{count} lengths requested; the classifier has {classes}")
-    class_BN = jax.lax.top_k(aux["length"], count)[1]
-    length_BN = source_length_B[:, None] + class_BN - self.config.max_length_difference
-    return encoded, jnp.clip(length_BN, 1, max_length)
+    class_BU = jax.lax.top_k(aux["length"], count)[1]
+    length_BU = source_length_B[:, None] + class_BU - self.config.max_length_difference
+    return encoded, jnp.clip(length_BU, 1, max_length)
 
   def init_cache(self, *_):
     """Not available: raises ValueError."""

@@ -190,7 +190,7 @@ class Decoder(nn.Module):
     cells, inputs, weights_BS = list(state["cells"]), [x_BE], None
     context_BM: Any = None
 
-    def attend(h_BD):
+    def attention(h_BD):
       kind = "additive" if c.attention == "additive" else "dot"  # "general" is "dot" with projected keys
       pool = Pooling(kind, c.attention_dim, keys_ready=True, dtype=jnp.dtype(c.dtype), name="attention")
       mask = (segment_ids_B[:, None] == encoded.segment_ids_BS)[:, None, None]
@@ -200,14 +200,14 @@ class Decoder(nn.Module):
     if c.input_feeding:
       inputs.append(state["fed"])
     if c.attention != "none" and c.attention_query == "previous_state":
-      context_BM, weights_BS = attend(jax.tree.leaves(cells[-1])[-1])
+      context_BM, weights_BS = attention(jax.tree.leaves(cells[-1])[-1])
       inputs.append(context_BM)
     x = jnp.concatenate(inputs, -1)
     for i in range(c.depth):
       cells[i], x = make_cell(c.cell, c.width, jnp.dtype(c.dtype), f"cell_{i:02d}")(cells[i], x)
       x = Dropout(c.dropout_rate, name=f"dropout_{i:02d}")(x.astype(c.dtype))
     if c.attention != "none" and c.attention_query == "current_state":
-      context_BM, weights_BS = attend(x)
+      context_BM, weights_BS = attention(x)
     # A pointer network does not use the context, only the weights.
     if c.attention != "none" and (c.head != "pointer" or c.input_feeding):
       dense = nn.Dense(c.embed_dim, kernel_init=initializers.dense, dtype=jnp.dtype(c.dtype), name="readout")

@@ -216,12 +216,8 @@ class Block(nn.Module):
     post = c.norm_position == "res_post"
 
     # V2's released code begins with blocks that are the identity: the norms behind the sublayers start with scale 0.
-    norm = functools.partial(
-      LayerNorm,
-      epsilon=c.norm_eps,
-      dtype=dtype,
-      scale_init=nn.initializers.zeros if post else nn.initializers.ones,
-    )
+    scale_init = nn.initializers.zeros if post else nn.initializers.ones
+    norm = functools.partial(LayerNorm, epsilon=c.norm_eps, dtype=dtype, scale_init=scale_init)
     if c.relative_position_bias == "table":
       position_bias = WindowRelativePositionBias(num_heads, c.window_size, name="relative_position_bias")
     else:
@@ -301,9 +297,8 @@ class Stage(nn.Module):
     else:
       four = patchify(_pad(x, 2), 2)
       merge = nn.Dense(c.width_of(stage), use_bias=False, kernel_init=initializers.swin, dtype=dtype, name="merge")
-      x_BYXD = (
-        norm(name="norm")(merge(four)) if c.norm_position == "res_post" else merge(norm(name="merged_norm")(four))
-      )
+      post = c.norm_position == "res_post"
+      x_BYXD = norm(name="norm")(merge(four)) if post else merge(norm(name="merged_norm")(four))
     first, pairs = sum(c.depths[:stage]), c.depths[stage] // 2
     rates = drop_path_rates(c.drop_path_rate, c.depth)[first : first + 2 * pairs].reshape(pairs, 2)
     pair = functools.partial(Pair, config=c, stage=stage)

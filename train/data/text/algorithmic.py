@@ -46,10 +46,9 @@ class Algorithmic(Seq2Seq):
   sequence_seed: int = 0
   copy_slots: int = 0
 
-  unit = "sequences"
   train_split, eval_split = "train", "eval"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.task not in TASKS:
       raise ValueError(f"data.task: unknown name {self.task!r}{nearest(str(self.task), TASKS)}")
     self._check_numbers(dict(symbols=1, unseen=0, min_length=1, train_size=1, eval_size=1, sequence_seed=0))
@@ -75,7 +74,15 @@ class Algorithmic(Seq2Seq):
     """Tokens in a row of sources, with </s>."""
     return self.max_length + 1
 
-  target_length = source_length
+  @property
+  def target_length(self) -> int:
+    """Tokens in a row of targets, with </s>."""
+    return self.source_length
+
+  @property
+  def unit(self) -> str:
+    """What the speed of training is counted in."""
+    return "sequences"
 
   @functools.cached_property
   def names(self) -> list[str]:

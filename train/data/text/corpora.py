@@ -4,6 +4,7 @@ A chunk is what one process reads at a time, about 4 MB: pieces of files that be
 records of a data set. Which chunks there are is found without reading the text, and is the same every time.
 """
 
+import abc
 import functools
 import hashlib
 import itertools
@@ -59,23 +60,24 @@ def split_sentences(text: str) -> list[str]:
   return [*found, *([text[begin:]] if begin < len(text) else [])]
 
 
-def _sentences(text: str, how: str) -> list[str]:
+def _sentences(text: str, how: str | None) -> list[str]:
   """Of one document. A blank line ends a sentence in any case."""
   if how == "line":
     return [words for line in text.split("\n") if (words := " ".join(line.split()))]
   return [*itertools.chain.from_iterable(map(split_sentences, _BLANK.split(text)))]
 
 
-class Source:
+@dataclass(frozen=True)
+class Source(abc.ABC):
   """What there is to read. `chunks` plans, `read` gives the documents of a chunk; an empty document has no sentence."""
 
+  @abc.abstractmethod
   def chunks(self) -> list[Chunk]:
     """All of the text, in order."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def read(self, chunk: Chunk) -> list[list[str]]:
     """The documents of a chunk; words are separated by single spaces."""
-    raise NotImplementedError
 
   def describe(self) -> dict:
     """What it is, as JSON has it."""
@@ -95,7 +97,7 @@ class TextFiles(Source):
     documents: "blank": a blank line ends a document. "file": a file is one.
     sentences: "line": each line is one. "split": see `split_sentences`.
 
-  A document that would make a chunk of more than twice the size is cut at a line's end, or where there is none at a
+  A document that would make a chunk of more than twice the size is split at a line's end, or where there is none at a
   space.
 
   Raises:
@@ -106,7 +108,7 @@ class TextFiles(Source):
   documents: str = "blank"
   sentences: str = "line"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     _check_word("documents", self.documents, DOCUMENTS)
     _check_word("sentences", self.sentences, SENTENCES)
     if not self._files:
@@ -135,9 +137,9 @@ class TextFiles(Source):
         close()
       while True:
         end = size
-        # A file that is a document is cut only if it has to be.
+        # A file that is a document is split only if it has to be.
         if size - begin > (CHUNK - held if self.documents == "blank" else 2 * CHUNK):
-          end = self._cut(file, begin + CHUNK - held)
+          end = self._split_at(file, begin + CHUNK - held)
         parts.append(Part(str(file), begin, end))
         held, begin = held + end - begin, end
         if held >= CHUNK:
@@ -147,8 +149,8 @@ class TextFiles(Source):
     close()
     return found
 
-  def _cut(self, file: Path, at: int) -> int:
-    """The first position from this one on where the file can be cut."""
+  def _split_at(self, file: Path, at: int) -> int:
+    """The first position from this one on where the file can be split."""
     with file.open("rb") as raw:
       raw.seek(at)
       text, more = b"", 2**16
@@ -208,7 +210,7 @@ class TextRecords(Source):
   sentences: str | None = None
   document: str | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.dataset in KNOWN:
       for name, value in KNOWN[self.dataset].items():
         if getattr(self, name) is None:
@@ -270,11 +272,11 @@ class TextRecords(Source):
       last = name
     return documents
 
-  def _decoded(self, place: int, text: bytes) -> list[str]:
+  def _decoded(self, index: int, text: bytes) -> list[str]:
     try:
       return _sentences(text.decode(), self.sentences)
     except UnicodeDecodeError as error:
-      raise ValueError(f"a text that is not UTF-8: {self._records.where(place)}: {error}") from error
+      raise ValueError(f"a text that is not UTF-8: {self._records.where(index)}: {error}") from error
 
   @staticmethod
   def _name(record: Sequence[bytes]) -> bytes:
@@ -291,7 +293,7 @@ def _text_features(features, prefix: str = "") -> Iterator[str]:
       yield from _text_features(feature, f"{prefix}/{name}" if prefix else name)
 
 
-def _check_word(what: str, word: str, known: Sequence[str]) -> None:
+def _check_word(what: str, word: str | None, known: Sequence[str]) -> None:
   if word not in known:
     from zoo.errors import nearest  # imports JAX, which worker processes do not need
 
@@ -328,7 +330,7 @@ def make_source(
 
 
 def fingerprint(chunks: Sequence[Chunk]) -> str:
-  """Of all chunks' places, in 16 hexadecimal digits: files of other sizes have others."""
+  """Of the positions of all chunks, in 16 hexadecimal digits: files of other sizes have others."""
   return hashlib.sha256(json.dumps(chunks).encode()).hexdigest()[:16]
 
 

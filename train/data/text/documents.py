@@ -27,11 +27,11 @@ class Documents:
   def __len__(self) -> int:
     return len(self.document_starts) - 1
 
-  def part(self, chosen: Sequence[int]) -> "Documents":
+  def part(self, chosen: Sequence[int] | np.ndarray) -> "Documents":
     """Some of the documents, by their numbers."""
-    chosen = np.asarray(chosen, np.int64)
-    count = self.document_starts[chosen + 1] - self.document_starts[chosen]
-    sentence = ranges(self.document_starts[chosen], count)
+    numbers = np.asarray(chosen, np.int64)
+    count = self.document_starts[numbers + 1] - self.document_starts[numbers]
+    sentence = ranges(self.document_starts[numbers], count)
     begin, length = self.sentence_starts[sentence], self.sentence_starts[sentence + 1] - self.sentence_starts[sentence]
     return Documents(self.tokens[ranges(begin, length)], starts_of(length), starts_of(count))
 
@@ -43,7 +43,7 @@ class Encoder:
     vocabulary: if it is separable at spaces, words are encoded one by one; else sentences are.
   """
 
-  def __init__(self, vocabulary: Vocabulary):
+  def __init__(self, vocabulary: Vocabulary) -> None:
     self.vocabulary = vocabulary
     self._clear()
 

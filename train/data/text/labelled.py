@@ -8,12 +8,13 @@ T], 1 for tokens and 0 for padding; "position_ids" [B, T]; and the labels, which
 example has C choices, the first four are [B, C, T].
 """
 
+import abc
 import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ class Rows(Sequence):
     labels: by name, an array with a value for each example.
     token_labels: by name, an array with a value for each of `tokens`; padding has -1.
     choices: C.
-    cut: how many rows were cut to their length.
+    truncated: how many rows were truncated.
     note: a remark on the split, for the log.
   """
 
@@ -51,7 +52,7 @@ class Rows(Sequence):
   labels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   token_labels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   choices: int = 1
-  cut: int = 0
+  truncated: int = 0
   note: str = ""
 
   def __len__(self) -> int:
@@ -86,27 +87,27 @@ class Example(NamedTuple):
 class RowBuilder:
   """Collects rows; `length` is of the longest."""
 
-  def __init__(self, vocabulary: Vocabulary, length: int):
+  def __init__(self, vocabulary: Vocabulary, length: int) -> None:
     self._cls, self._sep, self.length = vocabulary.cls, vocabulary.sep, length
     self._rows: list[np.ndarray] = []
     self._second: list[int] = []
-    self.cut = 0
+    self.truncated = 0
 
   def add(self, one: Sequence[int], two: Sequence[int] | None = None) -> tuple[int, int]:
     """Makes a row of one text or two; returns how many tokens of each there was room for."""
     room = self.length - (2 if two is None else 3)
     kept = truncate(len(one), 0 if two is None else len(two), room)
-    self.cut += sum(kept) < len(one) + len(two or ())
+    self.truncated += sum(kept) < len(one) + len(two or ())
     first = [self._cls, *one[: kept[0]], self._sep]
     self._rows.append(np.array(first if two is None else [*first, *two[: kept[1]], self._sep], np.int32))
     self._second.append(len(first))
     return kept
 
-  def finish(self, **rest) -> Rows:
+  def finish(self, **rest: Any) -> Rows:
     """The rows, with what else they have."""
     tokens = np.concatenate(self._rows) if self._rows else np.zeros(0, np.int32)
     lengths = np.array([len(row) for row in self._rows], np.int64)
-    return Rows(tokens, lengths, np.array(self._second, np.int64), cut=self.cut, **rest)
+    return Rows(tokens, lengths, np.array(self._second, np.int64), truncated=self.truncated, **rest)
 
 
 def truncate(one: int, two: int, room: int) -> tuple[int, int]:
@@ -157,17 +158,17 @@ class LabelledText(Dataset):
   choices = ()
   type_vocab_size = 2
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for key, least in dict(length=5, buckets=1).items():
       value = getattr(self, key)
       if not isinstance(value, int) or value < least:
         raise ValueError(f"data.{key} is {value!r}; wanted a whole number, at least {least}")
 
+  @abc.abstractmethod
   def read(self, split: str, train: bool) -> Rows:
     """A split in tokens, for training or for evaluation."""
-    raise NotImplementedError
 
-  def faults(self, model_config) -> list[str]:
+  def faults(self, model_config: Any) -> list[str]:
     """What else of a model does not fit these labels, a line each."""
     del model_config
     return []
@@ -182,7 +183,7 @@ class LabelledText(Dataset):
     return _read(self, split or self.train_split, split is None)
 
   @classmethod
-  def shapes(cls, config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  def shapes(cls, config: Mapping, model_config: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of the largest batch that `config.data` makes, without reading anything.
 
     Args:
@@ -201,7 +202,7 @@ class LabelledText(Dataset):
     arrays |= {"valid": ((batch_size,), bool), "id": ((batch_size,), np.int32)}
     return {name: jax.ShapeDtypeStruct(*array) for name, array in arrays.items()}
 
-  def check_fit(self, model_config, objective) -> None:
+  def check_fit(self, model_config: Any, objective: object) -> None:
     """Raises ValueError where a model has not the head, vocabulary, length or classes of this data."""
     del objective
     faults, head = [], getattr(model_config, "head", "")
@@ -251,7 +252,7 @@ class LabelledText(Dataset):
     rows = self.examples()
     batches, shapes = self.train_order(rows, batch_size, seed).epoch(0)
     slots = batches.shape[1] * rows.choices * np.array(self.batch_lengths)[shapes].sum()
-    parts = [f"{len(rows):,} {self.unit}", rows.note, f"{rows.cut:,} cut" if rows.cut else ""]
+    parts = [f"{len(rows):,} {self.unit}", rows.note, f"{rows.truncated:,} truncated" if rows.truncated else ""]
     return f"{', '.join(filter(None, parts))}; batches of {1 - rows.lengths.sum() / slots:.1%} padding"
 
   def train_order(self, examples: Rows, batch_size: int, seed: int) -> Buckets:
@@ -283,8 +284,9 @@ class LabelledText(Dataset):
         batch["token_type_ids"][row, second:size] = 1
         for name, values in labels.items():
           batch[name][row, :size] = values
-      for name in self.row_labels if example else ():
-        batch[name][i] = example.labels[name]
+      if example:
+        for name in self.row_labels:
+          batch[name][i] = example.labels[name]
     if self.choices:
       batch = {name: array.reshape(B, C, length) if array.ndim == 2 else array for name, array in batch.items()}
     return batch

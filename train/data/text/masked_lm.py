@@ -3,7 +3,7 @@
 A batch (`train.data.base`) has, of tokens, int32 [B, T]: "input_ids"; "segment_ids", which sequence of the row a token
 belongs to, 1, 2, ..., and 0 for padding; "position_ids", which start at 0 in each sequence; "token_type_ids", 1 in the
 second text of a pair, 0 elsewhere; "word_ids", which word of the row a token is a piece of, 1, 2, ..., and 0 for
-special tokens and padding. Of the first K sequences, int32 [B, K]: "cls_positions", where each begins;
+special tokens and padding. Of the first Z sequences, int32 [B, Z]: "cls_positions", where each begins;
 "next_sentence_label", 1 where the second text follows the first in the corpus, 0 where it is random, and -1 where there
 is none. Of rows int32 [B]: "example", the number in the split. No token is masked yet: the objective does it.
 """
@@ -15,7 +15,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 class TokenRows(Dataset):
-  """Rows of tokens. A subclass has as fields or properties `length` (T), `sequences` (K), `pairs` and `vocabulary`."""
+  """Rows of tokens. A subclass has as fields or properties `length` (T), `sequences` (Z), `pairs` and `vocabulary`."""
 
   dataset: str
   train_split: str
@@ -60,7 +60,7 @@ class TokenRows(Dataset):
   unit = "rows"
 
   @classmethod
-  def shapes(cls, config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  def shapes(cls, config: Mapping, model_config: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch that `config.data` makes, without reading anything."""
     del model_config
     fields = cls.from_config(config)
@@ -71,7 +71,7 @@ class TokenRows(Dataset):
     arrays = {key: jax.ShapeDtypeStruct((batch_size, *size), np.int32) for key, size in sizes.items()}
     return arrays | {"valid": jax.ShapeDtypeStruct((batch_size,), bool)}
 
-  def check_fit(self, model_config, objective) -> None:
+  def check_fit(self, model_config: Any, objective: object) -> None:
     """Raises ValueError where a model has not the vocabulary, length, special tokens or head for these rows."""
     del objective
     c, faults = model_config, []
@@ -109,7 +109,7 @@ class TokenRows(Dataset):
 
 
 def collate(
-  vocabulary: Vocabulary, rows: Sequence[Row | None], numbers: Sequence[int], length: int, sequences: int
+  vocabulary: Vocabulary, rows: Sequence[Row | None], numbers: np.ndarray, length: int, sequences: int
 ) -> Batch:
   """Arrays of rows; see the top of this file.
 
@@ -117,7 +117,7 @@ def collate(
     vocabulary: separates words from their pieces.
     rows: None for padding.
     numbers: of the rows in the split.
-    length: T. sequences: K.
+    length: T. sequences: Z.
   """
   input_ids, segments, positions, types = np.zeros((4, len(rows), length), np.int32)
   input_ids[:] = vocabulary.pad
@@ -171,7 +171,7 @@ class MaskedLMCorpus(TokenRows):
     dataset: "corpus/NAME".
     length: T, at least that of the preparation.
     pairs: whether rows are of pairs of texts, as the preparation made them.
-    sequences: K; of a packed row, next sentence prediction covers the first K sequences, masked tokens all of it.
+    sequences: Z; of a packed row, next sentence prediction covers the first Z sequences, masked tokens all of it.
     train_split: what to train on.
     eval_split: what to evaluate on.
     data_dir: where prepared sets are; by default where TFDS keeps them.
@@ -188,7 +188,7 @@ class MaskedLMCorpus(TokenRows):
   eval_split: str = "val"
   data_dir: str | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for key, least in dict(length=masked_lm_rows.SHORTEST, sequences=1).items():
       if (value := getattr(self, key)) < least:
         raise ValueError(f"data.{key} is {value!r}; wanted at least {least}")
@@ -217,9 +217,9 @@ class MaskedLMCorpus(TokenRows):
   @functools.cached_property
   def vocabulary(self) -> Vocabulary:
     """The one that was prepared with the corpus."""
-    return load_vocabulary(self._opened[0].data_path)
+    return load_vocabulary(str(self._opened[0].data_path))
 
-  def examples(self, split: str | None = None) -> Sequence[Row]:
+  def examples(self, split: str | None = None) -> array_record.Records:
     """The rows of a split, by default the training split."""
     return _Records(self.dataset, split or self.train_split, self.data_dir, self._opened[0])
 
@@ -233,7 +233,7 @@ class MaskedLMCorpus(TokenRows):
 class _Made(Sequence):
   """Rows in memory."""
 
-  def __init__(self, rows: masked_lm_rows.Rows):
+  def __init__(self, rows: masked_lm_rows.Rows) -> None:
     self.made = rows
 
   def __len__(self) -> int:
@@ -258,7 +258,7 @@ class MaskedLM(TokenRows):
     dataset: a text file, a folder of them, "verses_en_es" (bundled) or a prepared set of TFDS.
     length: T.
     pairs, pack, dupe_factor: what is in a row, see `train.data.text.masked_lm_rows.make_rows`.
-    sequences: K; of a packed row, next sentence prediction covers the first K sequences, masked tokens all of it.
+    sequences: Z; of a packed row, next sentence prediction covers the first Z sequences, masked tokens all of it.
     documents, sentences, feature: where documents and sentences end, and which text of a data set; see
       `train.data.text.corpora`. Empty for what fits most.
     train_split: what to train on.
@@ -295,7 +295,7 @@ class MaskedLM(TokenRows):
   vocab_file: str = ""
   seed: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     try:
       masked_lm_rows.check(self.length, self.pairs, None, self.pack, self.dupe_factor)
     except ValueError as error:

@@ -16,7 +16,7 @@ import numpy as np
 from train.data.text.documents import Documents, ranges, starts_of
 from train.data.text.vocabulary import Vocabulary
 
-# Of a row's length, what a packed pair may be cut by so that it fits.
+# Of a row's length, what a packed pair may be truncated by so that it fits.
 SLACK = 16
 SHORTEST = 8  # tokens of a row: less has no room for a pair
 
@@ -83,17 +83,17 @@ def make_rows(
 
   With `pairs` a row is [CLS] A [SEP] B [SEP]. Sentences of a document are taken until they have the wanted length; A
   is the first few of them, as many as is drawn. B is the others, or, for half of the rows, begins at a random sentence
-  of another document; the others are then taken again. What is too long is cut at the ends of the longer of A and B,
-  at a random side. Where a document has one sentence left, B is random. Where there is but one document, a random B
-  begins at a sentence of it that is not in the row and not the next, if there is one; otherwise B follows, and where
-  it cannot, there is none.
+  of another document; the others are then taken again. What is too long is truncated at the ends of the longer of A
+  and B, at a random side. Where a document has one sentence left, B is random. Where there is but one document, a
+  random B begins at a sentence of it that is not in the row and not the next, if there is one; otherwise B follows;
+  where it cannot, there is none.
 
   Without `pairs` a row is [CLS] A [SEP], and A full sentences, as many as there is room for; they go on into the next
-  document, with a [SEP] between. A sentence longer than that is cut into pieces. With `pack` A is a piece of one
+  document, with a [SEP] between. A sentence longer than that is split into pieces. With `pack` A is a piece of one
   document instead, of which all but the last are as long as the row.
 
   With `pack` a row has as many sequences as fit: the longest first, each into the row where it leaves least
-  (best-fit decreasing). Where they are pairs and a 16th of a row too long together, the longest is cut.
+  (best-fit decreasing). Where they are pairs and a 16th of a row too long together, the longest is truncated.
 
   Args:
     documents: of one chunk.
@@ -113,16 +113,12 @@ def make_rows(
   check(length, pairs, short_seq_prob, pack, dupe_factor)
   if short_seq_prob is None:
     short_seq_prob = 0.1 if pairs else 0.0
-  if pairs:
-    stream, make = documents.tokens, _pairs
-  elif pack:
-    stream, make = documents.tokens, _pieces
-  else:
-    stream, make = _joined(documents, vocabulary.sep), _full_sentences
+  make = _pairs if pairs else _pieces if pack else _full_sentences
+  stream = _concatenated(documents, vocabulary.sep) if make is _full_sentences else documents.tokens
   made = [make(documents, length, short_seq_prob, rng) for _ in range(dupe_factor)] if len(documents) else [_nothing()]
   sequences = _Sequences(*map(np.concatenate, zip(*made, strict=True)))
   if pack:
-    # A pair was cut to be no longer than a row; that much more often, it is cut so that another one fits too.
+    # A pair was truncated to be no longer than a row; by a little more, if another one then fits too.
     order, counts, excess = _fit(_lengths(sequences)[1], length, length // SLACK if pairs else 0)
     sequences = _shortened(sequences, excess, rng)
     sequences = _Sequences(*(x[order] for x in sequences))
@@ -198,15 +194,14 @@ def _shortened(sequences: _Sequences, excess: np.ndarray, rng: np.random.Generat
   a_start, a_end, b_start, b_end, next_sentence_label = sequences
   longer_by = (a_end - a_start) - (b_end - b_start)
   alone = np.minimum(np.abs(longer_by), excess)
-  cut_a = np.where(longer_by > 0, alone, 0) + (excess - alone) // 2
-  cut_b = excess - cut_a
-  front_a, front_b = rng.binomial(cut_a, 0.5), rng.binomial(cut_b, 0.5)
-  return _Sequences(
-    a_start + front_a, a_end - (cut_a - front_a), b_start + front_b, b_end - (cut_b - front_b), next_sentence_label
-  )
+  excess_a = np.where(longer_by > 0, alone, 0) + (excess - alone) // 2
+  excess_b = excess - excess_a
+  front_a, front_b = rng.binomial(excess_a, 0.5), rng.binomial(excess_b, 0.5)
+  a_end, b_end = a_end - (excess_a - front_a), b_end - (excess_b - front_b)
+  return _Sequences(a_start + front_a, a_end, b_start + front_b, b_end, next_sentence_label)
 
 
-def _joined(documents: Documents, sep: int) -> np.ndarray:
+def _concatenated(documents: Documents, sep: int) -> np.ndarray:
   """All tokens, with a [SEP] behind each document."""
   return np.insert(documents.tokens, documents.sentence_starts[documents.document_starts[1:]], sep)
 
@@ -215,7 +210,7 @@ def _full_sentences(documents: Documents, length: int, short_seq_prob: float, rn
   room, draw, found = length - 2, _uniform(rng), []
   # Each document is moved by the [SEP]s before it.
   starts = documents.sentence_starts[:-1] + np.repeat(np.arange(len(documents)), np.diff(documents.document_starts))
-  start, end = (x.tolist() for x in _cut(starts, np.diff(documents.sentence_starts), room))
+  start, end = (x.tolist() for x in _split(starts, np.diff(documents.sentence_starts), room))
   i = 0
   while i < len(start):
     wanted = 2 + int(draw() * (room - 1)) if short_seq_prob and draw() < short_seq_prob else room
@@ -227,10 +222,10 @@ def _full_sentences(documents: Documents, length: int, short_seq_prob: float, rn
 
 def _pieces(documents: Documents, length: int, short_seq_prob: float, rng: np.random.Generator) -> _Sequences:
   starts = documents.sentence_starts[documents.document_starts]
-  return _without_b(*_cut(starts[:-1], np.diff(starts), length - 2))
+  return _without_b(*_split(starts[:-1], np.diff(starts), length - 2))
 
 
-def _cut(begin: np.ndarray, length: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(begin: np.ndarray, length: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
   """Where pieces of at most `room` begin and end; only the last of each range is shorter."""
   count = -(-length // room)
   piece = np.repeat(begin, count) + ranges(np.zeros_like(begin), count) * room
@@ -278,10 +273,10 @@ def _fit(lengths: np.ndarray, room: int, slack: int = 0) -> tuple[np.ndarray, np
   Args:
     lengths: of each, in tokens.
     room: of a row.
-    slack: a row may have so many more, if its longest sequence can be cut by them.
+    slack: a row may have so many more, if its longest sequence can be truncated by them.
 
   Returns:
-    the sequences' numbers, row by row; how many each row has; by how much each is to be cut.
+    the sequences' numbers, row by row; how many each row has; by how much each is to be truncated.
   """
   row_of, excess, rows = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64), 0
   left = [[] for _ in range(room + slack + 1)]  # rows by what is left in them, slack included

@@ -9,7 +9,6 @@ import functools
 import json
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
@@ -25,13 +25,13 @@ from array_record.python import array_record_module
 from train.data.text import corpora as sources
 from train.data.text import masked_lm_rows, vocabulary
 from train.data.text.corpora import Chunk, Source
+from train.data.text.corpus_options import Preparation
 from train.data.text.documents import Encoder
 from train.data.text.masked_lm_rows import Rows
 from train.data.text.tokenizers import single_threaded
 
 DATASET = "corpus"
 VERSION = "1.0.0"
-VOCABULARY = 30_522  # as published
 # A vocabulary is learned from at most so many chunks, evenly spread: 100 MB.
 SAMPLE = 25
 # Validation has whole chunks if it has so many, else documents of every chunk.
@@ -111,8 +111,8 @@ def make_chunk(job: Job, number: int, chunk: Chunk) -> None:
     held = np.isin(np.arange(len(found)), rng.permutation(len(found))[: max(held, 1) if len(found) > 1 else 0])
     parts = {split: found.part(np.flatnonzero(held == (split == "val"))) for split in files}
   for split, path in files.items():
-    kwargs = dict(job.rows) | (dict(dupe_factor=1) if split == "val" else {})
-    rows = masked_lm_rows.make_rows(parts[split], encoder.vocabulary, rng, **kwargs)
+    options = {**job.rows, "dupe_factor": 1} if split == "val" else job.rows
+    rows = masked_lm_rows.make_rows(parts[split], encoder.vocabulary, rng, **options)
     _write_shard(path, rows)
     counts |= {
       f"{split}_rows": len(rows),
@@ -149,102 +149,48 @@ def _replace(path: Path, text: str) -> None:
   beside.replace(path)
 
 
-def prepare_corpus(
-  name: str,
-  data_dir: str,
-  source: str,
-  *,
-  vocab: str | None = None,
-  vocab_size: int | None = None,
-  tokenizer: str | None = None,
-  lowercase: bool | None = None,
-  documents: str | None = None,
-  sentences: str | None = None,
-  feature: str | None = None,
-  split: str | None = None,
-  length: int = 128,
-  pairs: bool = True,
-  short_seq_prob: float | None = None,
-  pack: bool = False,
-  dupe_factor: int = 1,
-  validation: float = 0.02,
-  seed: int = 0,
-  processes: int | None = None,
-  runner: str = "local",
-  beam_option: Sequence[str] = (),
-) -> str:
+def prepare_corpus(name: str, data_dir: str, source: str, **kwargs: Any) -> str:
   """Makes rows and a vocabulary of a text corpus; returns the folder. An interrupted preparation is continued.
 
   Args:
-    name: "corpus/NAME".
-    data_dir: where it goes, and where a source of TFDS is; with a runner, a folder that all its workers see.
-    source: a file, a folder or a data set of TFDS, see `train.data.text.corpora`; also `documents`, `sentences`,
-      `feature` and `split`.
-    vocab: an existing vocabulary, see `vocabulary.load_vocabulary`. None: one is trained on the text.
-    vocab_size: of the one that is trained, in tokens; None: 30,522.
-    tokenizer: its kind, "wordpiece" (None) or "bpe".
-    lowercase: see `vocabulary`.
-    length, pairs, short_seq_prob, pack, dupe_factor: see `masked_lm_rows.make_rows`.
-    validation: share of the text for the split "val": whole chunks, if these are four or more, else documents of each
-      chunk, at least one if there are two. Of it there is one copy.
-    seed: of what is drawn.
-    processes: how many; None: one for each core.
-    runner: "local", or a runner of Apache Beam: "DirectRunner", "FlinkRunner", "SparkRunner", "DataflowRunner", ...
-    beam_option: options of the runner, "NAME=VALUE" or "NAME".
+    name, data_dir, source, **kwargs: see `train.data.text.corpus_options.Preparation`.
 
   Raises:
     ValueError: an argument that makes no sense; text that is not UTF-8; no text; the corpus exists already; it was
       begun with other arguments.
   """
-  config = name.partition("/")[2]
-  _check_arguments(name, vocab, vocab_size, tokenizer, validation, processes, runner, beam_option)
-  kind, size = tokenizer or "wordpiece", vocab_size or VOCABULARY
-  vocabulary.check(size, kind)
-  rows = dict(length=length, pairs=pairs, short_seq_prob=short_seq_prob, pack=pack, dupe_factor=dupe_factor)
-  masked_lm_rows.check(**rows)
-  final = Path(data_dir) / DATASET / config / VERSION
+  options = Preparation(name, data_dir, source, **kwargs)
+  final = Path(options.data_dir) / DATASET / options.config / VERSION
   if final.exists():
     raise ValueError(f"{final} exists already; delete it to make another one")
-  read = sources.make_source(source, documents, sentences, feature, split, data_dir)
-  given = vocabulary.load_vocabulary(vocab, lowercase) if vocab is not None else None
-  chunks = read.chunks()
+  text = sources.make_source(
+    options.source, options.documents, options.sentences, options.feature, options.split, options.data_dir
+  )
+  given = vocabulary.load_vocabulary(options.vocab, options.lowercase) if options.vocab is not None else None
+  chunks = text.chunks()
   if not chunks:
-    raise ValueError(f"{source} has no text")
+    raise ValueError(f"{options.source} has no text")
   folder = final.with_name(f"{VERSION}.incomplete")
   arguments = {
-    "source": read.describe(),
+    "source": text.describe(),
     "chunks": len(chunks),
     "chunk_places": sources.fingerprint(chunks),
-    "vocabulary": given.digest if given else dict(size=size, kind=kind, lowercase=lowercase),
-    **rows,
-    "validation": validation,
-    "seed": seed,
+    "vocabulary": given.digest if given else dict(size=options.size, kind=options.kind, lowercase=options.lowercase),
+    **options.rows,
+    "validation": options.validation,
+    "seed": options.seed,
   }
   _begin(folder, arguments)
-  words = _vocabulary(folder, given, _Sentences(read, chunks), size, kind, lowercase)
-  job = Job(read, str(folder.absolute()), words.digest, len(chunks), rows, validation, seed)
+  words = _vocabulary(folder, given, _Sentences(text, chunks), options.size, options.kind, options.lowercase)
+  job = Job(text, str(folder.absolute()), words.digest, len(chunks), options.rows, options.validation, options.seed)
   missing = [(i, chunk) for i, chunk in enumerate(chunks) if not job.note(i).exists()]
-  if runner == "local":
-    _run_here(job, missing, min(processes or os.cpu_count() or 1, len(missing)))
+  if options.runner == "local":
+    _run_here(job, missing, min(options.processes or os.cpu_count() or 1, len(missing)))
   else:
-    _run_beam(job, missing, runner, beam_option)
-  _finish(job, config, arguments)
+    _run_beam(job, missing, options.runner, options.beam_option)
+  _finish(job, options.config, arguments)
   folder.replace(final)
   return str(final)
-
-
-def _check_arguments(name, vocab, vocab_size, tokenizer, validation, processes, runner, beam_option) -> None:
-  """Raises ValueError for arguments of `prepare_corpus` that make no sense, before anything is read."""
-  if not re.fullmatch(r"[A-Za-z][\w-]*", name.partition("/")[2]):
-    raise ValueError(f"{name!r} is no name for a corpus; wanted corpus/NAME, of letters, digits, - and _")
-  if vocab is not None and (vocab_size, tokenizer) != (None, None):
-    raise ValueError("vocab_size and tokenizer are for a vocabulary that is trained, but vocab names an existing one")
-  if beam_option and runner == "local":
-    raise ValueError(f"beam_option is {[*beam_option]}, but the runner is 'local'; wanted a runner of Apache Beam")
-  if not 0 <= validation < 1:
-    raise ValueError(f"validation is {validation}; wanted a share, 0 <= validation < 1")
-  if processes is not None and processes < 1:
-    raise ValueError(f"processes is {processes}; wanted at least 1")
 
 
 def _begin(folder: Path, arguments: Mapping) -> None:
@@ -264,7 +210,7 @@ def _begin(folder: Path, arguments: Mapping) -> None:
 class _Sentences:
   """Sentences of some chunks, evenly spread, which can be gone through twice and are not held in memory."""
 
-  def __init__(self, source: Source, chunks: Sequence[Chunk]):
+  def __init__(self, source: Source, chunks: Sequence[Chunk]) -> None:
     self._source, self._chunks = source, [chunks[i] for i in sources.sample(len(chunks), SAMPLE)]
 
   def __iter__(self) -> Iterator[str]:
@@ -314,6 +260,7 @@ def _start() -> None:
   os.environ["TOKENIZERS_PARALLELISM"] = "false"
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and reports it
   parent = multiprocessing.parent_process()
+  assert parent is not None
   threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 

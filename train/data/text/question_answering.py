@@ -143,7 +143,7 @@ class QuestionAnswering(LabelledText):
   head = "question_answering"
   row_labels: ClassVar = {"start_positions": np.int32, "end_positions": np.int32}
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     room = self.length - self.max_query_length - 3
     for key, most in dict(max_query_length=self.length - 4, doc_stride=room).items():
@@ -198,9 +198,10 @@ class QuestionAnswering(LabelledText):
           continue
       for first, count in self.spans(query, context):
         builder.add(query, context.ids[first : first + count].tolist())
-        inside = tokens is not None and first <= tokens[0] and tokens[1] < first + count
-        shift = len(query) + 2 - first
-        positions.append((tokens[0] + shift, tokens[1] + shift) if inside else (0, 0))
+        shift, position = len(query) + 2 - first, (0, 0)
+        if tokens is not None and first <= tokens[0] and tokens[1] < first + count:
+          position = tokens[0] + shift, tokens[1] + shift
+        positions.append(position)
     note = f"of {len(questions):,} questions"
     note += f", {lost:,} answers are not at their positions" if lost else ""
     start, end = np.array(positions, np.int32).reshape(-1, 2).T
@@ -226,7 +227,10 @@ def _questions(dataset: str, split: str, data_dir: str | None) -> list[Question]
     pieces = tables.part(dataset, split, found, lambda path: len(read(path)))
     return [read(path)[i] for path, here in pieces for i in here]
   rows = tables.read(dataset, split, data_dir, COLUMNS).rows
-  return [Question(*rest, tuple(zip(texts, starts, strict=True))) for *rest, texts, starts in rows]
+  return [
+    Question(name, question, context, tuple(zip(texts, starts, strict=True)))
+    for name, question, context, texts, starts in rows
+  ]
 
 
 @functools.lru_cache(maxsize=2)

@@ -8,10 +8,12 @@ of the row a token belongs to, 1, 2, ..., and 0 for padding; "source_position_id
 start at 0 in each segment.
 """
 
+import abc
 import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -132,7 +134,7 @@ class Seq2Seq(Dataset):
   too_long = "drop"
   copy_slots = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for key, known in (("batching", BATCHING), ("too_long", TOO_LONG)):
       if (value := getattr(self, key)) not in known:
         raise ValueError(f"data.{key}: unknown name {value!r}{nearest(str(value), known)}")
@@ -145,7 +147,7 @@ class Seq2Seq(Dataset):
         raise ValueError(f"data.{key} is {value!r}; wanted a whole number, at least {least}")
 
   @classmethod
-  def shapes(cls, config: Mapping, model_config, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  def shapes(cls, config: Mapping, model_config: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of the largest batch that `config.data` makes, without reading anything.
 
     Args:
@@ -161,7 +163,7 @@ class Seq2Seq(Dataset):
         arrays[name] = jax.ShapeDtypeStruct((batch_size, length), np.int32)
     return arrays
 
-  def check_fit(self, model_config, objective) -> None:
+  def check_fit(self, model_config: Any, objective: object) -> None:
     """Raises ValueError where a model has not the vocabulary, the length or the special tokens of these texts.
 
     And where rows hold several pairs, and the objective takes one (its `one_pair_per_row`).
@@ -216,9 +218,9 @@ class Seq2Seq(Dataset):
     """A text as the model is trained on it."""
     return text
 
+  @abc.abstractmethod
   def texts(self, split: str) -> Iterator[tuple[str, str]]:
     """(source, target) of every example of a split, in order; pairs with an empty side are left out later."""
-    raise NotImplementedError
 
   def train_texts(self) -> Iterator[tuple[str, str]]:
     """The same of the training split, with the targets to learn."""
@@ -232,7 +234,7 @@ class Seq2Seq(Dataset):
     return tokenizers.encode(self.tokenizer, texts, self.copy_slots, self.source_length - 1, unknown)
 
   def references(self, split: str | None = None) -> list[tuple[str, str]]:
-    """(source, target) of the examples that `eval_batches` has, in that order; whole, where those are cut."""
+    """(source, target) of the examples that `eval_batches` has, in that order; whole, where those are truncated."""
     return [pair for pair in self.texts(split or self.eval_split) if all(pair)]
 
   def corpus(self, split: str | None = None) -> Corpus:
@@ -276,7 +278,7 @@ class Seq2Seq(Dataset):
     sides = zip((corpus.source, corpus.target), shapes.T, strict=True)
     need = np.maximum(*(np.searchsorted(lengths, side.lengths) for side, lengths in sides))
     edges = cheapest_edges(np.bincount(need, minlength=sizes + 1), self.buckets)
-    return [tuple(map(int, shapes[edge])) for edge in edges], np.searchsorted(edges, need)
+    return [(int(S), int(T)) for S, T in shapes[edges]], np.searchsorted(edges, need)
 
   @property
   def batch_shapes(self) -> list[tuple[int, int]]:

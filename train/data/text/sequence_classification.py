@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -94,7 +94,7 @@ class SequenceClassification(LabelledText):
   length: int = 128
   buckets: int = 4
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     task = glue_task(self.dataset)
     if task and not self.text:
@@ -228,7 +228,7 @@ class SequenceClassification(LabelledText):
       return 1
     return len(self.class_names) or int(self.examples().labels["label"].max()) + 1
 
-  def faults(self, model_config) -> list[str]:
+  def faults(self, model_config: Any) -> list[str]:
     """A model with another number of classes."""
     given = model_config.num_classes
     if self.choices:

@@ -94,16 +94,16 @@ class Fields(array_record.Records):
 
   def __init__(
     self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder, columns: Sequence[str]
-  ):
+  ) -> None:
     known = _flat(builder.info.features)
     self._columns = []
     for column in columns:
-      name, place = column, None
+      name, index = column, None
       if column not in known and (match := re.fullmatch(r"(.+)/(\d+)", column)):
-        name, place = match[1], int(match[2])
+        name, index = match[1], int(match[2])
       if name not in known:
         raise ValueError(f"{dataset!r} has no feature {column!r}{nearest(column, known)}")
-      self._columns.append((name, place))
+      self._columns.append((name, index))
     self._several = {name for name, feature in known.items() if isinstance(feature, tfds.features.Sequence)}
     inner = {name: getattr(feature, "feature", feature) for name, feature in known.items()}
     labels = {n: f for n, f in inner.items() if isinstance(f, tfds.features.ClassLabel)}
@@ -114,15 +114,15 @@ class Fields(array_record.Records):
     """An example's values."""
     return tuple(self._value(values, *column) for column in self._columns)
 
-  def _value(self, values: Mapping, name: str, place: int | None):
+  def _value(self, values: Mapping, name: str, index: int | None):
     kind = values[name].WhichOneof("kind")
     found = list(getattr(values[name], kind).value) if kind else []
     if kind == "bytes_list":
       found = [value.decode() for value in found]
-    if place is not None:
-      if place >= len(found):
-        raise ValueError(f"{name!r} has {len(found)} values; {name}/{place} needs more")
-      return found[place]
+    if index is not None:
+      if index >= len(found):
+        raise ValueError(f"{name!r} has {len(found)} values; {name}/{index} needs more")
+      return found[index]
     return found if name in self._several else found[0]
 
 
@@ -158,22 +158,22 @@ def _delimited(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple]
   # In a TSV file as GLUE's a quotation mark is one; in a CSV file it holds together what has commas or line feeds.
   options = dict(delimiter="\t", quoting=csv.QUOTE_NONE) if path.suffix == ".tsv" else dict(delimiter=",")
   csv.field_size_limit(2**31 - 1)
-  reader, places, width = csv.reader((line + "\n" for line in files.lines(path)), **options), None, 0
+  reader, indices, width = csv.reader((line + "\n" for line in files.lines(path)), **options), None, 0
   if numbered:
-    places = [int(column) for column in columns]
+    indices = [int(column) for column in columns]
   try:
     for row in filter(any, reader):
-      if places is None:
+      if indices is None:
         if missing := [column for column in columns if column not in row]:
           raise ValueError(
             f"{path}, line {reader.line_num}, is a heading without {missing[0]!r}{nearest(missing[0], row)}"
           )
-        places, width = [row.index(column) for column in columns], len(row)
+        indices, width = [row.index(column) for column in columns], len(row)
         continue
-      if (width and len(row) != width) or not all(-len(row) <= place < len(row) for place in places):
-        wanted = width or max(place + 1 if place >= 0 else -place for place in places)
+      if (width and len(row) != width) or not all(-len(row) <= index < len(row) for index in indices):
+        wanted = width or max(index + 1 if index >= 0 else -index for index in indices)
         raise ValueError(f"{path}, line {reader.line_num}, has {len(row)} columns; wanted {wanted}: {str(row)[:80]}")
-      yield reader.line_num, tuple(row[place] for place in places)
+      yield reader.line_num, tuple(row[index] for index in indices)
   except csv.Error as error:
     raise ValueError(f"{path}, line {reader.line_num}, cannot be read: {error}") from error
 

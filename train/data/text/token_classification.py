@@ -5,7 +5,7 @@ import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,16 +35,16 @@ def read_conll(path: Path, token: int, tag: int) -> Iterator[Sentence]:
   Raises:
     ValueError: a line that has not these columns; file and line are named.
   """
-  words, tags, places = [], [], []
+  words, tags, locations = [], [], []
   for number, line in enumerate(files.lines(path), 1):
     where = f"{path}, line {number}"
     columns = line.split("\t") if "\t" in line else line.split()
     if not line.strip() or columns[0] == START:
       if words:
-        yield Sentence(words, tags, places)
-      words, tags, places = [], [], []
+        yield Sentence(words, tags, locations)
+      words, tags, locations = [], [], []
       continue
-    least = max(place + 1 if place >= 0 else -place for place in (token, tag))
+    least = max(index + 1 if index >= 0 else -index for index in (token, tag))
     # With one column alone, a word would be its own tag.
     if len(columns) < max(least, 2) or not columns[token].strip() or not columns[tag].strip():
       raise ValueError(
@@ -53,9 +53,9 @@ def read_conll(path: Path, token: int, tag: int) -> Iterator[Sentence]:
       )
     words.append(columns[token].strip())
     tags.append(columns[tag].strip())
-    places.append(where)
+    locations.append(where)
   if words:
-    yield Sentence(words, tags, places)
+    yield Sentence(words, tags, locations)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class TokenClassification(LabelledText):
   token_labels = ("label",)
   type_vocab_size = 1
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     # On the command line a number is no text.
     for key in ("token", "tag"):
@@ -126,7 +126,7 @@ class TokenClassification(LabelledText):
     return sorted({tag for sentence in self.sentences(self.train_split) for tag in sentence.tags})
 
   def _names(self, split: str) -> list[str]:
-    return _table(self.dataset, split, self.data_dir, (self.token, self.tag)).class_names.get(self.tag, [])
+    return _table(self.dataset, split, self.data_dir, (self.token, self.tag)).class_names.get(str(self.tag), [])
 
   @property
   def num_classes(self) -> int:
@@ -157,7 +157,7 @@ class TokenClassification(LabelledText):
       labels.append(np.array([-1, *[n for word in tags for n in word][:kept], -1], np.int32))
     return builder.finish(token_labels={"label": np.concatenate(labels)} if labels else {})
 
-  def faults(self, model_config) -> list[str]:
+  def faults(self, model_config: Any) -> list[str]:
     """A model with fewer classes than tags."""
     given = model_config.num_classes
     if given >= self.num_classes:

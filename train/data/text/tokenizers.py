@@ -12,12 +12,13 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from zoo.errors import nearest
 
-# Their ids are their places, in every tokenizer.
+# Their ids are their positions, in every tokenizer.
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 PAD, UNK, BOS, EOS = range(4)
 KINDS = ("bpe", "unigram", "word")
@@ -43,9 +44,11 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, kind: str = "bpe") ->
     trainer = trainers.WordLevelTrainer(vocab_size=vocab_size - len(SPECIAL), show_progress=False)
     tokenizer.train_from_iterator(lines, trainer)
     found = tokenizer.get_vocab(with_added_tokens=False)
-    return word_tokenizer(sorted(found, key=found.get))
+    return word_tokenizer(sorted(found, key=found.__getitem__))
   special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
-  shared = dict(vocab_size=vocab_size, show_progress=False, special_tokens=special, initial_alphabet=alphabet)
+  shared: dict[str, Any] = dict(
+    vocab_size=vocab_size, show_progress=False, special_tokens=special, initial_alphabet=alphabet
+  )
   if kind == "bpe":
     tokenizer, trainer = Tokenizer(models.BPE()), trainers.BpeTrainer(**shared)
   else:
@@ -147,7 +150,7 @@ def encode(
   size, ids, words = tokenizer.get_vocab_size(), [], []
   texts = [unicodedata.normalize("NFC", text) for text in texts]  # else an accent of its own is in no offset
   for text, found, given in zip(texts, tokenizer.encode_batch(texts), unknown or [None] * len(texts), strict=True):
-    here = [text[slice(*place)] if token == UNK else "" for token, place in zip(found.ids, found.offsets, strict=True)]
+    here = [text[slice(*span)] if token == UNK else "" for token, span in zip(found.ids, found.offsets, strict=True)]
     words.append([*dict.fromkeys(filter(None, here[:limit]))][:slots] if given is None else given)
     number = {word: size + slot for slot, word in enumerate(words[-1])}
     ids.append([number.get(word, token) for word, token in zip(here, found.ids, strict=True)])
@@ -159,8 +162,8 @@ def decode(tokenizer: Tokenizer, tokens: Sequence[int], unknown: Sequence[str] =
   if not unknown:
     return tokenizer.decode(tokens)
   size = tokenizer.get_vocab_size()
-  real = [i for i in tokens if i not in (PAD, BOS, EOS) and i < size + len(unknown)]
-  return tokenizer.decoder.decode([tokenizer.id_to_token(i) if i < size else unknown[i - size] for i in real])
+  known = [i for i in tokens if i not in (PAD, BOS, EOS) and i < size + len(unknown)]
+  return tokenizer.decoder.decode([tokenizer.id_to_token(i) if i < size else unknown[i - size] for i in known])
 
 
 def _in_order(tokenizer: Tokenizer) -> models.Unigram:

@@ -36,7 +36,7 @@ class Lines(array_record.Records):
 
   def __init__(
     self, dataset: str, split: str, data_dir: str | None, builder: tfds.core.DatasetBuilder, wanted: Sequence[str]
-  ):
+  ) -> None:
     known = languages(builder.info.features)
     if not known:
       raise ValueError(f"{dataset!r} has no translations: its features are {builder.info.features}")
@@ -110,7 +110,7 @@ class Translation(Seq2Seq):
     source_length: tokens in a row of sources, at most, </s> included.
     target_length: the same of targets.
     batching: what is in a row in training. "pad": one pair and padding. "bucket": the same, but pairs of similar
-      length are together in a batch, which is cut to one of a few lengths. "pack": as many pairs as there is room for.
+      length are together in a batch, whose length is one of a few. "pack": as many pairs as there is room for.
     buckets: how many lengths there are; each is a program to compile.
     too_long: "drop" leaves training pairs above the limits out, "truncate" truncates them. In evaluation they are
       truncated.
@@ -143,7 +143,7 @@ class Translation(Seq2Seq):
   copy_slots: int = 0
   train_targets: str = ""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self._check_numbers(dict(word_vocab_size=0))
     if self.source == self.target:

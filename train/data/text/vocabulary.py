@@ -9,7 +9,7 @@ import json
 import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +53,13 @@ class Vocabulary:
 
   tokenizer: Tokenizer
   source: str = "the vocabulary"
+  pad: int = field(init=False)
+  unk: int = field(init=False)
+  cls: int = field(init=False)
+  sep: int = field(init=False)
+  mask: int = field(init=False)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     ids = {
       name: [i for i in map(self.tokenizer.token_to_id, texts) if i is not None] for name, texts in SPECIAL.items()
     }
@@ -65,7 +70,7 @@ class Vocabulary:
       )
     for name, found in ids.items():
       object.__setattr__(self, name, found[0])
-    # Special tokens are put around a text where a row is made of it, and rows are cut and filled there.
+    # Special tokens are put around a text where a row is made of it, and rows are truncated and padded there.
     self.tokenizer.post_processor = None
     self.tokenizer.no_truncation()
     self.tokenizer.no_padding()
@@ -109,7 +114,7 @@ class Vocabulary:
     if splitter["type"] == "BertPreTokenizer":
       return normalizer["type"] in (None, "BertNormalizer", "Lowercase")
     known = splitter["type"] == "ByteLevel" and splitter["add_prefix_space"] and splitter["use_regex"]
-    return known and normalizer["type"] in (None, "Lowercase")
+    return bool(known) and normalizer["type"] in (None, "Lowercase")
 
   def encode(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
     """Ids of each text, without [CLS] and [SEP]; `special`: "[MASK]" in a text is that token."""
@@ -221,7 +226,7 @@ def train_vocabulary(
     # A space before the first word makes it the same token as elsewhere; the decoder takes it away.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-    shared = dict(vocab_size=size, show_progress=False, special_tokens=special)
+    shared: dict = dict(vocab_size=size, show_progress=False, special_tokens=special)
     tokenizer.train_from_iterator(lines, trainers.BpeTrainer(initial_alphabet=alphabet, **shared))
     return Vocabulary(tokenizer, "the trained vocabulary")
   lines = [*lines] if iter(lines) is lines else lines

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -67,12 +68,13 @@ def _jpeg_header(encoded: bytes) -> tuple[int, int] | None:
   if encoded[:3] != b"\xff\xd8\xff":
     return None
   try:
-    return simplejpeg.decode_jpeg_header(encoded)[:2]
+    height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+    return int(height), int(width)
   except ValueError:  # an uncommon subsampling of the chroma, or bytes that do not belong in a header
     return None
 
 
-def decode_jpeg(encoded: bytes, space: str, **kwargs) -> np.ndarray:
+def decode_jpeg(encoded: bytes, space: str, **kwargs: Any) -> np.ndarray:
   """A JPEG by libjpeg-turbo; `space` is "RGB" or "GRAY". Raises CorruptImage."""
   try:
     return simplejpeg.decode_jpeg(encoded, space, **kwargs)
@@ -105,10 +107,10 @@ def resize(image: np.ndarray, box: Box, size: tuple[int, int], interpolation: st
   if interpolation != "fast" and inside and (box.height, box.width) != size:
     pillow = Image.fromarray(image if channels == 3 else image[..., 0])
     corners = (box.left, box.top, box.left + box.width, box.top + box.height)
-    resized = pillow.resize(size[::-1], RESAMPLING[interpolation], box=corners)
+    resized = pillow.resize((size[1], size[0]), RESAMPLING[interpolation], box=corners)
     return np.asarray(resized).reshape(*size, channels)
   top, left, y, x = round(box.top), round(box.left), max(1, round(box.height)), max(1, round(box.width))
-  part = image[max(0, top) : top + y, max(0, left) : left + x]
+  part: Any = image[max(0, top) : top + y, max(0, left) : left + x]
   if part.shape[:2] != (y, x):
     above, before = max(0, -top), max(0, -left)
     borders = above, y - above - part.shape[0], before, x - before - part.shape[1]
@@ -120,7 +122,7 @@ def resize(image: np.ndarray, box: Box, size: tuple[int, int], interpolation: st
     return resize(part, Box(0, 0, y, x), size, interpolation)
   shrinks = y >= 2 * size[0] or x >= 2 * size[1]
   how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-  return cv2.resize(part, size[::-1], interpolation=how).reshape(*size, channels)
+  return cv2.resize(part, (size[1], size[0]), interpolation=how).reshape(*size, channels)
 
 
 def resize_mask(mask: np.ndarray, box: Box, size: tuple[int, int], outside: int) -> np.ndarray:
@@ -129,6 +131,6 @@ def resize_mask(mask: np.ndarray, box: Box, size: tuple[int, int], outside: int)
     np.floor(start + (np.arange(wanted) + 0.5) * length / wanted).astype(int)
     for start, length, wanted in zip(box[:2], box[2:], size, strict=True)
   )
-  inside = [(places >= 0) & (places < side) for places, side in zip((rows, columns), mask.shape, strict=True)]
+  inside = [(positions >= 0) & (positions < side) for positions, side in zip((rows, columns), mask.shape, strict=True)]
   found = mask[np.clip(rows, 0, mask.shape[0] - 1)[:, None], np.clip(columns, 0, mask.shape[1] - 1)]
   return np.where(inside[0][:, None] & inside[1], found, np.asarray(outside, mask.dtype))

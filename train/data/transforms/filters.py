@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 
 
-def keep_shape(function: Callable, image: np.ndarray, *args) -> np.ndarray:
+def keep_shape(function: Callable, image: np.ndarray, *args: Any) -> np.ndarray:
   """Calls OpenCV, which drops a last axis of size one."""
   return function(image, *args).reshape(image.shape)
 
@@ -97,11 +98,11 @@ def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
 def affine(image: np.ndarray, matrix: list[list[float]], fill: int) -> np.ndarray:
   """`matrix` [2, 2+1] leads from a point of the result to one of the image, both from the image's centre."""
   center = np.array([(image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2])
-  matrix = np.array(matrix, np.float64)
-  matrix[:, 2] += center - matrix[:, :2] @ center
+  centered = np.array(matrix, np.float64)
+  centered[:, 2] += center - centered[:, :2] @ center
   flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
   size = image.shape[1::-1]
-  return keep_shape(cv2.warpAffine, image, matrix, size, None, flags, cv2.BORDER_CONSTANT, (fill,) * 3)
+  return keep_shape(cv2.warpAffine, image, centered, size, None, flags, cv2.BORDER_CONSTANT, (fill,) * 3)
 
 
 def rotate(image: np.ndarray, degrees: float, fill: int) -> np.ndarray:
