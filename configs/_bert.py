@@ -40,7 +40,7 @@ def pretraining(
     **fields: more fields of the model. By default its special tokens are those of the published vocabulary.
   """
   config = defaults()
-  config.model = dict(name=model, head=head, scan=True, dtype="bfloat16", **fields)
+  config.model = dict(name=model, head=head, scan=True, remat="dots_saveable", dtype="bfloat16", **fields)
   config.data = dict(
     name="masked_lm_corpus", dataset=corpus, data_dir="data", length=length, pairs=head == "pretraining"
   )

@@ -24,7 +24,7 @@ def finetune(head: str, **model) -> ConfigDict:
     **model: more fields of `zoo.models.bert.Config`.
   """
   config = defaults()
-  config.model = dict(name="bert/base", head=head, scan=True, **model)
+  config.model = dict(name="bert/base", head=head, scan=True, remat="dots_saveable", **model)
   # The pretraining heads; and the pooler, which the heads over all tokens do not have.
   ignore = [r"cls\..*", r"params/(masked_lm|next_sentence)/.*"]
   if head != "sequence_classification":

@@ -13,7 +13,7 @@ def swin(name: str, drop_path_rate: float, *, image_size: int = 224) -> ConfigDi
     image_size: pixels of a side.
   """
   config = imagenet(image_size=image_size, augment=DEIT_AUGMENT, interpolation="bicubic")
-  config.model = dict(name=name, drop_path_rate=drop_path_rate, scan=True, dtype="bfloat16")
+  config.model = dict(name=name, drop_path_rate=drop_path_rate, scan=True, remat="dots_saveable", dtype="bfloat16")
   config.objective = dict(name="image_classification", label_smoothing=0.1, mixup=0.8, cutmix=1.0, **PIXELS)
   config.batch_size = 1024
   config.epochs = 300.0

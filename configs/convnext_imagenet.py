@@ -12,7 +12,7 @@ have no TPU.
 
 | `zoo plan` | chips | parameters | memory | time |
 |---|---|---|---|---|
-| `convnext_imagenet:t --tpu v5e:4x4` | 16 | 28,589,128 | 14.20 GiB | 34.70 ms |
+| `convnext_imagenet:t --tpu v5e:4x4` | 16 | 28,589,128 | 8.52 GiB | 34.70 ms |
 | `convnext_imagenet:t --tpu v5e:4x8` | 32 | 28,589,128 | 7.33 GiB | |
 | `convnext_imagenet:s --tpu v5e:4x8` | 32 | 50,223,688 | 11.74 GiB | 33.83 ms |
 | `convnext_imagenet:b --tpu v5e:8x8` | 64 | 88,591,464 | 8.81 GiB | 29.92 ms |
@@ -30,7 +30,9 @@ def get_config(size):
     augment=DEIT_AUGMENT,
     interpolation="bicubic",
   )
-  config.model = dict(name=f"convnext/{size}", drop_path_rate=VARIANTS[size], scan=True, dtype="bfloat16")
+  config.model = dict(
+    name=f"convnext/{size}", drop_path_rate=VARIANTS[size], scan=True, remat="dots_saveable", dtype="bfloat16"
+  )
   config.objective = dict(name="image_classification", label_smoothing=0.1, mixup=0.8, cutmix=1.0, **PIXELS)
   config.batch_size = 4096
   config.epochs = 300.0

@@ -44,6 +44,7 @@ def get_config(size):
     head_norm="layer",
     drop_path_rate=variant["drop_path_rate"],
     scan=True,
+    remat="dots_saveable",
     dtype="bfloat16",
   )
   config.init = dict(

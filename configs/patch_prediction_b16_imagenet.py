@@ -20,7 +20,7 @@ from configs._imagenet import imagenet
 
 def get_config():
   config = imagenet()
-  config.model = dict(name="patch_prediction/b16", scan=True, dtype="bfloat16")
+  config.model = dict(name="patch_prediction/b16", scan=True, remat="dots_saveable", dtype="bfloat16")
   config.objective = dict(
     name="patch_prediction", mask_prob=0.5, mask_token_prob=0.8, random_patch_prob=0.1, mean=(0.5,), std=(0.5,)
   )

@@ -18,7 +18,7 @@ from configs._imagenet import PIXELS, imagenet, steps
 
 def get_config():
   config = imagenet(image_size=192, area=(0.67, 1.0))
-  config.model = dict(name="simmim/b", scan=True, dtype="bfloat16")
+  config.model = dict(name="simmim/b", scan=True, remat="dots_saveable", dtype="bfloat16")
   config.objective = dict(name="simmim", mask_patch_size=32, mask_ratio=0.6, **PIXELS)
   config.batch_size = 2048
   config.epochs = 800.0

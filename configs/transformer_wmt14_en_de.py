@@ -37,7 +37,7 @@ VARIANTS = dict(
 def get_config(size):
   variant = VARIANTS[size]
   config = defaults()
-  config.model = dict(name=f"transformer/{size}", max_length=256, scan=True, dtype="bfloat16")
+  config.model = dict(name=f"transformer/{size}", max_length=256, scan=True, remat="dots_saveable", dtype="bfloat16")
   config.data = dict(
     name="translation",
     dataset="wmt14_translate/de-en",

@@ -18,7 +18,13 @@ from configs._imagenet import imagenet
 def get_config():
   config = imagenet(augment=(dict(name="rand_augment", layers=2, magnitude=10, deviation=0.0, probability=1.0),))
   config.model = dict(
-    name="vit/b16", representation_size=768, dropout_rate=0.1, drop_path_rate=0.1, scan=True, dtype="bfloat16"
+    name="vit/b16",
+    representation_size=768,
+    dropout_rate=0.1,
+    drop_path_rate=0.1,
+    scan=True,
+    remat="dots_saveable",
+    dtype="bfloat16",
   )
   config.objective = dict(name="image_classification", mixup=0.5, mean=(0.5,), std=(0.5,))
   config.batch_size = 4096

@@ -18,7 +18,13 @@ def get_config():
   augment = (dict(name="rand_augment", layers=2, magnitude=10, deviation=0.0, probability=1.0),)
   config = imagenet(area=(0.05, 1.0), augment=augment)
   config.model = dict(
-    name="vit/s16", pool="gap", class_token=False, position_embedding="sincos_2d", scan=True, dtype="bfloat16"
+    name="vit/s16",
+    pool="gap",
+    class_token=False,
+    position_embedding="sincos_2d",
+    scan=True,
+    remat="dots_saveable",
+    dtype="bfloat16",
   )
   config.objective = dict(name="image_classification", mixup=0.2, mean=(0.5,), std=(0.5,))
   config.batch_size = 1024

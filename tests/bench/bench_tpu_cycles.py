@@ -9,7 +9,6 @@ cycles times its trip count, and copies that overlap with computation count in f
 expensive: compare unrolled programs. Pallas kernels have no estimate; their number is printed.
 """
 
-import collections
 import json
 import os
 import re
@@ -19,34 +18,23 @@ import time
 
 def hlo_cycles(text: str) -> int:
   """Sum of the estimated cycles in an optimised HLO module, a loop's body as often as it runs."""
-  bodies, name, entry = collections.defaultdict(list), None, None
-  for line in text.splitlines():
-    head = re.match(r"(?:ENTRY )?%?([\w.\-<>]+) \(.*\{\s*$", line)
-    if head:
-      name = head[1]
-      entry = name if line.startswith("ENTRY") else entry
-    elif name:
-      bodies[name].append(line)
+  from train.plan.hlo import Module
 
-  def trips(line: str, condition: str) -> int:
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-    limits = (re.findall(r"s32\[\]\S* constant\((\d+)\)", other) for other in bodies[condition])
-    return int(known[1]) if known else max((int(n) for found in limits for n in found), default=1)
+  module = Module(text)
 
   def cycles(name: str) -> int:
     total = 0
-    for line in bodies[name]:
-      if loop := re.search(r" while\(.*condition=%?([\w.\-<>]+), body=%?([\w.\-<>]+)", line):
-        total += trips(line, loop[1]) * cycles(loop[2])
-      elif cost := re.search(r'"estimated_cycles":"(\d+)"', line):
+    for one in module.computations.get(name, ()):
+      called = dict(one.called())
+      if one.op == "while":
+        total += module.trips(one) * cycles(called["body"])
+      elif cost := re.search(r'"estimated_cycles":"(\d+)"', one.line):
         total += int(cost[1])
-      elif called := re.search(
-        r" (?:call|conditional|async-start)\(.*(?:to_apply|calls|called_computations)=\{?%?([\w.\-<>]+)", line
-      ):
-        total += cycles(called[1])
+      elif one.op in ("call", "conditional", "async-start"):
+        total += sum(map(cycles, called.values()))
     return total
 
-  return cycles(entry)
+  return cycles(module.entry)
 
 
 def main(name: str, overrides: list[str], topology: str) -> dict:

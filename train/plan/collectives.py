@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import Mesh
 
+from train.plan.hlo import Instruction, Module, shapes
+
 
 @dataclass(frozen=True)
 class Collective:
@@ -32,7 +34,7 @@ class Collective:
   @property
   def sizes(self) -> tuple[int, ...]:
     """The number of elements of each array that one device gets."""
-    return tuple(math.prod(shape) for _, shape in map(_parse_shape, self.shapes))
+    return tuple(shape.elements for text in self.shapes for shape in shapes(text))
 
   @property
   def elements(self) -> int:
@@ -45,23 +47,8 @@ class Collective:
     return any(len({position[device] for device in group}) > 1 for group in self.groups)
 
 
-_OPS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
-_OPS += ("collective-broadcast",)
-_WIDTHS = {"pred": 8, "bf16": 16} | {f"{t}{n}": n for t in "sufc" for n in (2, 4, 8, 16, 32, 64, 128)}
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\(")
-_CALLED = re.compile(r"(\w+)=(?:%([\w.-]+)|\{(%[\w.-]+(?:, ?%[\w.-]+)*)\})")
-_SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d\w*)?)\[([\d,]*)\]")
-
-
-def _parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
-  kind, _, sizes = text.rstrip("]").partition("[")
-  return kind, tuple(int(s) for s in sizes.split(",") if s)
-
-
-def _bytes(shape: str) -> int:
-  kind, sizes = _parse_shape(shape)
-  return math.prod(sizes) * (8 if kind.startswith("f8") else _WIDTHS[kind]) // 8
+OPS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+OPS += ("collective-broadcast",)
 
 
 def _groups(line: str) -> tuple[tuple[int, ...], ...]:
@@ -90,65 +77,37 @@ def collectives(hlo: str) -> list[Collective]:
   Raises:
     ValueError: replica groups in a notation that is not known.
   """
-  computations: dict[str, list[str]] = {}
-  lines: list[str] = []
-  entry = None
-  for line in hlo.splitlines():
-    if header := _COMPUTATION.match(line):
-      lines = computations[header[2]] = []
-      entry = header[2] if header[1] else entry
-    elif computations:
-      lines.append(line)
-
+  module = Module(hlo)
   found: dict[tuple, Collective] = {}  # the pieces of an asynchronous collective share channel and shapes
 
   def walk(name: str, times: int) -> None:
-    for line in computations[name]:
-      instruction = _INSTRUCTION.match(line)
-      if not instruction:
-        continue
-      _, result, kind, op = instruction.groups()
-      base = op.removesuffix("-start")
-      if base in _OPS:
-        one = _collective(base, kind, line, asynchronous=op != base, times=times)
-        channel = re.search(r"channel_id=(\d+)", line)
+    for one in module.computations[name]:
+      base = one.op.removesuffix("-start")
+      if base in OPS:
+        made = _collective(base, one, times)
+        channel = re.search(r"channel_id=(\d+)", one.line)
         if name.startswith("all-reduce-scatter"):
           # A fusion of an all-reduce and the slice that the device keeps: a TPU's reduce-scatter.
-          root = next(filter(None, (_INSTRUCTION.match(x) for x in computations[name] if "ROOT" in x)))
-          one = dataclasses.replace(one, op="reduce-scatter", shapes=_shapes(root[3]))
-        key = (one.op, one.shapes, channel[1] if channel else f"{name}/{result}")
+          root = next(x for x in module.computations[name] if x.root)
+          made = dataclasses.replace(made, op="reduce-scatter", shapes=tuple(map(str, root.shapes)))
+        key = (made.op, made.shapes, channel[1] if channel else f"{name}/{one.name}")
         if key not in found or found[key].count < times:
-          found[key] = one
+          found[key] = made
         continue  # what it calls only adds two numbers
-      for attribute, called, several in _CALLED.findall(line):
-        for inner in [called] if called else re.findall(r"%([\w.-]+)", several):
-          if inner in computations:
-            walk(inner, times * (_trips(line, computations) if attribute == "body" else 1))
+      for attribute, called in one.called():
+        if called in module.computations:
+          walk(called, times * (module.trips(one) if attribute == "body" else 1))
 
-  if entry:
-    walk(entry, 1)
+  if module.entry:
+    walk(module.entry, 1)
   return list(found.values())
 
 
-def _shapes(kind: str) -> tuple[str, ...]:
-  return tuple(f"{k}[{sizes}]" for k, sizes in _SHAPE.findall(kind))
-
-
-def _collective(op: str, kind: str, line: str, asynchronous: bool, times: int) -> Collective:
-  groups, shapes = _groups(line), _shapes(kind)
-  if asynchronous and op != "all-reduce":
+def _collective(op: str, one: Instruction, times: int) -> Collective:
+  groups, arrays = _groups(one.line), one.shapes
+  if one.op != op and op != "all-reduce":
     # Starting yields (operands, results, handles); an all-reduce only its results.
-    shapes = tuple(s for s in shapes if s not in ("u32[]", "s32[]"))
-    shapes = shapes[len(shapes) // 2 :]
-  size = sum(map(_bytes, shapes)) * (len(groups[0]) if op == "reduce-scatter" else 1)
-  source = re.search(r'op_name="([^"]*)"', line)
-  return Collective(op, shapes, size, groups, times, source[1] if source else "")
-
-
-def _trips(line: str, computations: dict[str, list[str]]) -> int:
-  if found := re.search(r'known_trip_count"?:\{"n":"(\d+)"\}', line):
-    return int(found[1])
-  called = re.search(r"condition=%?([\w.-]+)", line)
-  condition = computations[called[1]] if called else []
-  bounds = [int(n) for x in condition for n in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", x)]
-  return bounds[0] if len(bounds) == 1 and any("direction=LT" in x for x in condition) else 1
+    arrays = tuple(a for a in arrays if str(a) not in ("u32[]", "s32[]"))
+    arrays = arrays[len(arrays) // 2 :]
+  size = sum(a.bytes for a in arrays) * (len(groups[0]) if op == "reduce-scatter" else 1)
+  return Collective(op, tuple(map(str, arrays)), size, groups, times, one.source)
