@@ -5,10 +5,10 @@ v5e:1x1`, ...). The time is that at the chip's bf16 peak. Not measured: we have 
 
 | config | head | tokens | parameters | one chip | v5e:2x2 |
 |---|---|---|---|---|---|
-| `glue:mnli` | classify | 128 | 109,484,547 | 4.00 GiB, 10.9 ms | 2.22 GiB, 2.7 ms |
-| `conll2003` | tag | 128 | 107,726,601 | 4.00 GiB, 10.9 ms | 2.20 GiB, 2.7 ms |
-| `squad:v1` | span | 384 | 108,893,186 | 11.78 GiB, 34.4 ms | 4.15 GiB, 8.6 ms |
-| the same, grad_accum_steps=2 | span | 384 | 108,893,186 | 7.07 GiB, 34.4 ms | |
+| `glue:mnli` | classify | 128 | 109,484,547 | 3.50 GiB, 10.9 ms | 2.09 GiB, 2.7 ms |
+| `conll2003` | tag | 128 | 107,726,601 | 3.50 GiB, 10.9 ms | 2.11 GiB, 2.7 ms |
+| `squad:v1` | span | 384 | 108,893,186 | 9.15 GiB, 34.4 ms | 3.47 GiB, 8.6 ms |
+| the same, grad_accum_steps=2 | span | 384 | 108,893,186 | 5.75 GiB, 34.4 ms | |
 """
 
 from ml_collections import ConfigDict

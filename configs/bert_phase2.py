@@ -19,9 +19,9 @@ are at 40 % of the peak, which is a guess. Not measured: we have no TPU.
 
 | `zoo plan` | chips | memory | step | all steps |
 |---|---|---|---|---|
-| `bert_phase2:base --tpu v5e:4x4` | 16 | 9.71 GiB | 24.45 ms | 1.7 h |
-| `bert_phase2:large --tpu v5e:8x8` | 64 | 11.31 GiB | 20.71 ms | 1.4 h |
-| `bert_phase2:large_lamb --tpu v5e:16x16` | 256 | 12.41 GiB | 0.663 s | 0.7 h |
+| `bert_phase2:base --tpu v5e:4x4` | 16 | 5.40 GiB | 24.45 ms | 1.7 h |
+| `bert_phase2:large --tpu v5e:8x8` | 64 | 8.43 GiB | 20.71 ms | 1.4 h |
+| `bert_phase2:large_lamb --tpu v5e:16x16` | 256 | 9.93 GiB | 0.663 s | 0.7 h |
 
 `large_lamb` computes 2 rows a chip at a time. Its hours leave out the all-reduce of 48,497 MiB of gradients in each
 step, once for each of the 64 micro-batches.

@@ -14,11 +14,11 @@ have no TPU.
 
 | `zoo plan` | chips | parameters | memory | time |
 |---|---|---|---|---|
-| `mae_finetune_imagenet:b16 --tpu v5e:4x4` | 16 | 86,416,360 | 9.11 GiB | 34.16 ms |
-| `mae_finetune_imagenet:l16 --tpu v5e:4x8` | 32 | 304,124,904 | 14.88 GiB | 59.94 ms |
-| `mae_finetune_imagenet:l16 --tpu v5e:4x4` | 16 | 304,124,904 | 24.96 GiB, too much | |
-| `mae_finetune_imagenet:h14 parallel.fsdp=8 --tpu v5e:8x8` | 64 | 631,716,840 | 13.47 GiB | 81.49 ms |
-| `mae_finetune_imagenet:h14 --tpu v5e:8x8` | 64 | 631,716,840 | 22.57 GiB, too much | |
+| `mae_finetune_imagenet:b16 --tpu v5e:4x4` | 16 | 86,416,360 | 5.01 GiB | 34.16 ms |
+| `mae_finetune_imagenet:l16 --tpu v5e:4x8` | 32 | 304,124,904 | 9.62 GiB | 59.94 ms |
+| `mae_finetune_imagenet:l16 --tpu v5e:4x4` | 16 | 304,124,904 | 14.30 GiB | 119.88 ms |
+| `mae_finetune_imagenet:h14 parallel.fsdp=8 --tpu v5e:8x8` | 64 | 631,716,840 | 7.05 GiB | 81.49 ms |
+| `mae_finetune_imagenet:h14 --tpu v5e:8x8` | 64 | 631,716,840 | 16.03 GiB, too much | |
 """
 
 from configs._imagenet import DEIT_AUGMENT, PIXELS, imagenet, steps

@@ -11,8 +11,7 @@ augmentation and weight decay, is kept minimal here.
       "init.ignore=params/(encoder/mask|head/.*)" "init.reinit=head/.*" --workdir runs/patch_prediction_b16_finetune
 
 The compiler's prediction for 64 chips (`zoo plan patch_prediction_b16_imagenet --tpu v5e:8x8`): 86,193,152 parameters,
-8.90 of each chip's 15.75 GiB, which fits; 34.23 ms a step at the chips' peak. On 32 chips it needs 16.05 GiB, 0.30 too
-much. Not measured: we have no TPU.
+5.02 of each chip's 15.75 GiB, which fits; 34.23 ms a step at the chips' peak. Not measured: we have no TPU.
 """
 
 from configs._imagenet import imagenet

@@ -8,8 +8,7 @@ released code first takes offsets to be the farther apart the larger they are. M
     zoo train simmim_b_finetune_imagenet init.path=runs/simmim_b --workdir runs/simmim_b_finetune
 
 The compiler's prediction for 64 chips (`zoo plan simmim_b_finetune_imagenet --tpu v5e:8x8`): 87,768,224 parameters,
-7.84 of each chip's 15.75 GiB, which fits; 15.03 ms a step at the chips' peak. On 16 chips it needs 24.27 GiB. Not
-measured: we have no TPU.
+5.10 of each chip's 15.75 GiB, which fits; 15.03 ms a step at the chips' peak. Not measured: we have no TPU.
 """
 
 from configs._imagenet import steps

@@ -12,10 +12,10 @@ have no TPU.
 
 | `zoo plan` | chips | parameters | memory | time |
 |---|---|---|---|---|
-| `swin_imagenet:t --tpu v5e:4x4` | 16 | 28,288,354 | 6.27 GiB | 8.74 ms |
-| `swin_imagenet:s --tpu v5e:4x4` | 16 | 49,606,258 | 10.74 GiB | 17.03 ms |
+| `swin_imagenet:t --tpu v5e:4x4` | 16 | 28,288,354 | 4.35 GiB | 8.74 ms |
+| `swin_imagenet:s --tpu v5e:4x4` | 16 | 49,606,258 | 6.29 GiB | 17.03 ms |
 | `swin_imagenet:b --tpu v5e:4x4` | 16 | 87,768,224 | 8.98 GiB | 30.07 ms |
-| `swin_imagenet:b --tpu v5e:4x8` | 32 | 87,768,224 | 7.84 GiB | |
+| `swin_imagenet:b --tpu v5e:4x8` | 32 | 87,768,224 | 5.10 GiB | 15.03 ms |
 """
 
 from configs._swin import swin

@@ -1,7 +1,8 @@
 """Predicted cycles of a config's training step on a TPU that need not exist: the compiler's estimates, added up.
 
-    JAX_PLATFORMS=cpu python tests/bench/bench_tpu_cycles.py vit_b16_imagenet batch_size=512 model.scan=False
-    JAX_PLATFORMS=cpu python tests/bench/bench_tpu_cycles.py bert_phase2:base batch_size=128 model.scan=False
+    export JAX_PLATFORMS=cpu
+    python tests/bench/bench_tpu_cycles.py vit_b16_imagenet batch_size=512 model.scan=False model.remat=none
+    python tests/bench/bench_tpu_cycles.py bert_phase2:base batch_size=128 model.scan=False model.remat=none
 
 Needs the extra [plan]. Compiles for v5e:2x2 (TOPOLOGY=... for another) with the config's mesh, and prints one line of
 JSON: cycles, share of the peak, memory of a chip. A prediction: compare two programs by it. A loop costs its body's
