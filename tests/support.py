@@ -180,3 +180,16 @@ class SegmentationHead(nn.Module):
   @nn.compact
   def __call__(self, maps):
     return segmenter.Model.predict(self, maps)
+
+
+# Fewer layers, since to compile takes as long as the program has lines: still more than one, or, where encoder and
+# decoder could be confused, another number of each; a pair of windows in each stage, of which Swin has two.
+SHALLOW = dict(
+  vit=dict(depth=2),
+  patch_prediction=dict(depth=2),
+  mae=dict(depth=2, decoder_depth=1),
+  transformer=dict(depth=1, decoder_depth=2),
+  nat=dict(depth=1, decoder_depth=2),
+  swin=dict(depths=(2, 2)),
+  simmim=dict(depths=(2,), num_heads=(2,)),
+)

@@ -1,5 +1,6 @@
 """Every parameter has one rule, and all faults are reported in one error."""
 
+import ast
 import functools
 import re
 
@@ -84,7 +85,13 @@ def shape(*sizes):
 
 
 def shapes(name, **overrides):
-  model = zoo.create(name, **overrides)
+  """The parameters' shapes, in dicts of the caller's own."""
+  return jax.tree.map(lambda leaf: leaf, _shapes(name, repr(overrides)))
+
+
+@functools.cache
+def _shapes(name, overrides):
+  model = zoo.create(name, **ast.literal_eval(overrides))
   inputs = zoo.family(name).inputs(model.config, 1)
   rngs = {"params": jax.random.key(0), "mask": jax.random.key(1)}
   return jax.eval_shape(functools.partial(model.init, rngs), *inputs)["params"]
@@ -132,12 +139,12 @@ def test_every_parameter_of_a_layer_has_exactly_one_rule(name):
 
 def test_every_rule_matches_a_parameter():
   """Each matches a parameter of a family, or a layer, that declares it; rules of blocks one of any family."""
-  matched = {}
+  matched, every = {}, set()
   for name, overrides in CASES:
     paths = partitioning.flatten(shapes(name, **overrides))
+    every |= {*paths}
     for pattern in zoo.family(name).LOGICAL_AXES:
       matched[pattern] = matched.get(pattern, False) or any(re.fullmatch(pattern, path) for path in paths)
-  every = {path for name, overrides in CASES for path in partitioning.flatten(shapes(name, **overrides))}
   every |= {path for name in LAYERS for path in partitioning.flatten(layer_shapes(name))}
   shared = (BLOCK_AXES, POSITION_AXES, WINDOW_BIAS_AXES, BUCKET_BIAS_AXES, POOLING_AXES, ATTENTION_POOL_AXES)
   shared = {pattern for axes in (*shared, COPY_AXES, WINDOW_DENSE_AXES) for pattern in axes}

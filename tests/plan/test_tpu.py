@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 from rich.console import Console
-from support import raises
+from support import SHALLOW, raises
 
 import zoo
 from train import sharding
@@ -41,17 +41,6 @@ HEADS = {
   "token_classification": (dict(num_classes=5), dict(name="token_classification"), "token_classification"),
   "question_answering": ({}, dict(name="question_answering", doc_stride=4, max_query_length=5), "question_answering"),
 }
-# Fewer layers, since to compile takes as long as the program has lines: still more than one, or, where encoder and
-# decoder could be confused, another number of each; a pair of windows in each stage, of which Swin has two.
-SMALLER = dict(
-  vit=dict(depth=2),
-  patch_prediction=dict(depth=2),
-  mae=dict(depth=2, decoder_depth=1),
-  transformer=dict(depth=1, decoder_depth=2),
-  nat=dict(depth=1, decoder_depth=2),
-  swin=dict(depths=(2, 2)),
-  simmim=dict(depths=(2,), num_heads=(2,)),
-)
 
 
 def compiled(name, mesh_name, **overrides):
@@ -65,7 +54,7 @@ def compiled(name, mesh_name, **overrides):
   way = sharding.Jit(mesh, zoo.family(name).LOGICAL_AXES)
   config = defaults()
   family = name.partition("/")[0]
-  config.model = dict(name=name, dtype="bfloat16", **SMALLER.get(family, {}) | overrides)
+  config.model = dict(name=name, dtype="bfloat16", **SHALLOW.get(family, {}) | overrides)
   if hasattr(zoo.create(name).config, "dropout_rate"):
     config.model.dropout_rate = 0.1
   if family == "kernel_regression":
@@ -149,7 +138,7 @@ def check_tensor_parallel_sums_activations(name, found, mesh, params):
   assert {c.op for c in between} == {"all-reduce"}
   # Megatron (Shoeybi et al. 2019, 3): a sum for each sublayer forward, and one backward, or three where XLA does not
   # add the gradients through q, k and v first. It may send several arrays at once, so it is these that are counted.
-  config = zoo.create(name, **SMALLER.get(name.partition("/")[0], {})).config
+  config = zoo.create(name, **SHALLOW.get(name.partition("/")[0], {})).config
   if name.startswith("convnext/"):
     sublayers = sum(config.depths)  # MLPs; depthwise convolutions need no other features
   else:
