@@ -20,11 +20,11 @@ os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 # alone. A variable that says they must run, as in CI, makes its absence a failure.
 _EXTRAS = {
   "parity": ("timm", "ZOO_PARITY"),
-  "plan/test_tpu.py": ("libtpu", "ZOO_PLAN"),
+  "plan/test_tpu*.py": ("libtpu", "ZOO_PLAN"),
   "test_notebooks.py": ("nbclient", "ZOO_NOTEBOOKS"),
   "data/test_beam.py": ("apache_beam", "ZOO_BEAM"),
 }
-collect_ignore = [
+collect_ignore_glob = [
   path
   for path, (module, variable) in _EXTRAS.items()
   if importlib.util.find_spec(module) is None and not os.environ.get(variable)

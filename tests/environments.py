@@ -127,7 +127,8 @@ def python_313(env: Environment) -> Iterator[None]:
   env.uv("-e", ".[test,plan,notebooks]")
   env.pytest(
     "TPU compiler, notebooks",
-    *("tests/test_notebooks.py", "tests/plan/test_tpu.py"),  # the longest first
+    "tests/test_notebooks.py",  # the longest first
+    *sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/plan/test_tpu*.py")),
     **dict.fromkeys(("ZOO_PLAN", "ZOO_NOTEBOOKS"), "1"),
   )
   # Apache Beam wants older packages than the rest (protobuf, pyarrow), so it comes last.

@@ -83,7 +83,7 @@ def check_config(source, overrides):
 def test_zoo_commands_are_valid(page, parsed):
   for words in (words[1:] for found, words in ALL if found == page and words[0] == "zoo"):
     options = parsed(words)
-    if words[0] in ("train", "plan"):
+    if words[0] in ("train", "plan") and options["config"]:
       check_config(options["config"], options["overrides"])
     if words[0] == "plan":
       assert re.fullmatch(r"v\w+:\d+x\d+(x\d+)?", options["tpu"])

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _is_override(word: str, before: str) -> bool:
-  return bool(OVERRIDE.match(word)) and before != BEAM_OPTION
+  return bool(OVERRIDE.match(word)) and before not in (BEAM_OPTION, "--compare")
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -250,16 +250,16 @@ def models(pattern: str, json: str | None) -> None:
   _write(json, [vars(fact) for fact in facts])
 
 
-def plan(config: str, overrides: Sequence[str], tpu: str, json: str | None) -> int:
-  """Compile a config's step for a TPU that need not be here; print memory, FLOPs, and whether it fits (else exit 1)."""
+def plan(config: str | None, overrides: Sequence[str], tpu: str, json: str | None, **options: Any) -> int:
+  """Compile a step for a TPU that need not be here: predicted time and memory (exit 1 if it does not fit)."""
   os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu can compile for a described TPU or drive a real one, not both
-  from train import config as configuration
-  from train.plan import report
+  from train.plan import command
 
-  result = report.plan(configuration.load(config, overrides), tpu)
-  _console().print(result.table())
-  _write(json, result.as_dict())
-  return 0 if result.memory.fits else 1
+  if options["html"]:
+    _check_writable(options["html"])
+  status, result = command.run(config, overrides, tpu, _console(), **options)
+  _write(json, result)
+  return status
 
 
 def prepare(

@@ -104,8 +104,15 @@ ARGUMENTS = {
   },
   "models": {"pattern": dict(nargs="?", default="*", help="such as 'vit/*16'")} | _JSON,
   "configs": _JSON,
-  "plan": _CONFIG
-  | {"--tpu": dict(default="v5e:2x4", metavar="TYPE:SHAPE", help="such as v5e:2x4, v5p:2x2x2, v6e:4x4")}
+  "plan": {"config": dict(_CONFIG["config"], nargs="?")}
+  | {
+    "--tpu": dict(default="v5e:2x4", metavar="TYPE:SHAPE", help="such as v5e:2x4, v5p:2x2x2, v6e:4x4"),
+    "--price": dict(type=float, metavar="P", help="of a chip and hour, for the cost of the run"),
+    "--html": dict(metavar="FILE", help="write a page with figures of where time and memory go"),
+    "--compare": dict(metavar="'KEY=VALUE ...'", help="other settings, or another config and settings, beside it"),
+    "--search": dict(action="store_true", help="compile other remat policies, meshes and batches, and rank them"),
+    "--all": dict(action="store_true", help="plan every shipped config: a table in Markdown"),
+  }
   | _JSON,
   "prepare": _PREPARE,
   "doctor": _JSON,

@@ -270,7 +270,7 @@ def test_plan_of_what_does_not_fit():
   assert not found.memory.fits and found.memory.peak > 2**34 and not found.collectives
   console = Console(file=io.StringIO(), width=120)
   console.print(found.table())
-  assert "does not fit" in console.file.getvalue() and "parallel.fsdp" in console.file.getvalue()
+  assert "does not fit" in console.file.getvalue() and "--search" in console.file.getvalue()
 
 
 def test_plan_errors():

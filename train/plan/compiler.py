@@ -10,6 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from train.plan.chips import CHIPS, Chip
+from train.plan.kernels import dump_schedules
 from train.plan.memory import out_of_hbm
 from zoo.errors import nearest
 
@@ -40,6 +41,7 @@ def tpu_devices(topology: str) -> tuple[Chip, list[jax.Device]]:  # pyright: ign
   # Overwritten, because importing jax may have set its own guesses.
   os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-8")
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+  dump_schedules()
   options = {"chip_config_name": CHIPS[name].config} if CHIPS[name].config else {}
   try:
     described = topologies.get_topology_desc(topology, "tpu", **options)

@@ -72,6 +72,11 @@ class Instruction:
     found = re.search(r'op_name="([^"]*)"', self.line)
     return found[1] if found else ""
 
+  @property
+  def is_kernel(self) -> bool:
+    """Whether it is a kernel of Pallas."""
+    return 'custom_call_target="tpu_custom_call"' in self.line
+
   def called(self) -> Iterator[tuple[str, str]]:
     """Pairs of attribute and name of a computation, such as ("body", "region_1.2")."""
     for attribute, one, several in _CALLED.findall(self.line):

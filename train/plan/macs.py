@@ -26,12 +26,17 @@ def count_macs(function: Callable, *args: Any) -> int:
   Returns:
     the exact number; FLOPs are twice as many.
   """
+  return macs_of(needed_jaxpr(function, *args))
+
+
+def needed_jaxpr(function: Callable, *args: Any) -> core.Jaxpr:
+  """The traced function without the operations that no output depends on."""
   jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-  needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-  return _macs(needed)
+  return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
-def _macs(jaxpr: core.Jaxpr) -> int:
+def macs_of(jaxpr: core.Jaxpr) -> int:
+  """Multiply-adds of a traced function, as `count_macs` counts them."""
   return sum(map(_equation_macs, jaxpr.eqns))
 
 
@@ -46,7 +51,7 @@ def _equation_macs(eqn: core.JaxprEqn) -> int:
     out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
     zeros = math.prod(params["lhs_dilation"])
     return math.prod(outputs[0]) * math.prod(kernel) // out_features // zeros
-  inner = [_macs(j) for value in params.values() for j in _jaxprs(value)]
+  inner = [macs_of(j) for value in params.values() for j in inner_jaxprs(value)]
   if name == "cond":
     platforms = params.get("branches_platforms") or ()
     return inner[platforms.index(None)] if None in platforms else max(inner)
@@ -63,14 +68,14 @@ def _shape(variable: Any) -> tuple[int, ...]:
   return getattr(variable.aval, "shape", ())
 
 
-def _jaxprs(value) -> list[core.Jaxpr]:
+def inner_jaxprs(value) -> list[core.Jaxpr]:
   """The jaxprs in a primitive's parameter."""
   if isinstance(value, core.ClosedJaxpr):  # pyright: ignore[reportPrivateImportUsage]
     return [value.jaxpr]
   if isinstance(value, core.Jaxpr):
     return [value]
   if isinstance(value, (tuple, list)):
-    return [j for v in value for j in _jaxprs(v)]
+    return [j for v in value for j in inner_jaxprs(v)]
   return []
 
 
