@@ -26,6 +26,8 @@ from zoo.shapes import expect
 
 LANES = 128
 MAX_LENGTH = 1024
+# Queries of a tile of scores, and the scores of the tiles whose stages run together.
+_CHUNK, _GROUP = 256, 2**19
 # Scores of keys that may not be seen, and the least maximum of a row: exponentials of a row without keys are 0, not 1.
 _HIDDEN, _LEAST = -1e30, -5e29
 
@@ -57,8 +59,8 @@ class _Shape(NamedTuple):
 
   @property
   def chunks(self) -> list[tuple[int, int]]:
-    """First query and number of queries of each tile of lanes."""
-    return [(start, min(LANES, self.queries - start)) for start in range(0, self.queries, LANES)]
+    """First query and number of queries of each chunk."""
+    return [(start, min(_CHUNK, self.queries - start)) for start in range(0, self.queries, _CHUNK)]
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -95,125 +97,138 @@ def _of_head(x: jax.Array, h: int, width: int) -> tuple[jax.Array, slice]:
   return x[:, start : start + width], slice(start, start + width)
 
 
-def _hash_bits(shape: tuple[int, int], seed: jax.Array, row: int) -> jax.Array:
+def _hash_bits(shape: tuple[int, int], seed: jax.Array) -> jax.Array:
   """Counter-based random bits for the interpreter, which has no generator: rounds of a multiply-xorshift hash."""
   key = jax.lax.broadcasted_iota(jnp.uint32, shape, 0)
-  query = jax.lax.broadcasted_iota(jnp.uint32, shape, 1) + jnp.uint32(row)
+  query = jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
   bits = key * jnp.uint32(0x9E3779B1) ^ (query * jnp.uint32(0x85EBCA77) + seed.astype(jnp.uint32))
   for factor in (0x7FEB352D, 0x846CA68B):
     bits = (bits ^ (bits >> 16)) * jnp.uint32(factor)
   return bits ^ (bits >> 16)
 
 
-def _keep(s: _Shape, seed_ref: Any, image: jax.Array, head: jax.Array, start: int, shape: tuple[int, int]) -> jax.Array:
+def _keep(s: _Shape, seed: jax.Array, unit: jax.Array, shape: tuple[int, int]) -> jax.Array:
   """Which weights [S, T] of a tile dropout keeps: the same whenever it is called."""
-  unit = (image * s.num_heads + head) * len(s.chunks) + start // LANES
   if s.interpret:
-    bits = _hash_bits(shape, seed_ref[0] + unit * 0x3C6EF35, start)
+    bits = _hash_bits(shape, seed + unit * 0x3C6EF35)
   else:
-    pltpu.prng_seed(seed_ref[0], unit)
+    pltpu.prng_seed(seed, unit)
     bits = pltpu.bitcast(pltpu.prng_random_bits(shape), jnp.uint32)
   return bits >= jnp.uint32(round(s.drop * 2**32))
 
 
 class _Tile:
-  """Scores to weights for one head of one image and up to 128 queries; refs are of the kernel."""
+  """One head of one image and a chunk of its queries: the stages from its scores to its products.
 
-  def __init__(self, s: _Shape, refs: dict[str, Any], step: tuple[Any, Any], g: int, h: int, chunk: tuple[int, int]):
-    self.s, self.refs, self.step = s, refs, step
-    self.g, self.h, self.start, self.size = g, h, *chunk
+  A kernel runs each stage for several tiles before the next. The compiler's scheduler keeps the order of independent
+  instructions by and large, so that this is what overlaps one tile's products with another's softmax.
+  """
 
-  def _entry(self, axes: tuple[bool, bool]) -> tuple[int, int]:
-    """Where in a block of a mask or bias this tile's image and head are."""
-    return self.g if axes[0] else 0, self.h if axes[1] else 0
+  def __init__(self, s: _Shape, at: dict[str, Any], unit: tuple[int, int, int]):
+    self.s, self.at = s, at
+    self.g, self.h, self.chunk = unit
+    start, size = s.chunks[self.chunk]
+    self.size, self.queries = size, slice(start, start + size)
+    self.rows = slice(self.h * s.width, (self.h + 1) * s.width)
 
-  def weights(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Queries [T, .] and one head's keys [S, .] to exponentials [S, T] and the inverse [1, T] of their sum."""
-    s, scale = self.s, self.s.width**-0.5
-    scores, factor = _dot(k, q, 1, 1), scale * math.log2(math.e)
-    queries = slice(self.start, self.start + self.size)
+  def _block(self, name: str, axes: tuple[bool, bool]) -> tuple[Any, ...]:
+    """Where in a block of a mask or bias this tile's scores are."""
+    wide = self.at[name].shape[2] == self.s.keys and self.at[name].shape[3] == self.s.queries
+    return self.g if axes[0] else 0, self.h if axes[1] else 0, slice(None), self.queries if wide else slice(None)
+
+  def product(self, keys: str, queries: str) -> jax.Array:
+    """[S, T] of the head's rows of keys or values with its queries, or the gradients of its outputs."""
+    key, lanes = _of_head(self.at[keys][self.g], self.h, self.s.width)
+    return _dot(key, self.at[queries][self.g, self.queries][:, lanes], 1, 1)
+
+  def softmax(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Raw scores [S, T] to exponentials, and the inverse [1, T] of their sum."""
+    s = self.s
     if s.bias:
-      bias = self.refs["bias"][*self._entry(s.bias_axes), :, queries]
-      scores, factor = scores * scale + bias.astype(jnp.float32), math.log2(math.e)
+      scores = scores + self.at["bias"][self._block("bias", s.bias_axes)].astype(jnp.float32)
     if s.mask == "row":
-      row = self.refs["mask"][*self._entry(s.mask_axes)]
-      # A transposed tile: a column of it for each query.
-      seen = jnp.broadcast_to(row.astype(jnp.float32), (LANES, s.keys)).T[:, : self.size] > 0
-      scores = jnp.where(seen, scores, _HIDDEN)
+      row = self.at["mask"][self._block("mask", s.mask_axes)]
+      hidden = jnp.where(row == 0, _HIDDEN, 0.0)
+      scores = scores + jnp.broadcast_to(hidden, (8, s.keys)).T[:, :1]
     elif s.mask == "full":
-      seen = self.refs["mask"][*self._entry(s.mask_axes), :, queries].astype(jnp.int32) != 0
+      seen = self.at["mask"][self._block("mask", s.mask_axes)].astype(jnp.int32) != 0
       scores = jnp.where(seen, scores, _HIDDEN)
     top = scores.max(0, keepdims=True)
     top = top if s.mask is None else jnp.maximum(top, _LEAST)
-    weights = jnp.exp2((scores - top) * factor)
+    weights = jnp.exp2((scores - top) * (s.width**-0.5 * math.log2(math.e)))
     total = weights.sum(0, keepdims=True)
     return weights, 1.0 / (total if s.mask is None else jnp.where(total > 0, total, 1.0))
 
-  def kept(self) -> jax.Array:
-    """Which weights dropout keeps."""
-    heads, images = self.step
-    image, head = images * self.s.images + self.g, heads * self.s.heads + self.h
-    return _keep(self.s, self.refs["seed"], image, head, self.start, (self.s.keys, self.size))
+  def dropped(self, weights: jax.Array) -> jax.Array:
+    """Weights, or their gradients, after dropout but for its factor 1 / (1 - rate)."""
+    s = self.s
+    if not s.drop:
+      return weights
+    heads, images = s.place(self.at["i"], self.at["j"])
+    unit = ((images * s.images + self.g) * s.num_heads + heads * s.heads + self.h) * len(s.chunks) + self.chunk
+    return jnp.where(_keep(s, self.at["seed"][0], unit, weights.shape), weights, 0.0)
+
+
+def _tiles(s: _Shape, names: tuple[str, ...], refs: tuple[Any, ...]) -> tuple[dict[str, Any], list[list[_Tile]]]:
+  """A kernel's refs and its place in the grid by name, and its tiles in groups whose stages run together."""
+  at = dict(zip(names, refs, strict=True)) | dict(i=pl.program_id(0), j=pl.program_id(1))
+  units = [(g, h, chunk) for g in range(s.images) for h in range(s.heads) for chunk in range(len(s.chunks))]
+  tiles, size = [_Tile(s, at, unit) for unit in units], max(1, _GROUP // (s.keys * s.chunks[0][1]))
+  return at, [tiles[i : i + size] for i in range(0, len(tiles), size)]
 
 
 def _forward_kernel(s: _Shape, names: tuple[str, ...], *refs: Any) -> None:
   """Output block [G, T, lanes] of a block of queries, keys and values."""
-  at = dict(zip(names, refs, strict=True))
-  step = s.place(pl.program_id(0), pl.program_id(1))
-  for g in range(s.images):
-    q, k, v = (at[name][g] for name in "qkv")
-    vT, columns = v.T, [[] for _ in s.chunks]
-    for h in range(s.heads):
-      key, lanes = _of_head(k, h, s.width)
-      value = vT[h * s.width : (h + 1) * s.width]
-      for i, (start, size) in enumerate(s.chunks):
-        tile = _Tile(s, at, step, g, h, (start, size))
-        weights, inverse = tile.weights(q[start : start + size, lanes], key)
-        if s.drop:
-          weights, inverse = jnp.where(tile.kept(), weights, 0.0), inverse / (1 - s.drop)
-        columns[i].append(_dot(value, weights.astype(v.dtype), 1, 0) * inverse)
-    for (start, size), heads in zip(s.chunks, columns, strict=True):
-      at["o"][g, start : start + size] = jnp.concatenate(heads, 0).T.astype(v.dtype)
+  at, groups = _tiles(s, names, refs)
+  valueT = [at["v"][g].T for g in range(s.images)]
+  done = {}
+  for group in groups:
+    scores = [tile.product("k", "q") for tile in group]
+    soft = [tile.softmax(x) for tile, x in zip(group, scores, strict=True)]
+    for tile, (weights, inverse) in zip(group, soft, strict=True):
+      weights = tile.dropped(weights).astype(refs[-1].dtype)
+      out = _dot(valueT[tile.g][tile.rows], weights, 1, 0) * (inverse / (1 - s.drop))
+      done[tile.g, tile.chunk, tile.h] = out
+  _store(s, at["o"], done)
 
 
 def _backward_kernel(s: _Shape, names: tuple[str, ...], *refs: Any) -> None:
   """Gradient blocks of queries, keys and values, and the sum over images of the gradient of the bias."""
-  at = dict(zip(names, refs, strict=True))
-  step = s.place(pl.program_id(0), pl.program_id(1))
-  scale = s.width**-0.5
+  at, groups = _tiles(s, names, refs)
   if s.bias:
-    _clear_bias(s, at["dbias"], step)
+    _clear_bias(s, at["dbias"], s.place(at["i"], at["j"]))
+  qT, kT, doT = ([at[name][g].T for g in range(s.images)] for name in ("q", "k", "do"))
+  scale, kind = s.width**-0.5, at["q"].dtype
+  dq, dk, dv = {}, {}, {}
+  for group in groups:
+    scores = [tile.product("k", "q") for tile in group]
+    soft = [tile.softmax(x) for tile, x in zip(group, scores, strict=True)]
+    grads = [tile.product("v", "do") for tile in group]
+    pairs = []
+    for tile, (weights, inverse), dp in zip(group, soft, grads, strict=True):
+      p, dp = weights * inverse, tile.dropped(dp) * (1 / (1 - s.drop)) if s.drop else dp
+      ds = p * (dp - (p * dp).sum(0, keepdims=True))
+      if s.bias:
+        at["dbias"][tile._block("dbias", s.bias_axes)] += ds
+      pairs.append((tile.dropped(p).astype(kind), ds.astype(kind)))
+    for tile, (p, ds) in zip(group, pairs, strict=True):
+      g, rows, keys = tile.g, tile.rows, (tile.g, 0, tile.h)
+      dv[keys] = dv.get(keys, 0.0) + _dot(doT[g][rows, tile.queries], p, 1, 1) * (1 / (1 - s.drop))
+      dk[keys] = dk.get(keys, 0.0) + _dot(qT[g][rows, tile.queries], ds, 1, 1) * scale
+      dq[g, tile.chunk, tile.h] = _dot(kT[g][rows], ds, 1, 0) * scale
+  _store(s, at["dq"], dq)
+  _store(s, at["dk"], dk)
+  _store(s, at["dv"], dv)
+
+
+def _store(s: _Shape, ref: Any, parts: dict[tuple[int, int, int], jax.Array]) -> None:
+  """Writes transposed parts [H, rows], by image, chunk and head, to a block [G, rows, lanes]."""
   for g in range(s.images):
-    q, k, v, do = (at[name][g] for name in ("q", "k", "v", "do"))
-    qT, kT, doT = q.T, k.T, do.T
-    dqs, dks, dvs = [[] for _ in s.chunks], [], []
-    for h in range(s.heads):
-      key, lanes = _of_head(k, h, s.width)
-      value, _ = _of_head(v, h, s.width)
-      rows = slice(h * s.width, (h + 1) * s.width)
-      dk = dv = 0.0
-      for i, (start, size) in enumerate(s.chunks):
-        queries = slice(start, start + size)
-        tile = _Tile(s, at, step, g, h, (start, size))
-        weights, inverse = tile.weights(q[queries, lanes], key)
-        p = weights * inverse
-        dp, dropped = _dot(value, do[queries, lanes], 1, 1), p
-        if s.drop:
-          keep = jnp.where(tile.kept(), 1 / (1 - s.drop), 0.0)
-          dp, dropped = dp * keep, p * keep
-        ds = p * (dp - (p * dp).sum(0, keepdims=True))
-        if s.bias:
-          at["dbias"][*tile._entry(s.bias_axes), :, queries] += ds
-        ds, dropped = ds.astype(q.dtype), dropped.astype(q.dtype)
-        dqs[i].append(_dot(kT[rows], ds, 1, 0) * scale)
-        dk += _dot(qT[rows, queries], ds, 1, 1)
-        dv += _dot(doT[rows, queries], dropped, 1, 1)
-      dks.append(dk * scale)
-      dvs.append(dv)
-    for (start, size), heads in zip(s.chunks, dqs, strict=True):
-      at["dq"][g, start : start + size] = jnp.concatenate(heads, 0).T.astype(q.dtype)
-    at["dk"][g] = jnp.concatenate(dks, 0).T.astype(k.dtype)
-    at["dv"][g] = jnp.concatenate(dvs, 0).T.astype(v.dtype)
+    chunks = sorted({chunk for image, chunk, _ in parts if image == g})
+    for chunk in chunks:
+      part = jnp.concatenate([parts[g, chunk, h] for h in range(s.heads)], 0).T.astype(ref.dtype)
+      start = s.chunks[chunk][0]
+      ref[g, start : start + part.shape[0]] = part
 
 
 def _clear_bias(s: _Shape, ref: Any, step: tuple[Any, Any]) -> None:
@@ -273,10 +288,15 @@ def _call(kernel: Any, s: _Shape, name: str, inputs: dict, outputs: dict, produc
   )(*inputs.values())
 
 
+def _scaled(s: _Shape, bias: jax.Array | None) -> jax.Array | None:
+  """The bias that is added to scores before they are scaled."""
+  return None if bias is None else bias * s.width**0.5
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(s: _Shape, q, k, v, mask, bias, seed):
   """Attention of [B, T, N H] with transposed mask and bias [B|1, N|1, S, T]."""
-  inputs = dict(seed=seed, q=q, k=k, v=v, mask=mask, bias=bias)
+  inputs = dict(seed=seed, q=q, k=k, v=v, mask=mask, bias=_scaled(s, bias))
   (out,) = _call(_forward_kernel, s, "short_attention", inputs, dict(o=jax.ShapeDtypeStruct(q.shape, v.dtype)), 2)
   return out
 
@@ -287,7 +307,7 @@ def _attention_forward(s: _Shape, q, k, v, mask, bias, seed):
 
 def _attention_backward(s: _Shape, kept, do):
   q, k, v, mask, bias, seed = kept
-  inputs = dict(seed=seed, q=q, k=k, v=v, do=do, mask=mask, bias=bias)
+  inputs = dict(seed=seed, q=q, k=k, v=v, do=do, mask=mask, bias=_scaled(s, bias))
   outputs = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in (("dq", q), ("dk", k), ("dv", v))}
   if bias is not None:
     outputs["dbias"] = jax.ShapeDtypeStruct(bias.shape, jnp.float32)
