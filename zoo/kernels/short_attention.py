@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from zoo import partitioning
 from zoo.shapes import expect
 
 LANES = 128
@@ -383,8 +384,26 @@ def short_attention(
     bias_axes = bias.shape[0] > 1, bias.shape[1] > 1
   drop = 0.0 if dropout_key is None else dropout_rate
   seed = jax.random.bits(dropout_key, (1,), jnp.uint32).astype(jnp.int32) if drop else None
+  axes = [("batch", None, "heads", None)] * 3
+  axes += [("batch" if own[0] else None, "heads" if own[1] else None, None, None) for own in (mask_axes, bias_axes)]
+  run = functools.partial(_run, kind, mask_axes, bias_axes, drop, interpret)
+  operands = [(a, own) for a, own in zip((q_BTNH, k, v, mask, bias, seed), (*axes, (None,)), strict=True)]
+  given = [(a, own) for a, own in operands if a is not None]
+
+  def part(index, *arrays):
+    arrays = iter(arrays)
+    return run(index, *(None if a is None else next(arrays) for a, _ in operands))
+
+  return partitioning.split(part, [own for _, own in given], axes[0], *(a for a, _ in given))
+
+
+def _run(kind, mask_axes, bias_axes, drop, interpret, part, q_BTNH, k_BSNH, v_BSNH, mask, bias, seed):
+  """The kernels on one device, with mask and bias as they read them."""
+  (B, T, N, H), S = q_BTNH.shape, k_BSNH.shape[1]
+  if seed is not None:
+    seed = seed + part * 0x632BE5AB  # other bits on each device
   heads = _heads_of_block(N, H)
   images = _images_of_step(B, heads, T, S)
   s = _Shape(B, T, S, N, H, heads, images, kind, mask_axes, bias is not None, bias_axes, drop, interpret)
-  out = _attention(s, *(a.reshape(B, -1, N * H) for a in (q_BTNH, k, v)), mask, bias, seed)
+  out = _attention(s, *(a.reshape(B, -1, N * H) for a in (q_BTNH, k_BSNH, v_BSNH)), mask, bias, seed)
   return out.reshape(B, T, N, H)

@@ -23,9 +23,13 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from zoo.kernels.short_attention import short_attention
 from zoo.layers import initializers, position_embeddings
 from zoo.layers.dropout import dropout
 from zoo.shapes import expect
+
+
+IMPLEMENTATIONS = "xla", "pallas", "pallas_interpret"
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -222,6 +226,7 @@ def dot_product_attention(
   bias: jax.Array | None = None,
   dropout_rate: float = 0.0,
   dropout_key: jax.Array | None = None,
+  implementation: str = "xla",
 ) -> tuple[jax.Array, jax.Array]:
   """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1).
 
@@ -231,17 +236,31 @@ def dot_product_attention(
     bias: added to the scores, broadcastable to [B, N, T, S].
     dropout_rate: share of the weights set to 0 (the rest grows to keep the mean); needs `dropout_key`.
     dropout_key: None for evaluation.
+    implementation: "xla", or "pallas" for the output by `zoo.kernels.short_attention`, on TPUs. The weights are then
+      computed beside it; `jax.jit` leaves them out where nobody reads them. "pallas_interpret": the same, for tests.
 
   Returns:
     output [B, T, N, H] in the type of v, and the weights [B, N, T, S] in float32, before dropout. A query that
     may see nothing gets 0.
   """
   expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(f"unknown implementation {implementation!r}; wanted one of {IMPLEMENTATIONS}")
   scores_BNTS = dot_product_scores(q_BTNH, k_BSKH)
   if bias is not None:
     # In the type of the scores: a float32 bias would make them all float32, twice the memory.
     scores_BNTS = scores_BNTS + bias.astype(scores_BNTS.dtype)
-  return attention_pool(scores_BNTS, v_BSKH, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)
+  if implementation == "xla":
+    return attention_pool(scores_BNTS, v_BSKH, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)
+  out_BTNH = short_attention(
+    *(q_BTNH, k_BSKH, v_BSKH),
+    mask=mask,
+    bias=bias,
+    dropout_rate=dropout_rate,
+    dropout_key=dropout_key,
+    interpret=implementation == "pallas_interpret",
+  )
+  return out_BTNH, masked_softmax(scores_BNTS, mask)
 
 
 def check_heads(width: int, num_heads: int) -> None:
@@ -277,6 +296,7 @@ class Attention(nn.Module):
     rotary: turn queries and keys by their positions (`position_embeddings.rotary`).
     kernel_init: of the projections.
     cosine: score by cosines (`attention.cosine`); keys then have no bias.
+    implementation: of `attention.dot_product_attention`.
   """
 
   num_heads: int
@@ -287,6 +307,7 @@ class Attention(nn.Module):
   rotary: bool = False
   kernel_init: Callable = initializers.dense
   cosine: bool = False
+  implementation: str = "xla"
 
   @nn.compact
   def __call__(
@@ -345,7 +366,12 @@ class Attention(nn.Module):
       log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (self.num_heads,))
       q_BTNH, k_BSKH = cosine(q_BTNH, k_BSKH, log_scale_N)
     out_BTNH, weights = dot_product_attention(
-      q_BTNH, k_BSKH, v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout_rate, dropout_key=key
+      *(q_BTNH, k_BSKH, v_BSKH),
+      mask=mask,
+      bias=bias,
+      dropout_rate=self.dropout_rate,
+      dropout_key=key,
+      implementation=self.implementation,
     )
     out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out")
     return out(out_BTNH), weights, cache
