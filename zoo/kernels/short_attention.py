@@ -15,6 +15,7 @@ is no running maximum, and neither the output nor a log-sum-exp is kept: rowsum(
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +39,8 @@ class _Shape(NamedTuple):
 
   Attributes:
     batch, queries, keys, num_heads, width: B, T, S, N, H.
-    heads: of a block. images: of a grid step.
+    heads: of a block. block: images of a block. images: whose tiles run together; they divide `block`.
+    time_major: whether operands are [T, B, N H] rather than [B, T, N H].
     mask: None, "row" for a mask [B|1, N|1, 1, S], "full" for one [B|1, N|1, S, T] (transposed).
     mask_axes, bias_axes: whether mask and bias have axes B and N, or one entry for all.
     drop: share of dropped weights. interpret: on a CPU.
@@ -50,7 +52,9 @@ class _Shape(NamedTuple):
   num_heads: int
   width: int
   heads: int
+  block: int
   images: int
+  time_major: bool
   mask: str | None
   mask_axes: tuple[bool, bool]
   bias: bool
@@ -66,7 +70,7 @@ class _Shape(NamedTuple):
   @property
   def grid(self) -> tuple[int, int]:
     """Grid steps along heads and images, in the order of `outer`."""
-    steps = self.num_heads // self.heads, self.batch // self.images
+    steps = self.num_heads // self.heads, self.batch // self.block
     return steps if self.heads_outer else steps[::-1]
 
   @property
@@ -128,6 +132,7 @@ class _Tile:
   def __init__(self, s: _Shape, at: dict[str, Any], unit: tuple[int, int, int]):
     self.s, self.at = s, at
     self.g, self.h, self.chunk = unit
+    self.image = at["first"] + self.g  # of the block
     start, size = s.chunks[self.chunk]
     self.size, self.queries = size, slice(start, start + size)
     self.rows = slice(self.h * s.width, (self.h + 1) * s.width)
@@ -135,12 +140,12 @@ class _Tile:
   def _block(self, name: str, axes: tuple[bool, bool]) -> tuple[Any, ...]:
     """Where in a block of a mask or bias this tile's scores are."""
     wide = self.at[name].shape[2] == self.s.keys and self.at[name].shape[3] == self.s.queries
-    return self.g if axes[0] else 0, self.h if axes[1] else 0, slice(None), self.queries if wide else slice(None)
+    return self.image if axes[0] else 0, self.h if axes[1] else 0, slice(None), self.queries if wide else slice(None)
 
   def product(self, keys: str, queries: str) -> jax.Array:
     """[S, T] of the head's rows of keys or values with its queries, or the gradients of its outputs."""
-    key, lanes = _of_head(self.at[keys][self.g], self.h, self.s.width)
-    return _dot(key, self.at[queries][self.g, self.queries][:, lanes], 1, 1)
+    key, lanes = _of_head(self.at[keys][self.image], self.h, self.s.width)
+    return _dot(key, self.at[queries][self.image, self.queries][:, lanes], 1, 1)
 
   def softmax(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Raw scores [S, T] to exponentials, and the inverse [1, T] of their sum."""
@@ -166,42 +171,61 @@ class _Tile:
     if not s.drop:
       return weights
     heads, images = s.place(self.at["i"], self.at["j"])
-    unit = ((images * s.images + self.g) * s.num_heads + heads * s.heads + self.h) * len(s.chunks) + self.chunk
+    unit = ((images * s.block + self.image) * s.num_heads + heads * s.heads + self.h) * len(s.chunks) + self.chunk
     return jnp.where(_keep(s, self.at["seed"][0], unit, weights.shape), weights, 0.0)
 
 
-def _tiles(s: _Shape, names: tuple[str, ...], refs: tuple[Any, ...]) -> tuple[dict[str, Any], list[list[_Tile]]]:
-  """A kernel's refs and its place in the grid by name, and its tiles in groups whose stages run together."""
-  at = dict(zip(names, refs, strict=True)) | dict(i=pl.program_id(0), j=pl.program_id(1))
+def _groups(s: _Shape, at: dict[str, Any]) -> list[list[_Tile]]:
+  """The tiles of some images, in groups whose stages run together."""
   units = [(g, h, chunk) for g in range(s.images) for h in range(s.heads) for chunk in range(len(s.chunks))]
   tiles, size = [_Tile(s, at, unit) for unit in units], max(1, _GROUP // (s.keys * s.chunks[0][1]))
-  return at, [tiles[i : i + size] for i in range(0, len(tiles), size)]
+  return [tiles[i : i + size] for i in range(0, len(tiles), size)]
 
 
-def _forward_kernel(s: _Shape, names: tuple[str, ...], *refs: Any) -> None:
-  """Output block [G, T, lanes] of a block of queries, keys and values."""
-  at, groups = _tiles(s, names, refs)
-  valueT = [at["v"][g].T for g in range(s.images)]
-  done = {}
-  for group in groups:
+def _transposed(s: _Shape, at: dict[str, Any], name: str) -> list[jax.Array]:
+  """A block's images of an operand as [lanes, rows]."""
+  return [at[name][at["first"] + g].T for g in range(s.images)]
+
+
+def _kernel(s: _Shape, names: tuple[str, ...], compute: Callable, outputs: tuple[str, ...], *refs: Any) -> None:
+  """Runs `compute` on the images of a block, some at a time."""
+  at = dict(zip(names, refs[: len(names)], strict=True)) | dict(i=pl.program_id(0), j=pl.program_id(1))
+  blocks = {name: at[name] for name in names if name not in ("seed", "mask", "bias", "dbias")}
+  if "dbias" in at:
+    _clear_bias(s, at["dbias"], s.place(at["i"], at["j"]))
+  if s.time_major:
+    at.update(zip(blocks, refs[len(names) :], strict=True))
+    for name in blocks.keys() - set(outputs):
+      at[name][...] = jnp.swapaxes(blocks[name][...], 0, 1)
+
+  def some(i: Any, _: None) -> None:
+    compute(s, at | dict(first=i * s.images))
+
+  jax.lax.fori_loop(0, s.block // s.images, some, None) if s.block > s.images else some(0, None)
+  if s.time_major:
+    for name in outputs:
+      blocks[name][...] = jnp.swapaxes(at[name][...], 0, 1)
+
+
+def _forward(s: _Shape, at: dict[str, Any]) -> None:
+  """Outputs of some images of a block."""
+  valueT, done = _transposed(s, at, "v"), {}
+  for group in _groups(s, at):
     scores = [tile.product("k", "q") for tile in group]
     soft = [tile.softmax(x) for tile, x in zip(group, scores, strict=True)]
     for tile, (weights, inverse) in zip(group, soft, strict=True):
-      weights = tile.dropped(weights).astype(refs[-1].dtype)
+      weights = tile.dropped(weights).astype(at["o"].dtype)
       out = _dot(valueT[tile.g][tile.rows], weights, 1, 0) * (inverse / (1 - s.drop))
       done[tile.g, tile.chunk, tile.h] = out
-  _store(s, at["o"], done)
+  _store(s, at, "o", done)
 
 
-def _backward_kernel(s: _Shape, names: tuple[str, ...], *refs: Any) -> None:
-  """Gradient blocks of queries, keys and values, and the sum over images of the gradient of the bias."""
-  at, groups = _tiles(s, names, refs)
-  if s.bias:
-    _clear_bias(s, at["dbias"], s.place(at["i"], at["j"]))
-  qT, kT, doT = ([at[name][g].T for g in range(s.images)] for name in ("q", "k", "do"))
+def _backward(s: _Shape, at: dict[str, Any]) -> None:
+  """Gradients of queries, keys and values of some images; adds theirs to the gradient of the bias."""
+  qT, kT, doT = (_transposed(s, at, name) for name in ("q", "k", "do"))
   scale, kind = s.width**-0.5, at["q"].dtype
   dq, dk, dv = {}, {}, {}
-  for group in groups:
+  for group in _groups(s, at):
     scores = [tile.product("k", "q") for tile in group]
     soft = [tile.softmax(x) for tile, x in zip(group, scores, strict=True)]
     grads = [tile.product("v", "do") for tile in group]
@@ -217,19 +241,17 @@ def _backward_kernel(s: _Shape, names: tuple[str, ...], *refs: Any) -> None:
       dv[keys] = dv.get(keys, 0.0) + _dot(doT[g][rows, tile.queries], p, 1, 1) * (1 / (1 - s.drop))
       dk[keys] = dk.get(keys, 0.0) + _dot(qT[g][rows, tile.queries], ds, 1, 1) * scale
       dq[g, tile.chunk, tile.h] = _dot(kT[g][rows], ds, 1, 0) * scale
-  _store(s, at["dq"], dq)
-  _store(s, at["dk"], dk)
-  _store(s, at["dv"], dv)
+  for name, parts in dict(dq=dq, dk=dk, dv=dv).items():
+    _store(s, at, name, parts)
 
 
-def _store(s: _Shape, ref: Any, parts: dict[tuple[int, int, int], jax.Array]) -> None:
+def _store(s: _Shape, at: dict[str, Any], name: str, parts: dict[tuple[int, int, int], jax.Array]) -> None:
   """Writes transposed parts [H, rows], by image, chunk and head, to a block [G, rows, lanes]."""
-  for g in range(s.images):
-    chunks = sorted({chunk for image, chunk, _ in parts if image == g})
-    for chunk in chunks:
-      part = jnp.concatenate([parts[g, chunk, h] for h in range(s.heads)], 0).T.astype(ref.dtype)
-      start = s.chunks[chunk][0]
-      ref[g, start : start + part.shape[0]] = part
+  ref = at[name]
+  for g, chunk in sorted({key[:2] for key in parts}):
+    part = jnp.concatenate([parts[g, chunk, h] for h in range(s.heads)], 0).T.astype(ref.dtype)
+    start = s.chunks[chunk][0]
+    ref[at["first"] + g, start : start + part.shape[0]] = part
 
 
 def _clear_bias(s: _Shape, ref: Any, step: tuple[Any, Any]) -> None:
@@ -248,16 +270,17 @@ def _specs(s: _Shape) -> dict[str, pl.BlockSpec]:
   def tokens(length: int) -> pl.BlockSpec:
     def index(i, j):
       heads, images = s.place(i, j)
-      return images, 0, heads
+      return (0, images, heads) if s.time_major else (images, 0, heads)
 
-    return pl.BlockSpec((s.images, length, s.heads * s.width), index)
+    shape = (length, s.block) if s.time_major else (s.block, length)
+    return pl.BlockSpec((*shape, s.heads * s.width), index)
 
   def scores(axes: tuple[bool, bool], shape: tuple[int, int]) -> pl.BlockSpec:
     def index(i, j):
       heads, images = s.place(i, j)
       return images if axes[0] else 0, heads if axes[1] else 0, 0, 0
 
-    return pl.BlockSpec((s.images if axes[0] else 1, s.heads if axes[1] else 1, *shape), index)
+    return pl.BlockSpec((s.block if axes[0] else 1, s.heads if axes[1] else 1, *shape), index)
 
   queries, keys = tokens(s.queries), tokens(s.keys)
   bias = scores(s.bias_axes, (s.keys, s.queries))
@@ -271,22 +294,38 @@ def _specs(s: _Shape) -> dict[str, pl.BlockSpec]:
   )
 
 
-def _call(kernel: Any, s: _Shape, name: str, inputs: dict, outputs: dict, products: int) -> tuple[jax.Array, ...]:
+def _call(compute: Callable, s: _Shape, name: str, inputs: dict, outputs: dict, products: int) -> tuple[jax.Array, ...]:
   """Runs a kernel on operands by their names; those that are None are left out."""
   inputs = {key: value for key, value in inputs.items() if value is not None}
   specs, rows = _specs(s), s.batch * s.num_heads * s.queries * s.keys
-  moved = sum(math.prod(a.shape) * a.dtype.itemsize for a in (*inputs.values(), *outputs.values()))
+  arrays = {**inputs, **outputs}
+  moved = sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays.values())
+  tokens = {key: a for key, a in arrays.items() if key not in ("seed", "mask", "bias", "dbias")}
+  scratch = [pltpu.VMEM((s.block, a.shape[0], s.heads * s.width), a.dtype) for a in tokens.values() if s.time_major]
   return pl.pallas_call(
-    functools.partial(kernel, s, (*inputs, *outputs)),
+    functools.partial(_kernel, s, tuple(arrays), compute, tuple(key for key in outputs if key != "dbias")),
     out_shape=tuple(outputs.values()),
     grid=s.grid,
     in_specs=[specs[key] for key in inputs],
     out_specs=tuple(specs[key] for key in outputs),
-    compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary")),
+    scratch_shapes=scratch,
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_vmem(s, arrays, specs)
+    ),
     cost_estimate=pl.CostEstimate(flops=2 * products * rows * s.width, transcendentals=rows, bytes_accessed=moved),
     interpret=s.interpret,
     name=name,
   )(*inputs.values())
+
+
+def _vmem(s: _Shape, arrays: dict[str, Any], specs: dict[str, pl.BlockSpec]) -> int:
+  """Bytes of VMEM to allow: blocks twice, their copies if time-major, and what the tiles of a group need."""
+  blocks = sum(
+    math.prod(specs[key].block_shape) * a.dtype.itemsize * (3 if s.time_major else 2)
+    for key, a in arrays.items()
+    if key != "seed"
+  )
+  return max(16 * 2**20, int(1.25 * blocks) + 8 * 2**20 + 4 * 4 * _GROUP)
 
 
 def _scaled(s: _Shape, bias: jax.Array | None) -> jax.Array | None:
@@ -298,7 +337,7 @@ def _scaled(s: _Shape, bias: jax.Array | None) -> jax.Array | None:
 def _attention(s: _Shape, q, k, v, mask, bias, seed):
   """Attention of [B, T, N H] with transposed mask and bias [B|1, N|1, S, T]."""
   inputs = dict(seed=seed, q=q, k=k, v=v, mask=mask, bias=_scaled(s, bias))
-  (out,) = _call(_forward_kernel, s, "short_attention", inputs, dict(o=jax.ShapeDtypeStruct(q.shape, v.dtype)), 2)
+  (out,) = _call(_forward, s, "short_attention", inputs, dict(o=jax.ShapeDtypeStruct(q.shape, v.dtype)), 2)
   return out
 
 
@@ -312,7 +351,7 @@ def _attention_backward(s: _Shape, kept, do):
   outputs = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in (("dq", q), ("dk", k), ("dv", v))}
   if bias is not None:
     outputs["dbias"] = jax.ShapeDtypeStruct(bias.shape, jnp.float32)
-  dq, dk, dv, *dbias = _call(_backward_kernel, s, "short_attention_backward", inputs, outputs, 5)
+  dq, dk, dv, *dbias = _call(_backward, s, "short_attention_backward", inputs, outputs, 5)
   return dq, dk, dv, None, dbias[0].astype(bias.dtype) if dbias else None, None
 
 
@@ -403,7 +442,13 @@ def _run(kind, mask_axes, bias_axes, drop, interpret, part, q_BTNH, k_BSNH, v_BS
   if seed is not None:
     seed = seed + part * 0x632BE5AB  # other bits on each device
   heads = _heads_of_block(N, H)
-  images = _images_of_step(B, heads, T, S)
-  s = _Shape(B, T, S, N, H, heads, images, kind, mask_axes, bias is not None, bias_axes, drop, interpret)
-  out = _attention(s, *(a.reshape(B, -1, N * H) for a in (q_BTNH, k_BSNH, v_BSNH)), mask, bias, seed)
-  return out.reshape(B, T, N, H)
+  # XLA keeps [B, T, D] with B before D in memory where T is no multiple of 8, and a row-major operand would be a copy.
+  time_major = (T % 8 or S % 8) and B % 8 == 0
+  block = 8 if time_major else _images_of_step(B, heads, T, S)
+  images = _images_of_step(block, heads, T, S)
+  kinds = kind, mask_axes, bias is not None, bias_axes
+  s = _Shape(B, T, S, N, H, heads, block, images, bool(time_major), *kinds, drop, interpret)
+  operands = [a.reshape(B, -1, N * H) for a in (q_BTNH, k_BSNH, v_BSNH)]
+  if time_major:
+    return _attention(s, *(a.swapaxes(0, 1) for a in operands), mask, bias, seed).swapaxes(0, 1).reshape(B, T, N, H)
+  return _attention(s, *operands, mask, bias, seed).reshape(B, T, N, H)
