@@ -2,7 +2,7 @@
 
 `short_attention` has the meaning of the first result of `zoo.layers.attention.dot_product_attention`, its plain twin.
 
-Scores are transposed, [S, T]: keys along sublanes, queries along lanes, 128 queries at a time. So a softmax reduces over
+Scores are transposed, [S, T]: keys along sublanes, queries along lanes. So a softmax reduces over
 sublanes, by plain vector operations, and its maximum and sum are rows [1, T] that scale a tile for nothing; and the
 weights [S, T] enter the matrix units as the stationary operand of products whose other operand has only the H rows of
 one head: v^T p for the output, do^T p^T, q^T ds^T and k^T ds for the gradients. Heads are then rows of transposed
@@ -29,7 +29,7 @@ from zoo.shapes import expect
 LANES = 128
 MAX_LENGTH = 1024
 # Queries of a tile of scores, and the scores of the tiles whose stages run together.
-_CHUNK, _GROUP = 256, 2**19
+_CHUNK, _GROUP = 256, 2**20
 # Scores of keys that may not be seen, and the least maximum of a row: exponentials of a row without keys are 0, not 1.
 _HIDDEN, _LEAST = -1e30, -5e29
 
@@ -90,7 +90,7 @@ def _dot(a: jax.Array, b: jax.Array, i: int, j: int) -> jax.Array:
 
 
 def _of_head(x: jax.Array, h: int, width: int) -> tuple[jax.Array, slice]:
-  """Head h of x [S, lanes], and the lanes to contract with: a tile with the other heads' lanes 0, or its lanes alone."""
+  """Head h of x [S, lanes] and the lanes to contract: a tile in which other heads are 0, or the head's lanes alone."""
   start = h * width
   if LANES % width == 0 and x.shape[1] % LANES == 0:
     tile = slice(start // LANES * LANES, start // LANES * LANES + LANES)
@@ -402,7 +402,7 @@ def short_attention(
     ValueError: lengths over 1,024, or a head width that is no multiple of 16.
   """
   z = expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
-  B, T, S, N, H = (z[letter] for letter in "BTSNH")
+  T, S, N, H = (z[letter] for letter in "TSNH")
   if max(T, S) > MAX_LENGTH or H % 16:
     raise ValueError(
       f"{T} queries, {S} keys, heads of width {H}: wanted at most {MAX_LENGTH} of either and a multiple of 16; "

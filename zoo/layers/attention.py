@@ -28,7 +28,6 @@ from zoo.layers import initializers, position_embeddings
 from zoo.layers.dropout import dropout
 from zoo.shapes import expect
 
-
 IMPLEMENTATIONS = "xla", "pallas", "pallas_interpret"
 
 
