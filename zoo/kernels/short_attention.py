@@ -370,6 +370,15 @@ def _images_of_step(batch: int, heads: int, queries: int, keys: int) -> int:
   return max(n for n in range(1, max(1, 16 // units) + 1) if batch % n == 0)
 
 
+def time_major(batch: int, queries: int, keys: int) -> bool:
+  """Whether the kernels read [T, B, N H] rather than [B, T, N H].
+
+  XLA keeps [B, T, D] in that order where T is no multiple of 8, the rows of a tile, and a row-major operand would be a
+  copy. The kernels read 8 examples at a time and swap the axes in VMEM.
+  """
+  return bool(queries % 8 or keys % 8) and batch % 8 == 0
+
+
 def _four_axes(x: jax.Array) -> jax.Array:
   return x.reshape((1,) * (4 - x.ndim) + x.shape)
 
@@ -442,13 +451,12 @@ def _run(kind, mask_axes, bias_axes, drop, interpret, part, q_BTNH, k_BSNH, v_BS
   if seed is not None:
     seed = seed + part * 0x632BE5AB  # other bits on each device
   heads = _heads_of_block(N, H)
-  # XLA keeps [B, T, D] with B before D in memory where T is no multiple of 8, and a row-major operand would be a copy.
-  time_major = (T % 8 or S % 8) and B % 8 == 0
-  block = 8 if time_major else _images_of_step(B, heads, T, S)
+  first = time_major(B, T, S)
+  block = 8 if first else _images_of_step(B, heads, T, S)
   images = _images_of_step(block, heads, T, S)
   kinds = kind, mask_axes, bias is not None, bias_axes
-  s = _Shape(B, T, S, N, H, heads, block, images, bool(time_major), *kinds, drop, interpret)
+  s = _Shape(B, T, S, N, H, heads, block, images, first, *kinds, drop, interpret)
   operands = [a.reshape(B, -1, N * H) for a in (q_BTNH, k_BSNH, v_BSNH)]
-  if time_major:
+  if first:
     return _attention(s, *(a.swapaxes(0, 1) for a in operands), mask, bias, seed).swapaxes(0, 1).reshape(B, T, N, H)
   return _attention(s, *operands, mask, bias, seed).reshape(B, T, N, H)

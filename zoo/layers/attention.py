@@ -14,6 +14,8 @@ All but the first have one head, N = 1, so that masks and weights have the same 
 parameters are `Attention` below and those of `zoo/layers/pooling.py`.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,7 +25,7 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from zoo.kernels.short_attention import short_attention
+from zoo.kernels.short_attention import short_attention, time_major
 from zoo.layers import initializers, position_embeddings
 from zoo.layers.dropout import dropout
 from zoo.shapes import expect
@@ -283,6 +285,37 @@ class Cache(NamedTuple):
     return Cache(*(jax.lax.dynamic_update_slice_in_dim(a, b, index, 2) for a, b in zip(self, new, strict=True)))
 
 
+class Projection(nn.Module):
+  """`nn.DenseGeneral` between tokens [B, T, D] and heads [B, T, N, H] as a product of flat arrays, for kernels.
+
+  XLA gives [B, T, N, H] a layout of its own and copies it to the row-major one that a kernel reads. It has none to
+  choose where the product's result is [B, T, N H], or [T, B, N H], as the kernel wants it (`time_major`).
+
+  Attributes:
+    features: (N, H), or (D,) to tokens. time_major: put T before B. The others: of `nn.DenseGeneral`.
+  """
+
+  features: tuple[int, ...]
+  time_major: bool
+  use_bias: bool = True
+  kernel_init: Callable = initializers.dense
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, T, D] to [B, T, N, H], or [B, T, N, H] to [B, T, D]."""
+    into, out = x.shape[2:], self.features
+    flat = math.prod(into), math.prod(out)
+    kernel = self.param("kernel", lambda key: self.kernel_init(key, flat).reshape(into + out))
+    x_BTF = x.reshape(*x.shape[:2], -1).astype(self.dtype)
+    x = x_BTF.swapaxes(0, 1) if self.time_major else x_BTF
+    y = x @ kernel.reshape(flat).astype(self.dtype)
+    if self.use_bias:
+      y += self.param("bias", nn.initializers.zeros, out).reshape(-1).astype(self.dtype)
+    y_BTF = y.swapaxes(0, 1) if self.time_major else y
+    return y_BTF.reshape(*y_BTF.shape[:2], *out)
+
+
 class Attention(nn.Module):
   """Multi-head attention: queries from x [B, T, D], keys and values from y [B, S, D], to [B, T, D].
 
@@ -336,11 +369,15 @@ class Attention(nn.Module):
     width = expect(x_BTD=x_BTD, y_BSD=y_BSD)["D"]
     check_heads(width, self.num_heads)
     num_kv_heads = self.num_kv_heads or self.num_heads
+    dense, merge = nn.DenseGeneral, functools.partial(nn.DenseGeneral, width, axis=(-2, -1))
+    if self.implementation != "xla":
+      length = (x_BTD if y_BSD is None else y_BSD).shape[1]
+      dense = functools.partial(Projection, time_major=time_major(*x_BTD.shape[:2], length))
+      merge = functools.partial(dense, (width,))
 
     def project(name: str, num_heads: int, tokens: jax.Array) -> jax.Array:
       features, bias = (num_heads, width // self.num_heads), name != "k" or not self.cosine
-      dense = nn.DenseGeneral(features, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
-      return dense(tokens)
+      return dense(features, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(tokens)
 
     def rotate(x_BTNH: jax.Array) -> jax.Array:
       if not self.rotary:
@@ -372,7 +409,7 @@ class Attention(nn.Module):
       dropout_key=key,
       implementation=self.implementation,
     )
-    out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out")
+    out = merge(kernel_init=self.kernel_init, dtype=self.dtype, name="out")
     return out(out_BTNH), weights, cache
 
 
