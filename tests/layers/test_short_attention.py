@@ -52,44 +52,53 @@ def check(*shape, mask=None, bias=None, dtype="float32", K=None):
       assert a.dtype == b.dtype and relative_error(a.astype("float32"), b.astype("float32")) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("length", [16, 49, 50, 64, 144, 196, 197, 256, 257, 384])
+@pytest.mark.parametrize("length", [16, 50, 197, 256])
 def test_lengths(length):
   check(1, length, length, 2, 64, dtype="bfloat16" if length % 2 else "float32")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [512, 577, 1024])
-def test_long(length):
+@pytest.mark.parametrize("length", [49, 64, 144, 196, 257, 384, 512, 577, 1024])
+def test_more_lengths(length):
   check(1, length, length, 1, 64)
 
 
-@pytest.mark.parametrize(("num_heads", "width"), [(4, 32), (3, 64), (2, 80), (4, 96), (2, 128)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_time_major_operands():
+  check(8, 11, 13, 2, 64, mask=(8, 1, 1, 13), bias=(2, 11, 13))
+
+
+@pytest.mark.parametrize(
+  ("num_heads", "width", "dtype"),
+  [(4, 32, "bfloat16"), (3, 64, "float32"), (2, 80, "bfloat16"), (4, 96, "float32"), (2, 128, "bfloat16")],
+)
 def test_head_widths_and_cross_attention(num_heads, width, dtype):
-  check(2, 24, 37, num_heads, width, dtype=dtype)
+  check(1, 24, 37, num_heads, width, dtype=dtype)
 
 
+# One of each form of mask and of bias.
 @pytest.mark.parametrize(
-  "mask", [(2, 1, 1, 21), (1, 1, 1, 21), (2, 2, 1, 21), (2, 1, 18, 21), (1, 2, 18, 21), (2, 2, 18, 21), (21,)]
+  ("mask", "bias"),
+  [
+    ((2, 1, 1, 21), (2, 2, 18, 21)),
+    ((1, 1, 1, 21), (1, 2, 18, 21)),
+    ((2, 2, 1, 21), (2, 18, 21)),
+    ((2, 1, 18, 21), (2, 1, 18, 21)),
+    ((1, 1, 18, 21), (1, 1, 18, 21)),
+    ((2, 2, 18, 21), (2, 1, 1, 21)),
+    ((21,), None),
+  ],
 )
-def test_masks(mask):
-  check(2, 18, 21, 2, 64, mask=mask)
-
-
-@pytest.mark.parametrize(
-  "bias", [(2, 2, 18, 21), (1, 2, 18, 21), (2, 18, 21), (2, 1, 18, 21), (1, 1, 18, 21), (2, 1, 1, 21)]
-)
-def test_biases(bias):
-  check(2, 18, 21, 2, 64, bias=bias, mask=(2, 1, 1, 21))
+def test_masks_and_biases(mask, bias):
+  check(2, 18, 21, 2, 64, mask=mask, bias=bias)
 
 
 def test_bias_gradient_is_summed_over_steps_of_the_grid():
-  check(3, 70, 70, 32, 32, bias=(32, 70, 70))
+  check(17, 6, 6, 4, 64, bias=(4, 6, 6))
 
 
 @pytest.mark.parametrize("key_heads", [1, 2])
 def test_shared_key_heads(key_heads):
-  check(2, 18, 21, 4, 32, K=key_heads)
+  check(1, 18, 21, 4, 32, K=key_heads)
 
 
 @pytest.mark.parametrize("form", [(2, 1, 1, 21), (2, 1, 18, 21)])
@@ -103,9 +112,8 @@ def test_a_query_that_may_see_nothing_gets_0(form):
 def test_causal():
   q, k, v, _ = operands(1, 18, 18, 2, 64)
   mask = jnp.tril(jnp.ones((1, 1, 18, 18), bool))
-  np.testing.assert_array_equal(
-    kernel(q, k, v, mask=mask)[:, :9], kernel(q, k[:, :9], v[:, :9], mask=mask[..., :9])[:, :9]
-  )
+  first = kernel(q[:, :9], k[:, :9], v[:, :9], mask=mask[..., :9, :9])
+  np.testing.assert_allclose(kernel(q, k, v, mask=mask)[:, :9], first, rtol=1e-5, atol=1e-6)
 
 
 # ---- dropout
@@ -156,6 +164,7 @@ def test_vmap_scan_and_remat():
 
 
 def test_export():
+  pytest.importorskip("flatbuffers")
   q, k, v, _ = operands(2, 18, 21, 2, 64)
   exported = jax.export.export(jax.jit(kernel))(q, k, v)
   again = jax.export.deserialize(exported.serialize())

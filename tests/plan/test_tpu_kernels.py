@@ -42,7 +42,5 @@ def test_kernels_compile_and_gather_nothing(topology):
   """Row-major and time-major, masks, bias, dropout; nothing but the gradient of the bias crosses devices."""
   plain = compiled(topology, (32, 20, 4, 64), jnp.bfloat16, data=2, fsdp=2, tensor=1)
   assert plain.count('custom_call_target="tpu_custom_call"') == 2 and not collectives(plain)
-  full = compiled(
-    topology, (8, 24, 4, 64), jnp.float32, (8, 1, 1, 24), (1, 4, 24, 24), 0.1, data=2, fsdp=1, tensor=2
-  )
+  full = compiled(topology, (8, 24, 4, 64), jnp.float32, (8, 1, 1, 24), (1, 4, 24, 24), 0.1, data=2, fsdp=1, tensor=2)
   assert {one.op for one in collectives(full)} <= {"all-reduce"}
