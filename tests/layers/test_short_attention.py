@@ -195,8 +195,8 @@ def test_weights_that_nobody_reads_are_not_computed(scan):
 @pytest.mark.parametrize("sizes", [dict(data=4, fsdp=1, tensor=2), dict(data=2, fsdp=4, tensor=1)])
 def test_a_mesh_does_not_change_the_result(sizes):
   """On a mesh every device runs the kernel on its own examples and heads."""
-  arrays = operands(8, 18, 21, 4, 64)
-  mask, bias = jnp.asarray(draw(8, 1, 1, 21) > -1), jnp.asarray(draw(4, 18, 21))
+  arrays = operands(8, 6, 7, 2, 64)
+  mask, bias = jnp.asarray(draw(8, 1, 1, 7) > -1), jnp.asarray(draw(2, 6, 7))
   way = sharding.Jit(sharding.make_mesh(**sizes))
   place = NamedSharding(way.mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
 
@@ -215,7 +215,7 @@ def test_a_mesh_does_not_change_the_result(sizes):
     with way._cutting():
       return with_dropout(q, k, v, key)
 
-  zeros, v = jnp.zeros((8, 64, 2, 64)), jnp.broadcast_to(jnp.eye(64)[:, None], (8, 64, 2, 64))
+  zeros, v = jnp.zeros((8, 16, 2, 64)), jnp.broadcast_to(jnp.eye(64)[:, None], (8, 64, 2, 64))
   out = np.asarray(jax.jit(dropped)(zeros, zeros, v)).transpose(0, 2, 1, 3).reshape(16, -1)
   assert len(np.unique(out, axis=0)) == 16  # devices do not drop the same
 

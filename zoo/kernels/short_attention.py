@@ -366,8 +366,8 @@ def _heads_of_block(num_heads: int, width: int) -> int:
 
 def _images_of_step(batch: int, heads: int, queries: int, keys: int) -> int:
   """Images of a grid step: enough independent work for the scheduler, in blocks that fit VMEM."""
-  units = heads * -(-queries // LANES) * -(-keys // LANES)
-  return max(n for n in range(1, max(1, 16 // units) + 1) if batch % n == 0)
+  most = min(16, max(1, _GROUP // (heads * queries * keys)))
+  return max(n for n in range(1, most + 1) if batch % n == 0)
 
 
 def time_major(batch: int, queries: int, keys: int) -> bool:
