@@ -14,6 +14,8 @@ All but the first have one head, N = 1, so that masks and weights have the same 
 parameters are `Attention` below and those of `zoo/layers/pooling.py`.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,9 +25,12 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from zoo.kernels.short_attention import short_attention, time_major
 from zoo.layers import initializers, position_embeddings
 from zoo.layers.dropout import dropout
 from zoo.shapes import expect
+
+IMPLEMENTATIONS = "xla", "pallas", "pallas_interpret"
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -222,6 +227,7 @@ def dot_product_attention(
   bias: jax.Array | None = None,
   dropout_rate: float = 0.0,
   dropout_key: jax.Array | None = None,
+  implementation: str = "xla",
 ) -> tuple[jax.Array, jax.Array]:
   """Multi-head scaled dot-product attention (Vaswani et al. 2017, eq. 1).
 
@@ -231,17 +237,31 @@ def dot_product_attention(
     bias: added to the scores, broadcastable to [B, N, T, S].
     dropout_rate: share of the weights set to 0 (the rest grows to keep the mean); needs `dropout_key`.
     dropout_key: None for evaluation.
+    implementation: "xla", or "pallas" for the output by `zoo.kernels.short_attention`, on TPUs. The weights are then
+      computed beside it; `jax.jit` leaves them out where nobody reads them. "pallas_interpret": the same, for tests.
 
   Returns:
     output [B, T, N, H] in the type of v, and the weights [B, N, T, S] in float32, before dropout. A query that
     may see nothing gets 0.
   """
   expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(f"unknown implementation {implementation!r}; wanted one of {IMPLEMENTATIONS}")
   scores_BNTS = dot_product_scores(q_BTNH, k_BSKH)
   if bias is not None:
     # In the type of the scores: a float32 bias would make them all float32, twice the memory.
     scores_BNTS = scores_BNTS + bias.astype(scores_BNTS.dtype)
-  return attention_pool(scores_BNTS, v_BSKH, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)
+  if implementation == "xla":
+    return attention_pool(scores_BNTS, v_BSKH, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)
+  out_BTNH = short_attention(
+    *(q_BTNH, k_BSKH, v_BSKH),
+    mask=mask,
+    bias=bias,
+    dropout_rate=dropout_rate,
+    dropout_key=dropout_key,
+    interpret=implementation == "pallas_interpret",
+  )
+  return out_BTNH, masked_softmax(scores_BNTS, mask)
 
 
 def check_heads(width: int, num_heads: int) -> None:
@@ -265,6 +285,37 @@ class Cache(NamedTuple):
     return Cache(*(jax.lax.dynamic_update_slice_in_dim(a, b, index, 2) for a, b in zip(self, new, strict=True)))
 
 
+class Projection(nn.Module):
+  """`nn.DenseGeneral` between tokens [B, T, D] and heads [B, T, N, H] as a product of flat arrays, for kernels.
+
+  XLA gives [B, T, N, H] a layout of its own and copies it to the row-major one that a kernel reads. It has none to
+  choose where the product's result is [B, T, N H], or [T, B, N H], as the kernel wants it (`time_major`).
+
+  Attributes:
+    features: (N, H), or (D,) to tokens. time_major: put T before B. The others: of `nn.DenseGeneral`.
+  """
+
+  features: tuple[int, ...]
+  time_major: bool
+  use_bias: bool = True
+  kernel_init: Callable = initializers.dense
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, T, D] to [B, T, N, H], or [B, T, N, H] to [B, T, D]."""
+    into, out = x.shape[2:], self.features
+    flat = math.prod(into), math.prod(out)
+    kernel = self.param("kernel", lambda key: self.kernel_init(key, flat).reshape(into + out))
+    x_BTF = x.reshape(*x.shape[:2], -1).astype(self.dtype)
+    x = x_BTF.swapaxes(0, 1) if self.time_major else x_BTF
+    y = x @ kernel.reshape(flat).astype(self.dtype)
+    if self.use_bias:
+      y += self.param("bias", nn.initializers.zeros, out).reshape(-1).astype(self.dtype)
+    y_BTF = y.swapaxes(0, 1) if self.time_major else y
+    return y_BTF.reshape(*y_BTF.shape[:2], *out)
+
+
 class Attention(nn.Module):
   """Multi-head attention: queries from x [B, T, D], keys and values from y [B, S, D], to [B, T, D].
 
@@ -277,6 +328,7 @@ class Attention(nn.Module):
     rotary: turn queries and keys by their positions (`position_embeddings.rotary`).
     kernel_init: of the projections.
     cosine: score by cosines (`attention.cosine`); keys then have no bias.
+    implementation: of `attention.dot_product_attention`.
   """
 
   num_heads: int
@@ -287,6 +339,7 @@ class Attention(nn.Module):
   rotary: bool = False
   kernel_init: Callable = initializers.dense
   cosine: bool = False
+  implementation: str = "xla"
 
   @nn.compact
   def __call__(
@@ -316,11 +369,15 @@ class Attention(nn.Module):
     width = expect(x_BTD=x_BTD, y_BSD=y_BSD)["D"]
     check_heads(width, self.num_heads)
     num_kv_heads = self.num_kv_heads or self.num_heads
+    dense, merge = nn.DenseGeneral, functools.partial(nn.DenseGeneral, width, axis=(-2, -1))
+    if self.implementation != "xla":
+      length = (x_BTD if y_BSD is None else y_BSD).shape[1]
+      dense = functools.partial(Projection, time_major=time_major(*x_BTD.shape[:2], length))
+      merge = functools.partial(dense, (width,))
 
     def project(name: str, num_heads: int, tokens: jax.Array) -> jax.Array:
       features, bias = (num_heads, width // self.num_heads), name != "k" or not self.cosine
-      dense = nn.DenseGeneral(features, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)
-      return dense(tokens)
+      return dense(features, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(tokens)
 
     def rotate(x_BTNH: jax.Array) -> jax.Array:
       if not self.rotary:
@@ -345,9 +402,14 @@ class Attention(nn.Module):
       log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (self.num_heads,))
       q_BTNH, k_BSKH = cosine(q_BTNH, k_BSKH, log_scale_N)
     out_BTNH, weights = dot_product_attention(
-      q_BTNH, k_BSKH, v_BSKH, mask=mask, bias=bias, dropout_rate=self.dropout_rate, dropout_key=key
+      *(q_BTNH, k_BSKH, v_BSKH),
+      mask=mask,
+      bias=bias,
+      dropout_rate=self.dropout_rate,
+      dropout_key=key,
+      implementation=self.implementation,
     )
-    out = nn.DenseGeneral(width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype, name="out")
+    out = merge(kernel_init=self.kernel_init, dtype=self.dtype, name="out")
     return out(out_BTNH), weights, cache
 
 
