@@ -213,18 +213,22 @@ def _store(plan: _Plan, refs, scratches) -> None:
 # ---- Heads
 
 
+def _lanes_of(plan: _Plan, head: int, shape: tuple[int, int]) -> jax.Array:
+  lane = lax.broadcasted_iota(jnp.int32, shape, 1)
+  return (lane >= head * plan.head_width) & (lane < (head + 1) * plan.head_width)
+
+
 def _stack(plan: _Plan, heads: int, x: jax.Array, dtype) -> jax.Array:
   """[slots, lanes] to [heads * slots, lanes]: for each head a copy whose other heads' lanes are 0."""
-  head = lax.broadcasted_iota(jnp.int32, x.shape, 1) // plan.head_width
-  return jnp.concatenate([jnp.where(head == h, x, 0.0) for h in range(heads)], 0).astype(dtype)
+  return jnp.concatenate([jnp.where(_lanes_of(plan, h, x.shape), x, 0.0) for h in range(heads)], 0).astype(dtype)
 
 
 def _unstack(plan: _Plan, heads: int, x: jax.Array) -> jax.Array:
   """[heads * slots, lanes] to [slots, lanes]: the lanes of each head from its own rows."""
-  head = lax.broadcasted_iota(jnp.int32, (plan.slots, x.shape[-1]), 1) // plan.head_width
   result = x[: plan.slots]
   for h in range(1, heads):
-    result = jnp.where(head == h, x[h * plan.slots : (h + 1) * plan.slots], result)
+    rows = x[h * plan.slots : (h + 1) * plan.slots]
+    result = jnp.where(_lanes_of(plan, h, rows.shape), rows, result)
   return result
 
 
