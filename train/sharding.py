@@ -24,6 +24,8 @@ MESH_AXES = {
 }
 # The batch is sharded over both; fsdp is data parallelism that also shards the parameters (Rajbhandari et al. 2020).
 BATCH = PartitionSpec(("data", "fsdp"))
+# Mesh axes of the axes that `zoo.partitioning.split` knows.
+SPLIT_AXES = {"batch": ("data", "fsdp"), "heads": "tensor"}
 
 
 def make_mesh(
@@ -173,7 +175,27 @@ class Jit:
     def put(spec: PartitionSpec) -> Callable:
       return lambda tree: jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
 
-    return partitioning.sharding_scope(put(BATCH), put(PartitionSpec()))
+    return partitioning.sharding_scope(put(BATCH), put(PartitionSpec()), self._split)
+
+  def _split(self, function: Callable, in_axes: Sequence[Sequence], out_axes: Sequence, *args: jax.Array) -> jax.Array:
+    """`zoo.partitioning.split` by `jax.shard_map`; an axis that the mesh does not divide stays whole on each device."""
+    sizes = dict(batch=self.data_devices, heads=self.mesh.shape["tensor"])
+    uneven = {
+      name
+      for a, axes in zip(args, in_axes, strict=True)
+      for n, name in zip(a.shape, axes, strict=True)
+      if name and n % sizes[name]
+    }
+
+    def spec(axes: Sequence) -> PartitionSpec:
+      return PartitionSpec(*(None if name in uneven else SPLIT_AXES.get(name) for name in axes))
+
+    def part(*parts: jax.Array) -> jax.Array:
+      return function(jax.lax.axis_index(self.mesh.axis_names), *parts)
+
+    # Pallas calls do not say along which mesh axes their results vary, so this cannot be checked.
+    specs = dict(in_specs=tuple(map(spec, in_axes)), out_specs=spec(out_axes))
+    return jax.shard_map(part, mesh=self.mesh, **specs, check_vma=False)(*args)
 
   def compile(self, step: Callable) -> Callable:
     """Jits `step(state, batch, key)`; the state is donated."""

@@ -34,6 +34,7 @@ _STAGE = re.compile(r"(.*/)?(stage_\d+|stem)(?=/)|[^/]+")
 
 _shard: contextvars.ContextVar[Callable] = contextvars.ContextVar("shard", default=lambda x: x)
 _replicate: contextvars.ContextVar[Callable] = contextvars.ContextVar("replicate", default=lambda x: x)
+_split: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("split", default=None)
 
 
 def shard_batch(x: Tree) -> Tree:
@@ -54,15 +55,32 @@ def replicate(params: Any) -> Any:
   return _replicate.get()(params)
 
 
+def split(function: Callable, in_axes: Sequence[Sequence], out_axes: Sequence, *args: Any) -> jax.Array:
+  """Calls a function that the compiler cannot partition, such as a Pallas kernel, on each device's part of its arrays.
+
+  Args:
+    function: takes the number of the part, then the arrays; it must be independent along "batch" and "heads".
+    in_axes: of each array, "batch", "heads" or None for each axis. out_axes: of the result.
+    *args: the arrays.
+  """
+  call = _split.get()
+  return function(0, *args) if call is None else call(function, in_axes, out_axes, *args)
+
+
 @contextlib.contextmanager
-def sharding_scope(shard: Callable[[jax.Array], jax.Array], gather: Callable[[jax.Array], jax.Array]) -> Iterator[None]:
-  """While a program is traced in this scope, `shard_batch` is `shard` and `replicate` is `gather`."""
-  tokens = _shard.set(shard), _replicate.set(gather)
+def sharding_scope(
+  shard: Callable[[jax.Array], jax.Array],
+  gather: Callable[[jax.Array], jax.Array],
+  split: Callable | None = None,
+) -> Iterator[None]:
+  """While a program is traced in this scope, `shard_batch` is `shard`, `replicate` is `gather`, `split` is `split`."""
+  tokens = _shard.set(shard), _replicate.set(gather), _split.set(split)
   try:
     yield
   finally:
     _shard.reset(tokens[0])
     _replicate.reset(tokens[1])
+    _split.reset(tokens[2])
 
 
 def path_name(path: tuple) -> str:

@@ -27,6 +27,8 @@ from zoo.layers import initializers, position_embeddings
 from zoo.layers.dropout import dropout
 from zoo.shapes import expect
 
+IMPLEMENTATIONS = "xla", "pallas", "pallas_interpret"
+
 
 def masked_softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   """Softmax over the last axis, over the entries where `mask` is True.
