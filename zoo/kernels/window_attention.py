@@ -239,50 +239,59 @@ def _weights(k: jax.Array, queries: jax.Array, table: jax.Array) -> jax.Array:
   return weights * (1.0 / jnp.maximum(weights.sum(0, keepdims=True), 1e-30))
 
 
-def _forward_kernel(plan: _Plan, kinds, q_ref, k_ref, v_ref, table_ref, out_ref, q, k, v, out):
+def _forward_kernel(plan: _Plan, kinds, q_ref, k_ref, v_ref, table_ref, more_ref, out_ref, q, k, v, out):
   step, last, dtype = pl.program_id(3), plan.grid[3] - 1, q_ref.dtype
   pl.when(step == 0)(lambda: _load(plan, (q_ref, k_ref, v_ref), (q, k, v)))
   scale = plan.head_width**-0.5 * math.log2(math.e)
   for window in _windows(plan, kinds):
-    for part, (_, heads) in enumerate(plan.parts):
+    for part, (lane, heads) in enumerate(plan.parts):
       width = heads * plan.head_width
+      more = [more_ref[i : i + 1, lane : lane + width] for i in range(3)]
       table = table_ref[0, window.kind, part, :, : heads * plan.slots]
-      queries = _stack(plan, heads, _gather(q, part, window, width) * scale, dtype)
-      weights = _weights(_gather(k, part, window, width).astype(dtype), queries, table)
-      values = _gather(v, part, window, width).astype(dtype)
+      queries = _stack(plan, heads, (_gather(q, part, window, width) + more[0]) * scale, dtype)
+      weights = _weights((_gather(k, part, window, width) + more[1]).astype(dtype), queries, table)
+      values = (_gather(v, part, window, width) + more[2]).astype(dtype)
       _scatter(out, part, window, _unstack(plan, heads, _dot(weights.astype(dtype), values, 0, 0)))
   pl.when(step == last)(lambda: _store(plan, (out_ref,), (out,)))
 
 
-def _backward_kernel(
-  plan: _Plan, kinds, q_ref, k_ref, v_ref, do_ref, table_ref, dq_ref, dk_ref, dv_ref, dbias_ref, *scratches
-):
-  q, k, v, do, dq, dk, dv = scratches
+def _backward_kernel(plan: _Plan, kinds, *refs):
+  q_ref, k_ref, v_ref, do_ref, table_ref, more_ref, dq_ref, dk_ref, dv_ref, dtable_ref, dmore_ref, *scratches = refs
+  q, k, v, do, *grads = scratches
   step, last, dtype = pl.program_id(3), plan.grid[3] - 1, q_ref.dtype
   pl.when(step == 0)(lambda: _load(plan, (q_ref, k_ref, v_ref, do_ref), (q, k, v, do)))
 
   @pl.when((step == 0) & (pl.program_id(2) == 0))
   def _():
-    dbias_ref[...] = jnp.zeros(dbias_ref.shape, jnp.float32)
+    dtable_ref[...] = jnp.zeros(dtable_ref.shape, jnp.float32)
+    dmore_ref[...] = jnp.zeros(dmore_ref.shape, jnp.float32)
 
   scale = plan.head_width**-0.5
   for window in _windows(plan, kinds):
-    for part, (_, heads) in enumerate(plan.parts):
+    for part, (lane, heads) in enumerate(plan.parts):
       width, across = heads * plan.head_width, slice(0, heads * plan.slots)
+      more = [more_ref[i : i + 1, lane : lane + width] for i in range(3)]
       table = table_ref[0, window.kind, part, :, across]
-      queries = _stack(plan, heads, _gather(q, part, window, width) * (scale * math.log2(math.e)), dtype)
+      in_log2 = scale * math.log2(math.e)
+      queries = _stack(plan, heads, (_gather(q, part, window, width) + more[0]) * in_log2, dtype)
+      keys, values = ((_gather(x, part, window, width) + b).astype(dtype) for x, b in ((k, more[1]), (v, more[2])))
       of_out = _stack(plan, heads, _gather(do, part, window, width), dtype)
-      keys, values = _gather(k, part, window, width).astype(dtype), _gather(v, part, window, width).astype(dtype)
       weights = _weights(keys, queries, table)
       of_weights = _dot(values, of_out, 1, 1)
       delta = (weights * of_weights).sum(0, keepdims=True)
       of_scores = weights * (of_weights - delta)
-      dbias_ref[0, 0, part, :, across] += of_scores
+      dtable_ref[0, 0, part, :, across] += of_scores
       of_scores = of_scores.astype(dtype)
-      _scatter(dv, part, window, _dot(weights.astype(dtype), of_out, 1, 0))
-      _scatter(dk, part, window, _dot(of_scores, queries, 1, 0) * math.log(2))
-      _scatter(dq, part, window, _unstack(plan, heads, _dot(of_scores, keys, 0, 0)) * scale)
-  pl.when(step == last)(lambda: _store(plan, (dq_ref, dk_ref, dv_ref), (dq, dk, dv)))
+      found = (
+        _unstack(plan, heads, _dot(of_scores, keys, 0, 0)) * scale,
+        _dot(of_scores, queries, 1, 0) * math.log(2),
+        _dot(weights.astype(dtype), of_out, 1, 0),
+      )
+      for i, (scratch, grad) in enumerate(zip(grads, found, strict=True)):
+        _scatter(scratch, part, window, grad)
+        # Of slots without a token weights are 0, and so are the gradients.
+        dmore_ref[0, i, :, lane : lane + width] += grad.reshape(-1, SUBLANES, width).sum(0)
+  pl.when(step == last)(lambda: _store(plan, (dq_ref, dk_ref, dv_ref), grads))
 
 
 # ---- Calls
@@ -318,16 +327,17 @@ def _bias_gradient(plan: _Plan, table: jax.Array) -> jax.Array:
   return grad.reshape(-1, rows * columns, rows * columns)
 
 
-def _call(plan: _Plan, kernel, arrays, table, outs: int, gradient: bool, name: str, products: int):
+def _call(plan: _Plan, kernel, arrays, table, more, outs: int, gradient: bool, name: str, products: int):
   groups, halves, blocks, _ = plan.grid
   tokens = pl.BlockSpec((plan.rows, plan.lanes), lambda g, h, b, s, *_: (h * blocks + b, g))
   tables = pl.BlockSpec((1, *table.shape[1:]), lambda g, h, b, s, *_: (g, 0, 0, 0, 0))
   shape = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)
   out_shape, out_specs = [shape] * outs, [tokens] * outs
   if gradient:
-    size = (groups, halves, *table.shape[2:])
-    out_shape.append(jax.ShapeDtypeStruct(size, jnp.float32))
+    size, more_size = (groups, halves, *table.shape[2:]), (halves, 3, SUBLANES, plan.width)
+    out_shape += [jax.ShapeDtypeStruct(size, jnp.float32), jax.ShapeDtypeStruct(more_size, jnp.float32)]
     out_specs.append(pl.BlockSpec((1, 1, *size[2:]), lambda g, h, b, s, *_: (g, h, 0, 0, 0)))
+    out_specs.append(pl.BlockSpec((1, 3, SUBLANES, plan.lanes), lambda g, h, b, s, *_: (h, 0, 0, g)))
   lanes = plan.most_heads * plan.head_width
   scratch = pltpu.VMEM((len(plan.parts), plan.rows + 2 * SUBLANES, lanes), jnp.float32)
   T, pairs = math.prod(plan.window), plan.batch * len(plan.kinds) * plan.num_heads
@@ -337,7 +347,7 @@ def _call(plan: _Plan, kernel, arrays, table, outs: int, gradient: bool, name: s
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=1,
       grid=plan.grid,
-      in_specs=[tokens] * len(arrays) + [tables],
+      in_specs=[*[tokens] * len(arrays), tables, pl.BlockSpec((3, plan.lanes), lambda g, h, b, s, *_: (0, g))],
       out_specs=out_specs,
       scratch_shapes=[scratch] * (len(arrays) + outs),
     ),
@@ -351,13 +361,14 @@ def _call(plan: _Plan, kernel, arrays, table, outs: int, gradient: bool, name: s
     ),
     interpret=plan.interpret,
     name=name,
-  )(jnp.asarray(plan.kinds, jnp.int32), *arrays, table)
+  )(jnp.asarray(plan.kinds, jnp.int32), *arrays, table, more)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: _Plan, q_PD, k_PD, v_PD, bias_NTT, mask_MTT):
+def _attention(plan: _Plan, q_PD, k_PD, v_PD, bias_NTT, more_3D, mask_MTT):
   table = _table(plan, bias_NTT, mask_MTT)
-  (out,) = _call(plan, _forward_kernel, (q_PD, k_PD, v_PD), table, 1, False, "window_attention_forward", 2)
+  arrays = q_PD, k_PD, v_PD
+  (out,) = _call(plan, _forward_kernel, arrays, table, more_3D, 1, False, "window_attention_forward", 2)
   return out
 
 
@@ -366,12 +377,11 @@ def _forward(plan, *arrays):
 
 
 def _backward(plan, arrays, of_out):
-  *qkv, bias_NTT, mask_MTT = arrays
-  table = _table(plan, bias_NTT, mask_MTT)
-  *grads, of_table = _call(
-    plan, _backward_kernel, (*qkv, of_out), table, 3, True, "window_attention_backward", 5
-  )
-  return (*grads, _bias_gradient(plan, of_table).astype(bias_NTT.dtype), np.zeros(mask_MTT.shape, jax.dtypes.float0))
+  *qkv, bias_NTT, more_3D, mask_MTT = arrays
+  table, name = _table(plan, bias_NTT, mask_MTT), "window_attention_backward"
+  *grads, of_table, of_more = _call(plan, _backward_kernel, (*qkv, of_out), table, more_3D, 3, True, name, 5)
+  of_bias = _bias_gradient(plan, of_table).astype(bias_NTT.dtype)
+  return *grads, of_bias, of_more.sum((0, 2)), np.zeros(mask_MTT.shape, jax.dtypes.float0)
 
 
 _attention.defvjp(_forward, _backward)
@@ -402,8 +412,9 @@ def window_attention(
   k_BYXD: jax.Array,
   v_BYXD: jax.Array,
   bias_NTT: jax.Array,
-  mask_WTT: np.ndarray | None = None,
+  more_3D: jax.Array | None = None,
   *,
+  mask_WTT: np.ndarray | None = None,
   window_size: tuple[int, int],
   shift: tuple[int, int] = (0, 0),
   interpret: bool = False,
@@ -416,6 +427,8 @@ def window_attention(
   Args:
     q_BYXD, k_BYXD, v_BYXD: projections of the map, heads one after another in D.
     bias_NTT: added to the scores, [heads, queries, keys].
+    more_3D: added to queries, to keys, and to values: the biases of their projections. XLA would read the gradients of
+      q, k and v again to sum them up; the kernel has them at hand. None for 0.
     mask_WTT: bool, True = may attend, of each window of the rolled map; static. None for all.
     window_size: rows and columns of a window; they divide Y and X.
     shift: rows and columns by which windows begin later; what is beyond the borders continues at the other side.
@@ -448,9 +461,11 @@ def window_attention(
     batch, size, D, N, tuple(window_size), tuple(shift), tuple(kinds.ravel().tolist()), images, bands, interpret
   )
 
+  more_3D = jnp.zeros((3, D), jnp.float32) if more_3D is None else more_3D.astype(jnp.float32)
+
   def flat(x):
     x = jnp.pad(x, ((0, batch - B), (0, 0), (0, 0), (0, 0))) if batch > B else x
     return x.reshape(-1, D)
 
-  out_PD = _attention(plan, flat(q_BYXD), flat(k_BYXD), flat(v_BYXD), bias_NTT, jnp.asarray(mask_WTT))
+  out_PD = _attention(plan, flat(q_BYXD), flat(k_BYXD), flat(v_BYXD), bias_NTT, more_3D, jnp.asarray(mask_WTT))
   return out_PD.reshape(batch, *size, D)[:B]

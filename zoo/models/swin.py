@@ -238,23 +238,27 @@ class Block(nn.Module):
     )
     mlp = Mlp(int(c.mlp_ratio * D), c.activation, c.dropout_rate, dtype, initializers.swin, name="mlp")
     x_BYXD = shard_batch(x_BYXD)
+    kernel = c.implementation != "xla" and not c.attention_dropout_rate
+    # The kernel's layout is a matrix of tokens: with other axes around it XLA would copy between the two.
+    x = x_BYXD.reshape(-1, D) if kernel else x_BYXD
 
     norm1 = norm(name="norm1")
-    y_BYXD, bias_NTT = x_BYXD if post else norm1(x_BYXD), position_bias(layout.window_size)
-    if c.implementation == "xla" or c.attention_dropout_rate:
+    y, bias_NTT = x if post else norm1(x), position_bias(layout.window_size)
+    if kernel:
+      interpret = c.implementation == "pallas_interpret"
+      y_BYXD, weights = WindowAttention(interpret=interpret, **attention)(y.reshape(B, Y, X, D), bias_NTT, layout)
+    else:
       windows_BTD, weights, _ = Attention(dropout_rate=c.attention_dropout_rate, **attention)(
-        layout.window_partition(y_BYXD), mask=layout.mask(B), bias=bias_NTT[None]
+        layout.window_partition(y), mask=layout.mask(B), bias=bias_NTT[None]
       )
       y_BYXD = layout.window_reverse(windows_BTD)
-    else:
-      interpret = c.implementation == "pallas_interpret"
-      y_BYXD, weights = WindowAttention(interpret=interpret, **attention)(y_BYXD, bias_NTT, layout)
-    y_BYXD = Dropout(c.dropout_rate, name="attn_dropout")(y_BYXD)
-    x_BYXD = x_BYXD + DropPath(name="attn_drop_path")(norm1(y_BYXD) if post else y_BYXD, drop_path_rate)
+    y = Dropout(c.dropout_rate, name="attn_dropout")(y_BYXD.reshape(x.shape))
+    x = x + DropPath(name="attn_drop_path")(norm1(y) if post else y, drop_path_rate, B)
 
     norm2 = norm(name="norm2")
-    y_BYXD = Dropout(c.dropout_rate, name="mlp_dropout")(mlp(x_BYXD if post else norm2(x_BYXD)))
-    x_BYXD = x_BYXD + DropPath(name="mlp_drop_path")(norm2(y_BYXD) if post else y_BYXD, drop_path_rate)
+    y = Dropout(c.dropout_rate, name="mlp_dropout")(mlp(x if post else norm2(x)))
+    x = x + DropPath(name="mlp_drop_path")(norm2(y) if post else y, drop_path_rate, B)
+    x_BYXD = x.reshape(B, Y, X, D)
     return shard_batch(x_BYXD), weights
 
 
