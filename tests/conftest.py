@@ -21,6 +21,7 @@ os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 _EXTRAS = {
   "parity": ("timm", "ZOO_PARITY"),
   "plan/test_tpu.py": ("libtpu", "ZOO_PLAN"),
+  "plan/test_tpu_window_kernel.py": ("libtpu", "ZOO_PLAN"),
   "test_notebooks.py": ("nbclient", "ZOO_NOTEBOOKS"),
   "data/test_beam.py": ("apache_beam", "ZOO_BEAM"),
 }
