@@ -44,12 +44,16 @@ class DropPath(nn.Module):
   """Drops a whole residual branch for some examples: stochastic depth (Huang et al. 2016, eq. 2 and 5)."""
 
   @nn.compact
-  def __call__(self, x: jax.Array, rate: float | jax.Array | None) -> jax.Array:
-    """`rate` is a number or a scalar array; None returns `x` unchanged."""
+  def __call__(self, x: jax.Array, rate: float | jax.Array | None, examples: int = 0) -> jax.Array:
+    """`rate` is a number or a scalar array; None returns `x` unchanged.
+
+    The first axis is that of examples, or, where `examples` is their number, of the tokens of each, one after another.
+    """
     if rate is None or not self.has_rng("dropout"):
       return x
-    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    shape = (examples or x.shape[0],) + (1,) * (x.ndim - 1)
     keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
+    keep = jnp.repeat(keep, len(x) // shape[0], 0)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 

@@ -86,12 +86,30 @@ class WindowLayout:
     every = (jnp.broadcast_to(n_WT, (batch, *n_WT.shape)).reshape(-1, n_WT.shape[1]) for n_WT in (query_WT, key_WT))
     return attention_masks.same_segment(*every)
 
-  def window_partition(self, x_BYXD: jax.Array) -> jax.Array:
-    """The windows of each map, one after another: [B W, T, D], T tokens row by row."""
-    x_BYXD = jnp.pad(x_BYXD, ((0, 0), *self.margins, (0, 0)))
+  def static_mask(self) -> np.ndarray | None:
+    """Who may attend to whom in each window of a map, [W, T, T]; None for all."""
+    query_WT, key_WT = self.segments()
+    mask_WTT = query_WT[:, :, None] == key_WT[:, None]
+    return None if mask_WTT.all() else mask_WTT
+
+  def pad(self, x_BYXD: jax.Array) -> jax.Array:
+    """The map with its margins, zeros."""
+    return jnp.pad(x_BYXD, ((0, 0), *self.margins, (0, 0)))
+
+  def crop(self, x_BYXD: jax.Array) -> jax.Array:
+    """The map without its margins."""
+    first_Y, first_X = (before for before, _ in self.margins)
+    return x_BYXD[:, first_Y : first_Y + self.size[0], first_X : first_X + self.size[1]]
+
+  def cut(self, x_BYXD: jax.Array) -> jax.Array:
+    """The windows of a map with margins: [B W, T, D]."""
     if any(self.rolled):
       x_BYXD = jnp.roll(x_BYXD, [-s for s in self.rolled], (1, 2))
     return partition(x_BYXD, self.window_size)
+
+  def window_partition(self, x_BYXD: jax.Array) -> jax.Array:
+    """The windows of each map, one after another: [B W, T, D], T tokens row by row."""
+    return self.cut(self.pad(x_BYXD))
 
   def window_reverse(self, x_BTD: jax.Array) -> jax.Array:
     """The inverse of `window_partition`: [B W, T, D] to [B, Y, X, D]."""
@@ -100,8 +118,7 @@ class WindowLayout:
     x_BYXD = x_BYXD.swapaxes(2, 3).reshape(-1, Y, X, x_BTD.shape[-1])
     if any(self.rolled):
       x_BYXD = jnp.roll(x_BYXD, self.rolled, (1, 2))
-    first_Y, first_X = (before for before, _ in self.margins)
-    return x_BYXD[:, first_Y : first_Y + self.size[0], first_X : first_X + self.size[1]]
+    return self.crop(x_BYXD)
 
 
 def partition(x_BYXD: Array, window: tuple[int, int]) -> Array:

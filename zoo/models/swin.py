@@ -17,7 +17,7 @@ from flax import linen as nn
 from zoo.errors import field_faults
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
-from zoo.layers.attention import Attention, check_heads
+from zoo.layers.attention import IMPLEMENTATIONS, Attention, check_heads
 from zoo.layers.block import BLOCK_AXES
 from zoo.layers.dropout import Dropout, DropPath, drop_path_rates
 from zoo.layers.mlp import Mlp
@@ -30,6 +30,7 @@ from zoo.layers.position_embeddings import (
   WindowRelativePositionBias,
 )
 from zoo.layers.stack import run_blocks
+from zoo.layers.window_attention import WindowAttention
 from zoo.layers.windows import WindowLayout
 from zoo.partitioning import BIASES_AND_SCALES, BLOCK, shard_batch, under
 from zoo.shapes import expect
@@ -102,6 +103,8 @@ class Config:
     scan: compile one pair of blocks for all of a stage. remat: what the backward pass recomputes
       (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
+    implementation: of attention: "xla", or "pallas" for the kernel `zoo.kernels.window_attention`, on TPUs; where
+      attention weights are dropped, always "xla". "pallas_interpret" runs the kernel on any platform, for tests.
   """
 
   width: int
@@ -130,6 +133,7 @@ class Config:
   scan: bool = False
   remat: str = "none"
   dtype: str = "float32"
+  implementation: str = "xla"
 
   def __post_init__(self):
     choices = dict(
@@ -142,6 +146,7 @@ class Config:
       resampling=RESAMPLINGS,
       activation=tuple(ACTIVATIONS),
       dtype=("float32", "bfloat16"),
+      implementation=IMPLEMENTATIONS,
     )
     faults = field_faults(
       self,
@@ -224,9 +229,8 @@ class Block(nn.Module):
       position_bias = ContinuousRelativePositionBias(
         num_heads, c.trained_window(self.stage), name="relative_position_bias"
       )
-    attention = Attention(
-      num_heads,
-      c.attention_dropout_rate,
+    attention = dict(
+      num_heads=num_heads,
       dtype=dtype,
       kernel_init=initializers.swin,
       cosine=c.attention_score == "cosine",
@@ -234,16 +238,27 @@ class Block(nn.Module):
     )
     mlp = Mlp(int(c.mlp_ratio * D), c.activation, c.dropout_rate, dtype, initializers.swin, name="mlp")
     x_BYXD = shard_batch(x_BYXD)
+    kernel = c.implementation != "xla" and not c.attention_dropout_rate
+    # The kernel's layout is a matrix of tokens: with other axes around it XLA would copy between the two.
+    x = x_BYXD.reshape(-1, D) if kernel else x_BYXD
 
     norm1 = norm(name="norm1")
-    windows_BTD = layout.window_partition(x_BYXD if post else norm1(x_BYXD))
-    windows_BTD, weights, _ = attention(windows_BTD, mask=layout.mask(B), bias=position_bias(layout.window_size)[None])
-    y_BYXD = Dropout(c.dropout_rate, name="attn_dropout")(layout.window_reverse(windows_BTD))
-    x_BYXD = x_BYXD + DropPath(name="attn_drop_path")(norm1(y_BYXD) if post else y_BYXD, drop_path_rate)
+    y, bias_NTT = x if post else norm1(x), position_bias(layout.window_size)
+    if kernel:
+      interpret = c.implementation == "pallas_interpret"
+      y_BYXD, weights = WindowAttention(interpret=interpret, **attention)(y.reshape(B, Y, X, D), bias_NTT, layout)
+    else:
+      windows_BTD, weights, _ = Attention(dropout_rate=c.attention_dropout_rate, **attention)(
+        layout.window_partition(y), mask=layout.mask(B), bias=bias_NTT[None]
+      )
+      y_BYXD = layout.window_reverse(windows_BTD)
+    y = Dropout(c.dropout_rate, name="attn_dropout")(y_BYXD.reshape(x.shape))
+    x = x + DropPath(name="attn_drop_path")(norm1(y) if post else y, drop_path_rate, B)
 
     norm2 = norm(name="norm2")
-    y_BYXD = Dropout(c.dropout_rate, name="mlp_dropout")(mlp(x_BYXD if post else norm2(x_BYXD)))
-    x_BYXD = x_BYXD + DropPath(name="mlp_drop_path")(norm2(y_BYXD) if post else y_BYXD, drop_path_rate)
+    y = Dropout(c.dropout_rate, name="mlp_dropout")(mlp(x if post else norm2(x)))
+    x = x + DropPath(name="mlp_drop_path")(norm2(y) if post else y, drop_path_rate, B)
+    x_BYXD = x.reshape(B, Y, X, D)
     return shard_batch(x_BYXD), weights
 
 
