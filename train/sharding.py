@@ -175,7 +175,9 @@ class Jit:
     def put(spec: PartitionSpec) -> Callable:
       return lambda tree: jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
 
-    return partitioning.sharding_scope(put(BATCH), put(PartitionSpec()), self._split)
+    return partitioning.sharding_scope(
+      put(BATCH), put(PartitionSpec()), self._split, self.mesh.devices.flat[0].platform
+    )
 
   def _split(self, function: Callable, in_axes: Sequence[Sequence], out_axes: Sequence, *args: jax.Array) -> jax.Array:
     """`zoo.partitioning.split` by `jax.shard_map`; an axis that the mesh does not divide stays whole on each device."""
@@ -270,13 +272,20 @@ class Pmap:
     devices = jax.local_device_count()
     return {k: jax.device_put(v.reshape(devices, -1, *v.shape[1:]), self._sharding) for k, v in batch.items()}
 
+  def _scoped(self, step: Callable) -> Callable:
+    def scoped(*args):
+      with partitioning.sharding_scope(platform=jax.local_devices()[0].platform):
+        return step(*args)
+
+    return scoped
+
   def compile(self, step: Callable) -> Callable:
     """Compiles `step(state, batch, key)`; the state is donated."""
-    return jax.pmap(step, axis_name=self.axis, in_axes=(0, 0, 0), donate_argnums=0)
+    return jax.pmap(self._scoped(step), axis_name=self.axis, in_axes=(0, 0, 0), donate_argnums=0)
 
   def compile_eval(self, step: Callable) -> Callable:
     """Compiles `step(variables, batch)`."""
-    return jax.pmap(step, axis_name=self.axis)
+    return jax.pmap(self._scoped(step), axis_name=self.axis)
 
   def gather(self, tree: Tree) -> Tree:
     """One copy, as a checkpoint stores it."""

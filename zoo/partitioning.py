@@ -35,6 +35,7 @@ _STAGE = re.compile(r"(.*/)?(stage_\d+|stem)(?=/)|[^/]+")
 _shard: contextvars.ContextVar[Callable] = contextvars.ContextVar("shard", default=lambda x: x)
 _replicate: contextvars.ContextVar[Callable] = contextvars.ContextVar("replicate", default=lambda x: x)
 _split: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("split", default=None)
+_platform: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
 
 
 def shard_batch(x: Tree) -> Tree:
@@ -67,20 +68,27 @@ def split(function: Callable, in_axes: Sequence[Sequence], out_axes: Sequence, *
   return function(0, *args) if call is None else call(function, in_axes, out_axes, *args)
 
 
+def platform() -> str:
+  """The platform that is traced for, such as "tpu"; "" where it is not known: several devices and no scope."""
+  return _platform.get() or (jax.default_backend() if jax.device_count() == 1 else "")
+
+
 @contextlib.contextmanager
 def sharding_scope(
-  shard: Callable[[jax.Array], jax.Array],
-  gather: Callable[[jax.Array], jax.Array],
+  shard: Callable[[jax.Array], jax.Array] = lambda x: x,
+  gather: Callable[[jax.Array], jax.Array] = lambda x: x,
   split: Callable | None = None,
+  platform: str = "",
 ) -> Iterator[None]:
-  """While a program is traced in this scope, `shard_batch` is `shard`, `replicate` is `gather`, `split` is `split`."""
-  tokens = _shard.set(shard), _replicate.set(gather), _split.set(split)
+  """While a program is traced in this scope, `shard_batch` is `shard`, `replicate` is `gather`, and so on."""
+  tokens = _shard.set(shard), _replicate.set(gather), _split.set(split), _platform.set(platform)
   try:
     yield
   finally:
     _shard.reset(tokens[0])
     _replicate.reset(tokens[1])
     _split.reset(tokens[2])
+    _platform.reset(tokens[3])
 
 
 def path_name(path: tuple) -> str:

@@ -379,6 +379,11 @@ def time_major(batch: int, queries: int, keys: int) -> bool:
   return bool(queries % 8 or keys % 8) and batch % 8 == 0
 
 
+def kernel_fits(queries: int, keys: int, width: int) -> bool:
+  """Whether there is a kernel for these lengths and this width of a head."""
+  return min(queries, keys) > 1 and max(queries, keys) <= MAX_LENGTH and width % 16 == 0
+
+
 def _four_axes(x: jax.Array) -> jax.Array:
   return x.reshape((1,) * (4 - x.ndim) + x.shape)
 

@@ -407,6 +407,11 @@ def _block(batch: int, size: tuple[int, int], window: tuple[int, int], rows: int
   return whole, max(n for n in range(least, most + 1, least) if whole % n == 0), bands
 
 
+def kernel_fits(width: int, num_heads: int) -> bool:
+  """Whether there is a kernel for these heads."""
+  return width % num_heads == 0 and (width <= LANES or LANES % (width // num_heads) == 0)
+
+
 def window_attention(
   q_BYXD: jax.Array,
   k_BYXD: jax.Array,
@@ -445,7 +450,7 @@ def window_attention(
   T = math.prod(window_size)
   if any(n % side for n, side in zip(size, window_size, strict=True)):
     raise ValueError(f"windows of {window_size} do not divide a map of {size}; pad it")
-  if D % N or (D > LANES and LANES % (D // N)):
+  if not kernel_fits(D, N):
     raise ValueError(f"{N} heads of a width of {D}: wanted heads whose width divides {LANES}, or {LANES} in all")
   W = math.prod(size) // T
   if mask_WTT is None:

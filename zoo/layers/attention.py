@@ -15,6 +15,7 @@ parameters are `Attention` below and those of `zoo/layers/pooling.py`.
 """
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,12 +26,41 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from zoo.kernels.short_attention import short_attention, time_major
+from zoo import partitioning
+from zoo.errors import nearest
+from zoo.kernels.short_attention import kernel_fits, short_attention, time_major
 from zoo.layers import initializers, position_embeddings
 from zoo.layers.dropout import dropout
 from zoo.shapes import expect
 
-IMPLEMENTATIONS = "xla", "pallas", "pallas_interpret"
+# What computes attention: "auto" is Pallas kernels on TPUs, where they can, and XLA elsewhere; "pallas_interpret" runs
+# the kernels on any platform, for tests.
+IMPLEMENTATIONS = "auto", "xla", "pallas", "pallas_interpret"
+
+
+@functools.cache
+def _log_choice(chosen: str, what: str) -> None:
+  logging.getLogger(__name__).info("attention by %s: %s", chosen, what)
+
+
+def resolve_implementation(name: str, kernel_fits: bool, what: str) -> str:
+  """The implementation that "auto" stands for where it is traced; logged once.
+
+  Args:
+    name: one of `IMPLEMENTATIONS`; all but "auto" are returned as they are.
+    kernel_fits: whether a kernel can.
+    what: sizes, for the log.
+
+  Raises:
+    ValueError: another name.
+  """
+  if name not in IMPLEMENTATIONS:
+    raise ValueError(f"unknown attention {name!r}{nearest(name, IMPLEMENTATIONS)}")
+  if name != "auto":
+    return name
+  chosen = "pallas" if kernel_fits and partitioning.platform() == "tpu" else "xla"
+  _log_choice(chosen, what)
+  return chosen
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -218,6 +248,13 @@ def attention_pool(
   return out_BTKGH.reshape(sizes["B"], sizes["T"], sizes["N"], sizes["H"]), weights_BNTS
 
 
+def _resolve(name: str, heads_BTNH: tuple[int, ...], keys: int) -> str:
+  """`resolve_implementation` for queries of shape [B, T, N, H] and S keys."""
+  _, T, N, H = heads_BTNH
+  fits = kernel_fits(T, keys, H)
+  return resolve_implementation(name, fits, f"{T} queries, {keys} keys, {N} heads of width {H}")
+
+
 def dot_product_attention(
   q_BTNH: jax.Array,
   k_BSKH: jax.Array,
@@ -238,15 +275,14 @@ def dot_product_attention(
     dropout_rate: share of the weights set to 0 (the rest grows to keep the mean); needs `dropout_key`.
     dropout_key: None for evaluation.
     implementation: "xla", or "pallas" for the output by `zoo.kernels.short_attention`, on TPUs. The weights are then
-      computed beside it; `jax.jit` leaves them out where nobody reads them. "pallas_interpret": the same, for tests.
+      computed beside it; `jax.jit` leaves them out where nobody reads them. See `IMPLEMENTATIONS`.
 
   Returns:
     output [B, T, N, H] in the type of v, and the weights [B, N, T, S] in float32, before dropout. A query that
     may see nothing gets 0.
   """
   expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(f"unknown implementation {implementation!r}; wanted one of {IMPLEMENTATIONS}")
+  implementation = _resolve(implementation, q_BTNH.shape, k_BSKH.shape[1])
   scores_BNTS = dot_product_scores(q_BTNH, k_BSKH)
   if bias is not None:
     # In the type of the scores: a float32 bias would make them all float32, twice the memory.
@@ -328,7 +364,7 @@ class Attention(nn.Module):
     rotary: turn queries and keys by their positions (`position_embeddings.rotary`).
     kernel_init: of the projections.
     cosine: score by cosines (`attention.cosine`); keys then have no bias.
-    implementation: of `attention.dot_product_attention`.
+    implementation: one of `IMPLEMENTATIONS`; with a cache always "xla".
   """
 
   num_heads: int
@@ -339,7 +375,7 @@ class Attention(nn.Module):
   rotary: bool = False
   kernel_init: Callable = initializers.dense
   cosine: bool = False
-  implementation: str = "xla"
+  implementation: str = "auto"
 
   @nn.compact
   def __call__(
@@ -370,8 +406,11 @@ class Attention(nn.Module):
     check_heads(width, self.num_heads)
     num_kv_heads = self.num_kv_heads or self.num_heads
     dense, merge = nn.DenseGeneral, functools.partial(nn.DenseGeneral, width, axis=(-2, -1))
-    if self.implementation != "xla":
-      length = (x_BTD if y_BSD is None else y_BSD).shape[1]
+    length, chosen = (x_BTD if y_BSD is None else y_BSD).shape[1], "xla"
+    if cache is None:
+      heads = (*x_BTD.shape[:2], self.num_heads, width // self.num_heads)
+      chosen = _resolve(self.implementation, heads, length)
+    if chosen != "xla":
       dense = functools.partial(Projection, time_major=time_major(*x_BTD.shape[:2], length))
       merge = functools.partial(dense, (width,))
 
@@ -407,7 +446,7 @@ class Attention(nn.Module):
       bias=bias,
       dropout_rate=self.dropout_rate,
       dropout_key=key,
-      implementation=self.implementation,
+      implementation=chosen,
     )
     out = merge(kernel_init=self.kernel_init, dtype=self.dtype, name="out")
     return out(out_BTNH), weights, cache

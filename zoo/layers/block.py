@@ -60,6 +60,7 @@ class Block(nn.Module):
     relative_length: T of learned relative positions in self-attention; 0 for none. rotary: rotary positions there.
     cross: attend to `BlockInputs.memory` between self-attention and MLP.
     kernel_init: of every dense kernel. dtype: compute type.
+    attention: one of `zoo.layers.attention.IMPLEMENTATIONS`.
   """
 
   num_heads: int
@@ -77,6 +78,7 @@ class Block(nn.Module):
   norm: str = "layer"
   hidden_dropout: bool = True
   kernel_init: Callable = initializers.dense
+  attention: str = "auto"
 
   @nn.compact
   def __call__(
@@ -108,6 +110,7 @@ class Block(nn.Module):
       num_kv_heads=self.num_kv_heads,
       kernel_init=self.kernel_init,
       dtype=self.dtype,
+      implementation=self.attention,
     )
     x_BTD, aux = shard_batch(x_BTD), {}
 

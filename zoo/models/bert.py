@@ -14,7 +14,7 @@ from flax import linen as nn
 from zoo.errors import field_faults
 from zoo.layers import attention_masks, initializers
 from zoo.layers.activations import ACTIVATIONS
-from zoo.layers.attention import check_heads
+from zoo.layers.attention import IMPLEMENTATIONS, check_heads
 from zoo.layers.block import BLOCK_AXES, Block, BlockInputs
 from zoo.layers.dropout import Dropout
 from zoo.layers.linear import tied_logits
@@ -89,6 +89,7 @@ class Config:
     init_std: standard deviation of initial matrices and embeddings (`zoo.layers.initializers.bert`).
     scan: compile one block for all. remat: what the backward pass recomputes (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
+    attention: one of `zoo.layers.attention.IMPLEMENTATIONS`.
   """
 
   width: int
@@ -114,6 +115,7 @@ class Config:
   scan: bool = False
   remat: str = "none"
   dtype: str = "float32"
+  attention: str = "auto"
 
   def __post_init__(self):
     choices = dict(
@@ -123,6 +125,7 @@ class Config:
       position_embedding=("learned", "rotary"),
       activation=tuple(ACTIVATIONS),
       dtype=("float32", "bfloat16"),
+      attention=IMPLEMENTATIONS,
     )
     at_least = {
       1: ("width", "depth", "mlp_dim", "num_heads", "vocab_size", "max_length", "type_vocab_size"),
@@ -177,6 +180,7 @@ class Encoder(nn.Module):
     block = functools.partial(
       Block,
       num_heads=c.num_heads,
+      attention=c.attention,
       mlp_dim=c.mlp_dim,
       activation=c.activation,
       norm_eps=c.norm_eps,

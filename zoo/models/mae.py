@@ -104,6 +104,7 @@ class Decoder(nn.Module):
     block = functools.partial(
       Block,
       num_heads=c.decoder_num_heads,
+      attention=c.attention,
       mlp_dim=c.decoder_mlp_dim,
       activation=c.activation,
       norm_eps=c.norm_eps,

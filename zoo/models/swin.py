@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo.errors import field_faults
+from zoo.kernels.window_attention import kernel_fits
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
-from zoo.layers.attention import IMPLEMENTATIONS, Attention, check_heads
+from zoo.layers.attention import IMPLEMENTATIONS, Attention, check_heads, resolve_implementation
 from zoo.layers.block import BLOCK_AXES
 from zoo.layers.dropout import Dropout, DropPath, drop_path_rates
 from zoo.layers.mlp import Mlp
@@ -103,8 +104,7 @@ class Config:
     scan: compile one pair of blocks for all of a stage. remat: what the backward pass recomputes
       (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
-    implementation: of attention: "xla", or "pallas" for the kernel `zoo.kernels.window_attention`, on TPUs; where
-      attention weights are dropped, always "xla". "pallas_interpret" runs the kernel on any platform, for tests.
+    attention: one of `zoo.layers.attention.IMPLEMENTATIONS`; where weights are dropped each window is a short sequence.
   """
 
   width: int
@@ -133,7 +133,7 @@ class Config:
   scan: bool = False
   remat: str = "none"
   dtype: str = "float32"
-  implementation: str = "xla"
+  attention: str = "auto"
 
   def __post_init__(self):
     choices = dict(
@@ -146,7 +146,7 @@ class Config:
       resampling=RESAMPLINGS,
       activation=tuple(ACTIVATIONS),
       dtype=("float32", "bfloat16"),
-      implementation=IMPLEMENTATIONS,
+      attention=IMPLEMENTATIONS,
     )
     faults = field_faults(
       self,
@@ -238,19 +238,21 @@ class Block(nn.Module):
     )
     mlp = Mlp(int(c.mlp_ratio * D), c.activation, c.dropout_rate, dtype, initializers.swin, name="mlp")
     x_BYXD = shard_batch(x_BYXD)
-    kernel = c.implementation != "xla" and not c.attention_dropout_rate
+    what = f"windows of {layout.window_size}, {num_heads} heads of width {D // num_heads}"
+    chosen = "xla" if c.attention_dropout_rate else resolve_implementation(c.attention, kernel_fits(D, num_heads), what)
+    kernel = chosen != "xla"
     # The kernel's layout is a matrix of tokens: with other axes around it XLA would copy between the two.
     x = x_BYXD.reshape(-1, D) if kernel else x_BYXD
 
     norm1 = norm(name="norm1")
     y, bias_NTT = x if post else norm1(x), position_bias(layout.window_size)
     if kernel:
-      interpret = c.implementation == "pallas_interpret"
+      interpret = chosen == "pallas_interpret"
       y_BYXD, weights = WindowAttention(interpret=interpret, **attention)(y.reshape(B, Y, X, D), bias_NTT, layout)
     else:
-      windows_BTD, weights, _ = Attention(dropout_rate=c.attention_dropout_rate, **attention)(
-        layout.window_partition(y), mask=layout.mask(B), bias=bias_NTT[None]
-      )
+      windows_BTD, weights, _ = Attention(
+        dropout_rate=c.attention_dropout_rate, implementation=c.attention, **attention
+      )(layout.window_partition(y), mask=layout.mask(B), bias=bias_NTT[None])
       y_BYXD = layout.window_reverse(windows_BTD)
     y = Dropout(c.dropout_rate, name="attn_dropout")(y_BYXD.reshape(x.shape))
     x = x + DropPath(name="attn_drop_path")(norm1(y) if post else y, drop_path_rate, B)

@@ -16,7 +16,7 @@ from flax import linen as nn
 from zoo.errors import field_faults
 from zoo.layers import attention_masks, norms
 from zoo.layers.activations import ACTIVATIONS
-from zoo.layers.attention import Cache, check_heads
+from zoo.layers.attention import IMPLEMENTATIONS, Cache, check_heads
 from zoo.layers.block import BLOCK_AXES, Block, BlockInputs
 from zoo.layers.norms import NORM_AXES
 from zoo.layers.position_embeddings import BUCKET_BIAS_AXES, BucketedRelativePositionBias, alibi_bias, sincos_1d
@@ -64,6 +64,7 @@ class Config:
     activation: one of `zoo.layers.activations.ACTIVATIONS`. norm_eps: of the layer norms.
     scan: compile one block for all. remat: what the backward pass recomputes (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
+    attention: one of `zoo.layers.attention.IMPLEMENTATIONS`.
   """
 
   width: int = 512
@@ -95,6 +96,7 @@ class Config:
   scan: bool = False
   remat: str = "none"
   dtype: str = "float32"
+  attention: str = "auto"
 
   def __post_init__(self):
     choices = dict(
@@ -106,6 +108,7 @@ class Config:
       tie_embeddings=("all", "target", "none"),
       activation=tuple(ACTIVATIONS),
       dtype=("float32", "bfloat16"),
+      attention=IMPLEMENTATIONS,
     )
     at_least = {
       1: ("width", "depth", "decoder_depth", "mlp_dim", "num_heads", "vocab_size", "max_length"),
@@ -166,6 +169,7 @@ class Stack(nn.Module):
     block = functools.partial(
       Block,
       num_heads=c.num_heads,
+      attention=c.attention,
       num_kv_heads=c.num_kv_heads,
       mlp_dim=c.mlp_dim,
       activation=c.activation,

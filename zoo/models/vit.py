@@ -13,7 +13,7 @@ from flax import linen as nn
 from zoo.errors import field_faults
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
-from zoo.layers.attention import check_heads
+from zoo.layers.attention import IMPLEMENTATIONS, check_heads
 from zoo.layers.block import BLOCK_AXES, Block
 from zoo.layers.dropout import Dropout, drop_path_rates
 from zoo.layers.norms import NORM_AXES, STATISTICS, LayerNorm
@@ -69,6 +69,7 @@ class Config:
     activation: "gelu" (exact) or "gelu_tanh". norm_eps: of the layer norms.
     scan: compile one block for all. remat: what the backward pass recomputes (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
+    attention: one of `zoo.layers.attention.IMPLEMENTATIONS`.
   """
 
   patch_size: int
@@ -94,6 +95,7 @@ class Config:
   scan: bool = False
   remat: str = "none"
   dtype: str = "float32"
+  attention: str = "auto"
 
   def __post_init__(self):
     choices = dict(
@@ -103,6 +105,7 @@ class Config:
       head_norm=("none", "layer", "batch"),
       activation=tuple(ACTIVATIONS),
       dtype=("float32", "bfloat16"),
+      attention=IMPLEMENTATIONS,
     )
     faults = field_faults(
       self,
@@ -189,6 +192,7 @@ class Encoder(nn.Module):
     block = functools.partial(
       Block,
       num_heads=c.num_heads,
+      attention=c.attention,
       mlp_dim=c.mlp_dim,
       activation=c.activation,
       norm_eps=c.norm_eps,
