@@ -166,11 +166,8 @@ def _windows(plan: _Plan, kinds) -> list[_Window]:
       for column in range(across):
         registers = [[(a, b, starts[y] + x) for a, b, y, x in pieces] for pieces in _pieces(plan, column)]
         number = (first + band) * across + column
-        if plan.kind_count == 1:
-          kind = 0
-        else:
-          kind = plan.kinds[number] if isinstance(number, int) else kinds[number]
-        found.append(_Window(registers, kind))
+        same = plan.kind_count == 1 or isinstance(number, int)
+        found.append(_Window(registers, plan.kinds[0 if plan.kind_count == 1 else number] if same else kinds[number]))
   return found
 
 
