@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 PLAIN = ("model.scan=False", "model.remat=none")
 NO_MIX = ("objective.mixup=0.0", "objective.cutmix=0.0")
-VIT = ("model.dropout_rate=0.0", "model.pool=gap", "model.class_token=False", "model.pos_embed=sincos_2d")
+VIT = ("model.dropout_rate=0.0", "model.pool=gap", "model.class_token=False", "model.position_embedding=sincos_2d")
 VIT += ("model.representation_size=0", "model.drop_path_rate=0.0")
 ROWS = {
   "vit": Row("ViT-B/16, 128 images", "vit_b16_imagenet", ("batch_size=512", *VIT, *NO_MIX), (299.7, "big_vision")),

@@ -135,7 +135,7 @@ def test_models_with_and_without_the_kernel_are_the_same():
   v2 = dict(norm_position="res_post", attention_score="cosine", relative_position_bias="continuous")
   small = dict(width=8, depths=(2,), num_heads=(2,), window_size=2, image_size=(12, 16), **v2)
   image = jnp.asarray(draw(1, 12, 16, 3))  # a map of 3 x 4
-  plain_model, model = (zoo.create("swin/test", implementation=i, **small) for i in ("xla", "pallas_interpret"))
+  plain_model, model = (zoo.create("swin/test", attention=i, **small) for i in ("xla", "pallas_interpret"))
   variables = plain_model.init({"params": jax.random.key(0)}, image)
   ours = jax.jit(model.init)({"params": jax.random.key(0)}, image)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), variables, ours)

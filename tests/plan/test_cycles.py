@@ -86,7 +86,9 @@ def kernel(name, path="jit(step)/jvp(Model)/encoder/attn/attend/pallas_call"):
 
 def test_a_kernel_costs_its_bundles_times_its_grid_and_at_least_its_bytes():
   program = module("  %x = f32[5]{0} parameter(0)", kernel("attend.1"), kernel("attend.2"))
-  cycles = kernel_cycles(program, {"attend.1": 300, "attend.2": 10}, {("attend", ((8, 128),)): 4})
+  grids = {("attend", ((8, 128),)): 4}
+  assert kernel_cycles(program, {"attend.2": 300}, grids) == {"attend.1": 1200, "attend.2": 1200}  # equal ones
+  cycles = kernel_cycles(program, {"attend.1": 300, "attend.2": 10}, grids)
   assert cycles == {"attend.1": 1200, "attend.2": 40}
   found = count_cycles(program, CHIP, cycles)
   moved = (8 * 128 + 5) * 4 / CHIP.bandwidth

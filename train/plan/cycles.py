@@ -194,14 +194,16 @@ def kernel_cycles(module: Module, bundles: Mapping[str, int], grids: Mapping[Ker
     bundles: of one step of the grid, by the name of the instruction (`kernels.read_bundles`).
     grids: of the traced function (`kernels.grids`).
   """
-  found = {}
-  for one in itertools.chain(*module.computations.values()):
-    # ".../short_attention_forward/pallas_call"
-    names = one.source.split("/")[-2:] if one.is_kernel else []
-    grid = grids.get((names[0], tuple(shape.sizes for shape in one.shapes))) if names else None
-    if grid and one.name in bundles:
-      found[one.name] = float(grid * bundles[one.name])
-  return found
+  # ".../short_attention/pallas_call"
+  made = {
+    one.name: (one.source.split("/")[-2:][0], tuple(shape.sizes for shape in one.shapes))
+    for one in itertools.chain(*module.computations.values())
+    if one.is_kernel
+  }
+  # Of equal kernels the compiler schedules one.
+  scheduled = {kernel: bundles[name] for name, kernel in made.items() if name in bundles}
+  counts = {name: bundles.get(name, scheduled.get(kernel)) for name, kernel in made.items()}
+  return {name: float(grids[made[name]] * n) for name, n in counts.items() if n and made[name] in grids}
 
 
 def count_cycles(module: Module, chip: Chip, kernels: Mapping[str, float] | None = None) -> Cycles:

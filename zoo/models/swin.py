@@ -229,7 +229,7 @@ class Block(nn.Module):
       position_bias = ContinuousRelativePositionBias(
         num_heads, c.trained_window(self.stage), name="relative_position_bias"
       )
-    attention = dict(
+    attention: dict[str, Any] = dict(
       num_heads=num_heads,
       dtype=dtype,
       kernel_init=initializers.swin,
