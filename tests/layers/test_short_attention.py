@@ -216,7 +216,7 @@ def test_a_mesh_does_not_change_the_result(sizes):
       return with_dropout(q, k, v, key)
 
   zeros, v = jnp.zeros((8, 16, 2, 64)), jnp.broadcast_to(jnp.eye(64)[:, None], (8, 64, 2, 64))
-  out = np.asarray(jax.jit(dropped)(zeros, zeros, v)).transpose(0, 2, 1, 3).reshape(16, -1)
+  out = np.asarray(jax.jit(dropped)(zeros, jnp.zeros_like(v), v)).transpose(0, 2, 1, 3).reshape(16, -1)
   assert len(np.unique(out, axis=0)) == 16  # devices do not drop the same
 
 
