@@ -49,6 +49,7 @@ class _Plan:
   kinds: tuple[int, ...]
   images: int  # a block
   bands: int  # of windows, a grid step
+  itemsize: int
   interpret: bool
 
   @property
@@ -324,6 +325,14 @@ def _bias_gradient(plan: _Plan, table: jax.Array) -> jax.Array:
   return grad.reshape(-1, rows * columns, rows * columns)
 
 
+def _vmem(plan: _Plan, arrays: int, table: jax.Array) -> int:
+  """Bytes of VMEM that a call may take: two blocks of each array and of the table, the scratches, and its registers."""
+  lanes = _up(plan.lanes, LANES)
+  rows = arrays * plan.rows * lanes
+  tables = 4 * math.prod((*table.shape[1:-1], _up(table.shape[-1], LANES)))
+  return 2 * rows * plan.itemsize + 4 * rows + 3 * tables + 12 * 2**20
+
+
 def _call(plan: _Plan, kernel, arrays, table, more, outs: int, gradient: bool, name: str, products: int):
   groups, halves, blocks, _ = plan.grid
   tokens = pl.BlockSpec((plan.rows, plan.lanes), lambda g, h, b, s, *_: (h * blocks + b, g))
@@ -349,7 +358,7 @@ def _call(plan: _Plan, kernel, arrays, table, more, outs: int, gradient: bool, n
       scratch_shapes=[scratch] * (len(arrays) + outs),
     ),
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=64 * 2**20
+      dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=_vmem(plan, len(arrays) + outs, table)
     ),
     cost_estimate=pl.CostEstimate(
       flops=2 * products * pairs * T * T * plan.head_width,
@@ -455,7 +464,8 @@ def window_attention(
   rows = SUBLANES * 4 // q_BYXD.dtype.itemsize
   batch, images, bands = _block(B, size, window_size, rows)
   plan = _Plan(
-    batch, size, D, N, tuple(window_size), tuple(shift), tuple(kinds.ravel().tolist()), images, bands, interpret
+    *(batch, size, D, N, tuple(window_size), tuple(shift), tuple(kinds.ravel().tolist())),
+    *(images, bands, q_BYXD.dtype.itemsize, interpret),
   )
 
   more_3D = jnp.zeros((3, D), jnp.float32) if more_3D is None else more_3D.astype(jnp.float32)
