@@ -229,13 +229,8 @@ class Block(nn.Module):
       position_bias = ContinuousRelativePositionBias(
         num_heads, c.trained_window(self.stage), name="relative_position_bias"
       )
-    attention = dict(
-      num_heads=num_heads,
-      dtype=dtype,
-      kernel_init=initializers.swin,
-      cosine=c.attention_score == "cosine",
-      name="attn",
-    )
+    cosine = c.attention_score == "cosine"
+    attention = dict(num_heads=num_heads, dtype=dtype, kernel_init=initializers.swin, cosine=cosine, name="attn")
     mlp = Mlp(int(c.mlp_ratio * D), c.activation, c.dropout_rate, dtype, initializers.swin, name="mlp")
     x_BYXD = shard_batch(x_BYXD)
     kernel = c.implementation != "xla" and not c.attention_dropout_rate
@@ -245,21 +240,20 @@ class Block(nn.Module):
     norm1 = norm(name="norm1")
     y, bias_NTT = x if post else norm1(x), position_bias(layout.window_size)
     if kernel:
-      interpret = c.implementation == "pallas_interpret"
-      y_BYXD, weights = WindowAttention(interpret=interpret, **attention)(y.reshape(B, Y, X, D), bias_NTT, layout)
+      attention |= dict(interpret=c.implementation == "pallas_interpret")
+      y_BYXD, weights = WindowAttention(**attention)(y.reshape(B, Y, X, D), bias_NTT, layout)
     else:
       windows_BTD, weights, _ = Attention(dropout_rate=c.attention_dropout_rate, **attention)(
         layout.window_partition(y), mask=layout.mask(B), bias=bias_NTT[None]
       )
       y_BYXD = layout.window_reverse(windows_BTD)
     y = Dropout(c.dropout_rate, name="attn_dropout")(y_BYXD.reshape(x.shape))
-    x = x + DropPath(name="attn_drop_path")(norm1(y) if post else y, drop_path_rate, B)
+    x = x + DropPath(name="attn_drop_path")(norm1(y) if post else y, drop_path_rate, B * kernel)
 
     norm2 = norm(name="norm2")
     y = Dropout(c.dropout_rate, name="mlp_dropout")(mlp(x if post else norm2(x)))
-    x = x + DropPath(name="mlp_drop_path")(norm2(y) if post else y, drop_path_rate, B)
-    x_BYXD = x.reshape(B, Y, X, D)
-    return shard_batch(x_BYXD), weights
+    x = x + DropPath(name="mlp_drop_path")(norm2(y) if post else y, drop_path_rate, B * kernel)
+    return shard_batch(x.reshape(B, Y, X, D)), weights
 
 
 class Pair(nn.Module):
