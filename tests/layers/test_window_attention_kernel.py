@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.test_util import check_grads
 from support import draw, raises
 
@@ -118,7 +119,7 @@ def test_remat_scan_and_export():
   )
   for one, other in zip(found, wanted, strict=True):
     np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
-  exported = jax.export.export(jax.jit(functools.partial(ours, layout)))(*arrays)
+  exported = export.export(jax.jit(functools.partial(ours, layout)))(*arrays)
   np.testing.assert_allclose(exported.call(*arrays), ours(layout, *arrays), atol=1e-5)
 
 
