@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.test_util import check_grads
 from support import draw, raises
 
 import zoo
-from zoo.kernels import window_attention as kernel
+from zoo.kernels import window_plan
+from zoo.kernels.window_attention import window_attention
 from zoo.layers.attention import dot_product_attention
 from zoo.layers.windows import WindowLayout
 
@@ -28,7 +30,7 @@ def plain(layout, q, k, v, bias, more):
 
 def ours(layout, *arrays):
   static = dict(window_size=layout.window_size, shift=layout.rolled, mask_WTT=layout.static_mask())
-  return kernel.window_attention(*arrays, **static, interpret=True)
+  return window_attention(*arrays, **static, interpret=True)
 
 
 def arguments(layout, batch, width, heads, dtype=jnp.float32):
@@ -78,7 +80,7 @@ def test_equal_to_the_plain_form(case, dtype):
 def test_steps_of_a_part_of_a_map(monkeypatch):
   layout = WindowLayout((6, 4), (2, 4), (1, 0))
   arrays = arguments(layout, 2, 16, 2)
-  monkeypatch.setattr(kernel, "WINDOWS_A_STEP", 1)
+  monkeypatch.setattr(window_plan, "WINDOWS_A_STEP", 1)
   found, wanted = (both_ways(f, layout, arrays, arrays[0]) for f in (ours, plain))
   for one, other in zip(found, wanted, strict=True):
     np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
@@ -91,7 +93,7 @@ def test_a_query_that_may_see_nothing_gets_0():
   mask[0, 1] = False
 
   def run(*arrays):
-    return kernel.window_attention(*arrays, mask_WTT=mask, window_size=(2, 2), interpret=True)
+    return window_attention(*arrays, mask_WTT=mask, window_size=(2, 2), interpret=True)
 
   out, pull = jax.vjp(run, *arrays)
   grads = pull(out)
@@ -117,7 +119,7 @@ def test_remat_scan_and_export():
   )
   for one, other in zip(found, wanted, strict=True):
     np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
-  exported = jax.export.export(jax.jit(functools.partial(ours, layout)))(*arrays)
+  exported = export.export(jax.jit(functools.partial(ours, layout)))(*arrays)
   np.testing.assert_allclose(exported.call(*arrays), ours(layout, *arrays), atol=1e-5)
 
 
@@ -128,7 +130,7 @@ def test_remat_scan_and_export():
 def test_invalid_shapes(size, window, width, heads, named):
   x = jnp.zeros((1, *size, width))
   with raises(ValueError, *named):
-    kernel.window_attention(x, x, x, jnp.zeros((heads, 9, 9)), window_size=window)
+    window_attention(x, x, x, jnp.zeros((heads, 9, 9)), window_size=window)
 
 
 def test_models_with_and_without_the_kernel_are_the_same():

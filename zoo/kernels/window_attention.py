@@ -15,7 +15,6 @@ As in FlashAttention (Dao et al. 2022) probabilities are computed again in the b
 is written but the gradient of the bias, which is summed over maps and windows in VMEM.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -26,89 +25,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from zoo.kernels.window_plan import LANES, SUBLANES, Plan, Window, block, up, windows
 from zoo.shapes import expect
 
-LANES, SUBLANES = 128, 8
 # Of what may not be attended to, and the least maximum of a query's scores: one that may see nothing has weights
 # exp2(-1e30 + 1e29) = 0.
 NOTHING, FLOOR = -1e30, -1e29
-# Windows that one grid step unrolls, so that the scheduler has independent work to overlap.
-WINDOWS_A_STEP = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-  """All that is static. Sizes are those of the padded batch; `kinds` [W] says which mask a window of a map has."""
-
-  batch: int
-  size: tuple[int, int]
-  width: int
-  num_heads: int
-  window: tuple[int, int]
-  shift: tuple[int, int]
-  kinds: tuple[int, ...]
-  images: int  # a block
-  bands: int  # of windows, a grid step
-  interpret: bool
-
-  @property
-  def head_width(self) -> int:
-    return self.width // self.num_heads
-
-  @property
-  def pitch(self) -> int:
-    """Slots that a row of a window takes: as many as fit most tightly into whole registers, multiples of 8 first."""
-    rows, columns = self.window
-    return min(range(columns, columns + SUBLANES), key=lambda p: (_up(rows * p), p % SUBLANES != 0, p))
-
-  @property
-  def slots(self) -> int:
-    """Rows of a window in registers."""
-    return _up(self.window[0] * self.pitch)
-
-  @property
-  def lanes(self) -> int:
-    """Of a block: 128, or all where 128 do not divide them."""
-    return LANES if self.width % LANES == 0 else self.width
-
-  @property
-  def parts(self) -> tuple[tuple[int, int], ...]:
-    """First lane and number of heads of each part of a block whose heads are computed together."""
-    width = min(LANES, self.lanes)
-    first = range(0, self.lanes, width)
-    return tuple((lane, min(width, self.lanes - lane) // self.head_width) for lane in first)
-
-  @property
-  def most_heads(self) -> int:
-    return self.parts[0][1]
-
-  @property
-  def groups(self) -> int:
-    return self.width // self.lanes
-
-  @property
-  def rows(self) -> int:
-    """Tokens of a block."""
-    return self.images * self.size[0] * self.size[1]
-
-  @property
-  def grid_windows(self) -> tuple[int, int]:
-    return self.size[0] // self.window[0], self.size[1] // self.window[1]
-
-  @property
-  def grid(self) -> tuple[int, int, int, int]:
-    """Groups of heads, parts of the batch with a bias gradient each, blocks of images, steps of a block."""
-    blocks, steps = self.batch // self.images, self.grid_windows[0] // self.bands
-    halves = 2 if blocks % 2 == 0 else 1
-    return self.groups, halves, blocks // halves, steps
-
-  @property
-  def kind_count(self) -> int:
-    return max(self.kinds) + 1
-
-
-def _up(n: int, to: int = SUBLANES) -> int:
-  return -(-n // to) * to
 
 
 def _dot(a, b, axis_a, axis_b):
@@ -120,58 +42,7 @@ def _dot(a, b, axis_a, axis_b):
 # ---- Rows of windows
 
 
-def _pieces(plan: _Plan, column: int) -> list[list[tuple[int, int, int, int]]]:
-  """Of each register of a window: (first sublane, end, row of the window, column of the map) of what lies together.
-
-  `column` is that of the window. Columns behind the last of the map continue with the first.
-  """
-  (rows, columns), X = plan.window, plan.size[1]
-  tokens = [
-    (y * plan.pitch + x, y, (column * columns + plan.shift[1] + x) % X) for y in range(rows) for x in range(columns)
-  ]
-  registers = [[] for _ in range(plan.slots // SUBLANES)]
-  for slot, y, x in tokens:
-    pieces, sublane = registers[slot // SUBLANES], slot % SUBLANES
-    if pieces and pieces[-1][1] == sublane and pieces[-1][2] == y and pieces[-1][3] + sublane - pieces[-1][0] == x:
-      pieces[-1] = (*pieces[-1][:1], sublane + 1, *pieces[-1][2:])
-    else:
-      pieces.append((sublane, sublane + 1, y, x))
-  return registers
-
-
-@dataclasses.dataclass(frozen=True)
-class _Window:
-  """A window of a grid step: the registers' pieces, each (first sublane, end, row of the scratch), and its mask."""
-
-  registers: list
-  kind: int | jax.Array
-
-
-def _windows(plan: _Plan, kinds) -> list[_Window]:
-  """The windows of this grid step; rows are numbers where a step takes whole images, else traced."""
-  (Y, X), (rows, _), (down, across) = plan.size, plan.window, plan.grid_windows
-  first = 0 if down == plan.bands else pl.program_id(3) * plan.bands
-  found = []
-  for image in range(plan.images):
-    for band in range(plan.bands):
-      starts = []
-      for y in range(rows):
-        row = (first + band) * rows + plan.shift[0] + y
-        if isinstance(row, int):
-          starts.append(SUBLANES + (image * Y + row % Y) * X)
-        else:
-          row = jnp.where(row >= Y, row - Y, row) if plan.shift[0] else row
-          start = SUBLANES + row * X
-          starts.append(pl.multiple_of(start, SUBLANES) if X % SUBLANES == 0 else start)
-      for column in range(across):
-        registers = [[(a, b, starts[y] + x) for a, b, y, x in pieces] for pieces in _pieces(plan, column)]
-        number = (first + band) * across + column
-        same = plan.kind_count == 1 or isinstance(number, int)
-        found.append(_Window(registers, plan.kinds[0 if plan.kind_count == 1 else number] if same else kinds[number]))
-  return found
-
-
-def _gather(ref, part: int, window: _Window, width: int) -> jax.Array:
+def _gather(ref, part: int, window: Window, width: int) -> jax.Array:
   """The slots of a window [slots, width] float32; those without a token hold neighbours, or 0."""
   sublane = lax.broadcasted_iota(jnp.int32, (SUBLANES, width), 0)
   registers = []
@@ -184,13 +55,13 @@ def _gather(ref, part: int, window: _Window, width: int) -> jax.Array:
   return jnp.concatenate(registers, 0)
 
 
-def _scatter(ref, part: int, window: _Window, x: jax.Array) -> None:
+def _scatter(ref, part: int, window: Window, x: jax.Array) -> None:
   for i, pieces in enumerate(window.registers):
     for first, end, row in pieces:
       ref[part, pl.ds(row, end - first), : x.shape[-1]] = x[i * SUBLANES + first : i * SUBLANES + end]
 
 
-def _load(plan: _Plan, refs, scratches) -> None:
+def _load(plan: Plan, refs, scratches) -> None:
   """Blocks into scratches [parts, 8 + rows + 8, lanes] float32: only of 32 bits rows can be read from anywhere on."""
   for ref, scratch in zip(refs, scratches, strict=True):
     for part, (lane, heads) in enumerate(plan.parts):
@@ -200,7 +71,7 @@ def _load(plan: _Plan, refs, scratches) -> None:
       scratch[part, SUBLANES : SUBLANES + plan.rows, :width] = ref[:, lane : lane + width].astype(jnp.float32)
 
 
-def _store(plan: _Plan, refs, scratches) -> None:
+def _store(plan: Plan, refs, scratches) -> None:
   for ref, scratch in zip(refs, scratches, strict=True):
     for part, (lane, heads) in enumerate(plan.parts):
       width = heads * plan.head_width
@@ -210,17 +81,17 @@ def _store(plan: _Plan, refs, scratches) -> None:
 # ---- Heads
 
 
-def _lanes_of(plan: _Plan, head: int, shape: tuple[int, int]) -> jax.Array:
+def _lanes_of(plan: Plan, head: int, shape: tuple[int, ...]) -> jax.Array:
   lane = lax.broadcasted_iota(jnp.int32, shape, 1)
   return (lane >= head * plan.head_width) & (lane < (head + 1) * plan.head_width)
 
 
-def _stack(plan: _Plan, heads: int, x: jax.Array, dtype) -> jax.Array:
+def _stack(plan: Plan, heads: int, x: jax.Array, dtype) -> jax.Array:
   """[slots, lanes] to [heads * slots, lanes]: for each head a copy whose other heads' lanes are 0."""
   return jnp.concatenate([jnp.where(_lanes_of(plan, h, x.shape), x, 0.0) for h in range(heads)], 0).astype(dtype)
 
 
-def _unstack(plan: _Plan, heads: int, x: jax.Array) -> jax.Array:
+def _unstack(plan: Plan, heads: int, x: jax.Array) -> jax.Array:
   """[heads * slots, lanes] to [slots, lanes]: the lanes of each head from its own rows."""
   result = x[: plan.slots]
   for h in range(1, heads):
@@ -236,11 +107,11 @@ def _weights(k: jax.Array, queries: jax.Array, table: jax.Array) -> jax.Array:
   return weights * (1.0 / jnp.maximum(weights.sum(0, keepdims=True), 1e-30))
 
 
-def _forward_kernel(plan: _Plan, kinds, q_ref, k_ref, v_ref, table_ref, more_ref, out_ref, q, k, v, out):
+def _forward_kernel(plan: Plan, kinds, q_ref, k_ref, v_ref, table_ref, more_ref, out_ref, q, k, v, out):
   step, last, dtype = pl.program_id(3), plan.grid[3] - 1, q_ref.dtype
   pl.when(step == 0)(lambda: _load(plan, (q_ref, k_ref, v_ref), (q, k, v)))
   scale = plan.head_width**-0.5 * math.log2(math.e)
-  for window in _windows(plan, kinds):
+  for window in windows(plan, kinds):
     for part, (lane, heads) in enumerate(plan.parts):
       width = heads * plan.head_width
       more = [more_ref[i : i + 1, lane : lane + width] for i in range(3)]
@@ -252,7 +123,7 @@ def _forward_kernel(plan: _Plan, kinds, q_ref, k_ref, v_ref, table_ref, more_ref
   pl.when(step == last)(lambda: _store(plan, (out_ref,), (out,)))
 
 
-def _backward_kernel(plan: _Plan, kinds, *refs):
+def _backward_kernel(plan: Plan, kinds, *refs):
   q_ref, k_ref, v_ref, do_ref, table_ref, more_ref, dq_ref, dk_ref, dv_ref, dtable_ref, dmore_ref, *scratches = refs
   q, k, v, do, *grads = scratches
   step, last, dtype = pl.program_id(3), plan.grid[3] - 1, q_ref.dtype
@@ -264,7 +135,7 @@ def _backward_kernel(plan: _Plan, kinds, *refs):
     dmore_ref[...] = jnp.zeros(dmore_ref.shape, jnp.float32)
 
   scale = plan.head_width**-0.5
-  for window in _windows(plan, kinds):
+  for window in windows(plan, kinds):
     for part, (lane, heads) in enumerate(plan.parts):
       width, across = heads * plan.head_width, slice(0, heads * plan.slots)
       more = [more_ref[i : i + 1, lane : lane + width] for i in range(3)]
@@ -294,7 +165,7 @@ def _backward_kernel(plan: _Plan, kinds, *refs):
 # ---- Calls
 
 
-def _table(plan: _Plan, bias_NTT: jax.Array, mask_MTT: jax.Array) -> jax.Array:
+def _table(plan: Plan, bias_NTT: jax.Array, mask_MTT: jax.Array) -> jax.Array:
   """Bias and masks [groups, masks, parts, slots of keys, heads * slots of queries] in units of log 2."""
   (rows, columns), slots = plan.window, plan.slots
   score = jnp.where(mask_MTT[:, None], bias_NTT.astype(jnp.float32) * math.log2(math.e), NOTHING)
@@ -313,7 +184,7 @@ def _table(plan: _Plan, bias_NTT: jax.Array, mask_MTT: jax.Array) -> jax.Array:
   return score.transpose(1, 0, 2, 5, 3, 4).reshape(plan.groups, M, len(plan.parts), slots, plan.most_heads * slots)
 
 
-def _bias_gradient(plan: _Plan, table: jax.Array) -> jax.Array:
+def _bias_gradient(plan: Plan, table: jax.Array) -> jax.Array:
   """[groups, parts of the batch, parts, slots of keys, heads * slots of queries] to [N, T, T]."""
   (rows, columns), slots = plan.window, plan.slots
   grad = table.sum(1).reshape(plan.groups, len(plan.parts), slots, plan.most_heads, slots)
@@ -324,7 +195,15 @@ def _bias_gradient(plan: _Plan, table: jax.Array) -> jax.Array:
   return grad.reshape(-1, rows * columns, rows * columns)
 
 
-def _call(plan: _Plan, kernel, arrays, table, more, outs: int, gradient: bool, name: str, products: int):
+def _vmem(plan: Plan, arrays: int, table: jax.Array) -> int:
+  """Bytes of VMEM that a call may take: two blocks of each array and of the table, the scratches, and its registers."""
+  lanes = up(plan.lanes, LANES)
+  rows = arrays * plan.rows * lanes
+  tables = 4 * math.prod((*table.shape[1:-1], up(table.shape[-1], LANES)))
+  return 2 * rows * plan.itemsize + 4 * rows + 3 * tables + 12 * 2**20
+
+
+def _call(plan: Plan, kernel, arrays, table, more, outs: int, gradient: bool, name: str, products: int):
   groups, halves, blocks, _ = plan.grid
   tokens = pl.BlockSpec((plan.rows, plan.lanes), lambda g, h, b, s, *_: (h * blocks + b, g))
   tables = pl.BlockSpec((1, *table.shape[1:]), lambda g, h, b, s, *_: (g, 0, 0, 0, 0))
@@ -349,7 +228,8 @@ def _call(plan: _Plan, kernel, arrays, table, more, outs: int, gradient: bool, n
       scratch_shapes=[scratch] * (len(arrays) + outs),
     ),
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=64 * 2**20
+      dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+      vmem_limit_bytes=_vmem(plan, len(arrays) + outs, table),
     ),
     cost_estimate=pl.CostEstimate(
       flops=2 * products * pairs * T * T * plan.head_width,
@@ -362,7 +242,7 @@ def _call(plan: _Plan, kernel, arrays, table, more, outs: int, gradient: bool, n
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: _Plan, q_PD, k_PD, v_PD, bias_NTT, more_3D, mask_MTT):
+def _attention(plan: Plan, q_PD, k_PD, v_PD, bias_NTT, more_3D, mask_MTT):
   table = _table(plan, bias_NTT, mask_MTT)
   arrays = q_PD, k_PD, v_PD
   (out,) = _call(plan, _forward_kernel, arrays, table, more_3D, 1, False, "window_attention_forward", 2)
@@ -382,26 +262,6 @@ def _backward(plan, arrays, of_out):
 
 
 _attention.defvjp(_forward, _backward)
-
-
-def _block(batch: int, size: tuple[int, int], window: tuple[int, int], rows: int) -> tuple[int, int, int]:
-  """The padded batch, images a block, and bands of windows a step; `rows` are those of a tile."""
-  tokens, (down, across) = math.prod(size), (n // w for n, w in zip(size, window, strict=True))
-  if down * across > WINDOWS_A_STEP:
-    fitting = [b for b in range(1, down + 1) if down % b == 0 and b * across <= WINDOWS_A_STEP]
-    bands = max(fitting, default=1)
-  else:
-    bands = down
-  least = rows // math.gcd(tokens, rows)
-  if bands < down:
-    if least == 1 or batch == 1:
-      return batch, 1, bands
-    bands = down  # several images a block, all of whose windows are one step
-  if batch <= least:
-    return batch, batch, bands
-  whole = _up(batch, least)
-  most = max(least, WINDOWS_A_STEP // (down * across))
-  return whole, max(n for n in range(least, most + 1, least) if whole % n == 0), bands
 
 
 def kernel_fits(width: int, num_heads: int) -> bool:
@@ -441,6 +301,10 @@ def window_attention(
 
   Raises:
     ValueError: windows that do not divide the map, heads that do not divide D or 128 lanes, another mask.
+
+  A block is whole maps, or a multiple of them, of 128 features. In VMEM a token takes 1 KiB a feature block and array
+  in bfloat16 (two blocks and a float32 copy), with four arrays forward and seven backward: 22 MiB for a map of 56 x 56.
+  That is more than the 16 MiB of a v4; there maps may have up to 2,000 tokens.
   """
   sizes = expect(q_BYXD=q_BYXD, k_BYXD=k_BYXD, v_BYXD=v_BYXD)
   B, size, D, N = sizes["B"], (sizes["Y"], sizes["X"]), sizes["D"], bias_NTT.shape[0]
@@ -458,9 +322,10 @@ def window_attention(
   else:
     mask_WTT, kinds = np.unique(mask_WTT, axis=0, return_inverse=True)
   rows = SUBLANES * 4 // q_BYXD.dtype.itemsize
-  batch, images, bands = _block(B, size, window_size, rows)
-  plan = _Plan(
-    batch, size, D, N, tuple(window_size), tuple(shift), tuple(kinds.ravel().tolist()), images, bands, interpret
+  batch, images, bands = block(B, size, window_size, rows)
+  plan = Plan(
+    *(batch, size, D, N, tuple(window_size), tuple(shift), tuple(kinds.ravel().tolist())),
+    *(images, bands, q_BYXD.dtype.itemsize, interpret),
   )
 
   more_3D = jnp.zeros((3, D), jnp.float32) if more_3D is None else more_3D.astype(jnp.float32)

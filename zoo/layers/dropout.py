@@ -53,7 +53,7 @@ class DropPath(nn.Module):
       return x
     shape = (examples or x.shape[0],) + (1,) * (x.ndim - 1)
     keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
-    keep = jnp.repeat(keep, len(x) // shape[0], 0)
+    keep = jnp.repeat(keep, len(x) // examples, 0) if examples else keep
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 

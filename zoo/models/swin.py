@@ -104,7 +104,7 @@ class Config:
     scan: compile one pair of blocks for all of a stage. remat: what the backward pass recomputes
       (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
-    attention: one of `zoo.layers.attention.IMPLEMENTATIONS`; where weights are dropped each window is a short sequence.
+    attention: one of `zoo.layers.attention.IMPLEMENTATIONS`; "auto" is "xla" where weights are dropped.
   """
 
   width: int
@@ -180,6 +180,20 @@ class Config:
     """D of a stage, from 0 on."""
     return self.width * 2**stage
 
+  @property
+  def kernel(self) -> str:
+    """What attends within windows: "pallas" or "pallas_interpret", the kernel, or "xla"; by where it is traced.
+
+    With the kernel tokens are a matrix between dense layers, as it reads them: XLA would copy between other axes.
+    """
+    fits = all(kernel_fits(self.width_of(stage), heads) for stage, heads in enumerate(self.num_heads))
+    what = f"windows of {self.window_size} x {self.window_size}, {self.num_heads} heads"
+    return resolve_implementation(self.attention, fits and not self.attention_dropout_rate, what)
+
+  @property
+  def uses_kernel(self) -> bool:
+    return self.kernel != "xla"
+
   def window_layout(self, size: tuple[int, int], shifted: bool = False) -> WindowLayout:
     """The window layout of a map of this size."""
     window, half = (self.window_size, self.window_size), self.window_size // 2
@@ -229,39 +243,31 @@ class Block(nn.Module):
       position_bias = ContinuousRelativePositionBias(
         num_heads, c.trained_window(self.stage), name="relative_position_bias"
       )
+    cosine = c.attention_score == "cosine"
     attention: dict[str, Any] = dict(
-      num_heads=num_heads,
-      dtype=dtype,
-      kernel_init=initializers.swin,
-      cosine=c.attention_score == "cosine",
-      name="attn",
+      num_heads=num_heads, dtype=dtype, kernel_init=initializers.swin, cosine=cosine, name="attn"
     )
     mlp = Mlp(int(c.mlp_ratio * D), c.activation, c.dropout_rate, dtype, initializers.swin, name="mlp")
     x_BYXD = shard_batch(x_BYXD)
-    what = f"windows of {layout.window_size}, {num_heads} heads of width {D // num_heads}"
-    chosen = "xla" if c.attention_dropout_rate else resolve_implementation(c.attention, kernel_fits(D, num_heads), what)
-    kernel = chosen != "xla"
-    # The kernel's layout is a matrix of tokens: with other axes around it XLA would copy between the two.
-    x = x_BYXD.reshape(-1, D) if kernel else x_BYXD
+    x = x_BYXD.reshape(-1, D) if c.uses_kernel else x_BYXD
 
     norm1 = norm(name="norm1")
     y, bias_NTT = x if post else norm1(x), position_bias(layout.window_size)
-    if kernel:
-      interpret = chosen == "pallas_interpret"
-      y_BYXD, weights = WindowAttention(interpret=interpret, **attention)(y.reshape(B, Y, X, D), bias_NTT, layout)
+    if c.uses_kernel:
+      attention |= dict(interpret=c.kernel == "pallas_interpret")
+      y_BYXD, weights = WindowAttention(**attention)(y.reshape(B, Y, X, D), bias_NTT, layout)
     else:
-      windows_BTD, weights, _ = Attention(
-        dropout_rate=c.attention_dropout_rate, implementation=c.attention, **attention
-      )(layout.window_partition(y), mask=layout.mask(B), bias=bias_NTT[None])
+      windows_BTD, weights, _ = Attention(dropout_rate=c.attention_dropout_rate, implementation="xla", **attention)(
+        layout.window_partition(y), mask=layout.mask(B), bias=bias_NTT[None]
+      )
       y_BYXD = layout.window_reverse(windows_BTD)
     y = Dropout(c.dropout_rate, name="attn_dropout")(y_BYXD.reshape(x.shape))
-    x = x + DropPath(name="attn_drop_path")(norm1(y) if post else y, drop_path_rate, B)
+    x = x + DropPath(name="attn_drop_path")(norm1(y) if post else y, drop_path_rate, B * c.uses_kernel)
 
     norm2 = norm(name="norm2")
     y = Dropout(c.dropout_rate, name="mlp_dropout")(mlp(x if post else norm2(x)))
-    x = x + DropPath(name="mlp_drop_path")(norm2(y) if post else y, drop_path_rate, B)
-    x_BYXD = x.reshape(B, Y, X, D)
-    return shard_batch(x_BYXD), weights
+    x = x + DropPath(name="mlp_drop_path")(norm2(y) if post else y, drop_path_rate, B * c.uses_kernel)
+    return shard_batch(x.reshape(B, Y, X, D)), weights
 
 
 class Pair(nn.Module):
@@ -303,19 +309,23 @@ class Stage(nn.Module):
     c, dtype, stage = self.config, jnp.dtype(self.config.dtype), self.stage
     norm = functools.partial(LayerNorm, epsilon=c.norm_eps, dtype=dtype)
     aux = {}
+    side = c.patch_size if stage == 0 else 2
+    patches = patchify(_pad(x, side), side)
+    size = patches.shape[:3]
+    patches = patches.reshape(-1, patches.shape[-1]) if c.uses_kernel else patches
     if stage == 0:
-      patches = patchify(_pad(x, c.patch_size), c.patch_size)
-      x_BYXD = nn.Dense(c.width, kernel_init=initializers.fan_in, dtype=dtype, name="patch")(patches)
-      x_BYXD = norm(name="embed_norm")(x_BYXD)
+      x = nn.Dense(c.width, kernel_init=initializers.fan_in, dtype=dtype, name="patch")(patches)
+      x = norm(name="embed_norm")(x)
       if masked_BYX is not None:
         mask_D = self.param("mask", initializers.token, (c.width,)).astype(dtype)
-        x_BYXD = jnp.where(masked_BYX[..., None], mask_D, x_BYXD)
-      x_BYXD = aux["embedded"] = Dropout(c.dropout_rate, name="dropout")(x_BYXD)
+        x = jnp.where(masked_BYX.reshape(*x.shape[:-1], 1), mask_D, x)
+      x = Dropout(c.dropout_rate, name="dropout")(x)
+      aux["embedded"] = x.reshape(*size, -1)
     else:
-      four = patchify(_pad(x, 2), 2)
       merge = nn.Dense(c.width_of(stage), use_bias=False, kernel_init=initializers.swin, dtype=dtype, name="merge")
       post = c.norm_position == "res_post"
-      x_BYXD = norm(name="norm")(merge(four)) if post else merge(norm(name="merged_norm")(four))
+      x = norm(name="norm")(merge(patches)) if post else merge(norm(name="merged_norm")(patches))
+    x_BYXD = x.reshape(*size, -1)
     first, pairs = sum(c.depths[:stage]), c.depths[stage] // 2
     rates = drop_path_rates(c.drop_path_rate, c.depth)[first : first + 2 * pairs].reshape(pairs, 2)
     pair = functools.partial(Pair, config=c, stage=stage)
