@@ -323,10 +323,8 @@ def window_attention(
     mask_WTT, kinds = np.unique(mask_WTT, axis=0, return_inverse=True)
   rows = SUBLANES * 4 // q_BYXD.dtype.itemsize
   batch, images, bands = block(B, size, window_size, rows)
-  plan = Plan(
-    *(batch, size, D, N, tuple(window_size), tuple(shift), tuple(kinds.ravel().tolist())),
-    *(images, bands, q_BYXD.dtype.itemsize, interpret),
-  )
+  sizes = (batch, size, D, N, window_size, shift)
+  plan = Plan(*sizes, tuple(kinds.ravel().tolist()), images, bands, q_BYXD.dtype.itemsize, interpret)
 
   more_3D = jnp.zeros((3, D), jnp.float32) if more_3D is None else more_3D.astype(jnp.float32)
 
