@@ -196,8 +196,8 @@ class Jit:
       return function(jax.lax.axis_index(self.mesh.axis_names), *parts)
 
     # Pallas calls do not say along which mesh axes their results vary, so this cannot be checked.
-    specs = dict(in_specs=tuple(map(spec, in_axes)), out_specs=spec(out_axes))
-    return jax.shard_map(part, mesh=self.mesh, **specs, check_vma=False)(*args)
+    places = tuple(map(spec, in_axes))
+    return jax.shard_map(part, mesh=self.mesh, in_specs=places, out_specs=spec(out_axes), check_vma=False)(*args)
 
   def compile(self, step: Callable) -> Callable:
     """Jits `step(state, batch, key)`; the state is donated."""

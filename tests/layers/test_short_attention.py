@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 from support import draw, raises, relative_error
@@ -165,11 +166,9 @@ def test_vmap_scan_and_remat():
 
 
 def test_export():
-  pytest.importorskip("flatbuffers")
   q, k, v, _ = operands(2, 18, 21, 2, 64)
-  exported = jax.export.export(jax.jit(kernel))(q, k, v)
-  again = jax.export.deserialize(exported.serialize())
-  np.testing.assert_array_equal(again.call(q, k, v), jax.jit(kernel)(q, k, v))
+  exported = export.export(jax.jit(kernel))(q, k, v)
+  np.testing.assert_array_equal(jax.jit(exported.call)(q, k, v), jax.jit(kernel)(q, k, v))
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -276,5 +275,6 @@ def test_the_layer_with_biases_is_its_plain_twin(length):
     return layer.apply(params, x), jax.grad(loss, (0, 1))(params, x)
 
   ours, theirs = found(plain_layer.clone(implementation="pallas_interpret")), found(plain_layer)
+  largest = max(np.abs(a).max() for a in jax.tree.leaves(theirs))  # the key bias has no gradient but rounding errors
   for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)

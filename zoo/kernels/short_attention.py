@@ -22,6 +22,7 @@ from zoo.kernels.short_attention_bodies import BIASED, GROUP, LANES, Shape, back
 from zoo.shapes import expect
 
 MAX_LENGTH = 1024
+VMEM = 128 * 2**20  # bytes, of every chip
 
 
 def _specs(s: Shape) -> dict[str, pl.BlockSpec]:
@@ -65,6 +66,11 @@ def _call(compute: Callable, s: Shape, name: str, inputs: dict, outputs: dict, p
   staged = {key: a for key, a in arrays.items() if s.staged(key)}
   rows_axis = 0 if s.time_major else 1
   scratch = [pltpu.VMEM((s.block, a.shape[rows_axis], s.heads * s.width), a.dtype) for a in staged.values()]
+  blocks = sum(
+    math.prod(specs[key].block_shape) * a.dtype.itemsize * (3 if s.staged(key) else 2)
+    for key, a in arrays.items()
+    if key != "seed"
+  )
   return pl.pallas_call(
     functools.partial(run, s, tuple(arrays), compute, tuple(outputs)),
     out_shape=tuple(outputs.values()),
@@ -73,7 +79,7 @@ def _call(compute: Callable, s: Shape, name: str, inputs: dict, outputs: dict, p
     out_specs=tuple(specs[key] for key in outputs),
     scratch_shapes=scratch,
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_vmem(s, arrays, specs)
+      dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=max(16 * 2**20, _vmem(blocks))
     ),
     cost_estimate=pl.CostEstimate(flops=2 * products * rows * s.width, transcendentals=rows, bytes_accessed=moved),
     interpret=s.interpret,
@@ -81,14 +87,9 @@ def _call(compute: Callable, s: Shape, name: str, inputs: dict, outputs: dict, p
   )(*inputs.values())
 
 
-def _vmem(s: Shape, arrays: dict[str, Any], specs: dict[str, pl.BlockSpec]) -> int:
-  """Bytes of VMEM to allow: blocks twice, their copies, and what the tiles of a group need."""
-  blocks = sum(
-    math.prod(specs[key].block_shape) * a.dtype.itemsize * (3 if s.staged(key) else 2)
-    for key, a in arrays.items()
-    if key != "seed"
-  )
-  return max(16 * 2**20, int(1.25 * blocks) + 8 * 2**20 + 4 * 4 * GROUP)
+def _vmem(blocks: int) -> int:
+  """Bytes of VMEM to allow: blocks, twice for copies ahead and once more if staged, and what a group of tiles needs."""
+  return int(1.25 * blocks) + 8 * 2**20 + 4 * 4 * GROUP
 
 
 def _scaled(s: Shape, bias: jax.Array | None) -> jax.Array | None:
@@ -137,18 +138,29 @@ def _images_of_step(batch: int, heads: int, queries: int, keys: int) -> int:
   return max(n for n in range(1, most + 1) if batch % n == 0)
 
 
-def time_major(batch: int, queries: int, keys: int) -> bool:
-  """Whether the kernels read [T, B, N H] rather than [B, T, N H].
+def time_major(heads_BTNH: tuple[int, ...], keys: int) -> bool:
+  """Whether the kernels read queries of this shape and S keys as [T, B, N H] rather than [B, T, N H].
 
   XLA keeps [B, T, D] in that order where T is no multiple of 8, the rows of a tile, and a row-major operand would be a
-  copy. The kernels read 8 examples at a time and swap the axes in VMEM.
+  copy. The kernels read 8 examples at a time and swap the axes in VMEM; where 8 are more than a step should compute, or
+  have more lanes than a few tiles, the copy is cheaper.
   """
-  return bool(queries % 8 or keys % 8) and batch % 8 == 0
+  B, T, N, H = heads_BTNH
+  heads = _heads_of_block(N, H)
+  few = 8 * heads * T * keys <= 1.25 * GROUP and heads * H < 640
+  return bool(T % 8 or keys % 8) and B % 8 == 0 and few
 
 
-def kernel_fits(queries: int, keys: int, width: int) -> bool:
-  """Whether there is a kernel for these lengths and this width of a head."""
-  return min(queries, keys) > 1 and max(queries, keys) <= MAX_LENGTH and width % 16 == 0
+def kernel_fits(heads_BTNH: tuple[int, ...], keys: int, itemsize: int) -> bool:
+  """Whether there is a kernel for queries of this shape and S keys that fits VMEM with any mask and bias."""
+  B, T, N, H = heads_BTNH
+  if min(T, keys) <= 1 or max(T, keys) > MAX_LENGTH or H % 16:
+    return False
+  heads = _heads_of_block(N, H)
+  block = 8 if time_major(heads_BTNH, keys) else _images_of_step(B, heads, T, keys)
+  rows = 3 * block * (3 * T + 4 * keys) * heads * H * itemsize  # of q, k, v, do and their gradients
+  scores = 2 * block * heads * T * keys * (4 + 4 + 1)  # bias, its gradient and mask
+  return _vmem(rows + scores) <= VMEM
 
 
 def _four_axes(x: jax.Array) -> jax.Array:
@@ -243,10 +255,9 @@ def _run(has: dict[str, Any], part, q_BTNH, k_BSNH, v_BSNH, more_2NH, mask, bias
   (B, T, N, H), S = q_BTNH.shape, k_BSNH.shape[1]
   if seed is not None:
     seed = seed + part * 0x632BE5AB  # other bits on each device
-  heads, turned = _heads_of_block(N, H), time_major(B, T, S)
+  heads, turned = _heads_of_block(N, H), time_major(q_BTNH.shape, S)
   block = 8 if turned else _images_of_step(B, heads, T, S)
-  images = _images_of_step(block, heads, T, S)
-  s = Shape(B, T, S, N, H, heads, block, images, turned, more_2NH is not None, **has)
+  s = Shape(B, T, S, N, H, heads, block, turned, more_2NH is not None, **has)
   q, k, v = (a.reshape(B, -1, N * H) for a in (q_BTNH, k_BSNH, v_BSNH))
   q, k, v = (a.swapaxes(0, 1) if turned else a for a in (q, k, v))
   more = None if more_2NH is None else more_2NH.reshape(2, -1)

@@ -31,7 +31,7 @@ class Shape(NamedTuple):
 
   Attributes:
     batch, queries, keys, num_heads, width: B, T, S, N, H.
-    heads: of a block. block: images of a block. images: whose tiles run together; they divide `block`.
+    heads: of a block. block: images of a block.
     time_major: whether operands are [T, B, N H] rather than [B, T, N H].
     biased: whether the kernels add biases to queries and values.
     mask: None, "row" for a mask [B|1, N|1, 1, S], "full" for one [B|1, N|1, S, T] (transposed).
@@ -46,7 +46,6 @@ class Shape(NamedTuple):
   width: int
   heads: int
   block: int
-  images: int
   time_major: bool
   biased: bool
   mask: str | None
@@ -130,7 +129,6 @@ class _Tile:
   def __init__(self, s: Shape, at: dict[str, Any], unit: tuple[int, int, int]):
     self.s, self.at = s, at
     self.g, self.h, self.chunk = unit
-    self.image = at["first"] + self.g  # of the block
     start, size = s.chunks[self.chunk]
     self.size, self.queries = size, slice(start, start + size)
     self.rows = slice(self.h * s.width, (self.h + 1) * s.width)
@@ -138,12 +136,12 @@ class _Tile:
   def _block(self, name: str, axes: tuple[bool, bool]) -> tuple[Any, ...]:
     """Where in a block of a mask or bias this tile's scores are."""
     wide = self.at[name].shape[2] == self.s.keys and self.at[name].shape[3] == self.s.queries
-    return self.image if axes[0] else 0, self.h if axes[1] else 0, slice(None), self.queries if wide else slice(None)
+    return self.g if axes[0] else 0, self.h if axes[1] else 0, slice(None), self.queries if wide else slice(None)
 
   def product(self, keys: str, queries: str) -> jax.Array:
     """[S, T] of the head's rows of keys or values with its queries, or the gradients of its outputs."""
-    key, lanes = _of_head(self.at[keys][self.image], self.h, self.s.width)
-    return _dot(key, self.at[queries][self.image, self.queries][:, lanes], 1, 1)
+    key, lanes = _of_head(self.at[keys][self.g], self.h, self.s.width)
+    return _dot(key, self.at[queries][self.g, self.queries][:, lanes], 1, 1)
 
   def softmax(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Raw scores [S, T] to exponentials, and the inverse [1, T] of their sum."""
@@ -169,24 +167,24 @@ class _Tile:
     if not s.drop:
       return weights
     heads, images = s.place(self.at["i"], self.at["j"])
-    unit = ((images * s.block + self.image) * s.num_heads + heads * s.heads + self.h) * len(s.chunks) + self.chunk
+    unit = ((images * s.block + self.g) * s.num_heads + heads * s.heads + self.h) * len(s.chunks) + self.chunk
     return jnp.where(_keep(s, self.at["seed"][0], unit, weights.shape), weights, 0.0)
 
 
 def _groups(s: Shape, at: dict[str, Any]) -> list[list[_Tile]]:
-  """The tiles of some images, in groups whose stages run together."""
-  units = [(g, h, chunk) for g in range(s.images) for h in range(s.heads) for chunk in range(len(s.chunks))]
+  """The tiles of a block, in groups whose stages run together."""
+  units = [(g, h, chunk) for g in range(s.block) for h in range(s.heads) for chunk in range(len(s.chunks))]
   tiles, size = [_Tile(s, at, unit) for unit in units], max(1, GROUP // (s.keys * s.chunks[0][1]))
   return [tiles[i : i + size] for i in range(0, len(tiles), size)]
 
 
 def _transposed(s: Shape, at: dict[str, Any], name: str) -> list[jax.Array]:
   """A block's images of an operand as [lanes, rows]."""
-  return [at[name][at["first"] + g].T for g in range(s.images)]
+  return [at[name][g].T for g in range(s.block)]
 
 
 def run(s: Shape, names: tuple[str, ...], compute: Callable, outputs: tuple[str, ...], *refs: Any) -> None:
-  """Runs `compute` on the images of a block, some at a time."""
+  """Runs `compute` on a block, with its operands by their names."""
   blocks = dict(zip(names, refs[: len(names)], strict=True))
   staged = dict(zip([name for name in names if s.staged(name)], refs[len(names) :], strict=True))
   at = blocks | staged | dict(i=pl.program_id(0), j=pl.program_id(1))
@@ -200,18 +198,14 @@ def run(s: Shape, names: tuple[str, ...], compute: Callable, outputs: tuple[str,
       row = BIASED.index(name)
       rows = (rows.astype(jnp.float32) + at["more"][row : row + 1]).astype(rows.dtype)
     staged[name][...] = jnp.swapaxes(rows, 0, 1) if s.time_major else rows
-
-  def some(i: Any, _: None) -> None:
-    compute(s, at | dict(first=i * s.images))
-
-  jax.lax.fori_loop(0, s.block // s.images, some, None) if s.block > s.images else some(0, None)
+  compute(s, at)
   if s.time_major:
     for name in staged.keys() & set(outputs):
       blocks[name][...] = jnp.swapaxes(staged[name][...], 0, 1)
 
 
 def forward(s: Shape, at: dict[str, Any]) -> None:
-  """Outputs of some images of a block."""
+  """Outputs of the images of a block."""
   valueT, done = _transposed(s, at, "v"), {}
   for group in _groups(s, at):
     scores = [tile.product("k", "q") for tile in group]
@@ -224,7 +218,7 @@ def forward(s: Shape, at: dict[str, Any]) -> None:
 
 
 def backward(s: Shape, at: dict[str, Any]) -> None:
-  """Gradients of queries, keys and values of some images; adds theirs to the gradient of the bias."""
+  """Gradients of queries, keys and values of the images of a block; adds theirs to the gradient of the bias."""
   qT, kT, doT = (_transposed(s, at, name) for name in ("q", "k", "do"))
   scale, kind = s.width**-0.5, at["q"].dtype
   dq, dk, dv = {}, {}, {}
@@ -254,7 +248,7 @@ def _store(s: Shape, at: dict[str, Any], name: str, parts: dict[tuple[int, int, 
   for g, chunk in sorted({key[:2] for key in parts}):
     part = jnp.concatenate([parts[g, chunk, h] for h in range(s.heads)], 0).T
     start = s.chunks[chunk][0]
-    ref[at["first"] + g, start : start + part.shape[0]] = part.astype(ref.dtype)
+    ref[g, start : start + part.shape[0]] = part.astype(ref.dtype)
     if name in biased:
       row = biased.index(name)
       at["dmore"][0, row : row + 1] += part.sum(0, keepdims=True)

@@ -20,6 +20,7 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from zoo import partitioning
 from zoo.errors import nearest
@@ -242,10 +243,10 @@ def attention_pool(
   return out_BTKGH.reshape(sizes["B"], sizes["T"], sizes["N"], sizes["H"]), weights_BNTS
 
 
-def implementation_for(name: str, heads_BTNH: tuple[int, ...], keys: int) -> str:
+def implementation_for(name: str, heads_BTNH: tuple[int, ...], keys: int, dtype: DTypeLike) -> str:
   """`resolve_implementation` for queries of shape [B, T, N, H] and S keys."""
   _, T, N, H = heads_BTNH
-  fits = kernel_fits(T, keys, H)
+  fits = kernel_fits(heads_BTNH, keys, jnp.dtype(dtype).itemsize)
   return resolve_implementation(name, fits, f"{T} queries, {keys} keys, {N} heads of width {H}")
 
 
@@ -278,7 +279,7 @@ def dot_product_attention(
     may see nothing gets 0.
   """
   expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
-  implementation = implementation_for(implementation, q_BTNH.shape, k_BSKH.shape[1])
+  implementation = implementation_for(implementation, q_BTNH.shape, k_BSKH.shape[1], q_BTNH.dtype)
   q, k, v = q_BTNH, k_BSKH, v_BSKH
   if biases is not None:
     q, k, v = (a + b.astype(a.dtype) for a, b in zip((q, k, v), biases, strict=True))

@@ -124,9 +124,10 @@ class Attention(nn.Module):
     check_heads(width, self.num_heads)
     y_BSD, chosen = x_BTD if y_BSD is None else y_BSD, "xla"
     N, K, H = self.num_heads, self.num_kv_heads or self.num_heads, width // self.num_heads
+    heads_BTNH = *x_BTD.shape[:2], N, H
     if cache is None:
-      chosen = implementation_for(self.implementation, (*x_BTD.shape[:2], N, H), y_BSD.shape[1])
-    turned = chosen != "xla" and time_major(*x_BTD.shape[:2], y_BSD.shape[1])
+      chosen = implementation_for(self.implementation, heads_BTNH, y_BSD.shape[1], self.dtype)
+    turned = chosen != "xla" and time_major(heads_BTNH, y_BSD.shape[1])
     apart = chosen != "xla" and not (self.rotary or self.cosine or self.relative_length)
 
     def project(name: str, x: jax.Array, features: tuple[int, ...], **more: Any) -> tuple[jax.Array, jax.Array | None]:
