@@ -182,15 +182,17 @@ class Jit:
   def _split(self, function: Callable, in_axes: Sequence[Sequence], out_axes: Sequence, *args: jax.Array) -> jax.Array:
     """`zoo.partitioning.split` by `jax.shard_map`; an axis that the mesh does not divide stays whole on each device."""
     sizes = dict(batch=self.data_devices, heads=self.mesh.shape["tensor"])
-    uneven = {
-      name
+    # (name, size) of each axis; of a flat one the size that is given with the name.
+    named = [
+      axis if isinstance(axis, tuple) else (axis, n)
       for a, axes in zip(args, in_axes, strict=True)
-      for n, name in zip(a.shape, axes, strict=True)
-      if name and n % sizes[name]
-    }
+      for n, axis in zip(a.shape, axes, strict=True)
+    ]
+    uneven = {name for name, n in named if name and n % sizes[name]}
 
     def spec(axes: Sequence) -> PartitionSpec:
-      return PartitionSpec(*(None if name in uneven else SPLIT_AXES.get(name) for name in axes))
+      names = [axis[0] if isinstance(axis, tuple) else axis for axis in axes]
+      return PartitionSpec(*(None if name in uneven else SPLIT_AXES.get(name) for name in names))
 
     def part(*parts: jax.Array) -> jax.Array:
       return function(jax.lax.axis_index(self.mesh.axis_names), *parts)

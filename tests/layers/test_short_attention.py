@@ -13,7 +13,7 @@ from support import draw, raises, relative_error
 
 from train import sharding
 from zoo import partitioning
-from zoo.kernels.short_attention import short_attention
+from zoo.kernels.short_attention import kernel_fits, short_attention, time_major
 from zoo.layers.attention import dot_product_attention
 from zoo.layers.multi_head_attention import Attention
 
@@ -278,3 +278,25 @@ def test_the_layer_with_biases_is_its_plain_twin(length):
   largest = max(np.abs(a).max() for a in jax.tree.leaves(theirs))  # the key bias has no gradient but rounding errors
   for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize(
+  ("heads", "keys", "fits"),
+  [
+    ((128, 196, 12, 64), 196, True),
+    ((32, 512, 12, 64), 512, True),
+    ((64, 577, 16, 80), 577, True),
+    ((8, 1024, 12, 64), 1024, True),
+    ((8, 1024, 16, 80), 1024, False),
+    ((8, 1025, 12, 64), 1025, False),
+    ((8, 196, 12, 24), 196, False),
+  ],
+)
+def test_auto_takes_the_kernel_where_vmem_holds_it(heads, keys, fits):
+  assert kernel_fits(heads, keys, 2) == fits
+
+
+def test_operands_are_turned_where_a_step_holds_8_examples():
+  assert time_major((128, 197, 12, 64), 197) and time_major((128, 257, 16, 64), 257)
+  for heads in ((128, 256, 12, 64), (4, 197, 12, 64), (128, 577, 16, 64), (128, 257, 16, 80)):
+    assert not time_major(heads, heads[1])

@@ -233,33 +233,36 @@ def short_attention(
   mask, bias, has = _as_read(S, T, mask, bias)
   drop = 0.0 if dropout_key is None else dropout_rate
   seed = jax.random.bits(dropout_key, (1,), jnp.uint32).astype(jnp.int32) if drop else None
-  tokens = "batch", None, "heads", None
+  tokens = "batch", None, ("heads", N)
   axes = [tokens, tokens, tokens, (None, "heads", None)]
   axes += [
     ("batch" if b else None, "heads" if n else None, None, None) for b, n in (has["mask_axes"], has["bias_axes"])
   ]
-  operands = [(a, own) for a, own in zip((q_BTNH, k, v, more, mask, bias, seed), (*axes, (None,)), strict=True)]
+  # Flat before they are split: of [B, T, N, H] XLA would copy the products to the layout of its choice and back.
+  flat = (a.reshape(*a.shape[:2], N * H) for a in (q_BTNH, k, v))
+  operands = [(a, own) for a, own in zip((*flat, more, mask, bias, seed), (*axes, (None,)), strict=True)]
   given = [(a, own) for a, own in operands if a is not None]
 
   def part(index, *arrays):
     rest = iter(arrays)
-    return _run(
-      has | dict(drop=drop, interpret=interpret), index, *(a if a is None else next(rest) for a, _ in operands)
-    )
+    options = has | dict(drop=drop, interpret=interpret)
+    return _run(H, options, index, *(None if a is None else next(rest) for a, _ in operands))
 
-  return partitioning.split(part, [own for _, own in given], tokens, *(a for a, _ in given))
+  out_BTF = partitioning.split(part, [own for _, own in given], tokens, *(a for a, _ in given))
+  return out_BTF.reshape(q_BTNH.shape)
 
 
-def _run(has: dict[str, Any], part, q_BTNH, k_BSNH, v_BSNH, more_2NH, mask, bias, seed) -> jax.Array:
-  """The kernels on one device, with mask and bias as they read them."""
-  (B, T, N, H), S = q_BTNH.shape, k_BSNH.shape[1]
+def _run(H: int, has: dict[str, Any], part, q_BTF, k_BSF, v_BSF, more_2NH, mask, bias, seed) -> jax.Array:
+  """The kernels on one device, on heads one after another in F = N H, with mask and bias as they read them."""
+  (B, T, F), S = q_BTF.shape, k_BSF.shape[1]
+  N = F // H
   if seed is not None:
     seed = seed + part * 0x632BE5AB  # other bits on each device
-  heads, turned = _heads_of_block(N, H), time_major(q_BTNH.shape, S)
+  heads, turned = _heads_of_block(N, H), time_major((B, T, N, H), S)
   block = 8 if turned else _images_of_step(B, heads, T, S)
   s = Shape(B, T, S, N, H, heads, block, turned, more_2NH is not None, **has)
-  q, k, v = (a.reshape(B, -1, N * H) for a in (q_BTNH, k_BSNH, v_BSNH))
-  q, k, v = (a.swapaxes(0, 1) if turned else a for a in (q, k, v))
-  more = None if more_2NH is None else more_2NH.reshape(2, -1)
-  out = _attention(s, q, k, v, more, mask, bias, seed)
-  return (out.swapaxes(0, 1) if turned else out).reshape(B, T, N, H)
+  more = None if more_2NH is None else more_2NH.reshape(2, F)
+  if turned:
+    q, k, v = (a.swapaxes(0, 1) for a in (q_BTF, k_BSF, v_BSF))
+    return _attention(s, q, k, v, more, mask, bias, seed).swapaxes(0, 1)
+  return _attention(s, q_BTF, k_BSF, v_BSF, more, mask, bias, seed)
