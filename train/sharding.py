@@ -182,22 +182,24 @@ class Jit:
   def _split(self, function: Callable, in_axes: Sequence[Sequence], out_axes: Sequence, *args: jax.Array) -> jax.Array:
     """`zoo.partitioning.split` by `jax.shard_map`; an axis that the mesh does not divide stays whole on each device."""
     sizes = dict(batch=self.data_devices, heads=self.mesh.shape["tensor"])
-    uneven = {
-      name
+    # (name, size) of each axis; of a flat one the size that is given with the name.
+    named = [
+      axis if isinstance(axis, tuple) else (axis, n)
       for a, axes in zip(args, in_axes, strict=True)
-      for n, name in zip(a.shape, axes, strict=True)
-      if name and n % sizes[name]
-    }
+      for n, axis in zip(a.shape, axes, strict=True)
+    ]
+    uneven = {name for name, n in named if name and n % sizes[name]}
 
     def spec(axes: Sequence) -> PartitionSpec:
-      return PartitionSpec(*(None if name in uneven else SPLIT_AXES.get(name) for name in axes))
+      names = [axis[0] if isinstance(axis, tuple) else axis for axis in axes]
+      return PartitionSpec(*(None if name in uneven else SPLIT_AXES.get(name) for name in names))
 
     def part(*parts: jax.Array) -> jax.Array:
       return function(jax.lax.axis_index(self.mesh.axis_names), *parts)
 
     # Pallas calls do not say along which mesh axes their results vary, so this cannot be checked.
-    specs = tuple(map(spec, in_axes))
-    return jax.shard_map(part, mesh=self.mesh, in_specs=specs, out_specs=spec(out_axes), check_vma=False)(*args)
+    places = tuple(map(spec, in_axes))
+    return jax.shard_map(part, mesh=self.mesh, in_specs=places, out_specs=spec(out_axes), check_vma=False)(*args)
 
   def compile(self, step: Callable) -> Callable:
     """Jits `step(state, batch, key)`; the state is donated."""

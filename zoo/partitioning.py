@@ -61,7 +61,8 @@ def split(function: Callable, in_axes: Sequence[Sequence], out_axes: Sequence, *
 
   Args:
     function: takes the number of the part, then the arrays; it must be independent along "batch" and "heads".
-    in_axes: of each array, "batch", "heads" or None for each axis. out_axes: of the result.
+    in_axes: of each array, "batch", "heads" or None for each axis; ("heads", N) for one of N heads of some width, one
+      after another. out_axes: of the result.
     *args: the arrays.
   """
   call = _split.get()

@@ -11,7 +11,6 @@ from support import draw, raises
 
 from zoo.layers import attention_masks
 from zoo.layers.attention import (
-  Attention,
   additive_scores,
   attention_pool,
   cosine,
@@ -23,6 +22,7 @@ from zoo.layers.attention import (
   masked_softmax,
   uniform_scores,
 )
+from zoo.layers.multi_head_attention import Attention
 from zoo.shapes import ShapeError
 
 B, T, S, N, H = 2, 5, 7, 4, 3

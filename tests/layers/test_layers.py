@@ -11,10 +11,10 @@ from support import draw, raises
 
 from zoo.layers import attention_masks
 from zoo.layers.activations import ACTIVATIONS
-from zoo.layers.attention import Attention, Cache
 from zoo.layers.block import Block, BlockInputs
 from zoo.layers.dropout import Dropout, DropPath, drop_path_rates, dropout
 from zoo.layers.mlp import Mlp
+from zoo.layers.multi_head_attention import Attention, Cache
 from zoo.layers.norms import LayerNorm
 from zoo.layers.patch_embed import patchify, take_tokens, unpatchify
 from zoo.layers.pooling import AttentionPool

@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 from support import draw, raises, relative_error
 
 from train import sharding
 from zoo import partitioning
-from zoo.kernels.short_attention import short_attention
-from zoo.layers.attention import Attention, dot_product_attention
+from zoo.kernels.short_attention import kernel_fits, short_attention, time_major
+from zoo.layers.attention import dot_product_attention
+from zoo.layers.multi_head_attention import Attention
 
 # Of the largest value; bfloat16 has 8 bits, and the kernel rounds fewer intermediate results to it than XLA.
 TOLERANCE = {"float32": 3e-6, "bfloat16": 2e-2}
@@ -164,11 +166,9 @@ def test_vmap_scan_and_remat():
 
 
 def test_export():
-  pytest.importorskip("flatbuffers")
   q, k, v, _ = operands(2, 18, 21, 2, 64)
-  exported = jax.export.export(jax.jit(kernel))(q, k, v)
-  again = jax.export.deserialize(exported.serialize())
-  np.testing.assert_array_equal(again.call(q, k, v), jax.jit(kernel)(q, k, v))
+  exported = export.export(jax.jit(kernel))(q, k, v)
+  np.testing.assert_array_equal(jax.jit(exported.call)(q, k, v), jax.jit(kernel)(q, k, v))
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -232,3 +232,71 @@ def test_errors():
 
 def test_scope_without_split():
   assert partitioning.split(lambda part, x: x + part, [(None,)], (None,), jnp.ones(3)).tolist() == [1, 1, 1]
+
+
+# ---- biases of queries, keys and values
+
+
+@pytest.mark.parametrize(("shape", "rate"), [((8, 11, 13, 2, 64), 0.0), ((2, 16, 24, 4, 32), 0.25)])
+def test_biases_of_the_projections(shape, rate):
+  """Added by the kernel, and their gradients summed there, as if added before; in either order of the operands."""
+  B, T, S, N, H = shape
+  q, k, v, cotangent = operands(*shape, K=N // 2)
+  biases = [jnp.asarray(draw(*own, seed=i)) for i, own in enumerate(((N, H), (N // 2, H), (N // 2, H)))]
+  options = dict(mask=jnp.asarray(draw(B, 1, 1, S, seed=7) > -0.3), bias=jnp.asarray(draw(N, T, S, seed=8)))
+  options |= dict(dropout_rate=rate, dropout_key=jax.random.key(0))
+
+  def inside(q, k, v, *biases):
+    return kernel(q, k, v, biases=biases, **options)
+
+  def before(q, k, v, *biases):
+    return kernel(*(a + b for a, b in zip((q, k, v), biases, strict=True)), **options)
+
+  found = [
+    jax.jit(lambda *args, f=f: (f(*args), jax.vjp(f, *args)[1](cotangent)))(q, k, v, *biases) for f in (inside, before)
+  ]
+  (ours, grads), (theirs, wanted) = found
+  np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+  for a, b in zip(grads, wanted, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-5)
+  assert not np.any(grads[4])  # of the keys' bias
+
+
+@pytest.mark.parametrize("length", [10, 16])
+def test_the_layer_with_biases_is_its_plain_twin(length):
+  x = jnp.asarray(draw(8, length, 128))
+  plain_layer = Attention(2, implementation="xla")
+  params = jax.tree.map(lambda a: a + 0.1, plain_layer.init(jax.random.key(0), x))
+
+  def found(layer):
+    def loss(params, x):
+      return jnp.square(layer.apply(params, x)[0]).sum()
+
+    return layer.apply(params, x), jax.grad(loss, (0, 1))(params, x)
+
+  ours, theirs = found(plain_layer.clone(implementation="pallas_interpret")), found(plain_layer)
+  largest = max(np.abs(a).max() for a in jax.tree.leaves(theirs))  # the key bias has no gradient but rounding errors
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize(
+  ("heads", "keys", "fits"),
+  [
+    ((128, 196, 12, 64), 196, True),
+    ((32, 512, 12, 64), 512, True),
+    ((64, 577, 16, 80), 577, True),
+    ((8, 1024, 12, 64), 1024, True),
+    ((8, 1024, 16, 80), 1024, False),
+    ((8, 1025, 12, 64), 1025, False),
+    ((8, 196, 12, 24), 196, False),
+  ],
+)
+def test_auto_takes_the_kernel_where_vmem_holds_it(heads, keys, fits):
+  assert kernel_fits(heads, keys, 2) == fits
+
+
+def test_operands_are_turned_where_a_step_holds_8_examples():
+  assert time_major((128, 197, 12, 64), 197) and time_major((128, 257, 16, 64), 257)
+  for heads in ((128, 256, 12, 64), (4, 197, 12, 64), (128, 577, 16, 64), (128, 257, 16, 80)):
+    assert not time_major(heads, heads[1])

@@ -10,7 +10,7 @@ from support import draw, grid_positions
 
 import zoo
 from train.plan.macs import count_macs
-from zoo.layers.attention import Attention
+from zoo.layers.multi_head_attention import Attention
 from zoo.layers.position_embeddings import WindowRelativePositionBias
 from zoo.layers.windows import WindowLayout, msa_macs, shift_ratio, wmsa_macs
 

@@ -8,7 +8,8 @@ import torch
 from support import relative_error
 
 from zoo.layers import attention_masks
-from zoo.layers.attention import Attention, attention_pool, dot_product_attention, dot_scores, general_scores
+from zoo.layers.attention import attention_pool, dot_product_attention, dot_scores, general_scores
+from zoo.layers.multi_head_attention import Attention
 from zoo.weights import convert, torch_layouts
 
 pytestmark = pytest.mark.parity

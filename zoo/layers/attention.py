@@ -11,25 +11,20 @@ Pure functions of queries, keys and values. A score function gives [B, N, T, S];
     none                `uniform_scores`      average pooling: every key is as good as any other
 
 All but the first have one head, N = 1, so that masks and weights have the same axes everywhere. Modules with
-parameters are `Attention` below and those of `zoo/layers/pooling.py`.
+parameters are those of `zoo/layers/multi_head_attention.py` and `zoo/layers/pooling.py`.
 """
 
 import functools
 import logging
-import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.typing import DTypeLike
 
 from zoo import partitioning
 from zoo.errors import nearest
-from zoo.kernels.short_attention import kernel_fits, short_attention, time_major
-from zoo.layers import initializers, position_embeddings
+from zoo.kernels.short_attention import kernel_fits, short_attention
 from zoo.layers.dropout import dropout
 from zoo.shapes import expect
 
@@ -248,10 +243,10 @@ def attention_pool(
   return out_BTKGH.reshape(sizes["B"], sizes["T"], sizes["N"], sizes["H"]), weights_BNTS
 
 
-def _resolve(name: str, heads_BTNH: tuple[int, ...], keys: int) -> str:
+def implementation_for(name: str, heads_BTNH: tuple[int, ...], keys: int, dtype: DTypeLike) -> str:
   """`resolve_implementation` for queries of shape [B, T, N, H] and S keys."""
   _, T, N, H = heads_BTNH
-  fits = kernel_fits(T, keys, H)
+  fits = kernel_fits(heads_BTNH, keys, jnp.dtype(dtype).itemsize)
   return resolve_implementation(name, fits, f"{T} queries, {keys} keys, {N} heads of width {H}")
 
 
@@ -260,6 +255,7 @@ def dot_product_attention(
   k_BSKH: jax.Array,
   v_BSKH: jax.Array,
   *,
+  biases: tuple[jax.Array, jax.Array, jax.Array] | None = None,
   mask: jax.Array | None = None,
   bias: jax.Array | None = None,
   dropout_rate: float = 0.0,
@@ -270,6 +266,7 @@ def dot_product_attention(
 
   Args:
     q_BTNH, k_BSKH, v_BSKH: queries, keys, values; K divides N.
+    biases: [N, H], [K, H], [K, H], added to them; the kernel does so faster, and sums their gradients.
     mask: bool, broadcastable to [B, N, T, S], True = may attend.
     bias: added to the scores, broadcastable to [B, N, T, S].
     dropout_rate: share of the weights set to 0 (the rest grows to keep the mean); needs `dropout_key`.
@@ -282,15 +279,19 @@ def dot_product_attention(
     may see nothing gets 0.
   """
   expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
-  implementation = _resolve(implementation, q_BTNH.shape, k_BSKH.shape[1])
-  scores_BNTS = dot_product_scores(q_BTNH, k_BSKH)
+  implementation = implementation_for(implementation, q_BTNH.shape, k_BSKH.shape[1], q_BTNH.dtype)
+  q, k, v = q_BTNH, k_BSKH, v_BSKH
+  if biases is not None:
+    q, k, v = (a + b.astype(a.dtype) for a, b in zip((q, k, v), biases, strict=True))
+  scores_BNTS = dot_product_scores(q, k)
   if bias is not None:
     # In the type of the scores: a float32 bias would make them all float32, twice the memory.
     scores_BNTS = scores_BNTS + bias.astype(scores_BNTS.dtype)
   if implementation == "xla":
-    return attention_pool(scores_BNTS, v_BSKH, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)
+    return attention_pool(scores_BNTS, v, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)
   out_BTNH = short_attention(
     *(q_BTNH, k_BSKH, v_BSKH),
+    biases=biases,
     mask=mask,
     bias=bias,
     dropout_rate=dropout_rate,
@@ -305,161 +306,3 @@ def check_heads(width: int, num_heads: int) -> None:
   if width % num_heads:
     fitting = [n for n in range(1, width + 1) if width % n == 0 and n <= 4 * num_heads]
     raise ValueError(f"{num_heads} heads do not divide the width {width}; try one of {fitting}")
-
-
-class Cache(NamedTuple):
-  """Keys and values [B, K, S, H] that later queries attend to: in the order in which a head reads them.
-
-  Kept token by token, [B, S, K, H], they would all be reordered for each new token.
-  """
-
-  k_BKSH: jax.Array
-  v_BKSH: jax.Array
-
-  def updated(self, new: "Cache", index: jax.Array) -> "Cache":
-    """The cache with the keys and values of `new` from position `index` on."""
-    return Cache(*(jax.lax.dynamic_update_slice_in_dim(a, b, index, 2) for a, b in zip(self, new, strict=True)))
-
-
-class Projection(nn.Module):
-  """`nn.DenseGeneral` between tokens [B, T, D] and heads [B, T, N, H] as a product of flat arrays, for kernels.
-
-  XLA gives [B, T, N, H] a layout of its own and copies it to the row-major one that a kernel reads. It has none to
-  choose where the product's result is [B, T, N H], or [T, B, N H], as the kernel wants it (`time_major`).
-
-  Attributes:
-    features: (N, H), or (D,) to tokens. time_major: put T before B. The others: of `nn.DenseGeneral`.
-  """
-
-  features: tuple[int, ...]
-  time_major: bool
-  use_bias: bool = True
-  kernel_init: Callable = initializers.dense
-  dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[B, T, D] to [B, T, N, H], or [B, T, N, H] to [B, T, D]."""
-    into, out = x.shape[2:], self.features
-    flat = math.prod(into), math.prod(out)
-    kernel = self.param("kernel", lambda key: self.kernel_init(key, flat).reshape(into + out))
-    x_BTF = x.reshape(*x.shape[:2], -1).astype(self.dtype)
-    x = x_BTF.swapaxes(0, 1) if self.time_major else x_BTF
-    y = x @ kernel.reshape(flat).astype(self.dtype)
-    if self.use_bias:
-      y += self.param("bias", nn.initializers.zeros, out).reshape(-1).astype(self.dtype)
-    y_BTF = y.swapaxes(0, 1) if self.time_major else y
-    return y_BTF.reshape(*y_BTF.shape[:2], *out)
-
-
-class Attention(nn.Module):
-  """Multi-head attention: queries from x [B, T, D], keys and values from y [B, S, D], to [B, T, D].
-
-  Attributes:
-    heads: N; divides D.
-    dropout: share of attention weights dropped in training.
-    relative_length: T for which to hold relative position keys (`position_embeddings.relative_scores`); 0 for none.
-    dtype: compute type.
-    kv_heads: K; divides N, and each key and value head serves N / K query heads (Ainslie et al. 2023); 0 for N.
-    rotary: turn queries and keys by their positions (`position_embeddings.rotary`).
-    kernel_init: of the projections.
-    cosine: score by cosines (`attention.cosine`); keys then have no bias.
-    implementation: one of `IMPLEMENTATIONS`; with a cache always "xla".
-  """
-
-  num_heads: int
-  dropout_rate: float = 0.0
-  relative_length: int = 0
-  dtype: DTypeLike = jnp.float32
-  num_kv_heads: int = 0
-  rotary: bool = False
-  kernel_init: Callable = initializers.dense
-  cosine: bool = False
-  implementation: str = "auto"
-
-  @nn.compact
-  def __call__(
-    self,
-    x_BTD: jax.Array,
-    y_BSD: jax.Array | None = None,
-    *,
-    mask: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    position_BT: jax.Array | None = None,
-    cache: Cache | None = None,
-    index: jax.Array | None = None,
-  ) -> tuple[jax.Array, jax.Array, Cache]:
-    """Attends; `y_BSD=None` is self-attention.
-
-    Args:
-      x_BTD: input of the queries.
-      y_BSD: input of the keys and values.
-      mask, bias: see `attention.dot_product_attention`.
-      position_BT: of the tokens of `x_BTD`, for `rotary`, which is for self-attention.
-      cache: keys and values, used instead of projections of `y_BSD`.
-      index: where in the cache to put the keys and values of `x_BTD` first, for decoding token by token.
-
-    Returns:
-      the output [B, T, D], the weights [B, N, T, S], and the keys and values attended to.
-    """
-    width = expect(x_BTD=x_BTD, y_BSD=y_BSD)["D"]
-    check_heads(width, self.num_heads)
-    num_kv_heads = self.num_kv_heads or self.num_heads
-    dense, merge = nn.DenseGeneral, functools.partial(nn.DenseGeneral, width, axis=(-2, -1))
-    length, chosen = (x_BTD if y_BSD is None else y_BSD).shape[1], "xla"
-    if cache is None:
-      heads = (*x_BTD.shape[:2], self.num_heads, width // self.num_heads)
-      chosen = _resolve(self.implementation, heads, length)
-    if chosen != "xla":
-      dense = functools.partial(Projection, time_major=time_major(*x_BTD.shape[:2], length))
-      merge = functools.partial(dense, (width,))
-
-    def project(name: str, num_heads: int, tokens: jax.Array) -> jax.Array:
-      features, bias = (num_heads, width // self.num_heads), name != "k" or not self.cosine
-      return dense(features, use_bias=bias, kernel_init=self.kernel_init, dtype=self.dtype, name=name)(tokens)
-
-    def rotate(x_BTNH: jax.Array) -> jax.Array:
-      if not self.rotary:
-        return x_BTNH
-      if position_BT is None:
-        raise ValueError("rotary attention needs position_BT")
-      return position_embeddings.rotary(x_BTNH, position_BT)
-
-    q_BTNH = rotate(project("q", self.num_heads, x_BTD))
-    if cache is None or index is not None:
-      y_BSD = x_BTD if y_BSD is None else y_BSD
-      k_BSKH, v_BSKH = rotate(project("k", num_kv_heads, y_BSD)), project("v", num_kv_heads, y_BSD)
-      new = Cache(k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2))
-      cache = new if cache is None or index is None else cache.updated(new, index)
-    if self.relative_length:
-      table = self.param("relative", initializers.position, (2 * self.relative_length - 1, width // self.num_heads))
-      scores = position_embeddings.relative_scores(q_BTNH, table)
-      bias = scores if bias is None else bias + scores
-    key = self.make_rng("dropout") if self.dropout_rate and self.has_rng("dropout") else None
-    k_BSKH, v_BSKH = (a.swapaxes(1, 2) for a in cache)
-    if self.cosine:
-      log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (self.num_heads,))
-      q_BTNH, k_BSKH = cosine(q_BTNH, k_BSKH, log_scale_N)
-    out_BTNH, weights = dot_product_attention(
-      *(q_BTNH, k_BSKH, v_BSKH),
-      mask=mask,
-      bias=bias,
-      dropout_rate=self.dropout_rate,
-      dropout_key=key,
-      implementation=chosen,
-    )
-    out = merge(kernel_init=self.kernel_init, dtype=self.dtype, name="out")
-    return out(out_BTNH), weights, cache
-
-
-# Logical axes of the parameters (`zoo.partitioning`).
-ATTENTION_AXES = {
-  "q/kernel": ("embed", "heads", "head_dim"),
-  "q/bias": ("heads", "head_dim"),
-  "(k|v)/kernel": ("embed", "kv_heads", "head_dim"),
-  "(k|v)/bias": ("kv_heads", "head_dim"),
-  "out/kernel": ("heads", "head_dim", "embed"),
-  "out/bias": ("embed",),
-  "relative": ("offset", "head_dim"),
-  "log_scale": ("heads",),
-}

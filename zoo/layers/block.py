@@ -10,9 +10,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from zoo.layers import initializers, norms
-from zoo.layers.attention import ATTENTION_AXES, Attention, Cache
 from zoo.layers.dropout import Dropout, DropPath
 from zoo.layers.mlp import MLP_AXES, Mlp
+from zoo.layers.multi_head_attention import ATTENTION_AXES, Attention, Cache
 from zoo.partitioning import shard_batch, under
 
 

@@ -12,8 +12,6 @@ from jax.typing import DTypeLike
 from zoo.errors import nearest
 from zoo.layers import initializers
 from zoo.layers.attention import (
-  ATTENTION_AXES,
-  Attention,
   additive_scores,
   attention_pool,
   dot_scores,
@@ -22,6 +20,7 @@ from zoo.layers.attention import (
   uniform_scores,
 )
 from zoo.layers.mlp import MLP_AXES, Mlp
+from zoo.layers.multi_head_attention import ATTENTION_AXES, Attention
 from zoo.layers.norms import NORM_AXES, LayerNorm
 from zoo.partitioning import under
 from zoo.shapes import expect

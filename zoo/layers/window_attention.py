@@ -1,4 +1,4 @@
-"""Attention within windows by the Pallas kernel, with the parameters of `zoo.layers.attention.Attention`."""
+"""Attention within windows by the Pallas kernel, with the parameters of `zoo.layers.multi_head_attention.Attention`."""
 
 import functools
 import math

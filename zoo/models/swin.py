@@ -18,10 +18,11 @@ from zoo.errors import field_faults
 from zoo.kernels.window_attention import kernel_fits
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
-from zoo.layers.attention import IMPLEMENTATIONS, Attention, check_heads, resolve_implementation
+from zoo.layers.attention import IMPLEMENTATIONS, check_heads, resolve_implementation
 from zoo.layers.block import BLOCK_AXES
 from zoo.layers.dropout import Dropout, DropPath, drop_path_rates
 from zoo.layers.mlp import Mlp
+from zoo.layers.multi_head_attention import Attention
 from zoo.layers.norms import NORM_AXES, LayerNorm
 from zoo.layers.patch_embed import patchify
 from zoo.layers.position_embeddings import (

@@ -16,8 +16,9 @@ from flax import linen as nn
 from zoo.errors import field_faults
 from zoo.layers import attention_masks, norms
 from zoo.layers.activations import ACTIVATIONS
-from zoo.layers.attention import IMPLEMENTATIONS, Cache, check_heads
+from zoo.layers.attention import IMPLEMENTATIONS, check_heads
 from zoo.layers.block import BLOCK_AXES, Block, BlockInputs
+from zoo.layers.multi_head_attention import Cache
 from zoo.layers.norms import NORM_AXES
 from zoo.layers.position_embeddings import BUCKET_BIAS_AXES, BucketedRelativePositionBias, alibi_bias, sincos_1d
 from zoo.layers.sequence_info import SINGLE_SEQUENCE, SequenceInfo
@@ -44,7 +45,7 @@ class Config:
 
   Attributes:
     width: D. depth: L of the encoder. decoder_depth: L of the decoder. mlp_dim: F. num_heads: N.
-    num_kv_heads: K, see `zoo.layers.attention.Attention`; 0 for N.
+    num_kv_heads: K, see `zoo.layers.multi_head_attention.Attention`; 0 for N.
     vocab_size: V. max_length: maximum length of source and target, in tokens.
     pad_token_id, bos_token_id, eos_token_id: ids of padding, and of the tokens that begin a target and end a sequence.
     norm_position: "post" or "pre", see `zoo.layers.block.Block`. final_norm: a norm after the last block, needed by

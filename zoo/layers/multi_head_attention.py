@@ -1,0 +1,186 @@
+"""Multi-head attention as a module: projections of tokens to heads and back, and the cache of a decoder."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from zoo.kernels.short_attention import time_major
+from zoo.layers import initializers, position_embeddings
+from zoo.layers.attention import check_heads, cosine, dot_product_attention, implementation_for
+from zoo.shapes import expect
+
+
+class Cache(NamedTuple):
+  """Keys and values [B, K, S, H] that later queries attend to: in the order in which a head reads them.
+
+  Kept token by token, [B, S, K, H], they would all be reordered for each new token.
+  """
+
+  k_BKSH: jax.Array
+  v_BKSH: jax.Array
+
+  @classmethod
+  def of(cls, k_BSKH: jax.Array, v_BSKH: jax.Array, *biases: jax.Array | None) -> "Cache":
+    """Keys and values as they are projected; biases [K, H] of both, None where they are in them."""
+    both = [a if b is None else a + b.astype(a.dtype) for a, b in zip((k_BSKH, v_BSKH), biases, strict=True)]
+    return cls(*(a.swapaxes(1, 2) for a in both))
+
+  def updated(self, new: "Cache", index: jax.Array) -> "Cache":
+    """The cache with the keys and values of `new` from position `index` on."""
+    return Cache(*(jax.lax.dynamic_update_slice_in_dim(a, b, index, 2) for a, b in zip(self, new, strict=True)))
+
+
+class Projection(nn.Module):
+  """`nn.DenseGeneral` between tokens [B, T, D] and heads [B, T, N, H] as a product of flat arrays, for kernels.
+
+  XLA gives [B, T, N, H] a layout of its own and copies it to the row-major one that a kernel reads. It has none to
+  choose where the product's result is [B, T, N H], or [T, B, N H], as the kernel wants it (`time_major`).
+
+  Attributes:
+    features: (N, H), or (D,) to tokens. time_major: put T before B. apart: leave adding the bias to the kernel.
+    The others: of `nn.DenseGeneral`.
+  """
+
+  features: tuple[int, ...]
+  time_major: bool
+  apart: bool = False
+  use_bias: bool = True
+  kernel_init: Callable = initializers.dense
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """[B, T, D] to [B, T, N, H], or [B, T, N, H] to [B, T, D]; and the bias if it is not yet added."""
+    into, out = x.shape[2:], self.features
+    flat = math.prod(into), math.prod(out)
+    kernel = self.param("kernel", lambda key: self.kernel_init(key, flat).reshape(into + out))
+    bias = self.param("bias", nn.initializers.zeros, out) if self.use_bias else None
+    x_BTF = x.reshape(*x.shape[:2], -1).astype(self.dtype)
+    x = x_BTF.swapaxes(0, 1) if self.time_major else x_BTF
+    y = x @ kernel.reshape(flat).astype(self.dtype)
+    if bias is not None and not self.apart:
+      y, bias = y + bias.reshape(-1).astype(self.dtype), None
+    y_BTF = y.swapaxes(0, 1) if self.time_major else y
+    return y_BTF.reshape(*y_BTF.shape[:2], *out), bias
+
+
+class Attention(nn.Module):
+  """Multi-head attention: queries from x [B, T, D], keys and values from y [B, S, D], to [B, T, D].
+
+  Attributes:
+    num_heads: N; divides D.
+    dropout_rate: share of attention weights dropped in training.
+    relative_length: T for which to hold relative position keys (`position_embeddings.relative_scores`); 0 for none.
+    dtype: compute type.
+    num_kv_heads: K; divides N, and each key and value head serves N / K query heads (Ainslie et al. 2023); 0 for N.
+    rotary: turn queries and keys by their positions (`position_embeddings.rotary`).
+    kernel_init: of the projections.
+    cosine: score by cosines (`attention.cosine`); keys then have no bias.
+    implementation: one of `zoo.layers.attention.IMPLEMENTATIONS`; with a cache always "xla".
+  """
+
+  num_heads: int
+  dropout_rate: float = 0.0
+  relative_length: int = 0
+  dtype: DTypeLike = jnp.float32
+  num_kv_heads: int = 0
+  rotary: bool = False
+  kernel_init: Callable = initializers.dense
+  cosine: bool = False
+  implementation: str = "auto"
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    y_BSD: jax.Array | None = None,
+    *,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    position_BT: jax.Array | None = None,
+    cache: Cache | None = None,
+    index: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array, Cache]:
+    """Attends; `y_BSD=None` is self-attention.
+
+    Args:
+      x_BTD: input of the queries.
+      y_BSD: input of the keys and values.
+      mask, bias: see `attention.dot_product_attention`.
+      position_BT: of the tokens of `x_BTD`, for `rotary`, which is for self-attention.
+      cache: keys and values, used instead of projections of `y_BSD`.
+      index: where in the cache to put the keys and values of `x_BTD` first, for decoding token by token.
+
+    Returns:
+      the output [B, T, D], the weights [B, N, T, S], and the keys and values attended to.
+    """
+    width = expect(x_BTD=x_BTD, y_BSD=y_BSD)["D"]
+    check_heads(width, self.num_heads)
+    y_BSD, chosen = x_BTD if y_BSD is None else y_BSD, "xla"
+    N, K, H = self.num_heads, self.num_kv_heads or self.num_heads, width // self.num_heads
+    heads_BTNH = *x_BTD.shape[:2], N, H
+    if cache is None:
+      chosen = implementation_for(self.implementation, heads_BTNH, y_BSD.shape[1], self.dtype)
+    turned = chosen != "xla" and time_major(heads_BTNH, y_BSD.shape[1])
+    apart = chosen != "xla" and not (self.rotary or self.cosine or self.relative_length)
+
+    def project(name: str, x: jax.Array, features: tuple[int, ...], **more: Any) -> tuple[jax.Array, jax.Array | None]:
+      more |= dict(kernel_init=self.kernel_init, dtype=self.dtype, name=name)
+      if chosen == "xla":
+        return nn.DenseGeneral(features, axis=tuple(range(2, x.ndim)), **more)(x), None
+      return Projection(features, turned, apart and name != "out", **more)(x)
+
+    q_BTNH, q_bias = project("q", x_BTD, (N, H))
+    q_BTNH, biases = self._rotate(q_BTNH, position_BT), None
+    if cache is None or index is not None:
+      k_BSKH, k_bias = project("k", y_BSD, (K, H), use_bias=not self.cosine)
+      v_BSKH, v_bias = project("v", y_BSD, (K, H))
+      k_BSKH = self._rotate(k_BSKH, position_BT)
+      new = Cache.of(k_BSKH, v_BSKH, k_bias, v_bias)
+      cache = new if cache is None or index is None else cache.updated(new, index)
+      biases = (q_bias, k_bias, v_bias) if apart else None
+    if not apart:
+      k_BSKH, v_BSKH = (a.swapaxes(1, 2) for a in cache)
+    if self.relative_length:
+      table = self.param("relative", initializers.position, (2 * self.relative_length - 1, H))
+      scores = position_embeddings.relative_scores(q_BTNH, table)
+      bias = scores if bias is None else bias + scores
+    if self.cosine:
+      log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (N,))
+      q_BTNH, k_BSKH = cosine(q_BTNH, k_BSKH, log_scale_N)
+    out_BTNH, weights = dot_product_attention(
+      *(q_BTNH, k_BSKH, v_BSKH),
+      biases=biases,
+      mask=mask,
+      bias=bias,
+      dropout_rate=self.dropout_rate,
+      dropout_key=self.make_rng("dropout") if self.dropout_rate and self.has_rng("dropout") else None,
+      implementation=chosen,
+    )
+    return project("out", out_BTNH, (width,))[0], weights, cache
+
+  def _rotate(self, x_BTNH: jax.Array, position_BT: jax.Array | None) -> jax.Array:
+    if not self.rotary:
+      return x_BTNH
+    if position_BT is None:
+      raise ValueError("rotary attention needs position_BT")
+    return position_embeddings.rotary(x_BTNH, position_BT)
+
+
+# Logical axes of the parameters (`zoo.partitioning`).
+ATTENTION_AXES = {
+  "q/kernel": ("embed", "heads", "head_dim"),
+  "q/bias": ("heads", "head_dim"),
+  "(k|v)/kernel": ("embed", "kv_heads", "head_dim"),
+  "(k|v)/bias": ("kv_heads", "head_dim"),
+  "out/kernel": ("heads", "head_dim", "embed"),
+  "out/bias": ("embed",),
+  "relative": ("offset", "head_dim"),
+  "log_scale": ("heads",),
+}
