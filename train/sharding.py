@@ -175,9 +175,8 @@ class Jit:
     def put(spec: PartitionSpec) -> Callable:
       return lambda tree: jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
 
-    return partitioning.sharding_scope(
-      put(BATCH), put(PartitionSpec()), self._split, self.mesh.devices.flat[0].platform
-    )
+    platform = partitioning.platform_of(self.mesh.devices.flat[0])
+    return partitioning.sharding_scope(put(BATCH), put(PartitionSpec()), self._split, platform)
 
   def _split(self, function: Callable, in_axes: Sequence[Sequence], out_axes: Sequence, *args: jax.Array) -> jax.Array:
     """`zoo.partitioning.split` by `jax.shard_map`; an axis that the mesh does not divide stays whole on each device."""
@@ -276,7 +275,7 @@ class Pmap:
 
   def _scoped(self, step: Callable) -> Callable:
     def scoped(*args):
-      with partitioning.sharding_scope(platform=jax.local_devices()[0].platform):
+      with partitioning.sharding_scope(platform=partitioning.platform_of(jax.local_devices()[0])):
         return step(*args)
 
     return scoped

@@ -69,9 +69,14 @@ def split(function: Callable, in_axes: Sequence[Sequence], out_axes: Sequence, *
   return function(0, *args) if call is None else call(function, in_axes, out_axes, *args)
 
 
+def platform_of(device: jax.Device) -> str:  # pyright: ignore[reportInvalidTypeForm]
+  """A device's platform; "tpu v4" of TPUs with so little VMEM (16 MiB) that the kernels do not fit all sizes."""
+  return "tpu v4" if "v4" in device.device_kind else device.platform
+
+
 def platform() -> str:
-  """The platform that is traced for, such as "tpu"; "" where it is not known: several devices and no scope."""
-  return _platform.get() or (jax.default_backend() if jax.device_count() == 1 else "")
+  """`platform_of` the devices that are traced for; "" where they are not known: several devices and no scope."""
+  return _platform.get() or (platform_of(jax.devices()[0]) if jax.device_count() == 1 else "")
 
 
 @contextlib.contextmanager
