@@ -10,7 +10,7 @@ is no running maximum, and neither the output nor a log-sum-exp is kept: rowsum(
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def _call(compute: Callable, s: Shape, name: str, inputs: dict, outputs: dict, p
   rows_axis = 0 if s.time_major else 1
   scratch = [pltpu.VMEM((s.block, a.shape[rows_axis], s.heads * s.width), a.dtype) for a in staged.values()]
   blocks = sum(
-    math.prod(specs[key].block_shape) * a.dtype.itemsize * (3 if s.staged(key) else 2)
+    math.prod(cast(tuple[int, ...], specs[key].block_shape)) * a.dtype.itemsize * (3 if s.staged(key) else 2)
     for key, a in arrays.items()
     if key != "seed"
   )
@@ -232,7 +232,9 @@ def short_attention(
   more = None if biases is None else jnp.stack([biases[0], for_all(biases[2], 0)]).astype(jnp.float32)
   mask, bias, has = _as_read(S, T, mask, bias)
   drop = 0.0 if dropout_key is None else dropout_rate
-  seed = jax.random.bits(dropout_key, (1,), jnp.uint32).astype(jnp.int32) if drop else None
+  seed = None
+  if drop and dropout_key is not None:
+    seed = jax.random.bits(dropout_key, (1,), jnp.uint32).astype(jnp.int32)
   tokens = "batch", None, ("heads", N)
   axes = [tokens, tokens, tokens, (None, "heads", None)]
   axes += [

@@ -63,8 +63,8 @@ class Shape(NamedTuple):
   @property
   def grid(self) -> tuple[int, int]:
     """Grid steps along heads and images, in the order of `outer`."""
-    steps = self.num_heads // self.heads, self.batch // self.block
-    return steps if self.heads_outer else steps[::-1]
+    heads, images = self.num_heads // self.heads, self.batch // self.block
+    return (heads, images) if self.heads_outer else (images, heads)
 
   @property
   def heads_outer(self) -> bool:
@@ -99,7 +99,7 @@ def _of_head(x: jax.Array, h: int, width: int) -> tuple[jax.Array, slice]:
   return x[:, start : start + width], slice(start, start + width)
 
 
-def _hash_bits(shape: tuple[int, int], seed: jax.Array) -> jax.Array:
+def _hash_bits(shape: tuple[int, ...], seed: jax.Array) -> jax.Array:
   """Counter-based random bits for the interpreter, which has no generator: rounds of a multiply-xorshift hash."""
   key = jax.lax.broadcasted_iota(jnp.uint32, shape, 0)
   query = jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
@@ -109,7 +109,7 @@ def _hash_bits(shape: tuple[int, int], seed: jax.Array) -> jax.Array:
   return bits ^ (bits >> 16)
 
 
-def _keep(s: Shape, seed: jax.Array, unit: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def _keep(s: Shape, seed: jax.Array, unit: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Which weights [S, T] of a tile dropout keeps: the same whenever it is called."""
   if s.interpret:
     bits = _hash_bits(shape, seed + unit * 0x3C6EF35)

@@ -25,11 +25,9 @@ class Cache(NamedTuple):
   k_BKSH: jax.Array
   v_BKSH: jax.Array
 
-  @classmethod
-  def of(cls, k_BSKH: jax.Array, v_BSKH: jax.Array, *biases: jax.Array | None) -> "Cache":
-    """Keys and values as they are projected; biases [K, H] of both, None where they are in them."""
-    both = [a if b is None else a + b.astype(a.dtype) for a, b in zip((k_BSKH, v_BSKH), biases, strict=True)]
-    return cls(*(a.swapaxes(1, 2) for a in both))
+  def biased(self, k_KH: jax.Array, v_KH: jax.Array) -> "Cache":
+    """The cache with biases added."""
+    return Cache(*(a + b[:, None].astype(a.dtype) for a, b in zip(self, (k_KH, v_KH), strict=True)))
 
   def updated(self, new: "Cache", index: jax.Array) -> "Cache":
     """The cache with the keys and values of `new` from position `index` on."""
@@ -142,11 +140,11 @@ class Attention(nn.Module):
       k_BSKH, k_bias = project("k", y_BSD, (K, H), use_bias=not self.cosine)
       v_BSKH, v_bias = project("v", y_BSD, (K, H))
       k_BSKH = self._rotate(k_BSKH, position_BT)
-      new = Cache.of(k_BSKH, v_BSKH, k_bias, v_bias)
+      new = Cache(k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2))
       cache = new if cache is None or index is None else cache.updated(new, index)
-      biases = (q_bias, k_bias, v_bias) if apart else None
-    if not apart:
-      k_BSKH, v_BSKH = (a.swapaxes(1, 2) for a in cache)
+      if q_bias is not None and k_bias is not None and v_bias is not None:
+        biases = q_bias, k_bias, v_bias
+    k_BSKH, v_BSKH = (a.swapaxes(1, 2) for a in cache)
     if self.relative_length:
       table = self.param("relative", initializers.position, (2 * self.relative_length - 1, H))
       scores = position_embeddings.relative_scores(q_BTNH, table)
@@ -163,7 +161,7 @@ class Attention(nn.Module):
       dropout_key=self.make_rng("dropout") if self.dropout_rate and self.has_rng("dropout") else None,
       implementation=chosen,
     )
-    return project("out", out_BTNH, (width,))[0], weights, cache
+    return project("out", out_BTNH, (width,))[0], weights, cache if biases is None else cache.biased(*biases[1:])
 
   def _rotate(self, x_BTNH: jax.Array, position_BT: jax.Array | None) -> jax.Array:
     if not self.rotary:
