@@ -15,7 +15,7 @@ NAME = "vit_fashion_mnist"
 
 
 def plan_of(config, topology):
-  """Fast and large without remat; half a second an example, and what parts of a batch hold at once in memory."""
+  """Fast and large without remat; half a second an example, and memory for a microbatch."""
   if config.parallel.tensor > 1:
     raise ValueError("2 devices do not divide 3 heads")
   remat = config.model.get("remat", "none") != "none"
@@ -46,7 +46,7 @@ def test_it_ends_at_the_fastest_that_fits():
   found = search.search(NAME, ["batch_size=256"], "v5e:2x2", reported.append)
   assert sorted(found, key=id) == sorted(reported, key=id)
   assert found[0].rate == max(one.rate for one in found) > 0
-  # Without remat only parts of at most 157 images fit, and they are the fastest.
+  # Without remat only microbatches of at most 157 images fit, and they are the fastest.
   assert {"model.remat=none", "grad_accum_steps=2"} <= {*found[0].overrides}
   assert [one.rate for one in found] == sorted((one.rate for one in found), reverse=True)
 
@@ -68,7 +68,7 @@ def test_what_does_not_fit_comes_last_and_the_smallest_first():
   assert not found[0].rate and sizes == sorted(sizes)
 
 
-def test_parts_of_a_plan_that_is_faster():
+def test_figures_that_follow_from_a_step():
   plan = plan_of(search.configuration.load(NAME), "v5e:2x2")
   assert plan.rate == plan.batch_size / plan.seconds
   twice = dataclasses.replace(plan, model_macs=2 * plan.model_macs)

@@ -27,7 +27,7 @@ Kernel = tuple[str, tuple[tuple[int, ...], ...]]
 
 @functools.cache
 def dump_schedules() -> Path:
-  """A private folder for schedules, removed at the end of the process; libtpu, not yet loaded, is told to use it.
+  """A private folder for schedules, removed at the end of the process; call it before libtpu is loaded.
 
   The label keeps everything else out: all dumps of one step can take 30 GB, its final schedules some MB.
   """

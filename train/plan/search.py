@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from train import config as configuration
 from train.plan.report import Plan, plan
 
-_PARTS = (2, 4)  # times as many parts of a batch for what does not fit
+_ACCUMULATION = (2, 4)  # times as many accumulation steps for what does not fit
 REMAT = ("none", "dots_saveable", "dots_with_no_batch_dims_saveable", "nothing_saveable")
 
 
@@ -45,9 +45,9 @@ def compiled(name: str, given: Sequence[str], overrides: Sequence[str], topology
 def search(
   name: str, given: Sequence[str], topology: str, report: Callable[[Candidate], None] = lambda candidate: None
 ) -> list[Candidate]:
-  """Tries remat policies, meshes, parts of a batch and batch sizes, one of them after the other, from the best so far.
+  """Tries remat policies, meshes, gradient accumulation and batch sizes in this order, each from the best so far.
 
-  What does not fit is tried in two and in four times as many parts.
+  What does not fit is tried with two and four times as many accumulation steps.
 
   Args:
     name, given: the config and its overrides.
@@ -58,7 +58,7 @@ def search(
     all candidates, the fastest that fits first; of those that do not fit the smallest first.
   """
   tried: dict[tuple[str, ...], Candidate] = {}
-  parts = configuration.load(name, given).grad_accum_steps
+  grad_accum_steps = configuration.load(name, given).grad_accum_steps
 
   def attempt(before: Sequence[str], option: Sequence[str]) -> Candidate:
     # A later setting of the same key replaces an earlier one.
@@ -70,12 +70,12 @@ def search(
     return tried[overrides]
 
   def fitting(before: Sequence[str], option: Sequence[str]) -> Candidate:
-    # What needs too much memory may be the fastest of all in smaller parts of a batch.
+    # What needs too much memory may be the fastest of all with smaller microbatches.
     candidate = attempt(before, option)
-    for times in _PARTS:
+    for times in _ACCUMULATION:
       if candidate.plan is None or candidate.plan.memory.fits:
         break
-      candidate = attempt(candidate.overrides, [f"grad_accum_steps={parts * times}"])
+      candidate = attempt(candidate.overrides, [f"grad_accum_steps={grad_accum_steps * times}"])
     return candidate
 
   best = fitting((), ())

@@ -18,7 +18,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from zoo import partitioning
-from zoo.kernels.short_attention_bodies import BIASED, GROUP, LANES, Shape, backward, forward, run
+from zoo.kernels.common import LANES
+from zoo.kernels.short_attention_bodies import BIASED, GROUP, Shape, backward, forward, run
 from zoo.shapes import expect
 
 MAX_LENGTH = 1024
@@ -50,8 +51,8 @@ def _specs(s: Shape) -> dict[str, pl.BlockSpec]:
     mask=scores(s.mask_axes, (1, s.keys) if s.mask == "row" else (s.keys, s.queries)),
     bias=bias,
     dbias=bias,
-    more=pl.BlockSpec((len(BIASED), s.heads * s.width), lambda i, j: (0, s.place(i, j)[0])),
-    dmore=pl.BlockSpec((1, len(BIASED), s.heads * s.width), lambda i, j: (s.place(i, j)[1], 0, s.place(i, j)[0])),
+    qv_bias=pl.BlockSpec((len(BIASED), s.heads * s.width), lambda i, j: (0, s.place(i, j)[0])),
+    dqv_bias=pl.BlockSpec((1, len(BIASED), s.heads * s.width), lambda i, j: (s.place(i, j)[1], 0, s.place(i, j)[0])),
     **dict.fromkeys(("q", "o", "do", "dq"), queries),
     **dict.fromkeys(("k", "v", "dk", "dv"), keys),
   )
@@ -79,12 +80,18 @@ def _call(compute: Callable, s: Shape, name: str, inputs: dict, outputs: dict, p
     out_specs=tuple(specs[key] for key in outputs),
     scratch_shapes=scratch,
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=max(16 * 2**20, _vmem(blocks))
+      dimension_semantics=_semantics(s, "dbias" in outputs), vmem_limit_bytes=max(16 * 2**20, _vmem(blocks))
     ),
     cost_estimate=pl.CostEstimate(flops=2 * products * rows * s.width, transcendentals=rows, bytes_accessed=moved),
     interpret=s.interpret,
     name=name,
   )(*inputs.values())
+
+
+def _semantics(s: Shape, sums_bias: bool) -> tuple[Any, Any]:
+  """What chips with two cores may split: an axis of the grid along which no gradient of a bias is summed."""
+  images, heads = ("parallel" if own or not sums_bias else "arbitrary" for own in s.bias_axes)
+  return (heads, images) if s.heads_outer else (images, heads)
 
 
 def _vmem(blocks: int) -> int:
@@ -98,9 +105,9 @@ def _scaled(s: Shape, bias: jax.Array | None) -> jax.Array | None:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(s: Shape, q, k, v, more, mask, bias, seed):
+def _attention(s: Shape, q, k, v, qv_bias, mask, bias, seed):
   """Attention of [B, T, N H] with the biases [2, N H] of q and v, and transposed mask and bias [B|1, N|1, S, T]."""
-  inputs = dict(seed=seed, q=q, k=k, v=v, more=more, mask=mask, bias=_scaled(s, bias))
+  inputs = dict(seed=seed, q=q, k=k, v=v, qv_bias=qv_bias, mask=mask, bias=_scaled(s, bias))
   (out,) = _call(forward, s, "short_attention", inputs, dict(o=jax.ShapeDtypeStruct(q.shape, v.dtype)), 2)
   return out
 
@@ -110,17 +117,17 @@ def _attention_forward(s: Shape, *arrays):
 
 
 def _attention_backward(s: Shape, kept, do):
-  q, k, v, more, mask, bias, seed = kept
-  inputs = dict(seed=seed, q=q, k=k, v=v, do=do, more=more, mask=mask, bias=_scaled(s, bias))
+  q, k, v, qv_bias, mask, bias, seed = kept
+  inputs = dict(seed=seed, q=q, k=k, v=v, do=do, qv_bias=qv_bias, mask=mask, bias=_scaled(s, bias))
   outputs = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in (("dq", q), ("dk", k), ("dv", v))}
   if bias is not None:
     outputs["dbias"] = jax.ShapeDtypeStruct(bias.shape, jnp.float32)
-  if more is not None:
-    outputs["dmore"] = jax.ShapeDtypeStruct((s.batch // s.block, *more.shape), jnp.float32)
+  if qv_bias is not None:
+    outputs["dqv_bias"] = jax.ShapeDtypeStruct((s.batch // s.block, *qv_bias.shape), jnp.float32)
   found = dict(zip(outputs, _call(backward, s, "short_attention_backward", inputs, outputs, 5), strict=True))
   dbias = None if bias is None else found["dbias"].astype(bias.dtype)
-  dmore = None if more is None else found["dmore"].sum(0)
-  return found["dq"], found["dk"], found["dv"], dmore, None, dbias, None
+  dqv_bias = None if qv_bias is None else found["dqv_bias"].sum(0)
+  return found["dq"], found["dk"], found["dv"], dqv_bias, None, dbias, None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -229,11 +236,11 @@ def short_attention(
     return jnp.repeat(x, N // z["K"], axis) if z["K"] < N else x
 
   k, v = for_all(k_BSKH, 2), for_all(v_BSKH, 2)
-  more = None if biases is None else jnp.stack([biases[0], for_all(biases[2], 0)]).astype(jnp.float32)
+  qv_bias = None if biases is None else jnp.stack([biases[0], for_all(biases[2], 0)]).astype(jnp.float32)
   mask, bias, has = _as_read(S, T, mask, bias)
-  drop = 0.0 if dropout_key is None else dropout_rate
+  dropout_rate = 0.0 if dropout_key is None else dropout_rate
   seed = None
-  if drop and dropout_key is not None:
+  if dropout_rate and dropout_key is not None:
     seed = jax.random.bits(dropout_key, (1,), jnp.uint32).astype(jnp.int32)
   tokens = "batch", None, ("heads", N)
   axes = [tokens, tokens, tokens, (None, "heads", None)]
@@ -242,29 +249,29 @@ def short_attention(
   ]
   # Flat before they are split: of [B, T, N, H] XLA would copy the products to the layout of its choice and back.
   flat = (a.reshape(*a.shape[:2], N * H) for a in (q_BTNH, k, v))
-  operands = [(a, own) for a, own in zip((*flat, more, mask, bias, seed), (*axes, (None,)), strict=True)]
+  operands = [(a, own) for a, own in zip((*flat, qv_bias, mask, bias, seed), (*axes, (None,)), strict=True)]
   given = [(a, own) for a, own in operands if a is not None]
 
   def part(index, *arrays):
     rest = iter(arrays)
-    options = has | dict(drop=drop, interpret=interpret)
+    options = has | dict(dropout_rate=dropout_rate, interpret=interpret)
     return _run(H, options, index, *(None if a is None else next(rest) for a, _ in operands))
 
   out_BTF = partitioning.split(part, [own for _, own in given], tokens, *(a for a, _ in given))
   return out_BTF.reshape(q_BTNH.shape)
 
 
-def _run(H: int, has: dict[str, Any], part, q_BTF, k_BSF, v_BSF, more_2NH, mask, bias, seed) -> jax.Array:
+def _run(H: int, has: dict[str, Any], part, q_BTF, k_BSF, v_BSF, qv_bias_2NH, mask, bias, seed) -> jax.Array:
   """The kernels on one device, on heads one after another in F = N H, with mask and bias as they read them."""
   (B, T, F), S = q_BTF.shape, k_BSF.shape[1]
   N = F // H
   if seed is not None:
     seed = seed + part * 0x632BE5AB  # other bits on each device
-  heads, turned = _heads_of_block(N, H), time_major((B, T, N, H), S)
-  block = 8 if turned else _images_of_step(B, heads, T, S)
-  s = Shape(B, T, S, N, H, heads, block, turned, more_2NH is not None, **has)
-  more = None if more_2NH is None else more_2NH.reshape(2, F)
-  if turned:
+  heads, swapped = _heads_of_block(N, H), time_major((B, T, N, H), S)
+  block = 8 if swapped else _images_of_step(B, heads, T, S)
+  s = Shape(B, T, S, N, H, heads, block, swapped, qv_bias_2NH is not None, **has)
+  qv_bias = None if qv_bias_2NH is None else qv_bias_2NH.reshape(2, F)
+  if swapped:
     q, k, v = (a.swapaxes(0, 1) for a in (q_BTF, k_BSF, v_BSF))
-    return _attention(s, q, k, v, more, mask, bias, seed).swapaxes(0, 1)
-  return _attention(s, q_BTF, k_BSF, v_BSF, more, mask, bias, seed)
+    return _attention(s, q, k, v, qv_bias, mask, bias, seed).swapaxes(0, 1)
+  return _attention(s, q_BTF, k_BSF, v_BSF, qv_bias, mask, bias, seed)

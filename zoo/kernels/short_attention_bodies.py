@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES = 128
+from zoo.kernels.common import LANES, dot
+
 # Queries of a tile of scores, and the scores of the tiles whose stages run together.
 CHUNK, GROUP = 256, 2**20
 # Scores of keys that may not be seen, and the least maximum of a row: exponentials of a row without keys are 0, not 1.
-_HIDDEN, _LEAST = -1e30, -5e29
-# Operands of rows of tokens, and those to which the kernels add a bias, in the order of the rows of "more".
+_MASKED, _LEAST = -1e30, -5e29
+# Operands of rows of tokens, and those to which the kernels add a bias, in the order of the rows of "qv_bias".
 TOKENS, BIASED = ("q", "k", "v", "o", "do", "dq", "dk", "dv"), ("q", "v")
 
 
@@ -36,7 +37,7 @@ class Shape(NamedTuple):
     biased: whether the kernels add biases to queries and values.
     mask: None, "row" for a mask [B|1, N|1, 1, S], "full" for one [B|1, N|1, S, T] (transposed).
     mask_axes, bias_axes: whether mask and bias have axes B and N, or one entry for all.
-    drop: share of dropped weights. interpret: on a CPU.
+    dropout_rate: share of dropped weights. interpret: on a CPU.
   """
 
   batch: int
@@ -52,7 +53,7 @@ class Shape(NamedTuple):
   mask_axes: tuple[bool, bool]
   bias: bool
   bias_axes: tuple[bool, bool]
-  drop: float
+  dropout_rate: float
   interpret: bool
 
   @property
@@ -72,18 +73,12 @@ class Shape(NamedTuple):
     return not self.bias_axes[0]
 
   def staged(self, name: str) -> bool:
-    """Whether an operand goes through a scratch of [images, rows, lanes]: turned, or with its bias."""
+    """Whether an operand goes through a scratch of [images, rows, lanes]: with axes swapped, or with its bias."""
     return name in TOKENS and (self.time_major or (self.biased and name in BIASED))
 
   def place(self, i: Any, j: Any) -> tuple[Any, Any]:
     """The step along heads and along images of a grid step."""
     return (i, j) if self.heads_outer else (j, i)
-
-
-def _dot(a: jax.Array, b: jax.Array, i: int, j: int) -> jax.Array:
-  """Contracts axis i of a with axis j of b, in float32."""
-  precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  return jax.lax.dot_general(a, b, (((i,), (j,)), ((), ())), precision, jnp.float32)
 
 
 def _of_head(x: jax.Array, h: int, width: int) -> tuple[jax.Array, slice]:
@@ -116,7 +111,7 @@ def _keep(s: Shape, seed: jax.Array, unit: jax.Array, shape: tuple[int, ...]) ->
   else:
     pltpu.prng_seed(seed, unit)
     bits = pltpu.bitcast(pltpu.prng_random_bits(shape), jnp.uint32)
-  return bits >= jnp.uint32(round(s.drop * 2**32))
+  return bits >= jnp.uint32(round(s.dropout_rate * 2**32))
 
 
 class _Tile:
@@ -141,7 +136,7 @@ class _Tile:
   def product(self, keys: str, queries: str) -> jax.Array:
     """[S, T] of the head's rows of keys or values with its queries, or the gradients of its outputs."""
     key, lanes = _of_head(self.at[keys][self.g], self.h, self.s.width)
-    return _dot(key, self.at[queries][self.g, self.queries][:, lanes], 1, 1)
+    return dot(key, self.at[queries][self.g, self.queries][:, lanes], 1, 1)
 
   def softmax(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Raw scores [S, T] to exponentials, and the inverse [1, T] of their sum."""
@@ -150,11 +145,11 @@ class _Tile:
       scores = scores + self.at["bias"][self._block("bias", s.bias_axes)].astype(jnp.float32)
     if s.mask == "row":
       row = self.at["mask"][self._block("mask", s.mask_axes)]
-      hidden = jnp.where(row == 0, _HIDDEN, 0.0)
-      scores = scores + jnp.broadcast_to(hidden, (8, s.keys)).T[:, :1]
+      masked = jnp.where(row == 0, _MASKED, 0.0)
+      scores = scores + jnp.broadcast_to(masked, (8, s.keys)).T[:, :1]
     elif s.mask == "full":
       seen = self.at["mask"][self._block("mask", s.mask_axes)].astype(jnp.int32) != 0
-      scores = jnp.where(seen, scores, _HIDDEN)
+      scores = jnp.where(seen, scores, _MASKED)
     top = scores.max(0, keepdims=True)
     top = top if s.mask is None else jnp.maximum(top, _LEAST)
     weights = jnp.exp2((scores - top) * (s.width**-0.5 * math.log2(math.e)))
@@ -164,7 +159,7 @@ class _Tile:
   def dropped(self, weights: jax.Array) -> jax.Array:
     """Weights, or their gradients, after dropout but for its factor 1 / (1 - rate)."""
     s = self.s
-    if not s.drop:
+    if not s.dropout_rate:
       return weights
     heads, images = s.place(self.at["i"], self.at["j"])
     unit = ((images * s.block + self.g) * s.num_heads + heads * s.heads + self.h) * len(s.chunks) + self.chunk
@@ -190,13 +185,13 @@ def run(s: Shape, names: tuple[str, ...], compute: Callable, outputs: tuple[str,
   at = blocks | staged | dict(i=pl.program_id(0), j=pl.program_id(1))
   if "dbias" in at:
     _clear_bias(s, at["dbias"], s.place(at["i"], at["j"]))
-  if "dmore" in at:
-    at["dmore"][...] = jnp.zeros_like(at["dmore"])
+  if "dqv_bias" in at:
+    at["dqv_bias"][...] = jnp.zeros_like(at["dqv_bias"])
   for name in staged.keys() - set(outputs):
     rows = blocks[name][...]
     if s.biased and name in BIASED:
       row = BIASED.index(name)
-      rows = (rows.astype(jnp.float32) + at["more"][row : row + 1]).astype(rows.dtype)
+      rows = (rows.astype(jnp.float32) + at["qv_bias"][row : row + 1]).astype(rows.dtype)
     staged[name][...] = jnp.swapaxes(rows, 0, 1) if s.time_major else rows
   compute(s, at)
   if s.time_major:
@@ -212,7 +207,7 @@ def forward(s: Shape, at: dict[str, Any]) -> None:
     soft = [tile.softmax(x) for tile, x in zip(group, scores, strict=True)]
     for tile, (weights, inverse) in zip(group, soft, strict=True):
       weights = tile.dropped(weights).astype(at["o"].dtype)
-      out = _dot(valueT[tile.g][tile.rows], weights, 1, 0) * (inverse / (1 - s.drop))
+      out = dot(valueT[tile.g][tile.rows], weights, 1, 0) * (inverse / (1 - s.dropout_rate))
       done[tile.g, tile.chunk, tile.h] = out
   _store(s, at, "o", done)
 
@@ -228,16 +223,16 @@ def backward(s: Shape, at: dict[str, Any]) -> None:
     grads = [tile.product("v", "do") for tile in group]
     pairs = []
     for tile, (weights, inverse), dp in zip(group, soft, grads, strict=True):
-      p, dp = weights * inverse, tile.dropped(dp) * (1 / (1 - s.drop)) if s.drop else dp
+      p, dp = weights * inverse, tile.dropped(dp) * (1 / (1 - s.dropout_rate)) if s.dropout_rate else dp
       ds = p * (dp - (p * dp).sum(0, keepdims=True))
       if s.bias:
         at["dbias"][tile._block("dbias", s.bias_axes)] += ds
       pairs.append((tile.dropped(p).astype(kind), ds.astype(kind)))
     for tile, (p, ds) in zip(group, pairs, strict=True):
       g, rows, keys = tile.g, tile.rows, (tile.g, 0, tile.h)
-      dv[keys] = dv.get(keys, 0.0) + _dot(doT[g][rows, tile.queries], p, 1, 1) * (1 / (1 - s.drop))
-      dk[keys] = dk.get(keys, 0.0) + _dot(qT[g][rows, tile.queries], ds, 1, 1) * scale
-      dq[g, tile.chunk, tile.h] = _dot(kT[g][rows], ds, 1, 0) * scale
+      dv[keys] = dv.get(keys, 0.0) + dot(doT[g][rows, tile.queries], p, 1, 1) * (1 / (1 - s.dropout_rate))
+      dk[keys] = dk.get(keys, 0.0) + dot(qT[g][rows, tile.queries], ds, 1, 1) * scale
+      dq[g, tile.chunk, tile.h] = dot(kT[g][rows], ds, 1, 0) * scale
   for name, parts in dict(dq=dq, dk=dk, dv=dv).items():
     _store(s, at, name, parts)
 
@@ -251,7 +246,7 @@ def _store(s: Shape, at: dict[str, Any], name: str, parts: dict[tuple[int, int, 
     ref[g, start : start + part.shape[0]] = part.astype(ref.dtype)
     if name in biased:
       row = biased.index(name)
-      at["dmore"][0, row : row + 1] += part.sum(0, keepdims=True)
+      at["dqv_bias"][0, row : row + 1] += part.sum(0, keepdims=True)
 
 
 def _clear_bias(s: Shape, ref: Any, step: tuple[Any, Any]) -> None:

@@ -25,18 +25,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from zoo.kernels.window_plan import LANES, SUBLANES, Plan, Window, block, up, windows
+from zoo.kernels.common import LANES, SUBLANES, dot
+from zoo.kernels.window_plan import Plan, Window, block, up, windows
 from zoo.shapes import expect
 
 # Of what may not be attended to, and the least maximum of a query's scores: one that may see nothing has weights
 # exp2(-1e30 + 1e29) = 0.
 NOTHING, FLOOR = -1e30, -1e29
-
-
-def _dot(a, b, axis_a, axis_b):
-  precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  numbers = ((axis_a,), (axis_b,)), ((), ())
-  return lax.dot_general(a, b, numbers, precision=precision, preferred_element_type=jnp.float32)
 
 
 # ---- Rows of windows
@@ -102,29 +97,42 @@ def _unstack(plan: Plan, heads: int, x: jax.Array) -> jax.Array:
 
 def _weights(k: jax.Array, queries: jax.Array, table: jax.Array) -> jax.Array:
   """Attention weights [slots of keys, heads * slots of queries] float32; scores are in units of log 2."""
-  scores = _dot(k, queries, 1, 1) + table
+  scores = dot(k, queries, 1, 1) + table
   weights = jnp.exp2(scores - jnp.maximum(scores.max(0, keepdims=True), FLOOR))
   return weights * (1.0 / jnp.maximum(weights.sum(0, keepdims=True), 1e-30))
 
 
-def _forward_kernel(plan: Plan, kinds, q_ref, k_ref, v_ref, table_ref, more_ref, out_ref, q, k, v, out):
+def _forward_kernel(plan: Plan, kinds, q_ref, k_ref, v_ref, table_ref, qkv_bias_ref, out_ref, q, k, v, out):
   step, last, dtype = pl.program_id(3), plan.grid[3] - 1, q_ref.dtype
   pl.when(step == 0)(lambda: _load(plan, (q_ref, k_ref, v_ref), (q, k, v)))
   scale = plan.head_width**-0.5 * math.log2(math.e)
   for window in windows(plan, kinds):
     for part, (lane, heads) in enumerate(plan.parts):
       width = heads * plan.head_width
-      more = [more_ref[i : i + 1, lane : lane + width] for i in range(3)]
+      qkv_bias = [qkv_bias_ref[i : i + 1, lane : lane + width] for i in range(3)]
       table = table_ref[0, window.kind, part, :, : heads * plan.slots]
-      queries = _stack(plan, heads, (_gather(q, part, window, width) + more[0]) * scale, dtype)
-      weights = _weights((_gather(k, part, window, width) + more[1]).astype(dtype), queries, table)
-      values = (_gather(v, part, window, width) + more[2]).astype(dtype)
-      _scatter(out, part, window, _unstack(plan, heads, _dot(weights.astype(dtype), values, 0, 0)))
+      queries = _stack(plan, heads, (_gather(q, part, window, width) + qkv_bias[0]) * scale, dtype)
+      weights = _weights((_gather(k, part, window, width) + qkv_bias[1]).astype(dtype), queries, table)
+      values = (_gather(v, part, window, width) + qkv_bias[2]).astype(dtype)
+      _scatter(out, part, window, _unstack(plan, heads, dot(weights.astype(dtype), values, 0, 0)))
   pl.when(step == last)(lambda: _store(plan, (out_ref,), (out,)))
 
 
 def _backward_kernel(plan: Plan, kinds, *refs):
-  q_ref, k_ref, v_ref, do_ref, table_ref, more_ref, dq_ref, dk_ref, dv_ref, dtable_ref, dmore_ref, *scratches = refs
+  (
+    q_ref,
+    k_ref,
+    v_ref,
+    do_ref,
+    table_ref,
+    qkv_bias_ref,
+    dq_ref,
+    dk_ref,
+    dv_ref,
+    dtable_ref,
+    dqkv_bias_ref,
+    *scratches,
+  ) = refs
   q, k, v, do, *grads = scratches
   step, last, dtype = pl.program_id(3), plan.grid[3] - 1, q_ref.dtype
   pl.when(step == 0)(lambda: _load(plan, (q_ref, k_ref, v_ref, do_ref), (q, k, v, do)))
@@ -132,33 +140,35 @@ def _backward_kernel(plan: Plan, kinds, *refs):
   @pl.when((step == 0) & (pl.program_id(2) == 0))
   def _():
     dtable_ref[...] = jnp.zeros(dtable_ref.shape, jnp.float32)
-    dmore_ref[...] = jnp.zeros(dmore_ref.shape, jnp.float32)
+    dqkv_bias_ref[...] = jnp.zeros(dqkv_bias_ref.shape, jnp.float32)
 
   scale = plan.head_width**-0.5
   for window in windows(plan, kinds):
     for part, (lane, heads) in enumerate(plan.parts):
       width, across = heads * plan.head_width, slice(0, heads * plan.slots)
-      more = [more_ref[i : i + 1, lane : lane + width] for i in range(3)]
+      qkv_bias = [qkv_bias_ref[i : i + 1, lane : lane + width] for i in range(3)]
       table = table_ref[0, window.kind, part, :, across]
       in_log2 = scale * math.log2(math.e)
-      queries = _stack(plan, heads, (_gather(q, part, window, width) + more[0]) * in_log2, dtype)
-      keys, values = ((_gather(x, part, window, width) + b).astype(dtype) for x, b in ((k, more[1]), (v, more[2])))
+      queries = _stack(plan, heads, (_gather(q, part, window, width) + qkv_bias[0]) * in_log2, dtype)
+      keys, values = (
+        (_gather(x, part, window, width) + b).astype(dtype) for x, b in ((k, qkv_bias[1]), (v, qkv_bias[2]))
+      )
       of_out = _stack(plan, heads, _gather(do, part, window, width), dtype)
       weights = _weights(keys, queries, table)
-      of_weights = _dot(values, of_out, 1, 1)
+      of_weights = dot(values, of_out, 1, 1)
       delta = (weights * of_weights).sum(0, keepdims=True)
       of_scores = weights * (of_weights - delta)
       dtable_ref[0, 0, part, :, across] += of_scores
       of_scores = of_scores.astype(dtype)
       found = (
-        _unstack(plan, heads, _dot(of_scores, keys, 0, 0)) * scale,
-        _dot(of_scores, queries, 1, 0) * math.log(2),
-        _dot(weights.astype(dtype), of_out, 1, 0),
+        _unstack(plan, heads, dot(of_scores, keys, 0, 0)) * scale,
+        dot(of_scores, queries, 1, 0) * math.log(2),
+        dot(weights.astype(dtype), of_out, 1, 0),
       )
       for i, (scratch, grad) in enumerate(zip(grads, found, strict=True)):
         _scatter(scratch, part, window, grad)
         # Of slots without a token weights are 0, and so are the gradients.
-        dmore_ref[0, i, :, lane : lane + width] += grad.reshape(-1, SUBLANES, width).sum(0)
+        dqkv_bias_ref[0, i, :, lane : lane + width] += grad.reshape(-1, SUBLANES, width).sum(0)
   pl.when(step == last)(lambda: _store(plan, (dq_ref, dk_ref, dv_ref), grads))
 
 
@@ -203,7 +213,7 @@ def _vmem(plan: Plan, arrays: int, table: jax.Array) -> int:
   return 2 * rows * plan.itemsize + 4 * rows + 3 * tables + 12 * 2**20
 
 
-def _call(plan: Plan, kernel, arrays, table, more, outs: int, gradient: bool, name: str, products: int):
+def _call(plan: Plan, kernel, arrays, table, qkv_bias_3D, outs: int, gradient: bool, name: str, products: int):
   groups, halves, blocks, _ = plan.grid
   tokens = pl.BlockSpec((plan.rows, plan.lanes), lambda g, h, b, s, *_: (h * blocks + b, g))
   tables = pl.BlockSpec((1, *table.shape[1:]), lambda g, h, b, s, *_: (g, 0, 0, 0, 0))
@@ -238,14 +248,14 @@ def _call(plan: Plan, kernel, arrays, table, more, outs: int, gradient: bool, na
     ),
     interpret=plan.interpret,
     name=name,
-  )(jnp.asarray(plan.kinds, jnp.int32), *arrays, table, more)
+  )(jnp.asarray(plan.kinds, jnp.int32), *arrays, table, qkv_bias_3D)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: Plan, q_PD, k_PD, v_PD, bias_NTT, more_3D, mask_MTT):
+def _attention(plan: Plan, q_PD, k_PD, v_PD, bias_NTT, qkv_bias_3D, mask_MTT):
   table = _table(plan, bias_NTT, mask_MTT)
   arrays = q_PD, k_PD, v_PD
-  (out,) = _call(plan, _forward_kernel, arrays, table, more_3D, 1, False, "window_attention_forward", 2)
+  (out,) = _call(plan, _forward_kernel, arrays, table, qkv_bias_3D, 1, False, "window_attention_forward", 2)
   return out
 
 
@@ -254,11 +264,11 @@ def _forward(plan, *arrays):
 
 
 def _backward(plan, arrays, of_out):
-  *qkv, bias_NTT, more_3D, mask_MTT = arrays
+  *qkv, bias_NTT, qkv_bias_3D, mask_MTT = arrays
   table, name = _table(plan, bias_NTT, mask_MTT), "window_attention_backward"
-  *grads, of_table, of_more = _call(plan, _backward_kernel, (*qkv, of_out), table, more_3D, 3, True, name, 5)
+  *grads, of_table, of_qkv_bias = _call(plan, _backward_kernel, (*qkv, of_out), table, qkv_bias_3D, 3, True, name, 5)
   of_bias = _bias_gradient(plan, of_table).astype(bias_NTT.dtype)
-  return *grads, of_bias, of_more.sum((0, 2)), np.zeros(mask_MTT.shape, jax.dtypes.float0)
+  return *grads, of_bias, of_qkv_bias.sum((0, 2)), np.zeros(mask_MTT.shape, jax.dtypes.float0)
 
 
 _attention.defvjp(_forward, _backward)
@@ -274,7 +284,7 @@ def window_attention(
   k_BYXD: jax.Array,
   v_BYXD: jax.Array,
   bias_NTT: jax.Array,
-  more_3D: jax.Array | None = None,
+  qkv_bias_3D: jax.Array | None = None,
   *,
   mask_WTT: np.ndarray | None = None,
   window_size: tuple[int, int],
@@ -289,8 +299,8 @@ def window_attention(
   Args:
     q_BYXD, k_BYXD, v_BYXD: projections of the map, heads one after another in D.
     bias_NTT: added to the scores, [heads, queries, keys].
-    more_3D: added to queries, to keys, and to values: the biases of their projections. XLA would read the gradients of
-      q, k and v again to sum them up; the kernel has them at hand. None for 0.
+    qkv_bias_3D: added to queries, to keys, and to values: the biases of their projections. XLA would read the
+      gradients of q, k and v again to sum them up; the kernel has them at hand. None for 0.
     mask_WTT: bool, True = may attend, of each window of the rolled map; static. None for all.
     window_size: rows and columns of a window; they divide Y and X.
     shift: rows and columns by which windows begin later; what is beyond the borders continues at the other side.
@@ -326,11 +336,11 @@ def window_attention(
   sizes = (batch, size, D, N, window_size, shift)
   plan = Plan(*sizes, tuple(kinds.ravel().tolist()), images, bands, q_BYXD.dtype.itemsize, interpret)
 
-  more_3D = jnp.zeros((3, D), jnp.float32) if more_3D is None else more_3D.astype(jnp.float32)
+  qkv_bias_3D = jnp.zeros((3, D), jnp.float32) if qkv_bias_3D is None else qkv_bias_3D.astype(jnp.float32)
 
   def flat(x):
     x = jnp.pad(x, ((0, batch - B), (0, 0), (0, 0), (0, 0))) if batch > B else x
     return x.reshape(-1, D)
 
-  out_PD = _attention(plan, flat(q_BYXD), flat(k_BYXD), flat(v_BYXD), bias_NTT, more_3D, jnp.asarray(mask_WTT))
+  out_PD = _attention(plan, flat(q_BYXD), flat(k_BYXD), flat(v_BYXD), bias_NTT, qkv_bias_3D, jnp.asarray(mask_WTT))
   return out_PD.reshape(batch, *size, D)[:B]

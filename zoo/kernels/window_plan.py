@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-LANES, SUBLANES = 128, 8
+from zoo.kernels.common import LANES, SUBLANES
+
 # Windows that one grid step unrolls, so that the scheduler has independent work to overlap.
 WINDOWS_A_STEP = 16
 

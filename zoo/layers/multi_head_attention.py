@@ -35,37 +35,38 @@ class Cache(NamedTuple):
 
 
 class Projection(nn.Module):
-  """`nn.DenseGeneral` between tokens [B, T, D] and heads [B, T, N, H] as a product of flat arrays, for kernels.
+  """`nn.DenseGeneral` from tokens to heads, or back, as a product of flat arrays, for kernels.
 
   XLA gives [B, T, N, H] a layout of its own and copies it to the row-major one that a kernel reads. It has none to
   choose where the product's result is [B, T, N H], or [T, B, N H], as the kernel wants it (`time_major`).
 
   Attributes:
-    features: (N, H), or (D,) to tokens. time_major: put T before B. apart: leave adding the bias to the kernel.
+    features: (N, H), or (D,) back to tokens. inputs: the number of axes that are contracted, the last ones.
+    time_major: put T before B. skip_bias_add: leave adding the bias to the kernel.
     The others: of `nn.DenseGeneral`.
   """
 
   features: tuple[int, ...]
-  time_major: bool
-  apart: bool = False
+  inputs: int = 1
+  time_major: bool = False
+  skip_bias_add: bool = False
   use_bias: bool = True
   kernel_init: Callable = initializers.dense
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """[B, T, D] to [B, T, N, H], or [B, T, N, H] to [B, T, D]; and the bias if it is not yet added."""
-    into, out = x.shape[2:], self.features
-    flat = math.prod(into), math.prod(out)
-    kernel = self.param("kernel", lambda key: self.kernel_init(key, flat).reshape(into + out))
-    bias = self.param("bias", nn.initializers.zeros, out) if self.use_bias else None
-    x_BTF = x.reshape(*x.shape[:2], -1).astype(self.dtype)
-    x = x_BTF.swapaxes(0, 1) if self.time_major else x_BTF
-    y = x @ kernel.reshape(flat).astype(self.dtype)
-    if bias is not None and not self.apart:
+    """[..., *inputs] to [..., *features], and the bias if it is not yet added."""
+    tokens, into = x.shape[: -self.inputs], x.shape[-self.inputs :]
+    flat = math.prod(into), math.prod(self.features)
+    # Fans are those of the matrix, as in `nn.DenseGeneral`.
+    kernel = self.param("kernel", lambda key: self.kernel_init(key, flat).reshape(into + self.features))
+    bias = self.param("bias", nn.initializers.zeros, self.features) if self.use_bias else None
+    x = x.reshape(*tokens, -1).astype(self.dtype)
+    y = (x.swapaxes(0, 1) if self.time_major else x) @ kernel.reshape(flat).astype(self.dtype)
+    if bias is not None and not self.skip_bias_add:
       y, bias = y + bias.reshape(-1).astype(self.dtype), None
-    y_BTF = y.swapaxes(0, 1) if self.time_major else y
-    return y_BTF.reshape(*y_BTF.shape[:2], *out), bias
+    return (y.swapaxes(0, 1) if self.time_major else y).reshape(*tokens, *self.features), bias
 
 
 class Attention(nn.Module):
@@ -125,14 +126,16 @@ class Attention(nn.Module):
     heads_BTNH = *x_BTD.shape[:2], N, H
     if cache is None:
       chosen = implementation_for(self.implementation, heads_BTNH, y_BSD.shape[1], self.dtype)
-    turned = chosen != "xla" and time_major(heads_BTNH, y_BSD.shape[1])
-    apart = chosen != "xla" and not (self.rotary or self.cosine or self.relative_length)
+    swapped = chosen != "xla" and time_major(heads_BTNH, y_BSD.shape[1])
+    skip_bias_add = chosen != "xla" and not (self.rotary or self.cosine or self.relative_length)
 
-    def project(name: str, x: jax.Array, features: tuple[int, ...], **more: Any) -> tuple[jax.Array, jax.Array | None]:
-      more |= dict(kernel_init=self.kernel_init, dtype=self.dtype, name=name)
+    def project(
+      name: str, x: jax.Array, features: tuple[int, ...], **options: Any
+    ) -> tuple[jax.Array, jax.Array | None]:
+      options |= dict(kernel_init=self.kernel_init, dtype=self.dtype, name=name)
       if chosen == "xla":
-        return nn.DenseGeneral(features, axis=tuple(range(2, x.ndim)), **more)(x), None
-      return Projection(features, turned, apart and name != "out", **more)(x)
+        return nn.DenseGeneral(features, axis=tuple(range(2, x.ndim)), **options)(x), None
+      return Projection(features, x.ndim - 2, swapped, skip_bias_add and name != "out", **options)(x)
 
     q_BTNH, q_bias = project("q", x_BTD, (N, H))
     q_BTNH, biases = self._rotate(q_BTNH, position_BT), None

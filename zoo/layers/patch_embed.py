@@ -18,6 +18,12 @@ def check_patches(size_YX: tuple[int, int], patch: int) -> None:
       )
 
 
+def pad_to_multiple(x_BYXC: jax.Array, side: int) -> jax.Array:
+  """Pads an image or map with zeros at the bottom and on the right, to multiples of `side`."""
+  Y, X = x_BYXC.shape[1:3]
+  return jnp.pad(x_BYXC, ((0, 0), (0, -Y % side), (0, -X % side), (0, 0)))
+
+
 def patchify(image_BYXC: jax.Array, patch: int) -> jax.Array:
   """Cuts images into patches, each flattened row by row with the channels innermost.
 

@@ -1,8 +1,9 @@
-"""Attention within windows by the Pallas kernel, with the parameters of `zoo.layers.multi_head_attention.Attention`."""
+"""Attention within the windows of a map, by the Pallas kernel or by XLA."""
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,34 +12,48 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from zoo import partitioning
-from zoo.kernels.window_attention import window_attention
+from zoo.kernels.window_attention import kernel_fits, window_attention
 from zoo.layers import initializers
-from zoo.layers.attention import check_heads, cosine, dot_product_scores, masked_softmax
+from zoo.layers.attention import check_heads, cosine, dot_product_scores, masked_softmax, resolve_implementation
+from zoo.layers.multi_head_attention import Attention, Projection
 from zoo.layers.windows import WindowLayout
 from zoo.shapes import expect
 
 
-class _Projection(nn.Module):
-  """The parameters of `nn.DenseGeneral` for tokens [P, D]: the product, and the bias, float32 or 0, not yet added.
+def resolve_window_implementation(name: str, heads: Sequence[tuple[int, int]], dropout_rate: float) -> str:
+  """The implementation that "auto" stands for (`zoo.layers.attention.resolve_implementation`).
 
-  As one product of matrices it leaves rows as the kernel reads them: with axes for heads XLA would copy them.
+  With a kernel keep tokens as a matrix between dense layers, as it reads them: XLA would copy between other axes.
+
+  Args:
+    name: one of `zoo.layers.attention.IMPLEMENTATIONS`.
+    heads: N and D of all maps that the model has.
+    dropout_rate: of attention weights, which the kernel cannot drop.
   """
+  fits = not dropout_rate and all(kernel_fits(D, N) for N, D in heads)
+  return resolve_implementation(name, fits, f"windows of maps with heads and widths {heads}")
 
-  shape: tuple[int, ...]
-  inputs: int  # axes of `shape` that are contracted
-  kernel_init: Callable
-  dtype: DTypeLike
-  use_bias: bool = True
 
-  @nn.compact
-  def __call__(self, x_PD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    wide, narrow = math.prod(self.shape[: self.inputs]), math.prod(self.shape[self.inputs :])
-    # Fans are those of the matrix, as in `nn.DenseGeneral`.
-    kernel = self.param("kernel", lambda key, shape: self.kernel_init(key, (wide, narrow)).reshape(shape), self.shape)
-    y_PD = x_PD.astype(self.dtype) @ kernel.reshape(wide, narrow).astype(self.dtype)
-    if not self.use_bias:
-      return y_PD, jnp.zeros(narrow)
-    return y_PD, self.param("bias", nn.initializers.zeros, self.shape[self.inputs :]).reshape(-1)
+def attend_windows(
+  x_BYXD: jax.Array,
+  bias_NTT: jax.Array,
+  layout: WindowLayout,
+  implementation: str,
+  dropout_rate: float = 0.0,
+  **options: Any,
+) -> tuple[jax.Array, jax.Array]:
+  """Attention within windows, inside a module's compact method: [B, Y, X, D] to [B, Y, X, D], and the weights.
+
+  Both ways have the parameters of `Attention`; `options` are its attributes and its name.
+  """
+  if implementation != "xla":
+    interpret = implementation == "pallas_interpret"
+    return WindowAttention(interpret=interpret, **options)(x_BYXD, bias_NTT, layout)
+  attention = Attention(dropout_rate=dropout_rate, implementation="xla", **options)
+  windows_BTD, weights, _ = attention(
+    layout.window_partition(x_BYXD), mask=layout.mask(len(x_BYXD)), bias=bias_NTT[None]
+  )
+  return layout.window_reverse(windows_BTD), weights
 
 
 class WindowAttention(nn.Module):
@@ -71,31 +86,31 @@ class WindowAttention(nn.Module):
     D = expect(x_BYXD=x_BYXD)["D"]
     check_heads(D, self.num_heads)
     head_shape = self.num_heads, D // self.num_heads
-    project = functools.partial(_Projection, kernel_init=self.kernel_init, dtype=self.dtype)
+    project = functools.partial(Projection, skip_bias_add=True, kernel_init=self.kernel_init, dtype=self.dtype)
     padded_BYXD = layout.pad(x_BYXD)
     size, x_PD = padded_BYXD.shape[:3], padded_BYXD.reshape(-1, D)
-    q_PD, q_bias = project((D, *head_shape), 1, name="q")(x_PD)
-    k_PD, k_bias = project((D, *head_shape), 1, name="k", use_bias=not self.cosine)(x_PD)
-    v_PD, v_bias = project((D, *head_shape), 1, name="v")(x_PD)
+    (q_PNH, q_bias), (k_PNH, k_bias), (v_PNH, v_bias) = (
+      project(head_shape, use_bias=name != "k" or not self.cosine, name=name)(x_PD) for name in "qkv"
+    )
+    q_bias, k_bias, v_bias = (jnp.zeros(head_shape) if a is None else a for a in (q_bias, k_bias, v_bias))
     if self.cosine:
       log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (self.num_heads,))
-      q_PD = q_PD + q_bias.astype(self.dtype)
-      q_BTNH, k_BTNH = cosine(q_PD.reshape(1, -1, *head_shape), k_PD.reshape(1, -1, *head_shape), log_scale_N)
-      q_PD, k_PD, q_bias = q_BTNH.reshape(-1, D), k_BTNH.reshape(-1, D), jnp.zeros(D)
-    q_BYXD, k_BYXD, v_BYXD = (a.reshape(*size, -1) for a in (q_PD, k_PD, v_PD))
+      q_BTNH, k_BTNH = cosine((q_PNH + q_bias.astype(self.dtype))[None], k_PNH[None], log_scale_N)
+      q_PNH, k_PNH, q_bias = q_BTNH[0], k_BTNH[0], jnp.zeros(head_shape)
+    q_BYXD, k_BYXD, v_BYXD = (a.reshape(*size, D) for a in (q_PNH, k_PNH, v_PNH))
+    biases_3D = jnp.stack([a.reshape(D) for a in (q_bias, k_bias, v_bias)])
     static = dict(window_size=layout.window_size, shift=layout.rolled, mask_WTT=layout.static_mask())
 
     def attend(_, *arrays):
       return window_attention(*arrays, **static, interpret=self.interpret)
 
     tokens, axes = ("batch", None, None, "heads"), (("heads", None, None), (None, "heads"))
-    arrays = q_BYXD, k_BYXD, v_BYXD, bias_NTT, jnp.stack([q_bias, k_bias, v_bias])
+    arrays = q_BYXD, k_BYXD, v_BYXD, bias_NTT, biases_3D
     out_BYXD = partitioning.split(attend, (tokens, tokens, tokens, *axes), tokens, *arrays)
-    y_PD, bias_D = project((*head_shape, D), 2, name="out")(out_BYXD.reshape(-1, D))
-    y_PD = y_PD + bias_D.astype(self.dtype)
+    y_PD, _ = project((D,), 2, skip_bias_add=False, name="out")(out_BYXD.reshape(-1, *head_shape))
     q_BTNH, k_BTNH = (
       layout.cut(jax.lax.stop_gradient(a + b.astype(a.dtype))).reshape(-1, math.prod(layout.window_size), *head_shape)
-      for a, b in ((q_BYXD, q_bias), (k_BYXD, k_bias))
+      for a, b in zip((q_BYXD, k_BYXD), biases_3D[:2], strict=True)
     )
     scores = dot_product_scores(q_BTNH, k_BTNH) + jax.lax.stop_gradient(bias_NTT).astype(q_BTNH.dtype)
     return layout.crop(y_PD.reshape(*size, D)), masked_softmax(scores, layout.mask(size[0]))

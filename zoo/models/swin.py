@@ -15,16 +15,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zoo.errors import field_faults
-from zoo.kernels.window_attention import kernel_fits
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
-from zoo.layers.attention import IMPLEMENTATIONS, check_heads, resolve_implementation
+from zoo.layers.attention import IMPLEMENTATIONS, check_heads
 from zoo.layers.block import BLOCK_AXES
 from zoo.layers.dropout import Dropout, DropPath, drop_path_rates
 from zoo.layers.mlp import Mlp
-from zoo.layers.multi_head_attention import Attention
 from zoo.layers.norms import NORM_AXES, LayerNorm
-from zoo.layers.patch_embed import patchify
+from zoo.layers.patch_embed import pad_to_multiple, patchify
 from zoo.layers.position_embeddings import (
   RESAMPLINGS,
   WINDOW_BIAS_AXES,
@@ -32,7 +30,7 @@ from zoo.layers.position_embeddings import (
   WindowRelativePositionBias,
 )
 from zoo.layers.stack import run_blocks
-from zoo.layers.window_attention import WindowAttention
+from zoo.layers.window_attention import attend_windows, resolve_window_implementation
 from zoo.layers.windows import WindowLayout
 from zoo.partitioning import BIASES_AND_SCALES, BLOCK, shard_batch, under
 from zoo.shapes import expect
@@ -181,19 +179,10 @@ class Config:
     """D of a stage, from 0 on."""
     return self.width * 2**stage
 
-  @property
-  def kernel(self) -> str:
-    """What attends within windows: "pallas" or "pallas_interpret", the kernel, or "xla"; by where it is traced.
-
-    With the kernel tokens are a matrix between dense layers, as it reads them: XLA would copy between other axes.
-    """
-    fits = all(kernel_fits(self.width_of(stage), heads) for stage, heads in enumerate(self.num_heads))
-    what = f"windows of {self.window_size} x {self.window_size}, {self.num_heads} heads"
-    return resolve_implementation(self.attention, fits and not self.attention_dropout_rate, what)
-
-  @property
-  def uses_kernel(self) -> bool:
-    return self.kernel != "xla"
+  def implementation(self) -> str:
+    """What attends within windows where it is traced."""
+    heads = [(N, self.width_of(stage)) for stage, N in enumerate(self.num_heads)]
+    return resolve_window_implementation(self.attention, heads, self.attention_dropout_rate)
 
   def window_layout(self, size: tuple[int, int], shifted: bool = False) -> WindowLayout:
     """The window layout of a map of this size."""
@@ -238,36 +227,32 @@ class Block(nn.Module):
     # V2's released code begins with blocks that are the identity: the norms behind the sublayers start with scale 0.
     scale_init = nn.initializers.zeros if post else nn.initializers.ones
     norm = functools.partial(LayerNorm, epsilon=c.norm_eps, dtype=dtype, scale_init=scale_init)
+    bias_name = "relative_position_bias"
     if c.relative_position_bias == "table":
-      position_bias = WindowRelativePositionBias(num_heads, c.window_size, name="relative_position_bias")
+      position_bias = WindowRelativePositionBias(num_heads, c.window_size, name=bias_name)
     else:
-      position_bias = ContinuousRelativePositionBias(
-        num_heads, c.trained_window(self.stage), name="relative_position_bias"
-      )
-    cosine = c.attention_score == "cosine"
-    attention: dict[str, Any] = dict(
-      num_heads=num_heads, dtype=dtype, kernel_init=initializers.swin, cosine=cosine, name="attn"
-    )
+      position_bias = ContinuousRelativePositionBias(num_heads, c.trained_window(self.stage), name=bias_name)
     mlp = Mlp(int(c.mlp_ratio * D), c.activation, c.dropout_rate, dtype, initializers.swin, name="mlp")
-    x_BYXD = shard_batch(x_BYXD)
-    x = x_BYXD.reshape(-1, D) if c.uses_kernel else x_BYXD
+    x_BYXD, chosen = shard_batch(x_BYXD), c.implementation()
+    x, examples = (x_BYXD, 0) if chosen == "xla" else (x_BYXD.reshape(-1, D), B)
 
     norm1 = norm(name="norm1")
-    y, bias_NTT = x if post else norm1(x), position_bias(layout.window_size)
-    if c.uses_kernel:
-      attention |= dict(interpret=c.kernel == "pallas_interpret")
-      y_BYXD, weights = WindowAttention(**attention)(y.reshape(B, Y, X, D), bias_NTT, layout)
-    else:
-      windows_BTD, weights, _ = Attention(dropout_rate=c.attention_dropout_rate, implementation="xla", **attention)(
-        layout.window_partition(y), mask=layout.mask(B), bias=bias_NTT[None]
-      )
-      y_BYXD = layout.window_reverse(windows_BTD)
+    y_BYXD, weights = attend_windows(
+      (x if post else norm1(x)).reshape(B, Y, X, D),
+      position_bias(layout.window_size),
+      *(layout, chosen, c.attention_dropout_rate),
+      num_heads=num_heads,
+      dtype=dtype,
+      kernel_init=initializers.swin,
+      cosine=c.attention_score == "cosine",
+      name="attn",
+    )
     y = Dropout(c.dropout_rate, name="attn_dropout")(y_BYXD.reshape(x.shape))
-    x = x + DropPath(name="attn_drop_path")(norm1(y) if post else y, drop_path_rate, B * c.uses_kernel)
+    x = x + DropPath(name="attn_drop_path")(norm1(y) if post else y, drop_path_rate, examples)
 
     norm2 = norm(name="norm2")
     y = Dropout(c.dropout_rate, name="mlp_dropout")(mlp(x if post else norm2(x)))
-    x = x + DropPath(name="mlp_drop_path")(norm2(y) if post else y, drop_path_rate, B * c.uses_kernel)
+    x = x + DropPath(name="mlp_drop_path")(norm2(y) if post else y, drop_path_rate, examples)
     return shard_batch(x.reshape(B, Y, X, D)), weights
 
 
@@ -290,12 +275,6 @@ class Pair(nn.Module):
     return x_BYXD, aux
 
 
-def _pad(x_BYXD: jax.Array, side: int) -> jax.Array:
-  """Pads with zeros at the bottom and on the right, to multiples of `side`."""
-  Y, X = x_BYXD.shape[1:3]
-  return jnp.pad(x_BYXD, ((0, 0), (0, -Y % side), (0, -X % side), (0, 0)))
-
-
 class Stage(nn.Module):
   """An image [B, Y, X, C] to the first map [B, Y / patch, X / patch, D], or a map to the next, half as large."""
 
@@ -310,10 +289,10 @@ class Stage(nn.Module):
     c, dtype, stage = self.config, jnp.dtype(self.config.dtype), self.stage
     norm = functools.partial(LayerNorm, epsilon=c.norm_eps, dtype=dtype)
     aux = {}
-    side = c.patch_size if stage == 0 else 2
-    patches = patchify(_pad(x, side), side)
+    side = 2 if stage else c.patch_size
+    patches = patchify(pad_to_multiple(x, side), side)
     size = patches.shape[:3]
-    patches = patches.reshape(-1, patches.shape[-1]) if c.uses_kernel else patches
+    patches = patches.reshape(-1, patches.shape[-1]) if c.implementation() != "xla" else patches
     if stage == 0:
       x = nn.Dense(c.width, kernel_init=initializers.fan_in, dtype=dtype, name="patch")(patches)
       x = norm(name="embed_norm")(x)
@@ -324,8 +303,9 @@ class Stage(nn.Module):
       aux["embedded"] = x.reshape(*size, -1)
     else:
       merge = nn.Dense(c.width_of(stage), use_bias=False, kernel_init=initializers.swin, dtype=dtype, name="merge")
-      post = c.norm_position == "res_post"
-      x = norm(name="norm")(merge(patches)) if post else merge(norm(name="merged_norm")(patches))
+      x = (
+        norm(name="norm")(merge(patches)) if c.norm_position == "res_post" else merge(norm(name="merged_norm")(patches))
+      )
     x_BYXD = x.reshape(*size, -1)
     first, pairs = sum(c.depths[:stage]), c.depths[stage] // 2
     rates = drop_path_rates(c.drop_path_rate, c.depth)[first : first + 2 * pairs].reshape(pairs, 2)
