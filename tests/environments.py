@@ -76,7 +76,8 @@ class Environment:
   def run(self, *arguments, cwd: Path = ROOT, show: bool = True, **variables: str) -> str:
     """Runs Python here; returns what it printed."""
     path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
-    return command([self.python, *arguments], cwd=cwd, show=show, PATH=path, **variables)
+    variables |= dict(PATH=path, PYTHONPYCACHEPREFIX=str(self.folder / "bytecode"))
+    return command([self.python, *arguments], cwd=cwd, show=show, **variables)
 
   def zoo(self, *arguments: str) -> None:
     """Runs the installed command `zoo`, away from the checkout."""
@@ -86,6 +87,7 @@ class Environment:
   def pytest(self, name: str, *arguments: str, **variables: str) -> None:
     """Runs tests of this checkout against what is installed; none may be left out."""
     # The script, unlike `python -m pytest`, does not let the checkout stand in for what is installed.
+    variables |= dict(JAX_COMPILATION_CACHE_DIR=COMPILED.name, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1")
     printed = self.run(self.python.with_name("pytest"), *arguments, **variables)
     (*_, summary) = re.findall(r"^=*\s*(\d+ passed.*) in [\d.]+s", printed, re.M) or [""]
     if not summary or "skipped" in summary:
@@ -95,7 +97,6 @@ class Environment:
   def tests(self, also: str = "", *paths: str, **variables: str) -> None:
     """The core tests and `paths`, called `also`; or with `--whole` all tests whose extras are installed."""
     name, selected = ("whole suite", ()) if self.whole else ("core tests", (*paths, "@tests/core.txt"))
-    variables |= dict(JAX_COMPILATION_CACHE_DIR=COMPILED.name, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1")
     self.pytest(", ".join([name, also] if also else [name]), *selected, **variables)
 
   def versions(self) -> dict[str, str]:
@@ -273,7 +274,9 @@ LINT = (
 def command(words: list, cwd: Path = ROOT, show: bool = True, **variables: str) -> str:
   """Runs a command and returns what it printed, shown too unless `show=False`; one that fails ends the script."""
   words = [str(word) for word in words]
-  environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")} | variables
+  # Where Python may not keep what it compiles, as in many containers, every process of a test compiles JAX anew: seconds.
+  dropped = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+  environment = {k: v for k, v in os.environ.items() if k not in dropped} | variables
   lines = []
   with subprocess.Popen(
     words, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -120,7 +120,7 @@ class Window:
   kind: int | jax.Array
 
 
-def windows(plan: Plan, kinds) -> list[Window]:
+def windows(plan: Plan, kinds: jax.Array) -> list[Window]:
   """The windows of this grid step; rows are numbers where a step takes whole images, else traced."""
   (Y, X), (rows, _), (down, across) = plan.size, plan.window, plan.grid_windows
   first = 0 if down == plan.bands else pl.program_id(3) * plan.bands

@@ -51,7 +51,7 @@ def attend_windows(
     return WindowAttention(interpret=interpret, **options)(x_BYXD, bias_NTT, layout)
   attention = Attention(dropout_rate=dropout_rate, implementation="xla", **options)
   windows_BTD, weights, _ = attention(
-    layout.window_partition(x_BYXD), mask=layout.mask(len(x_BYXD)), bias=bias_NTT[None]
+    layout.window_partition(x_BYXD), mask=layout.mask(x_BYXD.shape[0]), bias=bias_NTT[None]
   )
   return layout.window_reverse(windows_BTD), weights
 
