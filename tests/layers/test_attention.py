@@ -13,7 +13,7 @@ from zoo.layers import attention_masks
 from zoo.layers.attention import (
   additive_scores,
   attention_pool,
-  cosine,
+  cosine_queries_and_keys,
   dot_product_attention,
   dot_product_scores,
   dot_scores,
@@ -244,14 +244,16 @@ def test_cosine_scores_are_the_formula():
   length = functools.partial(np.linalg.norm, axis=-1)
   cosines = np.einsum("btnh,bsnh->bnts", q, k) / np.einsum("btn,bsn->bnts", length(q), length(k))
   wanted = cosines * np.array([np.exp(0.5), 100.0])[:, None, None]  # tau is never below 0.01
-  np.testing.assert_allclose(dot_product_scores(*cosine(q, k, log_scale)), wanted, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    dot_product_scores(*cosine_queries_and_keys(q, k, log_scale)), wanted, rtol=1e-4, atol=1e-4
+  )
 
 
 def test_cosine_scores_of_zero_vectors_have_zero_gradient():
   q, k, log_scale = np.zeros((1, 1, 1, 3), np.float32), draw(1, 4, 1, 3), np.zeros(1, np.float32)
 
   def scores(q, k):
-    return jnp.square(dot_product_scores(*cosine(q, k, log_scale)) + 1).sum()
+    return jnp.square(dot_product_scores(*cosine_queries_and_keys(q, k, log_scale)) + 1).sum()
 
   assert scores(q, k) == 4
   for gradient in jax.grad(scores, (0, 1))(q, k):
@@ -259,6 +261,6 @@ def test_cosine_scores_of_zero_vectors_have_zero_gradient():
 
 
 def test_keys_have_no_bias_with_cosine_scores():
-  params = jax.eval_shape(Attention(2, cosine=True).init, jax.random.key(0), draw(1, 3, 4))["params"]
+  params = jax.eval_shape(Attention(2, cosine_attention=True).init, jax.random.key(0), draw(1, 3, 4))["params"]
   assert set(params) == {"q", "k", "v", "out", "log_scale"}
   assert set(params["k"]) == {"kernel"} and set(params["q"]) == set(params["v"]) == {"kernel", "bias"}

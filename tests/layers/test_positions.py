@@ -17,10 +17,10 @@ from zoo.layers.position_embeddings import (
   WindowRelativePositionBias,
   alibi_bias,
   alibi_slopes,
+  apply_rotary,
   relative_position_bucket,
   relative_scores,
   resample,
-  rotary,
   sincos_1d,
   sincos_2d,
 )
@@ -117,7 +117,7 @@ def test_relative_scores_of_another_length():
 
 def test_rotary_turns_each_pair_by_hand():
   x, positions = draw(2, 3, 2, 4), np.array([[0, 1, 5], [7, 7, 2]])
-  turned = rotary(jnp.asarray(x), jnp.asarray(positions), base=100.0)
+  turned = apply_rotary(jnp.asarray(x), jnp.asarray(positions), base=100.0)
   for b, t, n, i in np.ndindex(2, 3, 2, 2):
     angle = positions[b, t] * 100.0 ** (-i / 2)
     a, c = x[b, t, n, i], x[b, t, n, i + 2]
@@ -127,11 +127,11 @@ def test_rotary_turns_each_pair_by_hand():
 
 def test_rotary_keeps_norms_and_scores_depend_on_the_relative_position_alone():
   q, k, positions = draw(1, 5, 2, 8), draw(1, 6, 2, 8, seed=1), np.array([[0, 3, 4, 9, 20, 21]])
-  turned = rotary(q, positions[:, :5])
+  turned = apply_rotary(q, positions[:, :5])
   np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-5)
 
   def scores(shift):
-    return jnp.einsum("BTNH,BSNH->BNTS", rotary(q, positions[:, :5] + shift), rotary(k, positions + shift))
+    return jnp.einsum("BTNH,BSNH->BNTS", apply_rotary(q, positions[:, :5] + shift), apply_rotary(k, positions + shift))
 
   np.testing.assert_allclose(scores(0), scores(1000), atol=2e-3)
   # By the relative position, and not merely by the contents: other positions give other scores.
@@ -143,7 +143,7 @@ def test_rotary_packed_and_cached_is_rotary_of_each_sequence():
 
   @jax.jit
   def run(q, k, v, query, key, mask):
-    return dot_product_attention(rotary(q, query), rotary(k, key), v, mask=mask)[0]
+    return dot_product_attention(apply_rotary(q, query), apply_rotary(k, key), v, mask=mask)[0]
 
   alone = []
   for start, stop in ((0, 3), (3, 7)):
@@ -161,16 +161,16 @@ def test_rotary_packed_and_cached_is_rotary_of_each_sequence():
 
 def test_rotary_keeps_the_type_but_computes_in_float32():
   x, positions = draw(1, 2, 1, 4).astype(jnp.bfloat16), np.array([[1000, 1001]])
-  turned = rotary(x, positions)
+  turned = apply_rotary(x, positions)
   assert turned.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(turned, rotary(x.astype(jnp.float32), positions).astype(jnp.bfloat16))
+  np.testing.assert_array_equal(turned, apply_rotary(x.astype(jnp.float32), positions).astype(jnp.bfloat16))
 
 
 def test_invalid_inputs_of_rotary():
   with raises(ValueError, "width", 3):
-    rotary(jnp.ones((1, 2, 1, 3)), jnp.zeros((1, 2), int))
+    apply_rotary(jnp.ones((1, 2, 1, 3)), jnp.zeros((1, 2), int))
   with raises(ShapeError, "positions_BT (3, 2)", "x_BTNH (2, 2, 1, 4)"):
-    rotary(jnp.ones((2, 2, 1, 4)), jnp.zeros((3, 2), int))
+    apply_rotary(jnp.ones((2, 2, 1, 4)), jnp.zeros((3, 2), int))
 
 
 def test_alibi_slopes_by_hand():

@@ -14,8 +14,8 @@ from zoo.layers.position_embeddings import (
   BucketedRelativePositionBias,
   alibi_bias,
   alibi_slopes,
+  apply_rotary,
   relative_position_bucket,
-  rotary,
 )
 
 pytestmark = pytest.mark.parity
@@ -55,7 +55,7 @@ def test_rotary_is_that_of_llama(base):
   )
   cos, sin = modeling_llama.LlamaRotaryEmbedding(config)(torch.tensor(x), torch.tensor(positions))
   theirs, _ = modeling_llama.apply_rotary_pos_emb(torch.tensor(x), torch.tensor(x), cos, sin, unsqueeze_dim=2)
-  np.testing.assert_allclose(rotary(x, positions, base), theirs, rtol=1e-4, atol=2e-4)
+  np.testing.assert_allclose(apply_rotary(x, positions, base), theirs, rtol=1e-4, atol=2e-4)
 
 
 def test_the_other_pairing_is_a_permutation_of_features():
@@ -64,7 +64,7 @@ def test_the_other_pairing_is_a_permutation_of_features():
   sin, cos = modeling_gptj.create_sinusoidal_positions(9, 8)[None].chunk(2, -1)
   theirs = modeling_gptj.apply_rotary_pos_emb(torch.tensor(x), sin, cos)
   order = [0, 2, 4, 6, 1, 3, 5, 7]
-  np.testing.assert_allclose(rotary(x[..., order], positions), theirs[..., order], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(apply_rotary(x[..., order], positions), theirs[..., order], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_heads", [1, 2, 3, 6, 8, 12, 20, 112])

@@ -191,6 +191,20 @@ def _as_read(
   return mask, bias, has
 
 
+def _checked_sizes(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> tuple[int, ...]:
+  """T, S, N, K and H."""
+  z = expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
+  T, S, N, K, H = sizes = tuple(z[letter] for letter in "TSNKH")
+  if max(T, S) > MAX_LENGTH or H % 16:
+    raise ValueError(
+      f"{T} queries, {S} keys, heads of width {H}: wanted at most {MAX_LENGTH} of either and a multiple of 16; "
+      "use implementation='xla'"
+    )
+  if N % K:
+    raise ValueError(f"{N} query heads cannot share {K} key heads evenly")
+  return sizes
+
+
 def short_attention(
   q_BTNH: jax.Array,
   k_BSKH: jax.Array,
@@ -222,31 +236,21 @@ def short_attention(
   Raises:
     ValueError: lengths over 1,024, or a head width that is no multiple of 16.
   """
-  z = expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
-  T, S, N, H = (z[letter] for letter in "TSNH")
-  if max(T, S) > MAX_LENGTH or H % 16:
-    raise ValueError(
-      f"{T} queries, {S} keys, heads of width {H}: wanted at most {MAX_LENGTH} of either and a multiple of 16; "
-      "use implementation='xla'"
-    )
-  if N % z["K"]:
-    raise ValueError(f"{N} query heads cannot share {z['K']} key heads evenly")
+  T, S, N, K, H = _checked_sizes(q_BTNH, k_BSKH, v_BSKH)
 
   def for_all(x: jax.Array, axis: int) -> jax.Array:
-    return jnp.repeat(x, N // z["K"], axis) if z["K"] < N else x
+    return jnp.repeat(x, N // K, axis) if K < N else x
 
   k, v = for_all(k_BSKH, 2), for_all(v_BSKH, 2)
   qv_bias = None if biases is None else jnp.stack([biases[0], for_all(biases[2], 0)]).astype(jnp.float32)
   mask, bias, has = _as_read(S, T, mask, bias)
   dropout_rate = 0.0 if dropout_key is None else dropout_rate
-  seed = None
-  if dropout_rate and dropout_key is not None:
-    seed = jax.random.bits(dropout_key, (1,), jnp.uint32).astype(jnp.int32)
+  seed = jax.random.bits(dropout_key, (1,), jnp.uint32).astype(jnp.int32) if dropout_rate else None
   tokens = "batch", None, ("heads", N)
-  axes = [tokens, tokens, tokens, (None, "heads", None)]
-  axes += [
+  scores = [
     ("batch" if b else None, "heads" if n else None, None, None) for b, n in (has["mask_axes"], has["bias_axes"])
   ]
+  axes = [tokens, tokens, tokens, (None, "heads", None), *scores]
   # Flat before they are split: of [B, T, N, H] XLA would copy the products to the layout of its choice and back.
   flat = (a.reshape(*a.shape[:2], N * H) for a in (q_BTNH, k, v))
   operands = [(a, own) for a, own in zip((*flat, qv_bias, mask, bias, seed), (*axes, (None,)), strict=True)]

@@ -112,7 +112,7 @@ def dot_product_scores(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
   return scores.reshape(sizes["B"], sizes["N"], sizes["T"], sizes["S"])
 
 
-def unit(x: jax.Array) -> jax.Array:
+def l2_normalize(x: jax.Array) -> jax.Array:
   """Vectors [..., H] of length 1, computed in float32, in the type of x; one of 0 stays, and passes no gradient."""
   wide = x.astype(jnp.float32)
   square = jnp.square(wide).sum(-1, keepdims=True)
@@ -120,7 +120,9 @@ def unit(x: jax.Array) -> jax.Array:
   return jnp.where(real, wide * jax.lax.rsqrt(jnp.where(real, square, 1.0)), 0.0).astype(x.dtype)
 
 
-def cosine(q_BTNH: jax.Array, k_BSKH: jax.Array, log_scale_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+def cosine_queries_and_keys(
+  q_BTNH: jax.Array, k_BSKH: jax.Array, log_scale_N: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """Queries and keys whose scaled dot product is a scaled cosine, cos(q, k) / tau (Swin V2, Liu et al. 2022, eq. 2).
 
   Args:
@@ -132,7 +134,7 @@ def cosine(q_BTNH: jax.Array, k_BSKH: jax.Array, log_scale_N: jax.Array) -> tupl
   """
   sizes = expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, log_scale_N=log_scale_N)
   scale_N = jnp.exp(jnp.minimum(log_scale_N, np.log(100.0))) * sizes["H"] ** 0.5  # by whose inverse they will be scaled
-  return (unit(q_BTNH) * scale_N[:, None]).astype(q_BTNH.dtype), unit(k_BSKH)
+  return (l2_normalize(q_BTNH) * scale_N[:, None]).astype(q_BTNH.dtype), l2_normalize(k_BSKH)
 
 
 def dot_scores(q_BTQ: jax.Array, k_BSQ: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Multi-head attention as a module: projections of tokens to heads and back, and the cache of a decoder."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from jax.typing import DTypeLike
 
 from zoo.kernels.short_attention import time_major
 from zoo.layers import initializers, position_embeddings
-from zoo.layers.attention import check_heads, cosine, dot_product_attention, implementation_for
+from zoo.layers.attention import check_heads, cosine_queries_and_keys, dot_product_attention, implementation_for
 from zoo.shapes import expect
 
 
@@ -78,9 +79,9 @@ class Attention(nn.Module):
     relative_length: T for which to hold relative position keys (`position_embeddings.relative_scores`); 0 for none.
     dtype: compute type.
     num_kv_heads: K; divides N, and each key and value head serves N / K query heads (Ainslie et al. 2023); 0 for N.
-    rotary: turn queries and keys by their positions (`position_embeddings.rotary`).
+    rotary: turn queries and keys by their positions (`position_embeddings.apply_rotary`).
     kernel_init: of the projections.
-    cosine: score by cosines (`attention.cosine`); keys then have no bias.
+    cosine_attention: score by cosines (`attention.cosine_queries_and_keys`); keys then have no bias.
     implementation: one of `zoo.layers.attention.IMPLEMENTATIONS`; with a cache always "xla".
   """
 
@@ -91,7 +92,7 @@ class Attention(nn.Module):
   num_kv_heads: int = 0
   rotary: bool = False
   kernel_init: Callable = initializers.dense
-  cosine: bool = False
+  cosine_attention: bool = False
   implementation: str = "auto"
 
   @nn.compact
@@ -127,20 +128,13 @@ class Attention(nn.Module):
     if cache is None:
       chosen = implementation_for(self.implementation, heads_BTNH, y_BSD.shape[1], self.dtype)
     swapped = chosen != "xla" and time_major(heads_BTNH, y_BSD.shape[1])
-    skip_bias_add = chosen != "xla" and not (self.rotary or self.cosine or self.relative_length)
+    skip_bias_add = chosen != "xla" and not (self.rotary or self.cosine_attention or self.relative_length)
 
-    def project(
-      name: str, x: jax.Array, features: tuple[int, ...], **options: Any
-    ) -> tuple[jax.Array, jax.Array | None]:
-      options |= dict(kernel_init=self.kernel_init, dtype=self.dtype, name=name)
-      if chosen == "xla":
-        return nn.DenseGeneral(features, axis=tuple(range(2, x.ndim)), **options)(x), None
-      return Projection(features, x.ndim - 2, swapped, skip_bias_add and name != "out", **options)(x)
-
+    project = functools.partial(self._project, chosen != "xla", swapped, skip_bias_add)
     q_BTNH, q_bias = project("q", x_BTD, (N, H))
     q_BTNH, biases = self._rotate(q_BTNH, position_BT), None
     if cache is None or index is not None:
-      k_BSKH, k_bias = project("k", y_BSD, (K, H), use_bias=not self.cosine)
+      k_BSKH, k_bias = project("k", y_BSD, (K, H), use_bias=not self.cosine_attention)
       v_BSKH, v_bias = project("v", y_BSD, (K, H))
       k_BSKH = self._rotate(k_BSKH, position_BT)
       new = Cache(k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2))
@@ -152,9 +146,9 @@ class Attention(nn.Module):
       table = self.param("relative", initializers.position, (2 * self.relative_length - 1, H))
       scores = position_embeddings.relative_scores(q_BTNH, table)
       bias = scores if bias is None else bias + scores
-    if self.cosine:
+    if self.cosine_attention:
       log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (N,))
-      q_BTNH, k_BSKH = cosine(q_BTNH, k_BSKH, log_scale_N)
+      q_BTNH, k_BSKH = cosine_queries_and_keys(q_BTNH, k_BSKH, log_scale_N)
     out_BTNH, weights = dot_product_attention(
       *(q_BTNH, k_BSKH, v_BSKH),
       biases=biases,
@@ -166,12 +160,21 @@ class Attention(nn.Module):
     )
     return project("out", out_BTNH, (width,))[0], weights, cache if biases is None else cache.biased(*biases[1:])
 
+  def _project(
+    self, for_kernel: bool, swapped: bool, skip_bias_add: bool, name: str, x: jax.Array, features: tuple, **options: Any
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """The projection `name` to or from heads, and its bias where that is not added: a kernel adds it."""
+    options |= dict(kernel_init=self.kernel_init, dtype=self.dtype, name=name)
+    if not for_kernel:
+      return nn.DenseGeneral(features, axis=tuple(range(2, x.ndim)), **options)(x), None
+    return Projection(features, x.ndim - 2, swapped, skip_bias_add and name != "out", **options)(x)
+
   def _rotate(self, x_BTNH: jax.Array, position_BT: jax.Array | None) -> jax.Array:
     if not self.rotary:
       return x_BTNH
     if position_BT is None:
       raise ValueError("rotary attention needs position_BT")
-    return position_embeddings.rotary(x_BTNH, position_BT)
+    return position_embeddings.apply_rotary(x_BTNH, position_BT)
 
 
 # Logical axes of the parameters (`zoo.partitioning`).

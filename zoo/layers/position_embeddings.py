@@ -235,7 +235,7 @@ class ContinuousRelativePositionBias(nn.Module):
     return _spread(16 * jax.nn.sigmoid(table_YXN), window)
 
 
-def rotary(x_BTNH: jax.Array, positions_BT: jax.Array, base: float = 10000.0) -> jax.Array:
+def apply_rotary(x_BTNH: jax.Array, positions_BT: jax.Array, base: float = 10000.0) -> jax.Array:
   """Rotates queries or keys by angles proportional to their position (RoPE; Su et al. 2021, eq. 34).
 
   The dot product of a rotated query and key depends on the difference of their positions alone. Positions are an

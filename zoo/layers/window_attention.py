@@ -14,7 +14,13 @@ from jax.typing import DTypeLike
 from zoo import partitioning
 from zoo.kernels.window_attention import kernel_fits, window_attention
 from zoo.layers import initializers
-from zoo.layers.attention import check_heads, cosine, dot_product_scores, masked_softmax, resolve_implementation
+from zoo.layers.attention import (
+  check_heads,
+  cosine_queries_and_keys,
+  dot_product_scores,
+  masked_softmax,
+  resolve_implementation,
+)
 from zoo.layers.multi_head_attention import Attention, Projection
 from zoo.layers.windows import WindowLayout
 from zoo.shapes import expect
@@ -61,14 +67,14 @@ class WindowAttention(nn.Module):
 
   Attributes:
     num_heads: N; divides D. dtype: compute type. kernel_init: of the projections.
-    cosine: score by cosines (`zoo.layers.attention.cosine`); keys then have no bias.
+    cosine_attention: score by cosines (`zoo.layers.attention.cosine_queries_and_keys`); keys then have no bias.
     interpret: run the kernel on any platform, for tests.
   """
 
   num_heads: int
   dtype: DTypeLike = jnp.float32
   kernel_init: Callable = initializers.dense
-  cosine: bool = False
+  cosine_attention: bool = False
   interpret: bool = False
 
   @nn.compact
@@ -90,12 +96,12 @@ class WindowAttention(nn.Module):
     padded_BYXD = layout.pad(x_BYXD)
     size, x_PD = padded_BYXD.shape[:3], padded_BYXD.reshape(-1, D)
     (q_PNH, q_bias), (k_PNH, k_bias), (v_PNH, v_bias) = (
-      project(head_shape, use_bias=name != "k" or not self.cosine, name=name)(x_PD) for name in "qkv"
+      project(head_shape, use_bias=name != "k" or not self.cosine_attention, name=name)(x_PD) for name in "qkv"
     )
     q_bias, k_bias, v_bias = (jnp.zeros(head_shape) if a is None else a for a in (q_bias, k_bias, v_bias))
-    if self.cosine:
+    if self.cosine_attention:
       log_scale_N = self.param("log_scale", nn.initializers.constant(np.log(10.0)), (self.num_heads,))
-      q_BTNH, k_BTNH = cosine((q_PNH + q_bias.astype(self.dtype))[None], k_PNH[None], log_scale_N)
+      q_BTNH, k_BTNH = cosine_queries_and_keys((q_PNH + q_bias.astype(self.dtype))[None], k_PNH[None], log_scale_N)
       q_PNH, k_PNH, q_bias = q_BTNH[0], k_BTNH[0], jnp.zeros(head_shape)
     q_BYXD, k_BYXD, v_BYXD = (a.reshape(*size, D) for a in (q_PNH, k_PNH, v_PNH))
     biases_3D = jnp.stack([a.reshape(D) for a in (q_bias, k_bias, v_bias)])

@@ -147,24 +147,17 @@ class Config:
       dtype=("float32", "bfloat16"),
       attention=IMPLEMENTATIONS,
     )
-    faults = field_faults(
-      self,
-      choices,
-      {1: ("patch_size", "width", "window_size", "num_channels"), 0: ("num_classes",)},
-      ("dropout_rate", "attention_dropout_rate", "drop_path_rate"),
-    )
+    at_least = {1: ("patch_size", "width", "window_size", "num_channels"), 0: ("num_classes",)}
+    faults = field_faults(self, choices, at_least, ("dropout_rate", "attention_dropout_rate", "drop_path_rate"))
     if self.mlp_ratio <= 0:
       faults.append(f"mlp_ratio is {self.mlp_ratio}; wanted more than 0")
     if not self.depths or any(depth < 2 or depth % 2 for depth in self.depths):
       faults.append(f"depths is {self.depths}; wanted even numbers, at least 2: regular and shifted windows alternate")
     if len(self.num_heads) != len(self.depths) or any(n < 1 for n in self.num_heads):
       faults.append(f"num_heads is {self.num_heads}; wanted at least 1 for each of the {len(self.depths)} stages")
-    if self.pretrained_window_sizes and (
-      len(self.pretrained_window_sizes) < len(self.depths) or any(side < 0 for side in self.pretrained_window_sizes)
-    ):
-      faults.append(
-        f"pretrained_window_sizes is {self.pretrained_window_sizes}; wanted none, or 0 or more for each stage"
-      )
+    sides = self.pretrained_window_sizes
+    if sides and (len(sides) < len(self.depths) or min(sides) < 0):
+      faults.append(f"pretrained_window_sizes is {sides}; wanted none, or 0 or more for each stage")
     if faults:
       raise ValueError("\n".join(faults))
     for stage, num_heads in enumerate(self.num_heads):
@@ -244,7 +237,7 @@ class Block(nn.Module):
       num_heads=num_heads,
       dtype=dtype,
       kernel_init=initializers.swin,
-      cosine=c.attention_score == "cosine",
+      cosine_attention=c.attention_score == "cosine",
       name="attn",
     )
     y = Dropout(c.dropout_rate, name="attn_dropout")(y_BYXD.reshape(x.shape))
