@@ -274,7 +274,7 @@ LINT = (
 def command(words: list, cwd: Path = ROOT, show: bool = True, **variables: str) -> str:
   """Runs a command and returns what it printed, shown too unless `show=False`; one that fails ends the script."""
   words = [str(word) for word in words]
-  # Containers often forbid Python to keep what it compiles; every process of a test would then compile JAX, for seconds.
+  # Containers often forbid Python to keep what it compiles; every process would then compile JAX, for seconds.
   dropped = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
   environment = {k: v for k, v in os.environ.items() if k not in dropped} | variables
   lines = []

@@ -63,7 +63,7 @@ def param_specs(params: dict, mesh: Mesh, axes: partitioning.Axes) -> dict:
   Raises:
     ValueError: sizes that are not divisible by their mesh axis, all of them at once.
   """
-  faults, specs = [], {}
+  faults, specs, uneven = [], {}, {}
   shapes = partitioning.flatten(params)
   named = jax.tree_util.tree_leaves_with_path(
     partitioning.logical_axes(params, axes), is_leaf=lambda node: type(node) is tuple
@@ -74,14 +74,17 @@ def param_specs(params: dict, mesh: Mesh, axes: partitioning.Axes) -> dict:
     mesh_axes = [MESH_AXES.get(name) if matrix else None for name in names]
     for size, name, axis in zip(shapes[path].shape, names, mesh_axes, strict=True):
       if axis and size % mesh.shape[axis]:
-        faults.append(
-          f"{path}: {name} is {size}, not divisible by the {mesh.shape[axis]} devices on mesh axis {axis!r}"
-        )
+        uneven.setdefault((name, size, axis), []).append(path)
     used = [axis for axis in mesh_axes if axis]
     if len(set(used)) < len(used):
       faults.append(f"{path}: logical axes {names} map to mesh axes {mesh_axes}; wanted each mesh axis once at most")
       continue
     specs[path] = PartitionSpec(*mesh_axes)
+  faults += [
+    f"{name} is {size}, not divisible by the {mesh.shape[axis]} devices on mesh axis {axis!r}: {paths[0]}"
+    + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+    for (name, size, axis), paths in uneven.items()
+  ]
   if faults:
     raise ValueError("\n".join(faults))
   return specs

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 from rich.console import Console
-from support import SHALLOW, raises
+from support import SHALLOW, assert_names, raises
 
 import zoo
-from train import sharding
+from train import doctor, sharding
 from train.config import defaults
 from train.experiment import Experiment
 from train.plan import compiler, memory, models, report
@@ -270,7 +270,17 @@ def test_plan_of_what_does_not_fit():
   assert not found.memory.fits and found.memory.peak > 2**34 and not found.collectives
   console = Console(file=io.StringIO(), width=120)
   console.print(found.table())
-  assert "does not fit" in console.file.getvalue() and "--search" in console.file.getvalue()
+  (largest, size), printed = found.largest[0], console.file.getvalue()
+  # The batch alone is 21 GiB, of which a chip has a quarter; what layers keep for the backward pass is more.
+  assert size > 2**34 and "/block_*/" in largest
+  assert_names(printed, "does not fit", "--search", largest.split()[-2], f"{size / 2**30:.3f} GiB")
+
+
+def test_another_version_of_the_compiler_is_refused(monkeypatch):
+  wanted = doctor.Problem("libtpu is 0.0.1; jax 0.9 needs libtpu==0.0.9.*", "pip install 'jax[tpu]==0.9'")
+  monkeypatch.setattr(doctor, "version_problems", lambda: [doctor.Problem("numpy is 1", "pip"), wanted])
+  with raises(ValueError, wanted.problem, wanted.remedy):
+    report.plan(config(), SHAPE)
 
 
 def test_plan_errors():

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from train import doctor
 from train.plan.chips import CHIPS, Chip
 from train.plan.kernels import dump_schedules
 from train.plan.memory import out_of_hbm
@@ -28,7 +29,7 @@ def tpu_devices(topology: str) -> tuple[Chip, list[jax.Device]]:  # pyright: ign
     the chip, and one device a chip.
 
   Raises:
-    ValueError: libtpu is not installed, or there is no such chip or shape.
+    ValueError: libtpu is not installed, or not in the version that JAX needs, or there is no such chip or shape.
   """
   name, _, shape = topology.partition(":")
   if name not in CHIPS:
@@ -37,6 +38,9 @@ def tpu_devices(topology: str) -> tuple[Chip, list[jax.Device]]:  # pyright: ign
     raise ValueError(f"{topology!r} has no shape such as {name}:2x4 (v4 and v5p: {name}:2x2x1)")
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError("the TPU compiler is not installed: pip install 'transformer-zoo[plan]'")
+  for found in doctor.version_problems():
+    if found.problem.startswith("libtpu "):
+      raise ValueError(f"{found.problem}: {found.remedy}")
   # libtpu reads these when it is loaded: no metadata server, no other hosts, any known type, no lock on a chip.
   # Overwritten, because importing jax may have set its own guesses.
   os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-8")

@@ -17,6 +17,7 @@ from train.plan.collectives import Collective, collectives
 from train.plan.compiler import compile_for, tpu_devices
 from train.plan.cycles import Cycles, count_cycles, kernel_cycles
 from train.plan.hlo import Module
+from train.plan.largest import largest_arrays
 from train.plan.macs import count_macs, count_parameters, macs_of, needed_jaxpr
 from train.plan.memory import Memory, OutOfHbm, hbm
 from train.step import State
@@ -54,6 +55,7 @@ class Plan:
     model_macs: those without recomputation, which is what the MFU counts.
     memory: of one chip. cycles: of one step; None if the program did not fit.
     collectives: in one step; empty if the program did not fit.
+    largest: arrays with their bytes on one chip, the largest first: arguments, and what is kept for the backward pass.
     steps: of the whole run; None if it is not known how many examples an epoch has.
     compile_seconds: the time of the compilation on this machine.
   """
@@ -72,6 +74,7 @@ class Plan:
   memory: Memory
   cycles: Cycles | None
   collectives: tuple[Collective, ...]
+  largest: tuple[tuple[str, int], ...]
   steps: int | None
   compile_seconds: float
 
@@ -145,6 +148,7 @@ class Plan:
       hidden = f", {max(1 - waited / busy, 0):.0%} of it beside computation" if busy else ""
       rows[op] = f"{count} a step, {size / 2**20:,.1f} MiB in total{hidden}"
     if not memory.fits:
+      rows["largest arrays"] = "\n".join(f"{size / GB:.3f} GiB {name}" for name, size in self.largest)
       rows["what may help"] = "more chips, or what `--search` finds by compiling it"
     return rows | {"compiled in": f"{self.compile_seconds:.1f} s"}
 
@@ -212,7 +216,7 @@ def plan(config: ConfigDict, topology: str) -> Plan:
   except OutOfHbm as error:
     memory = Memory(error.needed, error.usable)
   compile_seconds = time.perf_counter() - start
-  batch = arguments[1]
+  batch, at_once = arguments[1], experiment.batch_size // options["grad_accum_steps"]
   return Plan(
     topology=topology,
     chip=chip,
@@ -228,6 +232,7 @@ def plan(config: ConfigDict, topology: str) -> Plan:
     memory=memory,
     cycles=cycles,
     collectives=traffic,
+    largest=tuple(largest_arrays(traced, dict(state=arguments[0], batch=batch), at_once, parallel.data_devices)),
     steps=_steps(options),
     compile_seconds=compile_seconds,
   )

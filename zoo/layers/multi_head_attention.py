@@ -160,6 +160,7 @@ class Attention(nn.Module):
     )
     return project("out", out_BTNH, (width,))[0], weights, cache if biases is None else cache.biased(*biases[1:])
 
+  @nn.nowrap  # no level of its own in the names of operations
   def _project(
     self, for_kernel: bool, swapped: bool, skip_bias_add: bool, name: str, x: jax.Array, features: tuple, **options: Any
   ) -> tuple[jax.Array, jax.Array | None]:
