@@ -33,7 +33,7 @@ ROWS = {
   "all patches": Row(
     "the same, no patch masked in the encoder, 32 images",
     "mae_imagenet:l16",
-    ("batch_size=128", "grad_accum_steps=1", "model.mask_ratio=0.005"),
+    ("batch_size=128", "grad_accum_steps=1", "objective.mask_ratio=0.005"),
   ),
   "transformer": Row("Transformer base, 64 x (64 + 64) tokens", "transformer_wmt14_en_de:base", ("batch_size=256",)),
   "convnext": Row("ConvNeXt-T, 128 images", "convnext_imagenet:t", ("batch_size=512", *NO_MIX)),

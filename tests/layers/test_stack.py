@@ -9,6 +9,7 @@ import pytest
 from support import raises
 
 import zoo
+from train.plan.macs import inner_jaxprs, needed_jaxpr
 from zoo.layers.stack import remat_policy, stack_params, unstack_params
 
 IMAGE = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
@@ -65,6 +66,28 @@ def test_programs_of_scan_and_remat_differ():
   for (scan, remat), t in text.items():
     assert ("scan[" in t) == scan, (scan, remat)
     assert ("remat" in t or "checkpoint" in t) == (remat != "none"), (scan, remat)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(("remat", "runs"), [("none", 1), ("dots_saveable", 1), ("nothing_saveable", 2)])
+def test_a_kernel_runs_again_only_where_products_do(scan, remat, runs):
+  options = dict(width=32, num_heads=2, mlp_dim=12, image_size=(8, 8), depth=2)
+  model = zoo.create("vit/test", scan=scan, remat=remat, attention="pallas_interpret", **options)
+  shapes = jax.eval_shape(model.init, {"params": jax.random.key(0)}, IMAGE)
+
+  def loss(variables):
+    return jnp.square(model.apply(variables, IMAGE)[0]).sum()
+
+  def kernels(jaxpr):
+    for eqn in jaxpr.eqns:
+      if eqn.primitive.name == "pallas_call":
+        yield "backward" if len(eqn.outvars) > 1 else "forward"
+      for inner in (j for value in eqn.params.values() for j in inner_jaxprs(value)):
+        yield from kernels(inner)
+
+  found = list(kernels(needed_jaxpr(jax.grad(loss), shapes)))
+  layers = 1 if scan else 2
+  assert (found.count("forward"), found.count("backward")) == (runs * layers, layers)
 
 
 def test_the_scanned_program_does_not_grow_with_depth():

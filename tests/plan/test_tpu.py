@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+import recorded_cycles
 from jax.sharding import NamedSharding
 from rich.console import Console
 from support import SHALLOW, assert_names, raises
@@ -16,8 +17,10 @@ import zoo
 from train import doctor, sharding
 from train.config import defaults
 from train.experiment import Experiment
-from train.plan import compiler, memory, models, report
+from train.plan import compiler, kernels, macs, memory, models, report
 from train.plan.collectives import collectives
+from train.plan.cycles import count_cycles, kernel_cycles
+from train.plan.hlo import Module
 from zoo import decoding
 
 SHAPE = "v5e:2x2"
@@ -44,7 +47,7 @@ HEADS = {
 
 
 def compiled(name, mesh_name, **overrides):
-  """The train step of a model on a mesh: its collectives, the mesh, the parameters' shapes, the memory.
+  """The train step of a model on a mesh: its collectives, the mesh, the parameters' shapes, the memory, the cycles.
 
   A head of BERT may stand for a model.
   """
@@ -91,8 +94,13 @@ def compiled(name, mesh_name, **overrides):
   made = Experiment(config, parallel=way, load_data=False)
   arguments = report.abstract_arguments(made, mesh)
   params = arguments[0].params
-  program = compiler.compile_for(way.compile(made.make_step()), *arguments)
-  return collectives(program.as_text()), mesh, jax.tree.leaves(params), memory.hbm(program, chip)
+  kernels.read_bundles()
+  step = way.compile(made.make_step())
+  program, grids = compiler.compile_for(step, *arguments), kernels.grids(macs.needed_jaxpr(step, *arguments))
+  text = program.as_text()
+  module = Module(text)
+  cycles = count_cycles(module, chip, kernel_cycles(module, kernels.read_bundles(), grids))
+  return collectives(text), mesh, jax.tree.leaves(params), memory.hbm(program, chip), cycles
 
 
 def moved(found, *ops, axis=None):
@@ -158,18 +166,19 @@ CHECKS = {
 }
 
 
+CASES = [
+  ("vit/test", "data"),
+  *itertools.product(MODELS, ("fsdp", "tensor")),
+  *((name, "fsdp and tensor") for name in HEADS),
+]
+
+
 # One test for all that is asked of a program, since to compile it takes nearly all the time.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("name", "mesh_name"),
-  [
-    ("vit/test", "data"),
-    *itertools.product(MODELS, ("fsdp", "tensor")),
-    *((name, "fsdp and tensor") for name in HEADS),
-  ],
-)
+@pytest.mark.parametrize(("name", "mesh_name"), CASES)
 def test_a_step_on_a_mesh(name, mesh_name):
-  found, mesh, params, memory = compiled(name, mesh_name)
+  found, mesh, params, memory, cycles = compiled(name, mesh_name)
+  recorded_cycles.check(f"{name}, {mesh_name}", cycles)
   check_examples_stay_where_they_are(found, mesh, params, memory)
   for check in CHECKS.get(mesh_name, ()):
     check(name, found, mesh, params)
@@ -177,7 +186,7 @@ def test_a_step_on_a_mesh(name, mesh_name):
 
 @pytest.mark.parametrize("mesh_name", ["data", "fsdp", "tensor"])
 def test_kernel_regression_sums_scalars(mesh_name):
-  found, mesh, params, memory = compiled("kernel_regression/test", mesh_name)
+  found, mesh, params, memory, _ = compiled("kernel_regression/test", mesh_name)
   between = [c for c in found if c.crosses(mesh, "data") or c.crosses(mesh, "fsdp")]
   # The gradient, the loss, its weight and a metric; the points themselves stay where they are.
   assert {c.op for c in found} == {"all-reduce"} and moved(between, "all-reduce") == moved(found, "all-reduce")
@@ -191,7 +200,7 @@ LARGER = dict(width=256, num_heads=2, mlp_dim=1024, scan=True)
 
 @pytest.mark.slow
 def test_fsdp_is_data_parallel_at_any_size():
-  found, _, params, _ = compiled("vit/test", "fsdp", **LARGER)
+  found, _, params, _, _ = compiled("vit/test", "fsdp", **LARGER)
   assert not [c for c in found if any(size % LOCAL == 0 for size in c.sizes)]
   sharded = sum(p.size for p in params if p.ndim > 1)
   assert moved(found, "reduce-scatter") >= 0.9 * sharded

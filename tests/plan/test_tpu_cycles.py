@@ -1,8 +1,11 @@
 """Predicted cycles of programs whose cost is known, compiled by the real TPU compiler."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
+import recorded_cycles
 from jax.experimental import pallas as pl
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -11,6 +14,9 @@ from train.plan import compiler, kernels
 from train.plan.cycles import count_cycles, kernel_cycles
 from train.plan.hlo import Module
 from train.plan.macs import needed_jaxpr
+from zoo.kernels.short_attention import short_attention
+from zoo.kernels.window_attention import window_attention
+from zoo.layers.windows import WindowLayout
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1")
 
@@ -65,6 +71,39 @@ def test_a_gradient_over_the_slice_is_an_all_reduce_of_its_bytes():
   found = count_cycles(Module(program.as_text()), chip)
   busy, waited = found.links["all-reduce"]
   assert busy / chip.clock == pytest.approx(2 * 2048 * 2048 * 2 / chip.links, rel=0.01) and 0 <= waited <= busy
+
+
+# ---- kernels
+
+
+def attention(q, k, v):
+  """Forward and backward, with what BERT adds: a mask by length and dropout."""
+  mask = (jnp.arange(k.shape[1]) < 100)[None, None, None]
+  options = dict(mask=mask, dropout_rate=0.1, dropout_key=jax.random.key(0))
+  out, pull = jax.vjp(lambda *a: short_attention(*a, **options), q, k, v)
+  return pull(out)
+
+
+def attention_in_windows(q, k, v, bias):
+  layout = WindowLayout(q.shape[1:3], (7, 7), (3, 3))
+  options = dict(window_size=layout.window_size, shift=layout.rolled, mask_WTT=layout.static_mask())
+  qkv_bias = jnp.zeros((3, q.shape[-1]))
+  call = functools.partial(window_attention, **options)
+  out, pull = jax.vjp(lambda *a: call(*a, qkv_bias), q, k, v, bias.astype(jnp.float32))
+  return pull(out)
+
+
+KERNELS = {
+  "short attention": (attention, *[(8, 128, 4, 64)] * 3),
+  "short attention, a length that fills no tile": (attention, *[(8, 197, 4, 64)] * 3),
+  "window attention": (attention_in_windows, *[(4, 14, 14, 64)] * 3, (2, 49, 49)),
+}
+
+
+@pytest.mark.parametrize("case", KERNELS)
+def test_a_kernel_costs_what_was_recorded(case):
+  function, *shapes = KERNELS[case]
+  recorded_cycles.check(case, predicted(function, *shapes)[0])
 
 
 def _kernel(x_ref, w_ref, o_ref):

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 
 LANES, SUBLANES = 128, 8  # of a vector register of 32-bit numbers
+# The name (`jax.ad_checkpoint.checkpoint_name`) of what kernels compute that takes the place of a product.
+KERNEL_OUTPUT = "kernel_output"
 
 
 def dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:

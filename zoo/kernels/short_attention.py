@@ -14,11 +14,12 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from zoo import partitioning
-from zoo.kernels.common import LANES
+from zoo.kernels.common import KERNEL_OUTPUT, LANES
 from zoo.kernels.short_attention_bodies import BIASED, GROUP, Shape, backward, forward, run
 from zoo.shapes import expect
 
@@ -262,7 +263,7 @@ def short_attention(
     return _run(H, options, index, *(None if a is None else next(rest) for a, _ in operands))
 
   out_BTF = partitioning.split(part, [own for _, own in given], tokens, *(a for a, _ in given))
-  return out_BTF.reshape(q_BTNH.shape)
+  return checkpoint_name(out_BTF.reshape(q_BTNH.shape), KERNEL_OUTPUT)
 
 
 def _run(H: int, has: dict[str, Any], part, q_BTF, k_BSF, v_BSF, qv_bias_2NH, mask, bias, seed) -> jax.Array:

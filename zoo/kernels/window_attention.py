@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from zoo.kernels.common import LANES, SUBLANES, dot
+from zoo.kernels.common import KERNEL_OUTPUT, LANES, SUBLANES, dot
 from zoo.kernels.window_plan import Plan, Window, block, up, windows
 from zoo.shapes import expect
 
@@ -343,4 +344,4 @@ def window_attention(
     return x.reshape(-1, D)
 
   out_PD = _attention(plan, flat(q_BYXD), flat(k_BYXD), flat(v_BYXD), bias_NTT, qkv_bias_3D, jnp.asarray(mask_WTT))
-  return out_PD.reshape(batch, *size, D)[:B]
+  return checkpoint_name(out_PD.reshape(batch, *size, D)[:B], KERNEL_OUTPUT)

@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from zoo.errors import nearest
+from zoo.kernels.common import KERNEL_OUTPUT
 from zoo.layers.norms import BACKWARD_STATISTICS, STATISTICS
 from zoo.partitioning import STACKED
 
@@ -25,6 +26,8 @@ _UNSTACKED = re.compile(r"block_\d+")
 def remat_policy(name: str) -> Callable | None:
   """A `jax.checkpoint` policy by its name in `jax.checkpoint_policies`.
 
+  "dots_saveable" keeps what a kernel computes too, in the place of the products that it contains.
+
   Raises:
     ValueError: there is no policy of that name that needs no arguments.
   """
@@ -33,7 +36,11 @@ def remat_policy(name: str) -> Callable | None:
   ]
   if name not in known:
     raise ValueError(f"unknown remat policy {name!r}{nearest(name, ['none', *known])}")
-  return getattr(jax.checkpoint_policies, name)
+  policies = jax.checkpoint_policies
+  policy = getattr(policies, name)
+  if name != "dots_saveable":
+    return policy
+  return policies.save_from_both_policies(policy, policies.save_only_these_names(KERNEL_OUTPUT))
 
 
 def run_blocks(
