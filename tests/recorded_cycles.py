@@ -1,6 +1,6 @@
 """Predicted cycles of small steps and kernels as they were recorded, so that nobody slows the TPU unknowingly.
 
-python tests/recorded_cycles.py    # records them again, after a change that is meant or a new libtpu
+python tests/recorded_cycles.py [CASE ...]    # records all or some again, after a change that is meant
 """
 
 import json
@@ -26,16 +26,20 @@ def check(case: str, cycles) -> None:
 
 
 def main() -> None:
-  """Compiles every case, in a few minutes, and writes the file."""
+  """Compiles the cases, all in a few minutes, and writes the file."""
   os.environ["JAX_PLATFORMS"] = "cpu"
   sys.path[:0] = [str(FILE.parent), str(FILE.parents[1])]
   import test_tpu
   import test_tpu_cycles
 
-  cycles = {f"{name}, {mesh}": test_tpu.compiled(name, mesh)[-1] for name, mesh in test_tpu.CASES}
-  cycles |= {case: test_tpu_cycles.predicted(*parts)[0] for case, parts in test_tpu_cycles.KERNELS.items()}
-  rounded = {case: round(found.total) for case, found in cycles.items()}
-  FILE.write_text(json.dumps({"libtpu": metadata.version("libtpu"), "cycles": rounded}, indent=1) + "\n")
+  cases = {f"{case[0]}, {case[1]}": lambda case=case: test_tpu.compiled(*case)[-1] for case in test_tpu.CASES}
+  cases |= {
+    name: lambda parts=parts: test_tpu_cycles.predicted(*parts)[0] for name, parts in test_tpu_cycles.KERNELS.items()
+  }
+  names = sys.argv[1:] or list(cases)
+  recorded = json.loads(FILE.read_text())["cycles"] if sys.argv[1:] else {}
+  recorded |= {name: round(cases[name]().total) for name in names}
+  FILE.write_text(json.dumps({"libtpu": metadata.version("libtpu"), "cycles": recorded}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

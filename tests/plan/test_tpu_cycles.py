@@ -14,6 +14,7 @@ from train.plan import compiler, kernels
 from train.plan.cycles import count_cycles, kernel_cycles
 from train.plan.hlo import Module
 from train.plan.macs import needed_jaxpr
+from zoo.kernels.long_attention import long_attention
 from zoo.kernels.short_attention import short_attention
 from zoo.kernels.window_attention import window_attention
 from zoo.layers.windows import WindowLayout
@@ -84,6 +85,12 @@ def attention(q, k, v):
   return pull(out)
 
 
+def attention_by_blocks(q, k, v):
+  mask = (jnp.arange(k.shape[1]) < 1000)[None, None, None]
+  out, pull = jax.vjp(lambda *a: long_attention(*a, mask=mask), q, k, v)
+  return pull(out)
+
+
 def attention_in_windows(q, k, v, bias):
   layout = WindowLayout(q.shape[1:3], (7, 7), (3, 3))
   options = dict(window_size=layout.window_size, shift=layout.rolled, mask_WTT=layout.static_mask())
@@ -96,6 +103,7 @@ def attention_in_windows(q, k, v, bias):
 KERNELS = {
   "short attention": (attention, *[(8, 128, 4, 64)] * 3),
   "short attention, a length that fills no tile": (attention, *[(8, 197, 4, 64)] * 3),
+  "long attention": (attention_by_blocks, *[(2, 1025, 4, 64)] * 3),
   "window attention": (attention_in_windows, *[(4, 14, 14, 64)] * 3, (2, 49, 49)),
 }
 

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from train import sharding
 from train.plan import compiler
 from train.plan.collectives import collectives
+from zoo.kernels.long_attention import long_attention
 from zoo.kernels.short_attention import short_attention
 
 TOPOLOGIES = "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1"
@@ -35,6 +36,23 @@ def compiled(topology, shape, dtype, mask=None, bias=None, dropout_rate=0.0, **m
       return out, pull(out)
 
   return compiler.compile_for(run, tokens, tokens, tokens, mask, bias).as_text()
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_long_attention_compiles_and_gathers_nothing(topology):
+  """The forward pass alone and with its two backward kernels, by examples and by heads."""
+  way = sharding.Jit(sharding.make_mesh(2, 1, 2, devices=compiler.tpu_devices(topology)[1]))
+  there = NamedSharding(way.mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
+  tokens = jax.ShapeDtypeStruct((2, 1025, 4, 80), jnp.bfloat16, sharding=there)
+
+  def run(q, k, v):
+    with way._cutting():
+      mask = (jnp.arange(1025) < 1000)[None, None, None]
+      out, pull = jax.vjp(lambda *a: long_attention(*a, mask=mask), q, k, v)
+      return out, pull(out)
+
+  text = compiler.compile_for(run, tokens, tokens, tokens).as_text()
+  assert text.count('custom_call_target="tpu_custom_call"') == 3 and not collectives(text)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

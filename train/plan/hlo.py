@@ -95,8 +95,9 @@ class Module:
     self.computations: dict[str, list[Instruction]] = {}
     self.entry = ""
     current: list[Instruction] = []
-    # The programs of kernels, up to megabytes each, say nothing here.
-    for line in re.sub(r'"body":"[^"]*"', '"body":""', text).splitlines():
+    # The programs of kernels, up to megabytes each, say nothing here; their metadata may have lines of its own.
+    text = re.sub(r'"body":"[^"]*"', '"body":""', text)
+    for line in re.sub(r"kernel_metadata=\{\n(.*)\n\}", r"kernel_metadata={\1}", text).splitlines():
       if header := _COMPUTATION.match(line):
         current = self.computations[header[2]] = []
         self.entry = header[2] if header[1] else self.entry

@@ -24,13 +24,14 @@ from jax.typing import DTypeLike
 
 from zoo import partitioning
 from zoo.errors import nearest
-from zoo.kernels.short_attention import kernel_fits, short_attention
+from zoo.kernels import long_attention, short_attention
 from zoo.layers.dropout import dropout
 from zoo.shapes import expect
 
-# What computes attention: "auto" is Pallas kernels on TPUs, where they can, and XLA elsewhere; "pallas_interpret" runs
-# the kernels on any platform, for tests.
-IMPLEMENTATIONS = "auto", "xla", "pallas", "pallas_interpret"
+# What computes attention: "auto" is a kernel on TPUs, where one can, and XLA elsewhere; "pallas" keeps whole rows of
+# scores in VMEM, for up to 1,024 tokens, "splash" blocks of them, for more; "pallas_interpret" runs the former on any
+# platform, for tests.
+IMPLEMENTATIONS = "auto", "xla", "pallas", "splash", "pallas_interpret"
 
 
 @functools.cache
@@ -38,12 +39,12 @@ def _log_choice(chosen: str, what: str) -> None:
   logging.getLogger(__name__).info("attention by %s: %s", chosen, what)
 
 
-def resolve_implementation(name: str, kernel_fits: bool, what: str) -> str:
+def resolve_implementation(name: str, kernel: str, what: str) -> str:
   """The implementation that "auto" stands for where it is traced; logged once.
 
   Args:
     name: one of `IMPLEMENTATIONS`; all but "auto" are returned as they are.
-    kernel_fits: whether a kernel can.
+    kernel: the one to take on a TPU, "xla" if none can.
     what: sizes, for the log.
 
   Raises:
@@ -53,7 +54,7 @@ def resolve_implementation(name: str, kernel_fits: bool, what: str) -> str:
     raise ValueError(f"unknown attention {name!r}{nearest(name, IMPLEMENTATIONS)}")
   if name != "auto":
     return name
-  chosen = "pallas" if kernel_fits and partitioning.platform() == "tpu" else "xla"
+  chosen = kernel if partitioning.platform() == "tpu" else "xla"
   _log_choice(chosen, what)
   return chosen
 
@@ -245,11 +246,24 @@ def attention_pool(
   return out_BTKGH.reshape(sizes["B"], sizes["T"], sizes["N"], sizes["H"]), weights_BNTS
 
 
-def implementation_for(name: str, heads_BTNH: tuple[int, ...], keys: int, dtype: DTypeLike) -> str:
-  """`resolve_implementation` for queries of shape [B, T, N, H] and S keys."""
+def implementation_for(name: str, heads_BTNH: tuple[int, ...], keys: int, dtype: DTypeLike, splash_fits: bool) -> str:
+  """`resolve_implementation` for queries of shape [B, T, N, H] and S keys.
+
+  Raises:
+    ValueError: an unknown name, or "splash" where not `splash_fits` (`zoo.kernels.long_attention.kernel_fits`).
+  """
   _, T, N, H = heads_BTNH
-  fits = kernel_fits(heads_BTNH, keys, jnp.dtype(dtype).itemsize)
-  return resolve_implementation(name, fits, f"{T} queries, {keys} keys, {N} heads of width {H}")
+  what, kernel = f"{T} queries, {keys} keys, {N} heads of width {H}", "xla"
+  if short_attention.kernel_fits(heads_BTNH, keys, jnp.dtype(dtype).itemsize):
+    kernel = "pallas"
+  elif splash_fits and max(T, keys) > short_attention.MAX_LENGTH:
+    kernel = "splash"
+  if name == "splash" and not splash_fits:
+    raise ValueError(
+      f"attention is 'splash', of {what}: it can have no bias, no dropout of weights and no mask but one of keys "
+      "[B, 1, 1, S]; use 'auto' or 'xla'"
+    )
+  return resolve_implementation(name, kernel, what)
 
 
 def dot_product_attention(
@@ -273,15 +287,17 @@ def dot_product_attention(
     bias: added to the scores, broadcastable to [B, N, T, S].
     dropout_rate: share of the weights set to 0 (the rest grows to keep the mean); needs `dropout_key`.
     dropout_key: None for evaluation.
-    implementation: "xla", or "pallas" for the output by `zoo.kernels.short_attention`, on TPUs. The weights are then
-      computed beside it; `jax.jit` leaves them out where nobody reads them. See `IMPLEMENTATIONS`.
+    implementation: "xla", or on TPUs "pallas" for the output by `zoo.kernels.short_attention`, or "splash" by
+      `zoo.kernels.long_attention`. The weights are then computed beside it; `jax.jit` leaves them out where nobody
+      reads them. See `IMPLEMENTATIONS`.
 
   Returns:
     output [B, T, N, H] in the type of v, and the weights [B, N, T, S] in float32, before dropout. A query that
     may see nothing gets 0.
   """
   expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
-  implementation = implementation_for(implementation, q_BTNH.shape, k_BSKH.shape[1], q_BTNH.dtype)
+  splash_fits = long_attention.kernel_fits(mask, bias, bool(dropout_rate) and dropout_key is not None)
+  implementation = implementation_for(implementation, q_BTNH.shape, k_BSKH.shape[1], q_BTNH.dtype, splash_fits)
   q, k, v = q_BTNH, k_BSKH, v_BSKH
   if biases is not None:
     q, k, v = (a + b.astype(a.dtype) for a, b in zip((q, k, v), biases, strict=True))
@@ -291,7 +307,9 @@ def dot_product_attention(
     scores_BNTS = scores_BNTS + bias.astype(scores_BNTS.dtype)
   if implementation == "xla":
     return attention_pool(scores_BNTS, v, mask=mask, dropout_rate=dropout_rate, dropout_key=dropout_key)
-  out_BTNH = short_attention(
+  if implementation == "splash":
+    return long_attention.long_attention(q, k, v, mask=mask), masked_softmax(scores_BNTS, mask)
+  out_BTNH = short_attention.short_attention(
     *(q_BTNH, k_BSKH, v_BSKH),
     biases=biases,
     mask=mask,

@@ -11,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from zoo.kernels import long_attention
 from zoo.kernels.short_attention import time_major
 from zoo.layers import initializers, position_embeddings
 from zoo.layers.attention import check_heads, cosine_queries_and_keys, dot_product_attention, implementation_for
@@ -125,12 +126,15 @@ class Attention(nn.Module):
     y_BSD, chosen = x_BTD if y_BSD is None else y_BSD, "xla"
     N, K, H = self.num_heads, self.num_kv_heads or self.num_heads, width // self.num_heads
     heads_BTNH = *x_BTD.shape[:2], N, H
+    drops = bool(self.dropout_rate) and self.has_rng("dropout")
     if cache is None:
-      chosen = implementation_for(self.implementation, heads_BTNH, y_BSD.shape[1], self.dtype)
-    swapped = chosen != "xla" and time_major(heads_BTNH, y_BSD.shape[1])
-    skip_bias_add = chosen != "xla" and not (self.rotary or self.cosine_attention or self.relative_length)
+      splash_fits = not self.relative_length and long_attention.kernel_fits(mask, bias, drops)
+      chosen = implementation_for(self.implementation, heads_BTNH, y_BSD.shape[1], self.dtype, splash_fits)
+    for_kernel = chosen not in ("xla", "splash")
+    swapped = for_kernel and time_major(heads_BTNH, y_BSD.shape[1])
+    skip_bias_add = for_kernel and not (self.rotary or self.cosine_attention or self.relative_length)
 
-    project = functools.partial(self._project, chosen != "xla", swapped, skip_bias_add)
+    project = functools.partial(self._project, for_kernel, swapped, skip_bias_add)
     q_BTNH, q_bias = project("q", x_BTD, (N, H))
     q_BTNH, biases = self._rotate(q_BTNH, position_BT), None
     if cache is None or index is not None:
@@ -155,7 +159,7 @@ class Attention(nn.Module):
       mask=mask,
       bias=bias,
       dropout_rate=self.dropout_rate,
-      dropout_key=self.make_rng("dropout") if self.dropout_rate and self.has_rng("dropout") else None,
+      dropout_key=self.make_rng("dropout") if drops else None,
       implementation=chosen,
     )
     return project("out", out_BTNH, (width,))[0], weights, cache if biases is None else cache.biased(*biases[1:])

@@ -15,6 +15,7 @@ from zoo import partitioning
 from zoo.kernels.window_attention import kernel_fits, window_attention
 from zoo.layers import initializers
 from zoo.layers.attention import (
+  IMPLEMENTATIONS,
   check_heads,
   cosine_queries_and_keys,
   dot_product_scores,
@@ -25,6 +26,9 @@ from zoo.layers.multi_head_attention import Attention, Projection
 from zoo.layers.windows import WindowLayout
 from zoo.shapes import expect
 
+# Windows are short sequences.
+WINDOW_IMPLEMENTATIONS = tuple(name for name in IMPLEMENTATIONS if name != "splash")
+
 
 def resolve_window_implementation(name: str, heads: Sequence[tuple[int, int]], dropout_rate: float) -> str:
   """The implementation that "auto" stands for (`zoo.layers.attention.resolve_implementation`).
@@ -32,12 +36,12 @@ def resolve_window_implementation(name: str, heads: Sequence[tuple[int, int]], d
   With a kernel keep tokens as a matrix between dense layers, as it reads them: XLA would copy between other axes.
 
   Args:
-    name: one of `zoo.layers.attention.IMPLEMENTATIONS`.
+    name: one of `WINDOW_IMPLEMENTATIONS`.
     heads: N and D of all maps that the model has.
     dropout_rate: of attention weights, which the kernel cannot drop.
   """
   fits = not dropout_rate and all(kernel_fits(D, N) for N, D in heads)
-  return resolve_implementation(name, fits, f"windows of maps with heads and widths {heads}")
+  return resolve_implementation(name, "pallas" if fits else "xla", f"windows of maps with heads and widths {heads}")
 
 
 def attend_windows(

@@ -17,7 +17,7 @@ from flax import linen as nn
 from zoo.errors import field_faults
 from zoo.layers import initializers
 from zoo.layers.activations import ACTIVATIONS
-from zoo.layers.attention import IMPLEMENTATIONS, check_heads
+from zoo.layers.attention import check_heads
 from zoo.layers.block import BLOCK_AXES
 from zoo.layers.dropout import Dropout, DropPath, drop_path_rates
 from zoo.layers.mlp import Mlp
@@ -30,7 +30,7 @@ from zoo.layers.position_embeddings import (
   WindowRelativePositionBias,
 )
 from zoo.layers.stack import run_blocks
-from zoo.layers.window_attention import attend_windows, resolve_window_implementation
+from zoo.layers.window_attention import WINDOW_IMPLEMENTATIONS, attend_windows, resolve_window_implementation
 from zoo.layers.windows import WindowLayout
 from zoo.partitioning import BIASES_AND_SCALES, BLOCK, shard_batch, under
 from zoo.shapes import expect
@@ -103,7 +103,7 @@ class Config:
     scan: compile one pair of blocks for all of a stage. remat: what the backward pass recomputes
       (`zoo.layers.stack.run_blocks`).
     dtype: compute type, "float32" or "bfloat16"; parameters, norm statistics, softmax and logits stay float32.
-    attention: one of `zoo.layers.attention.IMPLEMENTATIONS`; "auto" is "xla" where weights are dropped.
+    attention: one of `zoo.layers.window_attention.WINDOW_IMPLEMENTATIONS`; "auto" is "xla" where weights are dropped.
   """
 
   width: int
@@ -145,7 +145,7 @@ class Config:
       resampling=RESAMPLINGS,
       activation=tuple(ACTIVATIONS),
       dtype=("float32", "bfloat16"),
-      attention=IMPLEMENTATIONS,
+      attention=WINDOW_IMPLEMENTATIONS,
     )
     at_least = {1: ("patch_size", "width", "window_size", "num_channels"), 0: ("num_classes",)}
     faults = field_faults(self, choices, at_least, ("dropout_rate", "attention_dropout_rate", "drop_path_rate"))
