@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
   elif overrides:
     parser.error(f"zoo {verb} takes no {overrides[0]!r}")
   try:
-    _quiet()
+    _logging()
     if options.get("json"):
       _check_writable(options["json"])
     return function(**options) or 0
@@ -384,8 +384,8 @@ def _write(path: str | None, value) -> None:
     Path(path).write_text(json_module.dumps(value, indent=2, default=str) + "\n")
 
 
-def _quiet() -> None:
-  """Silences log messages of libraries that do not concern the user."""
+def _logging() -> None:
+  """Silences log messages of libraries that do not concern the user; shows those of the zoo on accelerators."""
   from train.doctor import accelerators
 
   if importlib.util.find_spec("libtpu") and not accelerators():
@@ -397,3 +397,6 @@ def _quiet() -> None:
   logging.getLogger("absl").addFilter(lambda record: "worker profiling requires jaxlib" not in record.getMessage())
   # If Orbax cannot write one array, asyncio logs the same failure for all others.
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  if accelerators():  # elsewhere nothing is chosen, such as what computes attention
+    logging.getLogger("zoo").setLevel(logging.INFO)
+    logging.getLogger("zoo").addHandler(logging.StreamHandler())

@@ -110,8 +110,10 @@ class Experiment:
 
   # ---- the step
 
-  def make_step(self, axis: str | None = None) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
-    """The training step (`train.step.make_step`), not compiled; `axis` is the name of pmap's axis."""
+  def make_step(
+    self, parallel: sharding.Jit | sharding.Pmap | None = None
+  ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+    """The training step (`train.step.make_step`), not compiled, for several devices where `parallel` is given."""
     return make_step(
       self.objective,
       self.model,
@@ -120,12 +122,13 @@ class Experiment:
       ema_decay=self.config.ema_decay,
       skip_nonfinite=self.config.skip_nonfinite,
       freeze=lambda params: optim.stop_frozen(params, self._freeze),
-      axis=axis,
+      axis=parallel and parallel.axis,
+      sum_once=parallel.sum_once if parallel else lambda sum_gradients: sum_gradients,
     )
 
   def parallel_step(self) -> Callable:
     """The jitted step over all devices. To lower it and to count its operations traces it but once."""
-    return self.parallel.compile(self.make_step(axis=self.parallel.axis))
+    return self.parallel.compile(self.make_step(self.parallel))
 
   # ---- shapes
 

@@ -1,5 +1,7 @@
 """Device meshes and array sharding: axes data, fsdp and tensor under `jit`, or data parallelism under `pmap`."""
 
+import functools
+import math
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from zoo import partitioning
+from zoo import compat, partitioning
 from zoo.errors import nearest
 from zoo.partitioning import Tree
 
@@ -24,8 +26,6 @@ MESH_AXES = {
 }
 # The batch is sharded over both; fsdp is data parallelism that also shards the parameters (Rajbhandari et al. 2020).
 BATCH = PartitionSpec(("data", "fsdp"))
-# Mesh axes of the axes that `zoo.partitioning.split` knows.
-SPLIT_AXES = {"batch": ("data", "fsdp"), "heads": "tensor"}
 
 
 def make_mesh(
@@ -174,16 +174,29 @@ class Jit:
       for k, v in batch.items()
     }
 
-  def _cutting(self):
+  def _cutting(self, manual: frozenset[str] = frozenset()):
+    """The scope of a traced step; `manual` are mesh axes that a `shard_map` around it has split already."""
+    mesh = jax.sharding.get_abstract_mesh() if manual else self.mesh
+    batch = tuple(axis for axis in BATCH[0] if axis not in manual)
+
     def put(spec: PartitionSpec) -> Callable:
-      return lambda tree: jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
+      return lambda tree: jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
 
     platform = partitioning.platform_of(self.mesh.devices.flat[0])
-    return partitioning.sharding_scope(put(BATCH), put(PartitionSpec()), self._split, platform)
+    split = functools.partial(self._split, mesh, {"batch": batch, "heads": ("tensor",)})
+    return partitioning.sharding_scope(put(PartitionSpec(batch)), put(PartitionSpec()), split, platform)
 
-  def _split(self, function: Callable, in_axes: Sequence[Sequence], out_axes: Sequence, *args: jax.Array) -> jax.Array:
+  def _split(
+    self,
+    mesh: Any,
+    mesh_axes: dict[str, tuple[str, ...]],
+    function: Callable,
+    in_axes: Sequence[Sequence],
+    out_axes: Sequence,
+    *args: jax.Array,
+  ) -> jax.Array:
     """`zoo.partitioning.split` by `jax.shard_map`; an axis that the mesh does not divide stays whole on each device."""
-    sizes = dict(batch=self.data_devices, heads=self.mesh.shape["tensor"])
+    sizes = {name: math.prod(mesh.shape[axis] for axis in axes) for name, axes in mesh_axes.items()}
     # (name, size) of each axis; of a flat one the size that is given with the name.
     named = [
       axis if isinstance(axis, tuple) else (axis, n)
@@ -194,14 +207,52 @@ class Jit:
 
     def spec(axes: Sequence) -> PartitionSpec:
       names = [axis[0] if isinstance(axis, tuple) else axis for axis in axes]
-      return PartitionSpec(*(None if name in uneven else SPLIT_AXES.get(name) for name in names))
+      return PartitionSpec(*(None if name in uneven else mesh_axes.get(name) for name in names))
 
     def part(*parts: jax.Array) -> jax.Array:
       return function(jax.lax.axis_index(self.mesh.axis_names), *parts)
 
     # Pallas calls do not say along which mesh axes their results vary, so this cannot be checked.
-    places = tuple(map(spec, in_axes))
-    return jax.shard_map(part, mesh=self.mesh, in_specs=places, out_specs=spec(out_axes), check_vma=False)(*args)
+    places, axes = tuple(map(spec, in_axes)), {axis for axes in mesh_axes.values() for axis in axes}
+    return jax.shard_map(part, mesh=mesh, in_specs=places, out_specs=spec(out_axes), axis_names=axes, check_vma=False)(
+      *args
+    )
+
+  def sum_once(self, sum_gradients: Callable) -> Callable:
+    """`sum_gradients` of `train.step` over parts of a batch, whose sums cross the data axis once.
+
+    The compiler alone would sum every part's gradients over the devices. It still does with statistics of a batch,
+    which are of the whole part; with a tensor axis, along which it would here shard activations; and before JAX 0.8.
+    """
+
+    def local(state: Any, batch: dict, key: jax.Array) -> tuple[dict, dict, dict]:
+      mesh, specs = jax.sharding.get_abstract_mesh(), param_specs(state.params, self.mesh, self.axes)
+
+      def as_params(tree: dict) -> dict:
+        return partitioning.map_with_path(
+          lambda path, a: jax.lax.with_sharding_constraint(a, NamedSharding(mesh, specs[path])), tree
+        )
+
+      with self._cutting(frozenset({"data"})):
+        grads, totals, model_state = sum_gradients(state._replace(params=as_params(state.params)), batch, key)
+      grads = as_params(grads)
+      return *jax.lax.psum((grads, totals), "data"), model_state
+
+    def summed(state: Any, batch: dict, key: jax.Array) -> tuple[dict, dict, dict]:
+      can = compat.CONSTRAINS_IN_SHARD_MAP and not state.model_state and self.mesh.shape["tensor"] == 1
+      if not can or self.mesh.shape["data"] == 1:
+        return sum_gradients(state, batch, key)
+      everywhere = PartitionSpec()
+      return jax.shard_map(
+        local,
+        mesh=self.mesh,
+        in_specs=(everywhere, PartitionSpec("data"), everywhere),
+        out_specs=everywhere,
+        axis_names={"data"},
+        check_vma=False,
+      )(state, batch, key)
+
+    return summed
 
   def compile(self, step: Callable) -> Callable:
     """Jits `step(state, batch, key)`; the state is donated."""
@@ -282,6 +333,10 @@ class Pmap:
         return step(*args)
 
     return scoped
+
+  def sum_once(self, sum_gradients: Callable) -> Callable:
+    """`sum_gradients` of `train.step` as it is: the step sums over devices by the axis's name."""
+    return sum_gradients
 
   def compile(self, step: Callable) -> Callable:
     """Compiles `step(state, batch, key)`; the state is donated."""

@@ -5,6 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+# Whether a `shard_map` over some axes of a mesh may constrain shardings along the others. Can go with JAX >= 0.8.
+CONSTRAINS_IN_SHARD_MAP = jax.__version_info__ >= (0, 8, 0)
+
 
 def float32_product(product: Callable, x: jax.Array, w: jax.Array) -> jax.Array:
   """`product(x, w)`, a matrix product [..., D] x [D, V] to [..., V] with a float32 result.

@@ -206,6 +206,18 @@ def test_fsdp_is_data_parallel_at_any_size():
   assert moved(found, "reduce-scatter") >= 0.9 * sharded
 
 
+@pytest.mark.slow
+def test_gradients_of_an_accumulated_batch_cross_devices_once():
+  """By the kernels, which shard_map wraps once more."""
+  made = config(width=32, num_heads=2, mlp_dim=48, depth=2)
+  made.batch_size, made.grad_accum_steps = 4 * 4 * LOCAL, 4
+  found = report.plan(made, SHAPE)
+  count, size = found.traffic()["all-reduce"]
+  assert "short_attention" in found.rows()["  kernels"]
+  # Sums of float32 gradients and of few numbers beside them.
+  assert count <= 2 and 3.96 * found.parameters <= size < 4.1 * found.parameters
+
+
 LENGTH = 9  # of what is decoded
 
 

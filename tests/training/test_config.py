@@ -335,7 +335,7 @@ def test_a_misspelt_key_in_a_file_names_the_nearest(tmp_path):
 def test_arguments_are_parsed_before_jax_is_imported():
   """Which device JAX looks for is decided by then: a libtpu that is installed for `zoo plan` alone must not be used."""
   script = (
-    "import sys; from train import cli; cli._quiet = lambda: sys.exit('jax' in sys.modules); cli.main(sys.argv[1:])"
+    "import sys; from train import cli; cli._logging = lambda: sys.exit('jax' in sys.modules); cli.main(sys.argv[1:])"
   )
   for words in (["models", "vit/test"], ["train", "sort", "model={'name': 'x y'}", "steps=1"]):
     assert subprocess.run([sys.executable, "-c", script, *words], timeout=120).returncode == 0

@@ -174,6 +174,10 @@ DECODER = dict(decoder_width=16, decoder_num_heads=8, decoder_mlp_dim=16, decode
 CASES = {
   "vit": (zoo.create("vit/test", **SMALL), image_classification.Objective(label_smoothing=0.1)),
   "mae": (zoo.create("mae/test", **SMALL, **DECODER), mae.Objective(mask_ratio=0.5)),
+  "vit by kernels": (
+    zoo.create("vit/test", attention="pallas_interpret", **SMALL | dict(width=32, num_heads=2)),
+    image_classification.Objective(label_smoothing=0.1),
+  ),
 }
 
 
@@ -209,9 +213,8 @@ def two_steps(case, where="one", grad_accum_steps=1):
   model, objective = CASES[case]
   devices = parallel(where)
   state = devices.init(lambda v: init_state(v, optimizer(case), ema=True), variables(case))
-  step = make_step(
-    objective, model, optimizer(case), grad_accum_steps=grad_accum_steps, ema_decay=DECAY, axis=devices.axis
-  )
+  options = dict(grad_accum_steps=grad_accum_steps, ema_decay=DECAY, axis=devices.axis, sum_once=devices.sum_once)
+  step = make_step(objective, model, optimizer(case), **options)
   inputs = devices.put_batch(BATCH), devices.put(rng.root(3))
   step = devices.compile(step).lower(state, *inputs).compile()  # refuses a state of another sharding
   metrics = []
@@ -228,6 +231,8 @@ MESHES = [
   ("vit", "data=1,fsdp=8", 1),
   ("vit", "data=1,tensor=8", 1),
   ("vit", "data=2,fsdp=2,tensor=2", 4),
+  ("vit", "data=4,fsdp=2", 4),
+  ("vit by kernels", "data=4,fsdp=2", 2),
   ("vit", "pmap", 1),
   ("mae", "data=8", 2),
   ("mae", "data=1,fsdp=8", 1),
@@ -267,7 +272,8 @@ def test_the_new_state_is_sharded_by_its_rules(case, where, grad_accum_steps):
     for name, tree in (("params", state.params), ("ema_params", state.ema_params), ("mu", state.opt_state[1][0].mu))
   }
   sizes = parallel(where).mesh.shape
-  assert all(p == {(16 // sizes["fsdp"], 16 // sizes["tensor"])} for p in pieces.values()), pieces
+  width = CASES[case][0].config.width
+  assert all(p == {(width // sizes["fsdp"], 16 // sizes["tensor"])} for p in pieces.values()), pieces
 
 
 def test_the_same_key_gives_the_same_bits():

@@ -169,6 +169,8 @@ class Plan:
       f"{name} {n / self.cycles.total:.1%}"
       for name, n in (("copies", self.cycles.copies), ("collectives", self.cycles.collectives))
     )
+    if kernels := {layer.split("/")[-1]: None for layer, _, kind in self.cycles.parts if kind == "kernel"}:
+      rows["  kernels"] = ", ".join(kernels)
     if self.cycles.unknown:
       rows["  not counted"] = f"{len(self.cycles.unknown)} kernels: {', '.join(self.cycles.unknown)}"
     if self.hours is not None:

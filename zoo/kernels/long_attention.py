@@ -5,6 +5,7 @@ algorithm 1). JAX's kernel has the numbers; what is added here is any length, ke
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,8 @@ def _attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BS:
     q_seq_shards=1,
     interpret=interpret,
   )
-  out_BTNH = jax.vmap(attend)(q, k, v, segments).swapaxes(1, 2)[:, :T]
+  out_BNTH: Any = jax.vmap(attend)(q, k, v, segments)
+  out_BTNH = out_BNTH.swapaxes(1, 2)[:, :T]
   return jnp.where(mask_BS.any(1)[:, None, None, None], out_BTNH, 0)
 
 

@@ -246,7 +246,9 @@ def short_attention(
   qv_bias = None if biases is None else jnp.stack([biases[0], for_all(biases[2], 0)]).astype(jnp.float32)
   mask, bias, has = _as_read(S, T, mask, bias)
   dropout_rate = 0.0 if dropout_key is None else dropout_rate
-  seed = jax.random.bits(dropout_key, (1,), jnp.uint32).astype(jnp.int32) if dropout_rate else None
+  seed = None
+  if dropout_rate and dropout_key is not None:
+    seed = jax.random.bits(dropout_key, (1,), jnp.uint32).astype(jnp.int32)
   tokens = "batch", None, ("heads", N)
   scores = [
     ("batch" if b else None, "heads" if n else None, None, None) for b, n in (has["mask_axes"], has["bias_axes"])
