@@ -1,14 +1,6 @@
 """What the configs that fine-tune BERT share: Devlin et al. 2019, 4 and A.3.
 
-The compiler's prediction for batches of 32 in float32, of the 15.75 GiB of a v5e chip (`zoo plan glue:mnli --tpu
-v5e:1x1`, ...). The time is that at the chip's bf16 peak. Not measured: we have no TPU.
-
-| config | head | tokens | parameters | one chip | v5e:2x2 |
-|---|---|---|---|---|---|
-| `glue:mnli` | classify | 128 | 109,484,547 | 3.50 GiB, 10.9 ms | 2.09 GiB, 2.7 ms |
-| `conll2003` | tag | 128 | 107,726,601 | 3.50 GiB, 10.9 ms | 2.11 GiB, 2.7 ms |
-| `squad:v1` | span | 384 | 108,893,186 | 9.15 GiB, 34.4 ms | 3.47 GiB, 8.6 ms |
-| the same, grad_accum_steps=2 | span | 384 | 108,893,186 | 5.75 GiB, 34.4 ms | |
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from ml_collections import ConfigDict

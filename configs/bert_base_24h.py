@@ -15,10 +15,8 @@ The pooler is not pretrained. To fine-tune:
     zoo train glue:mnli init.path=runs/bert_base_24h data.vocab_file=data/corpus/wiki_packed128/1.0.0 \
       model.max_length=128 model.mask_token_id=4 model.norm_position=pre "init.reinit=('head/.*', 'pooler/.*')"
 
-The compiler's prediction for a chip (`zoo plan bert_base_24h --tpu v5e:1x1`): 109,220,922 parameters, 4.08 of 15.75
-GiB, which fits, with 64 rows at a time; 1.454 s a step at the chip's peak. At 40 % of that, which is a guess, 23,000
-steps take 23.2 hours: 12,000 million tokens. The log has the speed after 20 steps; set `steps` to 82,000 s divided by
-the time of a step, and start again. Not measured: we have no TPU.
+The compiler predicts a step on one chip (`docs/plan.md`); the log has its real speed after 20 steps. Set `steps` to
+82,000 s divided by the time of a step, and start again.
 """
 
 from configs._bert import pretraining

@@ -17,9 +17,7 @@ The pooler is not pretrained. To fine-tune:
     zoo train glue:mnli init.path=runs/bert_base_roberta data.vocab_file=data/corpus/wiki_sentences512/1.0.0 \
       model.vocab_size=50265 model.mask_token_id=4 "init.reinit=('head/.*', 'pooler/.*')"
 
-The compiler's prediction for 64 chips (`zoo plan bert_base_roberta --tpu v5e:8x8`): 124,696,665 parameters, 5.57 GiB of
-each chip's 15.75 GiB, which fits, with 8 rows at a time; 0.200 s a step at the chips' peak. At 40 % of that, which is a
-guess, 31,000 steps take 4.3 hours. Not measured: we have no TPU.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._bert import pretraining

@@ -17,18 +17,7 @@
     zoo train bert_phase1:base
     zoo train bert_phase2:base
 
-The compiler's predictions, of each chip's 15.75 GiB, and the time of a step at the chips' peak; the hours of all steps
-are at 40 % of the peak, which is a guess. Not measured: we have no TPU.
-
-| `zoo plan` | chips | parameters | memory | step | all steps |
-|---|---|---|---|---|---|
-| `bert_phase1:base --tpu v5e:4x4` | 16 | 110,106,428 | 2.22 GiB | 5.68 ms | 3.6 h |
-| `bert_phase1:large --tpu v5e:8x8` | 64 | 336,226,108 | 5.80 GiB | 4.89 ms | 3.1 h |
-| `bert_phase1:large_lamb --tpu v5e:16x16` | 256 | 336,226,108 | 9.56 GiB | 0.313 s | 1.5 h |
-
-40 % is much for the 4 rows a chip of `large`. `large_lamb` computes 16 rows a chip at a time. Its hours leave out the
-all-reduce of 12,130 MiB of gradients in each step, once for each of the 16 micro-batches. grad_accum_steps=8 halves
-these, in 12.33 GiB.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._bert import lamb, published

@@ -7,16 +7,7 @@ in stochastic depth.
     zoo prepare imagenet2012 --data-dir data
     zoo train convnext_imagenet:t --workdir runs/convnext_t
 
-The compiler's predictions, of each chip's 15.75 GiB; the time is that of a step at the chips' peak. Not measured: we
-have no TPU.
-
-| `zoo plan` | chips | parameters | memory | time |
-|---|---|---|---|---|
-| `convnext_imagenet:t --tpu v5e:4x4` | 16 | 28,589,128 | 8.52 GiB | 34.70 ms |
-| `convnext_imagenet:t --tpu v5e:4x8` | 32 | 28,589,128 | 4.48 GiB | 17.35 ms |
-| `convnext_imagenet:s --tpu v5e:4x8` | 32 | 50,223,688 | 7.11 GiB | 33.83 ms |
-| `convnext_imagenet:b --tpu v5e:8x8` | 64 | 88,591,464 | 5.78 GiB | 29.92 ms |
-| `convnext_imagenet:l --tpu v5e:8x8` | 64 | 197,767,336 | 10.26 GiB | 66.96 ms |
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._imagenet import DEIT_AUGMENT, PIXELS, imagenet, steps

@@ -9,16 +9,7 @@ init.ignore="norm\\..*".
 
     zoo train mae_finetune_imagenet:b16 init.path=runs/mae_b16 --workdir runs/mae_b16_finetune
 
-The compiler's predictions, of each chip's 15.75 GiB; the time is that of a step at the chips' peak. Not measured: we
-have no TPU.
-
-| `zoo plan` | chips | parameters | memory | time |
-|---|---|---|---|---|
-| `mae_finetune_imagenet:b16 --tpu v5e:4x4` | 16 | 86,416,360 | 5.01 GiB | 34.16 ms |
-| `mae_finetune_imagenet:l16 --tpu v5e:4x8` | 32 | 304,124,904 | 9.62 GiB | 59.94 ms |
-| `mae_finetune_imagenet:l16 --tpu v5e:4x4` | 16 | 304,124,904 | 14.30 GiB | 119.88 ms |
-| `mae_finetune_imagenet:h14 parallel.fsdp=8 --tpu v5e:8x8` | 64 | 631,716,840 | 7.05 GiB | 81.49 ms |
-| `mae_finetune_imagenet:h14 --tpu v5e:8x8` | 64 | 631,716,840 | 16.03 GiB, too much | |
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._imagenet import DEIT_AUGMENT, PIXELS, imagenet, steps

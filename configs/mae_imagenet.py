@@ -12,17 +12,7 @@ Published, top-1 (He et al. 2022, table 3 and section 4; settings of table 8). T
     zoo prepare imagenet2012 --data-dir data
     zoo train mae_imagenet:b16 --workdir runs/mae_b16
 
-The compiler's predictions, of each chip's 15.75 GiB; the time is that of a step at the chips' peak. Not measured: we
-have no TPU.
-
-| `zoo plan` | chips | parameters | memory | time |
-|---|---|---|---|---|
-| `mae_imagenet:b16 --tpu v5e:4x8` | 32 | 111,655,680 | 6.91 GiB | 37.75 ms |
-| `mae_imagenet:b16 --tpu v5e:4x4` | 16 | 111,655,680 | 12.37 GiB | 75.51 ms |
-| `mae_imagenet:l16 grad_accum_steps=4 --tpu v5e:4x8` | 32 | 329,239,296 | 8.00 GiB | 80.41 ms |
-| `mae_imagenet:l16 grad_accum_steps=2 --tpu v5e:4x8` | 32 | 329,239,296 | 10.11 GiB | 80.41 ms |
-| `mae_imagenet:l16 --tpu v5e:4x8` | 32 | 329,239,296 | 11.99 GiB | 80.41 ms |
-| `mae_imagenet:h14 --tpu v5e:8x8` | 64 | 656,613,964 | 14.89 GiB | 94.92 ms |
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._imagenet import PIXELS, imagenet, steps

@@ -6,8 +6,7 @@ without scale and bias, one linear layer; nothing else is trained. The learning 
 
     zoo train mae_linear_imagenet:b16 init.path=runs/mae_b16 --workdir runs/mae_b16_linear
 
-The compiler's prediction for 16 chips (`zoo plan mae_linear_imagenet:b16 --tpu v5e:4x4`): 86,416,360 parameters, 3.26
-of each chip's 15.75 GiB, which fits; 182.60 ms a step at the chips' peak. Not measured: we have no TPU.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._imagenet import PIXELS, imagenet, steps

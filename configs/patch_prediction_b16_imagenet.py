@@ -10,8 +10,7 @@ augmentation and weight decay, is kept minimal here.
     zoo train vit_b16_imagenet init.path=runs/patch_prediction_b16 model.representation_size=0 \
       "init.ignore=params/(encoder/mask|head/.*)" "init.reinit=head/.*" --workdir runs/patch_prediction_b16_finetune
 
-The compiler's prediction for 64 chips (`zoo plan patch_prediction_b16_imagenet --tpu v5e:8x8`): 86,193,152 parameters,
-5.02 of each chip's 15.75 GiB, which fits; 34.23 ms a step at the chips' peak. Not measured: we have no TPU.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._imagenet import imagenet

@@ -7,8 +7,7 @@ released code first takes offsets to be the farther apart the larger they are. M
 
     zoo train simmim_b_finetune_imagenet init.path=runs/simmim_b --workdir runs/simmim_b_finetune
 
-The compiler's prediction for 64 chips (`zoo plan simmim_b_finetune_imagenet --tpu v5e:8x8`): 87,768,224 parameters,
-5.10 of each chip's 15.75 GiB, which fits; 15.03 ms a step at the chips' peak. Not measured: we have no TPU.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._imagenet import steps

@@ -8,8 +8,7 @@ is divided by 10 at epoch 700.
     zoo train simmim_b_imagenet --workdir runs/simmim_b
     zoo train simmim_b_finetune_imagenet init.path=runs/simmim_b --workdir runs/simmim_b_finetune
 
-The compiler's prediction for 32 chips (`zoo plan simmim_b_imagenet --tpu v5e:4x8`): 89,874,104 parameters, 6.88 of each
-chip's 15.75 GiB, which fits; 22.19 ms a step at the chips' peak. Not measured: we have no TPU.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._imagenet import PIXELS, imagenet, steps

@@ -8,8 +8,7 @@ by init.layout=microsoft.
     zoo train swin_imagenet:b --workdir runs/swin_b
     zoo train swin_b_384_finetune --workdir runs/swin_b_384
 
-The compiler's prediction for 64 chips (`zoo plan swin_b_384_finetune --tpu v5e:8x8`): 87,903,584 parameters, 8.02 of
-each chip's 15.75 GiB, which fits; 22.93 ms a step at the chips' peak. Not measured: we have no TPU.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._imagenet import steps

@@ -13,8 +13,7 @@ old head for the classes of ImageNet-1k.
     zoo train swin_b_384_finetune model.drop_path_rate=0.2 init.path=runs/swin_b_22k \
       "init.ignore=params/head/.*" "init.reinit=head/.*" --workdir runs/swin_b_22k_384
 
-The compiler's prediction for 128 chips (`zoo plan swin_b_imagenet22k --tpu v5e:8x16`): 109,130,249 parameters, 5.42 of
-each chip's 15.75 GiB, which fits; 15.05 ms a step at the chips' peak. Not measured: we have no TPU.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._swin import swin

@@ -7,15 +7,7 @@ where the paper says 1 (A2.1). The sizes differ in stochastic depth.
     zoo prepare imagenet2012 --data-dir data
     zoo train swin_imagenet:t --workdir runs/swin_t
 
-The compiler's predictions, of each chip's 15.75 GiB; the time is that of a step at the chips' peak. Not measured: we
-have no TPU.
-
-| `zoo plan` | chips | parameters | memory | time |
-|---|---|---|---|---|
-| `swin_imagenet:t --tpu v5e:4x4` | 16 | 28,288,354 | 4.35 GiB | 8.74 ms |
-| `swin_imagenet:s --tpu v5e:4x4` | 16 | 49,606,258 | 6.29 GiB | 17.03 ms |
-| `swin_imagenet:b --tpu v5e:4x4` | 16 | 87,768,224 | 8.98 GiB | 30.07 ms |
-| `swin_imagenet:b --tpu v5e:4x8` | 32 | 87,768,224 | 5.10 GiB | 15.03 ms |
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._swin import swin

@@ -9,8 +9,7 @@ That is BLEU of tokenised text with compounds split at hyphens, and a byte-pair 
 bytes, and `zoo eval` reports sacrebleu's BLEU of detokenised text. For another model the authors of fairseq report 29.3
 with compounds split and 28.6 of sacrebleu (https://github.com/facebookresearch/fairseq/issues/435).
 
-The compiler's prediction for 8 chips (`zoo plan transformer_wmt14_en_de:base --tpu v5e:2x4`): 2.12 GiB of each chip's
-15.75 GiB for `base`, 5.27 GiB for `big`. Not measured: we have no TPU.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 
 The data is 4.5 million pairs, which TFDS downloads from statmt.org. TFDS requires the folder for manual downloads,
 though it stays empty for this pair of languages.

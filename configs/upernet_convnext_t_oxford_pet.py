@@ -6,8 +6,7 @@ class masks; no result is published for this set. `init.path` is a classifier's 
     zoo prepare oxford_iiit_pet --data-dir data
     zoo train upernet_convnext_t_oxford_pet init.path=runs/convnext_t --workdir runs/upernet_convnext_t
 
-The compiler's prediction for 16 chips (`zoo plan upernet_convnext_t_oxford_pet --tpu v5e:4x4`): 59,243,427 parameters,
-1.22 of each chip's 15.75 GiB, which fits; 7.16 ms a step at the chips' peak. Not measured: we have no TPU.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._segmenter import upernet

@@ -8,8 +8,7 @@ mmsegmentation's `upernet_swin_tiny_patch4_window7_512x512_160k_ade20k` has 0.3;
     zoo prepare oxford_iiit_pet --data-dir data
     zoo train upernet_swin_t_oxford_pet init.path=runs/swin_t --workdir runs/upernet_swin_t
 
-The compiler's prediction for 16 chips (`zoo plan upernet_swin_t_oxford_pet --tpu v5e:4x4`), an image each: 58,942,653
-parameters, 1.37 of each chip's 15.75 GiB, which fits; 7.22 ms a step at the chips' peak. Not measured: we have no TPU.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._segmenter import upernet

@@ -7,8 +7,8 @@ for which there is no config here.
     zoo prepare imagenet2012 --data-dir data
     zoo train vit_b16_imagenet --workdir runs/vit_b16
 
-The compiler's prediction for 64 chips (`zoo plan vit_b16_imagenet --tpu v5e:8x8`): 87,158,248 parameters, 6.98 of each
-chip's 15.75 GiB, which fits; 34.16 ms a step at the chips' peak. Not measured: we have no TPU.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
+`model.scan=False model.remat=none` takes less time and more memory, and several minutes to compile.
 """
 
 from configs._imagenet import imagenet

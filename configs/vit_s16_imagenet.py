@@ -7,8 +7,7 @@ from the released code: the classifier has no hidden layer, and RandAugment's op
     zoo prepare imagenet2012 --data-dir data
     zoo train vit_s16_imagenet --workdir runs/vit_s16
 
-The compiler's prediction for 16 chips (`zoo plan vit_s16_imagenet --tpu v5e:4x4`): 21,974,632 parameters, 2.06 of each
-chip's 15.75 GiB, which fits; 8.88 ms a step at the chips' peak. Not measured: we have no TPU.
+What a step and the run take on TPUs, as the compiler predicts it: `docs/plan.md`.
 """
 
 from configs._imagenet import imagenet

@@ -55,6 +55,12 @@ def test_long_attention_compiles_and_gathers_nothing(topology):
   assert text.count('custom_call_target="tpu_custom_call"') == 3 and not collectives(text)
 
 
+@pytest.mark.parametrize("length", [49, 257, 577])
+def test_lengths_that_fill_no_tile_compile(length):
+  text = compiled("v5e:2x2", (4, length, 2, 64), jnp.bfloat16, data=4, fsdp=1, tensor=1)
+  assert text.count('custom_call_target="tpu_custom_call"') == 2
+
+
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_kernels_compile_and_gather_nothing(topology):
   """Row-major and time-major, masks, bias, dropout; nothing but the gradient of the bias crosses devices."""

@@ -101,27 +101,37 @@ def _compare(one: Plan, other: Plan, console: Console, price: float | None) -> t
   return 0 if one.memory.fits and other.memory.fits else 1, {"plan": one.as_dict(), "compared": other.as_dict()}
 
 
+def markdown_head(price: float | None) -> str:
+  """The first two lines of a table of Markdown whose rows are `markdown_row`."""
+  columns = ["config", "slice", "batch", "HBM of a chip", "step", "MFU", "a second", "hours", "chip-hours"]
+  columns += ["cost"] if price else []
+  return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+
+
+def markdown_row(name: str, found: Plan, price: float | None) -> str:
+  """What a plan of a config predicts; `price` is that of a chip and hour."""
+  cells = [f"`{name}`", found.topology, f"{found.batch_size:,} {found.unit}", f"{found.memory.peak / 2**30:.1f} GiB"]
+  if found.seconds and found.mfu and found.rate:
+    cells += [f"{found.seconds * 1e3:,.1f} ms", f"{found.mfu:.2f}", f"{found.rate:,.0f}"]
+  else:
+    cells += ["does not fit", "", ""]
+  hours = found.hours
+  cells += [f"{hours:,.1f}", f"{hours * found.chips:,.0f}"] if hours else ["", ""]
+  if price:
+    cells.append(f"{price * hours * found.chips:,.0f}" if hours else "")
+  return f"| {' | '.join(cells)} |"
+
+
 def _plan_all(topology: str, console: Console, price: float | None) -> tuple[int, dict]:
   """Plans every shipped config and prints a table of Markdown, a row once it is compiled."""
-  columns = ("config", "chips", "batch", "HBM of a chip", "step", "MFU", "examples/s", "hours", "chip-hours")
-  columns = (*columns, "cost") if price else columns
-  console.print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+  console.print(markdown_head(price))
   plans = {}
   for name in configuration.shipped():
     try:
       found = plan(configuration.load(name), topology)
     except ValueError as error:
-      console.print(f"| `{name}` | {str(error).splitlines()[0]} |" + " |" * (len(columns) - 2))
+      console.print(f"| `{name}` | {topology} | {str(error).splitlines()[0]} |" + " |" * (7 if price else 6))
       continue
     plans[name] = found.as_dict()
-    cells = [f"`{name}`", str(found.chips), f"{found.batch_size:,}", f"{found.memory.peak / 2**30:.1f} GiB"]
-    if found.seconds and found.mfu and found.rate:
-      cells += [f"{found.seconds * 1e3:,.1f} ms", f"{found.mfu:.2f}", f"{found.rate:,.0f}"]
-    else:
-      cells += ["does not fit", "", ""]
-    hours = found.hours
-    cells += [f"{hours:,.1f}", f"{hours * found.chips:,.0f}"] if hours else ["", ""]
-    if price:
-      cells.append(f"{price * hours * found.chips:,.0f}" if hours else "")
-    console.print(f"| {' | '.join(cells)} |")
+    console.print(markdown_row(name, found, price))
   return 0, plans

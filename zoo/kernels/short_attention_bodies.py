@@ -8,6 +8,7 @@ is a multiple of 16 is cut without moving lanes.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from zoo.kernels.common import LANES, dot
+from zoo.kernels.common import LANES, SUBLANES, dot
 
 # Queries of a tile of scores, and the scores of the tiles whose stages run together.
 CHUNK, GROUP = 256, 2**20
@@ -58,8 +59,10 @@ class Shape(NamedTuple):
 
   @property
   def chunks(self) -> list[tuple[int, int]]:
-    """First query and number of queries of each chunk."""
-    return [(start, min(CHUNK, self.queries - start)) for start in range(0, self.queries, CHUNK)]
+    """First query and number of queries of each chunk; a few that are left over belong to the last."""
+    # A product with one query of bfloat16 does not compile, and fewer than a register has rows take as long as these.
+    starts = [*range(0, max(self.queries - SUBLANES + 1, 1), CHUNK), self.queries]
+    return [(start, end - start) for start, end in itertools.pairwise(starts)]
 
   @property
   def grid(self) -> tuple[int, int]:
