@@ -125,7 +125,12 @@ def test_remat_scan_and_export():
 
 @pytest.mark.parametrize(
   ("size", "window", "width", "heads", "named"),
-  [((7, 6), (3, 3), 8, 2, ((7, 6),)), ((3, 3), (3, 3), 8, 3, (3, 8)), ((3, 3), (3, 3), 144, 3, (3, 144, 128))],
+  [
+    ((7, 6), (3, 3), 8, 2, ((7, 6),)),
+    ((3, 3), (3, 3), 8, 3, (3, 8)),
+    ((3, 3), (3, 3), 144, 3, (3, 144, 128)),
+    ((102, 102), (3, 3), 8, 2, ((102, 102), "MiB", "'xla'")),
+  ],
 )
 def test_invalid_shapes(size, window, width, heads, named):
   x = jnp.zeros((1, *size, width))

@@ -275,9 +275,15 @@ def _backward(plan, arrays, of_out):
 _attention.defvjp(_forward, _backward)
 
 
-def kernel_fits(width: int, num_heads: int) -> bool:
-  """Whether there is a kernel for these heads."""
-  return width % num_heads == 0 and (width <= LANES or LANES % (width // num_heads) == 0)
+# Bytes of VMEM for a map, of the 128 MiB of v5e, v5p and v6e.
+_VMEM = 96 * 2**20
+
+
+def kernel_fits(width: int, num_heads: int, tokens: int, itemsize: int) -> bool:
+  """Whether there is a kernel for these heads, and VMEM for a map of so many tokens."""
+  heads_fit = width % num_heads == 0 and (width <= LANES or LANES % (width // num_heads) == 0)
+  # Backward seven arrays, each of 128 features: two blocks and a float32 copy.
+  return heads_fit and tokens * 7 * LANES * (2 * itemsize + 4) <= _VMEM
 
 
 def window_attention(
@@ -311,7 +317,8 @@ def window_attention(
     [B, Y, X, D] in the type of q. A query that may see nothing gets 0.
 
   Raises:
-    ValueError: windows that do not divide the map, heads that do not divide D or 128 lanes, another mask.
+    ValueError: windows that do not divide the map, heads that do not divide D or 128 lanes, another mask, or a map that
+      is too large.
 
   A block is whole maps, or a multiple of them, of 128 features. In VMEM a token takes 1 KiB a feature block and array
   in bfloat16 (two blocks and a float32 copy), with four arrays forward and seven backward: 22 MiB for a map of 56 x 56.
@@ -322,8 +329,11 @@ def window_attention(
   T = math.prod(window_size)
   if any(n % side for n, side in zip(size, window_size, strict=True)):
     raise ValueError(f"windows of {window_size} do not divide a map of {size}; pad it")
-  if not kernel_fits(D, N):
-    raise ValueError(f"{N} heads of a width of {D}: wanted heads whose width divides {LANES}, or {LANES} in all")
+  if not kernel_fits(D, N, math.prod(size), q_BYXD.dtype.itemsize):
+    raise ValueError(
+      f"{N} heads of a width of {D} on a map of {size}: wanted heads whose width divides {LANES}, or {LANES} in "
+      f"all, and maps that take {_VMEM / 2**20:.0f} MiB of VMEM; use attention='xla'"
+    )
   W = math.prod(size) // T
   if mask_WTT is None:
     mask_WTT = np.ones((1, T, T), bool)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,18 +30,22 @@ from zoo.shapes import expect
 WINDOW_IMPLEMENTATIONS = tuple(name for name in IMPLEMENTATIONS if name != "splash")
 
 
-def resolve_window_implementation(name: str, heads: Sequence[tuple[int, int]], dropout_rate: float) -> str:
+def resolve_window_implementation(
+  name: str, width: int, num_heads: int, size: tuple[int, int], dtype: DTypeLike, dropout_rate: float
+) -> str:
   """The implementation that "auto" stands for (`zoo.layers.attention.resolve_implementation`).
 
   With a kernel keep tokens as a matrix between dense layers, as it reads them: XLA would copy between other axes.
 
   Args:
     name: one of `WINDOW_IMPLEMENTATIONS`.
-    heads: N and D of all maps that the model has.
+    width, num_heads, size: of the map.
+    dtype: compute type.
     dropout_rate: of attention weights, which the kernel cannot drop.
   """
-  fits = not dropout_rate and all(kernel_fits(D, N) for N, D in heads)
-  return resolve_implementation(name, "pallas" if fits else "xla", f"windows of maps with heads and widths {heads}")
+  fits = not dropout_rate and kernel_fits(width, num_heads, math.prod(size), jnp.dtype(dtype).itemsize)
+  what = f"windows of a map of {size}, {num_heads} heads, width {width}"
+  return resolve_implementation(name, "pallas" if fits else "xla", what)
 
 
 def attend_windows(

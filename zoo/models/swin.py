@@ -172,10 +172,12 @@ class Config:
     """D of a stage, from 0 on."""
     return self.width * 2**stage
 
-  def implementation(self) -> str:
-    """What attends within windows where it is traced."""
-    heads = [(N, self.width_of(stage)) for stage, N in enumerate(self.num_heads)]
-    return resolve_window_implementation(self.attention, heads, self.attention_dropout_rate)
+  def implementation(self, stage: int, size: tuple[int, int]) -> str:
+    """What attends within the windows of a stage's map of this size, where it is traced."""
+    width, num_heads = self.width_of(stage), self.num_heads[stage]
+    return resolve_window_implementation(
+      self.attention, width, num_heads, size, self.dtype, self.attention_dropout_rate
+    )
 
   def window_layout(self, size: tuple[int, int], shifted: bool = False) -> WindowLayout:
     """The window layout of a map of this size."""
@@ -226,7 +228,7 @@ class Block(nn.Module):
     else:
       position_bias = ContinuousRelativePositionBias(num_heads, c.trained_window(self.stage), name=bias_name)
     mlp = Mlp(int(c.mlp_ratio * D), c.activation, c.dropout_rate, dtype, initializers.swin, name="mlp")
-    x_BYXD, chosen = shard_batch(x_BYXD), c.implementation()
+    x_BYXD, chosen = shard_batch(x_BYXD), c.implementation(self.stage, (Y, X))
     x, examples = (x_BYXD, 0) if chosen == "xla" else (x_BYXD.reshape(-1, D), B)
 
     norm1 = norm(name="norm1")
@@ -285,7 +287,8 @@ class Stage(nn.Module):
     side = 2 if stage else c.patch_size
     patches = patchify(pad_to_multiple(x, side), side)
     size = patches.shape[:3]
-    patches = patches.reshape(-1, patches.shape[-1]) if c.implementation() != "xla" else patches
+    if c.implementation(stage, (size[1], size[2])) != "xla":
+      patches = patches.reshape(-1, patches.shape[-1])
     if stage == 0:
       x = nn.Dense(c.width, kernel_init=initializers.fan_in, dtype=dtype, name="patch")(patches)
       x = norm(name="embed_norm")(x)
@@ -296,9 +299,8 @@ class Stage(nn.Module):
       aux["embedded"] = x.reshape(*size, -1)
     else:
       merge = nn.Dense(c.width_of(stage), use_bias=False, kernel_init=initializers.swin, dtype=dtype, name="merge")
-      x = (
-        norm(name="norm")(merge(patches)) if c.norm_position == "res_post" else merge(norm(name="merged_norm")(patches))
-      )
+      post = c.norm_position == "res_post"
+      x = norm(name="norm")(merge(patches)) if post else merge(norm(name="merged_norm")(patches))
     x_BYXD = x.reshape(*size, -1)
     first, pairs = sum(c.depths[:stage]), c.depths[stage] // 2
     rates = drop_path_rates(c.drop_path_rate, c.depth)[first : first + 2 * pairs].reshape(pairs, 2)
