@@ -1,7 +1,7 @@
 """What the recipes need on TPU slices, as the TPU compiler predicts it: the table of docs/plan.md.
 
     pip install -e '.[plan]'
-    python tests/bench/bench_recipes.py [--only mae] [--write]
+    python tests/bench/bench_recipes.py [--only mae] [--missing] [--write]
 
 A recipe takes half a minute to three minutes on two cores. `--write` puts the rows into the page, in the place of
 those of the same recipes; `--only` takes those whose name begins so.
@@ -9,7 +9,6 @@ those of the same recipes; `--only` takes those whose name begins so.
 
 import argparse
 import os
-import re
 import time
 from pathlib import Path
 
@@ -44,33 +43,45 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--only", default="", help="recipes whose name begins so")
   parser.add_argument("--write", action="store_true", help=f"into {PAGE.name}")
+  parser.add_argument("--missing", action="store_true", help=f"only recipes that {PAGE.name} has not")
   options = parser.parse_args()
   os.environ["JAX_PLATFORMS"] = "cpu"
   from train import config
   from train.plan.command import markdown_head, markdown_row
   from train.plan.report import plan
 
-  print(markdown_head(PRICE), flush=True)
+  head = markdown_head(PRICE)
+  print(head, flush=True)
   for topology, recipes in RECIPES.items():
     for recipe in recipes:
-      if recipe.startswith(options.only):
+      if recipe.startswith(options.only) and not (options.missing and _key(recipe, topology) in _rows()[1]):
         name, *overrides = recipe.split()
         start = time.monotonic()
         row = markdown_row(recipe, plan(config.load(name, overrides), topology), PRICE)
         print(f"{row} {time.monotonic() - start:.0f} s", flush=True)
         if options.write:
-          write(row, markdown_head(PRICE))
+          _write(_key(recipe, topology), row, head)
 
 
-def write(row: str, head: str) -> None:
-  """Puts a row into the page's table."""
+def _key(recipe: str, topology: str) -> tuple[str, str]:
+  return f"| `{recipe}`", topology
+
+
+def _rows() -> tuple[str, dict[tuple[str, str], str], str]:
+  """The page before the rows of the table, these by recipe and slice, and the page after them."""
   before, start, rest = PAGE.read_text(encoding="utf-8").partition("<!-- recipes -->\n")
   table, end, after = rest.partition("<!-- end of recipes -->")
-  rows = {tuple(re.split(r" \| ", line)[:2]): line for line in table.splitlines()[2:]}
-  rows[tuple(re.split(r" \| ", row)[:2])] = row
-  order = [(f"| `{recipe}`", topology) for topology, recipes in RECIPES.items() for recipe in recipes]
+  rows = {(cells[0], cells[1]): line for line in table.splitlines()[2:] if (cells := line.split(" | "))}
+  return before + start, rows, end + after
+
+
+def _write(key: tuple[str, str], row: str, head: str) -> None:
+  """Puts a row into the page's table."""
+  before, rows, after = _rows()
+  rows[key] = row
+  order = [_key(recipe, topology) for topology, recipes in RECIPES.items() for recipe in recipes]
   lines = [*head.splitlines(), *(rows[key] for key in order if key in rows)]
-  PAGE.write_text(before + start + "".join(f"{line}\n" for line in lines) + end + after, encoding="utf-8")
+  PAGE.write_text(before + "".join(f"{line}\n" for line in lines) + after, encoding="utf-8")
 
 
 if __name__ == "__main__":
