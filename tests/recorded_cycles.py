@@ -38,7 +38,10 @@ def main() -> None:
   }
   names = sys.argv[1:] or list(cases)
   recorded = json.loads(FILE.read_text())["cycles"] if sys.argv[1:] else {}
-  recorded |= {name: round(cases[name]().total) for name in names}
+  for name in names:
+    cycles = cases[name]()
+    assert not cycles.unknown, (name, cycles.unknown)
+    recorded[name] = round(cycles.total)
   FILE.write_text(json.dumps({"libtpu": metadata.version("libtpu"), "cycles": recorded}, indent=1) + "\n")
 
 

@@ -194,9 +194,9 @@ def kernel_cycles(module: Module, bundles: Mapping[str, int], grids: Mapping[Ker
     bundles: of one step of the grid, by the name of the instruction (`kernels.read_bundles`).
     grids: of the traced function (`kernels.grids`).
   """
-  # ".../short_attention/pallas_call"
+  # ".../short_attention/pallas_call", or ".../jvp(short_attention)/..." where the call itself is differentiated.
   made = {
-    one.name: (one.source.split("/")[-2:][0], tuple(shape.sizes for shape in one.shapes))
+    one.name: (re.sub(r"^(\w+\()+|\)+$", "", one.source.split("/")[-2:][0]), tuple(s.sizes for s in one.shapes))
     for one in itertools.chain(*module.computations.values())
     if one.is_kernel
   }
