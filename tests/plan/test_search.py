@@ -30,6 +30,7 @@ def plan_of(config, topology):
     memory=Memory(int(size), chip.usable),
     cycles=Cycles(seconds * chip.clock) if size < chip.usable else None,
     collectives=(),
+    largest=(),
     steps=None,
     compile_seconds=0.0,
   )
