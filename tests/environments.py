@@ -77,8 +77,8 @@ class Environment:
   def run(self, *arguments, cwd: Path = ROOT, show: bool = True, **variables: str) -> str:
     """Runs Python here; returns what it printed."""
     path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
-    variables |= dict(PATH=path, PYTHONPYCACHEPREFIX=str(self.folder / "bytecode"))
-    return command([self.python, *arguments], cwd=cwd, show=show, **variables)
+    own = dict(PATH=path, PYTHONPYCACHEPREFIX=str(self.folder / "bytecode"))
+    return command([self.python, *arguments], cwd=cwd, show=show, **variables | own)
 
   def zoo(self, *arguments: str) -> None:
     """Runs the installed command `zoo`, away from the checkout."""
@@ -181,8 +181,7 @@ def colab(env: Environment) -> Iterator[None]:
   env.run("-m", "pip", "check", "--disable-pip-version-check")
   env.passed.append("no package replaced, `pip check`")
   yield
-  # In CI `lowest` has the core tests with the same JAX and Flax.
-  if env.brief:
+  if env.brief:  # `lowest` has the core tests with the same JAX and Flax
     env.zoo("train", "quickstart", "epochs=0", "steps=20")
   else:
     env.zoo("train", "quickstart")
@@ -278,8 +277,7 @@ LINT = (
 def command(words: list, cwd: Path = ROOT, show: bool = True, **variables: str) -> str:
   """Runs a command and returns what it printed, shown too unless `show=False`; one that fails ends the script."""
   words = [str(word) for word in words]
-  # Containers often forbid Python to keep what it compiles; every process would then compile JAX, for seconds.
-  dropped = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+  dropped = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")  # without bytecode each process compiles JAX
   environment = {k: v for k, v in os.environ.items() if k not in dropped} | variables
   lines = []
   with subprocess.Popen(

@@ -14,7 +14,7 @@ NOT_PUBLIC = re.compile(r"jax\.(_(?!_)\w+|extend|interpreters|core|lib)\b|jaxlib
 ALLOWED = {
   ("train/plan/macs.py", "jax.extend.core"): "the types of a traced program, which has no other public name",
   ("train/plan/kernels.py", "jax.extend.core"): "the same",
-  ("train/plan/largest.py", "jax.extend.core"): "the same",
+  **{(f"train/plan/{name}.py", "jax.extend.core"): "the same" for name in ("compiler", "largest")},
   (
     "train/plan/macs.py",
     "jax.interpreters.partial_eval",

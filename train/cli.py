@@ -388,15 +388,13 @@ def _logging() -> None:
   """Silences log messages of libraries that do not concern the user; shows those of the zoo on accelerators."""
   from train.doctor import accelerators
 
-  if importlib.util.find_spec("libtpu") and not accelerators():
-    # libtpu is installed for `zoo plan`; without this JAX would look for a TPU and log errors.
+  if accelerators():  # elsewhere nothing is chosen, such as what computes attention
+    logging.getLogger("zoo").setLevel(logging.INFO)
+    logging.getLogger("zoo").addHandler(logging.StreamHandler())
+  elif importlib.util.find_spec("libtpu"):  # for `zoo plan`; JAX would look for a TPU and log errors
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
   # Grain warns with every jaxlib before 0.11 that it cannot profile its workers, which is not used.
   logging.getLogger("absl").addFilter(lambda record: "worker profiling requires jaxlib" not in record.getMessage())
-  # If Orbax cannot write one array, asyncio logs the same failure for all others.
-  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-  if accelerators():  # elsewhere nothing is chosen, such as what computes attention
-    logging.getLogger("zoo").setLevel(logging.INFO)
-    logging.getLogger("zoo").addHandler(logging.StreamHandler())
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # one failure of Orbax, for every other array

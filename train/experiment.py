@@ -123,7 +123,7 @@ class Experiment:
       skip_nonfinite=self.config.skip_nonfinite,
       freeze=lambda params: optim.stop_frozen(params, self._freeze),
       axis=parallel and parallel.axis,
-      sum_once=parallel.sum_once if parallel else lambda sum_gradients: sum_gradients,
+      sum_once=parallel and parallel.sum_once,
     )
 
   def parallel_step(self) -> Callable:

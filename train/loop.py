@@ -18,13 +18,14 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from train import config as configuration
-from train import metrics, rng, sharding
+from train import metrics, rng
 from train.checkpoint import Checkpoints
 from train.evaluation import registry as evaluations
 from train.evaluation.base import Evaluation
 from train.experiment import Experiment
 from train.plan.macs import count_macs
 from train.plots import registry as plots
+from train.prefetch import prefetch
 from train.step import State
 from zoo.errors import nearest
 from zoo.weights.sources import check_exists
@@ -202,7 +203,7 @@ class Trainer:
     batches = self.experiment.data.train_batches(
       self.experiment.batch_size, self.config.seed, self.first_step, jax.process_index(), jax.process_count()
     )
-    return sharding.prefetch(batches, self.parallel.put_batch)
+    return prefetch(batches, self.parallel.put_batch)
 
   def _run_step(self, state: State, batches: Iterator[dict]) -> tuple[State, dict]:
     """Starts the next step; the devices may still compute it when this returns."""

@@ -2,10 +2,8 @@
 
 import functools
 import math
-import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from queue import Full, Queue
 from typing import Any
 
 import jax
@@ -292,6 +290,7 @@ class Pmap:
   """The same program on every device, with a copy of the state and a part of the batch (`jax.pmap`)."""
 
   axis: str = "devices"
+  sum_once: None = field(default=None, init=False)  # the step sums over devices by the axis's name
 
   @property
   def _sharding(self) -> NamedSharding:
@@ -333,10 +332,6 @@ class Pmap:
         return step(*args)
 
     return scoped
-
-  def sum_once(self, sum_gradients: Callable) -> Callable:
-    """`sum_gradients` of `train.step` as it is: the step sums over devices by the axis's name."""
-    return sum_gradients
 
   def compile(self, step: Callable) -> Callable:
     """Compiles `step(state, batch, key)`; the state is donated."""
@@ -385,43 +380,3 @@ def parallel(
       raise ValueError("pmap is for one process; several processes run under jit")
     return Pmap()
   raise ValueError(f"unknown parallel {name!r}{nearest(name, ('jit', 'pmap'))}")
-
-
-def prefetch(batches: Iterable[dict], put: Callable[[dict], dict], ahead: int = 2) -> Generator[dict]:
-  """Loads batches and starts their transfer in a thread, up to `ahead` batches before they are used.
-
-  So the step waits neither for the pipeline nor for copies. An error in the thread is raised here.
-  """
-  queue: Queue = Queue(ahead)
-  stopped = threading.Event()
-
-  def hand_over(kind: str, value) -> None:
-    while not stopped.is_set():
-      try:
-        return queue.put((kind, value), timeout=0.1)
-      except Full:
-        continue
-
-  def work() -> None:
-    try:
-      for batch in batches:
-        hand_over("batch", put(batch))
-        if stopped.is_set():
-          return
-      hand_over("end", None)
-    except BaseException as error:
-      hand_over("error", error)
-
-  thread = threading.Thread(target=work, daemon=True)
-  thread.start()
-  try:
-    while True:
-      kind, value = queue.get()
-      if kind == "error":
-        raise value
-      if kind == "end":
-        return
-      yield value
-  finally:
-    stopped.set()
-    thread.join()

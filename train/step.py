@@ -58,7 +58,7 @@ def make_step(
   skip_nonfinite: bool = False,
   freeze: Callable[[dict], dict] = lambda params: params,
   axis: str | None = None,
-  sum_once: Callable[[Callable], Callable] = lambda sum_gradients: sum_gradients,
+  sum_once: Callable[[Callable], Callable] | None = None,
 ) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
   """Makes `step(state, batch, root_key) -> (state, metrics)`.
 
@@ -75,13 +75,13 @@ def make_step(
     freeze: stops the gradients of frozen parameters, so that their backward pass is not computed.
     axis: the name of pmap's axis.
     sum_once: makes the sum over accumulation steps and devices of the one over accumulation steps
-      (`train.sharding.Jit.sum_once`).
+      (`train.sharding.Jit.sum_once`); None for what the compiler makes of it.
 
   Returns:
     the step; its metrics are scalars: loss, the objective's metrics (means), grad_norm, param_norm, weight.
   """
   sum_gradients = make_sum_gradients(objective, model, grad_accum_steps, freeze)
-  if grad_accum_steps > 1:
+  if sum_once and grad_accum_steps > 1:
     sum_gradients = sum_once(sum_gradients)
 
   def step(state: State, batch: dict, root_key: jax.Array) -> tuple[State, dict]:

@@ -4,8 +4,8 @@
     python tests/bench/bench_tpu.py [--only vit] [--only bert] [--tpu v5e:2x2] [KEY=VALUE ...]
 
 Four chips, data-parallel, bfloat16, forward, backward and AdamW, at equal work; unrolled, without rematerialisation. A
-row takes one to six minutes on two cores. Peers were counted in the same way from their own training steps (big_vision,
-Hugging Face Flax, jax-models). KEY=VALUE overrides go to every config, such as model.attention=xla.
+row takes one minute to a quarter of an hour on two cores. Peers were counted in the same way from their own training
+steps (big_vision, Hugging Face Flax, jax-models). KEY=VALUE overrides go to every config, such as model.attention=xla.
 """
 
 import argparse

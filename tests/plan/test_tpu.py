@@ -17,10 +17,8 @@ import zoo
 from train import doctor, sharding
 from train.config import defaults
 from train.experiment import Experiment
-from train.plan import compiler, kernels, macs, memory, models, report
+from train.plan import compiler, macs, memory, models, report
 from train.plan.collectives import collectives
-from train.plan.cycles import count_cycles, kernel_cycles
-from train.plan.hlo import Module
 from zoo import decoding
 
 SHAPE = "v5e:2x2"
@@ -94,12 +92,8 @@ def compiled(name, mesh_name, **overrides):
   made = Experiment(config, parallel=way, load_data=False)
   arguments = report.abstract_arguments(made, mesh)
   params = arguments[0].params
-  kernels.read_bundles()
   step = way.compile(made.make_step())
-  program, grids = compiler.compile_for(step, *arguments), kernels.grids(macs.needed_jaxpr(step, *arguments))
-  text = program.as_text()
-  module = Module(text)
-  cycles = count_cycles(module, chip, kernel_cycles(module, kernels.read_bundles(), grids))
+  program, text, cycles = compiler.compile_and_count(step, chip, macs.needed_jaxpr(step, *arguments), *arguments)
   return collectives(text), mesh, jax.tree.leaves(params), memory.hbm(program, chip), cycles
 
 

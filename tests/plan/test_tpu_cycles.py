@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from train import sharding
 from train.plan import compiler, kernels
-from train.plan.cycles import count_cycles, kernel_cycles
+from train.plan.cycles import count_cycles
 from train.plan.hlo import Module
 from train.plan.macs import needed_jaxpr
 from zoo.kernels.long_attention import long_attention
@@ -27,10 +27,7 @@ def predicted(function, *shapes, topology="v5e:2x2"):
   chip, devices = compiler.tpu_devices(topology)
   there = SingleDeviceSharding(devices[0])
   arguments = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=there) for shape in shapes]
-  kernels.read_bundles()
-  module = Module(compiler.compile_for(function, *arguments).as_text())
-  grids = kernels.grids(needed_jaxpr(function, *arguments))
-  return count_cycles(module, chip, kernel_cycles(module, kernels.read_bundles(), grids)), chip
+  return compiler.compile_and_count(function, chip, needed_jaxpr(function, *arguments), *arguments)[2], chip
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

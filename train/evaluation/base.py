@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from train import sharding
 from train.experiment import Experiment
+from train.prefetch import prefetch
 
 
 class Evaluation(NamedTuple):
@@ -33,7 +33,7 @@ def device_batches(experiment: Experiment, split: str, batch_size: int, limit: i
   )
   # From the index in the batch to the index in the split: an example's masks must not depend on the batch size.
   batches = (batch | {"id": batch["id"] + n * batch_size} for n, batch in enumerate(batches))
-  return sharding.prefetch(batches, experiment.parallel.put_batch)
+  return prefetch(batches, experiment.parallel.put_batch)
 
 
 def map_examples(

@@ -8,10 +8,13 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.extend import core
 
 from train import doctor
 from train.plan.chips import CHIPS, Chip
-from train.plan.kernels import dump_schedules
+from train.plan.cycles import Cycles, count_cycles, kernel_cycles
+from train.plan.hlo import Module
+from train.plan.kernels import dump_schedules, grids, read_bundles
 from train.plan.memory import out_of_hbm
 from zoo.errors import nearest
 
@@ -72,3 +75,20 @@ def compile_for(function: Callable, *args: Any, **jit_options: Any) -> jax.stage
     if too_much := out_of_hbm(str(error)):
       raise too_much from error
     raise
+
+
+def compile_and_count(
+  function: Callable, chip: Chip, traced: core.Jaxpr, *args: Any
+) -> tuple[jax.stages.Compiled, str, Cycles]:
+  """`compile_for`, the program's HLO, and its predicted cycles.
+
+  Args:
+    function, *args: as of `compile_for`.
+    chip: that it is compiled for.
+    traced: the function as `train.plan.macs.needed_jaxpr` gives it.
+  """
+  read_bundles()  # those of earlier programs
+  compiled = compile_for(function, *args)
+  text = compiled.as_text() or ""
+  module = Module(text)
+  return compiled, text, count_cycles(module, chip, kernel_cycles(module, read_bundles(), grids(traced)))

@@ -11,12 +11,10 @@ from rich.table import Table
 
 from train import data, sharding
 from train.experiment import Experiment
-from train.plan import kernels
 from train.plan.chips import GB, Chip
 from train.plan.collectives import Collective, collectives
-from train.plan.compiler import compile_for, tpu_devices
-from train.plan.cycles import Cycles, count_cycles, kernel_cycles
-from train.plan.hlo import Module
+from train.plan.compiler import compile_and_count, tpu_devices
+from train.plan.cycles import Cycles
 from train.plan.largest import largest_arrays
 from train.plan.macs import count_macs, count_parameters, macs_of, needed_jaxpr
 from train.plan.memory import Memory, OutOfHbm, hbm
@@ -208,13 +206,10 @@ def plan(config: ConfigDict, topology: str) -> Plan:
   step, arguments = experiment.parallel_step(), abstract_arguments(experiment, parallel.mesh)
   traced = needed_jaxpr(step, *arguments)
   start = time.perf_counter()
-  kernels.read_bundles()
   cycles, traffic = None, ()
   try:
-    compiled = compile_for(step, *arguments)
-    memory, text = hbm(compiled, chip), compiled.as_text() or ""
-    module, traffic = Module(text), tuple(collectives(text))
-    cycles = count_cycles(module, chip, kernel_cycles(module, kernels.read_bundles(), kernels.grids(traced)))
+    compiled, text, cycles = compile_and_count(step, chip, traced, *arguments)
+    memory, traffic = hbm(compiled, chip), tuple(collectives(text))
   except OutOfHbm as error:
     memory = Memory(error.needed, error.usable)
   compile_seconds = time.perf_counter() - start

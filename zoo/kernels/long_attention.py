@@ -26,8 +26,11 @@ def kernel_fits(mask: jax.Array | None, bias: jax.Array | None, drops: bool) -> 
 
 
 def _block(length: int) -> int:
-  """The side of blocks that pads a length least; of those the largest."""
-  return min(_BLOCKS, key=lambda block: -length % block)
+  """The side of blocks that takes least time: by the tokens with padding, and what each block takes beside them.
+
+  On v5e, 8 x 12 x 64 heads of 2,048 tokens, blocks of 512 take 1.24 times the cycles of 1,024.
+  """
+  return min(_BLOCKS, key=lambda block: (length + -length % block) ** 2 * (1 + 318 / block))
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
@@ -81,7 +84,7 @@ def long_attention(
   Returns:
     [B, T, N, H] in the type of q. A query that may see nothing gets 0.
 
-  Lengths are padded to blocks of at most 1,024: at most 127 tokens more. In VMEM a block of scores takes 4 MiB at most.
+  Lengths are padded to whole blocks, of at most 1,024. In VMEM a block of scores takes 4 MiB at most.
   """
   sizes = expect(q_BTNH=q_BTNH, k_BSKH=k_BSKH, v_BSKH=v_BSKH)
   mask = jnp.ones((), bool) if mask is None else mask.reshape(-1, mask.shape[-1])
