@@ -7,7 +7,7 @@ import pytest
 from support import draw, raises
 
 import zoo
-from zoo.kernels.long_attention import kernel_fits, long_attention
+from zoo.kernels.long_attention import _block, kernel_fits, long_attention
 from zoo.layers.attention import dot_product_attention
 
 
@@ -59,3 +59,9 @@ def test_what_it_cannot_do_is_refused():
     dot_product_attention(q, q, q, mask=full, implementation="splash")
   with raises(ValueError, "attention", "'splash'", "'pallas'"):
     zoo.create("swin/test", attention="splash")
+
+
+def test_no_length_is_cut_into_small_blocks():
+  """Nor padded by much: 1,408 are eleven times 128, and blocks of 128 would take thrice the time of 768."""
+  blocks = {length: _block(length) for length in range(1025, 6000)}
+  assert min(blocks.values()) >= 256 and all(-length % block < length / 4 for length, block in blocks.items())
